@@ -1,0 +1,90 @@
+"""Fashion-MNIST: the whole set from its IDX files, and the small part inside this package.
+
+Source: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine
+Learning Algorithms", 2017, arXiv 1708.07747; MIT licence. The 28x28 grey images are padded to 32x32
+and given three channels, so that networks for 32-pixel colour images take them.
+"""
+
+import gzip
+import lzma
+import math
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from cktf.data.images import ImageSet
+from cktf.errors import DataError
+
+CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+# Of all 60,000 padded training images.
+MEAN, STD = (0.2190,) * 3, (0.3318,) * 3
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+_PREFIX = {"train": "train", "test": "t10k"}
+
+
+def image_set(name: str, pixels: np.ndarray, labels: np.ndarray) -> ImageSet:
+    """Grey images [N, 28, 28] as 32x32 with three equal channels."""
+    padded = F.pad(torch.from_numpy(pixels), (2, 2, 2, 2))
+    images = padded.unsqueeze(3).expand(-1, -1, -1, 3).contiguous()
+    return ImageSet(images, torch.from_numpy(labels).long(), CLASSES, MEAN, STD, name=name)
+
+
+def load_fashion_mini(directory: Path | None, split: str) -> ImageSet:
+    """10,000 training or 5,000 test images that ship with the package; needs no directory."""
+    packed = files("cktf.data").joinpath("fashion_mini", f"{split}.xz").read_bytes()
+    raw = np.frombuffer(lzma.decompress(packed), dtype=np.uint8).reshape(-1, 1 + 28 * 28)
+    return image_set("fashion-mini", raw[:, 1:].reshape(-1, 28, 28).copy(), raw[:, 0].copy())
+
+
+def load_fashion_mnist(directory: Path | None, split: str) -> ImageSet:
+    """60,000 training or 10,000 test images from IDX files, gzipped or not.
+
+    They are looked for in `directory`, in torchvision's `FashionMNIST/raw` below it, and where
+    Debian's package dataset-fashion-mnist puts them.
+
+    Raises:
+        DataError: no file, or one that is not what its name says.
+    """
+    prefix = _PREFIX[split]
+    pixels = _read(_find(directory, f"{prefix}-images-idx3-ubyte"), 3)
+    labels = _read(_find(directory, f"{prefix}-labels-idx1-ubyte"), 1)
+    if pixels.shape[1:] != (28, 28) or len(pixels) != len(labels):
+        raise DataError(
+            f"Fashion-MNIST has 28x28 images and a label for each; found images {pixels.shape} and "
+            f"{len(labels)} labels. The files may be of another data set."
+        )
+    return image_set("fashion-mnist", pixels, labels)
+
+
+def _find(directory: Path | None, name: str) -> Path:
+    places = [DEBIAN] if directory is None else [directory, directory / "FashionMNIST" / "raw"]
+    for place in places:
+        for path in (place / name, place / f"{name}.gz"):
+            if path.is_file():
+                return path
+    raise DataError(
+        f"Fashion-MNIST: no {name} or {name}.gz in {' or '.join(map(str, places))}. Give --data-dir "
+        "the folder with the four IDX files, or install Debian's package dataset-fashion-mnist."
+    )
+
+
+def _read(path: Path, dimensions: int) -> np.ndarray:
+    """An IDX file of bytes: two zeros, type 8, the number of axes, their lengths, the values."""
+    try:
+        raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+        raise DataError(f"{path} cannot be read ({error}). Fetch it again.") from error
+    head = 4 + 4 * dimensions
+    shape = tuple(np.frombuffer(raw[4:head].ljust(4 * dimensions, b"\0"), dtype=">i4").tolist())
+    if raw[:4] != bytes([0, 0, 8, dimensions]) or len(raw) - head != math.prod(shape):
+        raise DataError(
+            f"{path} is not an IDX file of {dimensions}-dimensional bytes, or is cut short: "
+            f"{len(raw)} bytes. Fetch it again."
+        )
+    return np.frombuffer(raw, dtype=np.uint8, offset=head).reshape(shape).copy()

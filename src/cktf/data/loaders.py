@@ -1,0 +1,179 @@
+"""Batches with their index, from memory or from any map-style data set.
+
+Both loaders give the same sequence of samples for the same seed and epoch, whatever was drawn
+elsewhere in the program: that is what makes a run repeatable and resumable. A training epoch leaves
+out the last, shorter batch; each epoch leaves out other samples.
+"""
+
+from collections.abc import Iterator, Sized
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cktf.batch import Batch
+from cktf.data.augment import crop_and_flip
+from cktf.data.images import ImageSet
+from cktf.errors import DataError
+
+
+class Loader(Protocol):
+    """Batches of one data set, epoch by epoch."""
+
+    samples: int
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of epoch `number`, which with the seed decides order and augmentation."""
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    # Two words of entropy, hashed: neighbouring seeds and epochs must not give related streams.
+    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+def _batches(samples: int, batch_size: int, train: bool) -> int:
+    return samples // batch_size if train else -(-samples // batch_size)
+
+
+class MemoryLoader:
+    """Batches of an `ImageSet`, cropped and flipped if it is for training.
+
+    Args:
+        data: the images.
+        batch_size: B.
+        train: shuffle and leave out the last short batch; otherwise in order, all of them.
+        augment: crop and flip each batch.
+        seed: decides the order and the augmentation.
+    """
+
+    def __init__(
+        self, data: ImageSet, batch_size: int, *, train: bool, augment: bool = False, seed: int = 0
+    ) -> None:
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.train, self.augment = train, augment
+        self.samples = len(data)
+
+    def __len__(self) -> int:
+        return _batches(self.samples, self.batch_size, self.train)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        generator = _generator(self.seed, number)
+        order = torch.arange(self.samples)
+        if self.train:
+            order = torch.randperm(self.samples, generator=generator)
+        for step in range(len(self)):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            pixels = self.data.images[index]
+            if self.augment:
+                pixels = crop_and_flip(pixels, generator, flip=self.data.flip)
+            # A permuted view of [B, H, W, C] is channels-last without a copy.
+            yield Batch(pixels.permute(0, 3, 1, 2).float().div_(255), self.data.labels[index], index)
+
+
+class _Indexed(Dataset[tuple[Tensor, int, int]]):
+    """A user's data set with each sample's position, checked sample by sample."""
+
+    def __init__(self, data: Any, num_classes: int | None) -> None:
+        self.data, self.num_classes = data, num_classes
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
+        sample = self.data[position]
+        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+            raise DataError(
+                f"A data set gives (image, label); sample {position} is a "
+                f"{type(sample).__name__}. Wrap it so that it gives pairs."
+            )
+        image, label = to_tensor(sample[0], position), int(sample[1])
+        if self.num_classes is not None and not 0 <= label < self.num_classes:
+            raise DataError(
+                f"Sample {position} has label {label}, and the networks have {self.num_classes} "
+                f"classes: labels run from 0 to {self.num_classes - 1}."
+            )
+        if not bool(image.isfinite().all()):
+            raise DataError(
+                f"The image of sample {position} holds NaN or infinity. Mend or leave out that "
+                "sample, and look at the transform that made it."
+            )
+        return image, label, position
+
+
+def to_tensor(image: Any, position: int) -> Tensor:
+    """An image as float32 [C, H, W]: bytes and pictures are scaled to [0, 1], floats kept."""
+    if not isinstance(image, Tensor):
+        try:
+            array = np.asarray(image)
+            array = array[:, :, None] if array.ndim == 2 else array
+            image = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+        except (TypeError, ValueError, IndexError) as error:
+            raise DataError(
+                f"The image of sample {position} is a {type(image).__name__}, not a tensor "
+                "[C, H, W], a picture or an array [H, W, C]. Convert it in the data set."
+            ) from error
+    if image.dim() != 3:
+        raise DataError(
+            f"The image of sample {position} has shape {tuple(image.shape)}; an image is [C, H, W]."
+        )
+    return image.float() / 255 if image.dtype == torch.uint8 else image.float()
+
+
+class DatasetLoader:
+    """Batches of any map-style data set of `(image, label)`, loaded by PyTorch's workers.
+
+    Args:
+        data: has `__len__` and `__getitem__`; images as tensors [C, H, W], pictures or arrays.
+        batch_size: B.
+        train: shuffle and leave out the last short batch.
+        workers: processes; 0 loads in this one.
+        seed: decides the order, and what the data set itself draws from PyTorch.
+        num_classes: when given, labels are checked against it.
+    """
+
+    def __init__(
+        self,
+        data: Sized,
+        batch_size: int,
+        *,
+        train: bool,
+        workers: int = 0,
+        seed: int = 0,
+        num_classes: int | None = None,
+    ) -> None:
+        self.data, self.batch_size, self.train = data, batch_size, train
+        self.workers, self.seed = workers, seed
+        self.samples = len(data)
+        self._indexed = _Indexed(data, num_classes)
+
+    def __len__(self) -> int:
+        return _batches(self.samples, self.batch_size, self.train)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        loader = DataLoader(
+            self._indexed,
+            self.batch_size,
+            shuffle=self.train,
+            drop_last=self.train,
+            num_workers=self.workers,
+            generator=_generator(self.seed, number),
+        )
+        for images, labels, index in loader:
+            yield Batch(images.contiguous(memory_format=torch.channels_last), labels, index)
+
+
+def labels_of(data: Any) -> Tensor:
+    """All labels of a data set, [N] int64: from its `targets` or `labels`, else sample by sample."""
+    if isinstance(data, ImageSet):
+        return data.labels
+    for name in ("targets", "labels"):
+        found = getattr(data, name, None)
+        if found is not None and len(found) == len(data):
+            return torch.as_tensor(found, dtype=torch.int64)
+    return torch.tensor([int(data[position][1]) for position in range(len(data))])

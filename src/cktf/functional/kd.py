@@ -1,0 +1,34 @@
+"""Knowledge distillation (KD): match the teacher's softened class probabilities.
+
+Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
+arXiv 1503.02531, section 2. Departure: none; the divergence is formed from log-probabilities.
+"""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from cktf import _check
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+    """`T² · mean over the batch of KL(softmax(teacher/T) ‖ softmax(student/T))`.
+
+    Args:
+        student_logits: [B, classes].
+        teacher_logits: [B, classes]; carries no gradient.
+        temperature: T > 0, by which both logits are divided.
+
+    Returns:
+        Scalar float32, in nats times T².
+
+    Raises:
+        ShapeError: the logits are not of one batch over the same classes.
+
+    >>> import torch
+    >>> kd_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])).item()
+    0.0
+    """
+    _check.paired_logits("KD", student_logits, teacher_logits)
+    student = F.log_softmax(student_logits.float() / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2

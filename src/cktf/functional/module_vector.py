@@ -1,0 +1,60 @@
+"""How CKTF turns a module's map into the vector that its heads read.
+
+Source: Zhao, Chen, Zhao, "A Contrastive Knowledge Transfer Framework for Model Compression and
+Transfer Learning", ICASSP 2023, arXiv 2303.07599, section 2, in the form of its implementation:
+normalise, pad the channels, pool, flatten. Padding commutes with the other steps and is done last,
+on the small vector. Departure: whichever side is narrower is padded; maps of unequal size are
+pooled to one grid.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ModuleNorm = Literal["batch", "sample", "none"]
+_WINDOW = 8
+_GRID = 4
+
+
+def module_grid(student: torch.Size, teacher: torch.Size) -> tuple[int, int]:
+    """Height and width to which the two maps of a module are pooled.
+
+    Windows of 8x8 as published, where both maps have one size that they divide; otherwise the
+    smaller map's size, at most 4x4.
+
+    >>> module_grid(torch.Size([8, 16, 32, 32]), torch.Size([8, 32, 32, 32]))
+    (4, 4)
+    >>> module_grid(torch.Size([8, 16, 7, 7]), torch.Size([8, 32, 14, 14]))
+    (4, 4)
+    """
+    size = student[-2:]
+    windows = [side // _WINDOW for side in size]
+    divides = all(side % _WINDOW == 0 for side in size)
+    if size == teacher[-2:] and divides and max(windows) <= _GRID:
+        return windows[0], windows[1]
+    height, width = (min(_GRID, s, t) for s, t in zip(size, teacher[-2:], strict=True))
+    return height, width
+
+
+def module_vector(
+    feature_map: Tensor, channels: int, grid: tuple[int, int], norm: ModuleNorm
+) -> Tensor:
+    """[B, C, H, W] -> [B, channels · grid height · grid width] float32.
+
+    Args:
+        feature_map: a stage's map.
+        channels: zeros are added on both sides of the map's channels up to this count.
+        grid: height and width after average pooling.
+        norm: `batch` divides each unit by its L2 norm over the batch (as published), `sample`
+            each position by its L2 norm over the channels, `none` nothing.
+    """
+    values = feature_map.float()
+    if norm == "batch":
+        values = F.normalize(values, dim=0)
+    elif norm == "sample":
+        values = F.normalize(values, dim=1)
+    pooled = F.adaptive_avg_pool2d(values, grid)
+    missing = channels - pooled.shape[1]
+    return F.pad(pooled, (0, 0, 0, 0, missing // 2, missing - missing // 2)).flatten(1)

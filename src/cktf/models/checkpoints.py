@@ -1,0 +1,125 @@
+"""Weights on disk: safetensors files that say which network they belong to."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cktf.errors import CheckpointError
+from cktf.models.normalized import Normalized
+from cktf.models.zoo import create, names
+
+_SHOWN = 3
+
+
+def save_network(
+    network: nn.Module, path: Path, *, name: str, classes: Sequence[str], dataset: str
+) -> None:
+    """Write a network's weights and what is needed to build it again.
+
+    Args:
+        network: a bare network, or a `Normalized` one, whose mean and std are kept.
+        path: the file, replaced if it is there.
+        name: what `create` calls the network; for a user's own, any name.
+        classes: names of the classes in the order of the logits.
+        dataset: what it was trained on.
+    """
+    described: dict[str, object] = {"network": name, "classes": list(classes), "dataset": dataset}
+    if isinstance(network, Normalized):
+        described["mean"] = network.mean.flatten().tolist()
+        described["std"] = network.std.flatten().tolist()
+        network = network.network
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    partial = path.with_suffix(".partial")
+    save_file(state, partial, metadata={"cktf": json.dumps(described)})
+    partial.replace(path)
+
+
+def describe(path: Path) -> dict[str, object]:
+    """What a file written by `save_network` says of itself.
+
+    Raises:
+        CheckpointError: no such file, not a safetensors file, or not one of ours.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint at {path}. Give a run folder or a file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a safetensors file, or is damaged ({error}). Give a run folder, or the "
+            "student.safetensors in it."
+        ) from error
+    if "cktf" not in metadata:
+        raise CheckpointError(
+            f"{path} does not say which network it belongs to. Build the network yourself, load it "
+            "with cktf.models.load_weights, and pass it to cktf.distill."
+        )
+    described: dict[str, object] = json.loads(metadata["cktf"])
+    return described
+
+
+def load_network(path: Path) -> tuple[nn.Module, dict[str, object]]:
+    """The network in a file written by `save_network`, and its description.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged, or of a network not in the library.
+    """
+    described = describe(path)
+    name = str(described["network"])
+    if name not in names():
+        raise CheckpointError(
+            f"{path} holds {name!r}, which is not a network of this library. Build it yourself, "
+            "load it with cktf.models.load_weights, and pass it to cktf.distill."
+        )
+    network = create(name, num_classes=len(described["classes"]))  # type: ignore[arg-type]
+    load_weights(network, path)
+    if "mean" in described:
+        network = Normalized(network, described["mean"], described["std"])  # type: ignore[arg-type]
+    return network, described
+
+
+def load_weights(network: nn.Module, path: Path | str) -> None:
+    """Load a safetensors file into a network; every key and shape must match.
+
+    Raises:
+        CheckpointError: a file that is missing or damaged, or belongs to another network: the
+            message names the keys that differ.
+    """
+    path = Path(path)
+    try:
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no checkpoint at {path}.") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file, or is damaged ({error}).") from error
+    differences = _differences(network.state_dict(), state)
+    if differences:
+        raise CheckpointError(
+            f"The weights in {path} do not fit {type(network).__name__}: {'; '.join(differences)}. "
+            "Build the network that the weights were saved from."
+        )
+    network.load_state_dict(state)
+
+
+def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    shapes = {
+        f"{key} is {tuple(given[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected.keys() & given.keys()
+        if given[key].shape != expected[key].shape
+    }
+    found = {
+        "missing": sorted(expected.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - expected.keys()),
+        "wrong shape": sorted(shapes),
+    }
+    return [_listed(what, keys) for what, keys in found.items() if keys]
+
+
+def _listed(what: str, keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return f"{what}: {', '.join(keys[:_SHOWN])}{more}"

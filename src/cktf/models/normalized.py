@@ -1,0 +1,49 @@
+"""A network that takes images in [0, 1] and normalises them itself."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cktf.errors import ModelError
+from cktf.models.paths import FeaturePaths
+
+
+class Normalized(nn.Module):
+    """`network((images - mean) / std)`.
+
+    Each network carries its own mean and std, so that a teacher and a student that expect different
+    inputs take the same batch.
+
+    Args:
+        network: from normalised images to logits.
+        mean: one per channel, of images in [0, 1].
+        std: one per channel, positive.
+
+    Raises:
+        ModelError: mean and std of unequal length, or a std that is not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or min(std) <= 0:
+            raise ModelError(
+                f"Normalisation needs a mean and a positive std per channel: mean {tuple(mean)}, "
+                f"std {tuple(std)}."
+            )
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def feature_paths(self) -> FeaturePaths | None:
+        """The network's own paths, seen from here; None if it has none."""
+        paths: FeaturePaths | None = getattr(self.network, "feature_paths", None)
+        return None if paths is None else paths.prefixed("network")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [0, 1] -> logits [B, classes]."""
+        return self.network((images - self.mean) / self.std)  # type: ignore[no-any-return]

@@ -1,0 +1,43 @@
+"""Where a network keeps the features that knowledge transfer compares."""
+
+from dataclasses import dataclass, fields, replace
+
+
+@dataclass(frozen=True)
+class FeaturePaths:
+    """Module paths of one network's features; empty where the network has none.
+
+    A path names a module as `Module.get_submodule` does and stands for its output; with `:input`
+    behind it, for the module's first input.
+
+    Attributes:
+        stem: the map after the first convolution (with its normalisation and activation, if any).
+        stages: the last map of every stage, after its activation.
+        blocks: for every stage the outputs of its blocks, the last of which is the stage's map.
+        preacts: for every stage the same place as `stages`, before the activation.
+        embedding: the penultimate vector that the classifier reads.
+    """
+
+    stem: str = ""
+    stages: tuple[str, ...] = ()
+    blocks: tuple[tuple[str, ...], ...] = ()
+    preacts: tuple[str, ...] = ()
+    embedding: str = ""
+
+    def prefixed(self, prefix: str) -> "FeaturePaths":
+        """The same places in a network that holds this one as its submodule `prefix`."""
+
+        def add(path: str) -> str:
+            return f"{prefix}.{path}" if path else ""
+
+        return replace(
+            self,
+            stem=add(self.stem),
+            stages=tuple(map(add, self.stages)),
+            blocks=tuple(tuple(map(add, stage)) for stage in self.blocks),
+            preacts=tuple(map(add, self.preacts)),
+            embedding=add(self.embedding),
+        )
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, field.name) for field in fields(self))

@@ -1,0 +1,103 @@
+"""What every objective is: a weighted sum of terms over the features of two networks."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from cktf.batch import Batch
+from cktf.errors import MethodError
+from cktf.taps import Features
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss and what it is made of.
+
+    Attributes:
+        total: scalar float32, to be minimised.
+        terms: each part by name, before weighting, for the record.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an objective is built for.
+
+    Attributes:
+        student: features of an example batch, of two or more images.
+        teacher: the teacher's features of the same batch; None where there is no teacher.
+        dataset_size: samples in the training set.
+        labels: [dataset_size] int64 classes of the training set; None where there are none.
+    """
+
+    student: Features
+    teacher: Features | None
+    dataset_size: int
+    labels: Tensor | None
+
+    def both(self, method: str) -> tuple[Features, Features]:
+        """Student's and teacher's features, for a method that compares them."""
+        if self.teacher is None:
+            raise MethodError(f"{method} transfers knowledge and needs a teacher; there is none.")
+        return self.student, self.teacher
+
+
+class Objective(nn.Module, ABC):
+    """Base of all objectives; a class is either abstract or final.
+
+    An objective owns its adapters, heads and banks: `parameters()` train with the student, and
+    `state_dict()` holds all that a resumed run needs.
+
+    Attributes:
+        needs: names of the `Features` that it reads, from both networks.
+        needs_teacher: whether the teacher runs at all.
+        needs_labels: whether it reads `batch.labels`.
+    """
+
+    needs: frozenset[str] = frozenset({"logits"})
+    needs_teacher: bool = True
+    needs_labels: bool = False
+
+    @abstractmethod
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
+        """The loss of one batch."""
+
+
+class WeightedSum(Objective):
+    """`Σ weight · term`; a term of weight 0 is not computed.
+
+    Args:
+        terms: for each name a weight, at least 0, and an objective.
+
+    Raises:
+        MethodError: no term, or a negative weight.
+    """
+
+    def __init__(self, terms: dict[str, tuple[float, Objective]]) -> None:
+        super().__init__()
+        if not terms or any(weight < 0 for weight, _ in terms.values()):
+            given = {name: weight for name, (weight, _) in terms.items()}
+            raise MethodError(f"A sum has at least one term, with weights of 0 or more; given {given}.")
+        kept = {name: pair for name, pair in terms.items() if pair[0] > 0}
+        self.weights = {name: weight for name, (weight, _) in kept.items()}
+        self.terms = nn.ModuleDict({name: objective for name, (_, objective) in kept.items()})
+        parts = [objective for _, objective in kept.values()]
+        self.needs = frozenset().union(*(part.needs for part in parts))
+        self.needs_teacher = any(part.needs_teacher for part in parts)
+        self.needs_labels = any(part.needs_labels for part in parts)
+
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
+        """The weighted total; parts of a term are named `term.part`."""
+        total = student.logits.new_zeros((), dtype=student.logits.float().dtype)
+        parts: dict[str, Tensor] = {}
+        for name, weight in self.weights.items():
+            loss: Loss = self.terms[name](student, teacher, batch)
+            total = total + weight * loss.total
+            parts[name] = loss.total.detach()
+            if len(loss.terms) > 1:
+                parts |= {f"{name}.{part}": value for part, value in loss.terms.items()}
+        return Loss(total, parts)

@@ -1,0 +1,241 @@
+"""CKTF: a contrastive objective at the stem, at every module and at the penultimate layer.
+
+Source: Zhao, Chen, Zhao, "A Contrastive Knowledge Transfer Framework for Model Compression and
+Transfer Learning", ICASSP 2023, arXiv 2303.07599, equations 1 to 6:
+
+    L = β · L_penultimate + θ · Σ_{stem, modules} L_k
+
+where every L is a CRD objective with its own heads and banks, and all share one draw of negatives
+per batch. How a map becomes a vector is in `cktf.functional.module_vector`.
+
+Departures: networks of unequal depth, width or resolution are paired too; those of CRD.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cktf.batch import Batch
+from cktf.contrast import NegativeSampler
+from cktf.errors import MethodError, nearest
+from cktf.functional.module_vector import ModuleNorm, module_grid, module_vector
+from cktf.objectives.base import Loss, Objective, Setting
+from cktf.objectives.crd import CRD
+from cktf.taps import Features
+
+Match = Literal["last", "first", "random", "smallest", "largest"]
+
+
+class CKTF(Objective):
+    """The paper's objective between any two networks that have stages and an embedding.
+
+    Args:
+        student, teacher: features of one example batch: their shapes size the heads.
+        dataset_size: N, samples in the training set.
+        beta: weight of the penultimate layer's objective.
+        theta: weight of the stem's and of every module's objective.
+        match: which of the teacher's blocks a student's module is paired with: the `last` of the
+            stage, the `first`, a `random` one, or the one whose maps have the `smallest` or
+            `largest` cosine similarity with the student's over the whole batch.
+        module_norm: `batch` (as published), `sample` or `none`: see `module_vector`.
+        labels: [N] classes: negatives come from other classes; without, from all other samples.
+        embedding_dim, negatives, temperature, momentum: as in CRD.
+
+    Attributes:
+        pairs: CRD objectives in the order stem, module 1…n, embedding.
+
+    Raises:
+        MethodError: a network without stages, or an option out of its range.
+    """
+
+    def __init__(
+        self,
+        student: Features,
+        teacher: Features,
+        dataset_size: int,
+        *,
+        beta: float = 0.8,
+        theta: float = 0.1,
+        match: Match = "last",
+        module_norm: ModuleNorm = "batch",
+        embedding_dim: int = 128,
+        negatives: int = 16384,
+        temperature: float = 0.1,
+        momentum: float = 0.5,
+        labels: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        _check_options(beta, theta, match, module_norm)
+        self.beta, self.theta, self.match, self.module_norm = beta, theta, match, module_norm
+        self.negatives = negatives
+        self.needs = needs_of(match)
+        self.sampler = NegativeSampler(dataset_size, labels)
+        # CRD would own a sampler each; sharing this one saves their tables.
+        self.pairs = nn.ModuleList(
+            CRD(
+                s.shape[1], t.shape[1], dataset_size,
+                embedding_dim, negatives, temperature, momentum, self.sampler,
+            )
+            for s, t in self._vectors(student, teacher)
+        )  # fmt: skip
+
+    def loss(
+        self,
+        student: Features,
+        teacher: Features,
+        index: Tensor,
+        contrast_index: Tensor | None = None,
+    ) -> Loss:
+        """Loss of one batch; the banks are updated.
+
+        Args:
+            student, teacher: features of the same images.
+            index: [B] int64, positions in the training set.
+            contrast_index: [B, 1+K] int64 bank rows, column 0 the positive; drawn when None.
+
+        Returns:
+            The weighted total, and the terms `stem`, `module1`…, `embedding` before weighting.
+        """
+        if contrast_index is None:
+            contrast_index = self.sampler.draw(index, self.negatives)
+        losses = [
+            pair.loss(s, t, index, contrast_index) if weight else None
+            for pair, weight, (s, t) in zip(
+                self.pairs, self._weights(), self._vectors(student, teacher), strict=True
+            )
+        ]
+        total = torch.zeros((), device=index.device)
+        terms: dict[str, Tensor] = {}
+        for name, weight, loss in zip(self._names(), self._weights(), losses, strict=True):
+            if loss is not None:
+                total = total + weight * loss
+                terms[name] = loss.detach()
+        return Loss(total, terms)
+
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        assert teacher is not None
+        return self.loss(student, teacher, batch.index)
+
+    def _names(self) -> list[str]:
+        modules = [f"module{k}" for k in range(1, len(self.pairs) - 1)]
+        return ["stem", *modules, "embedding"]
+
+    def _weights(self) -> list[float]:
+        return [self.theta] * (len(self.pairs) - 1) + [self.beta]
+
+    def _vectors(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
+        """What each pair's heads read, in the order of `pairs`."""
+        assert student.stem is not None and teacher.stem is not None
+        assert student.embedding is not None and teacher.embedding is not None
+        stem = _stem_vectors(student.stem, teacher.stem)
+        modules = [self._module(s, candidates) for s, candidates in self._stages(student, teacher)]
+        return [stem, *modules, (student.embedding, teacher.embedding)]
+
+    def _stages(
+        self, student: Features, teacher: Features
+    ) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
+        """Each student stage's map with the teacher's maps that it may be matched with.
+
+        Of the network with more stages, those at even distances are used, the last among them.
+        """
+        blocks = teacher.blocks if "blocks" in self.needs else tuple((m,) for m in teacher.stages)
+        count = min(len(student.stages), len(blocks))
+        if not count:
+            raise MethodError("CKTF compares stages, and one of the networks has none.")
+        return [
+            (student.stages[_spread(k, count, len(student.stages))], blocks[_spread(k, count, len(blocks))])
+            for k in range(1, count + 1)
+        ]
+
+    def _module(self, student: Tensor, candidates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        teacher = self._choose(student.detach(), candidates).detach()
+        grid = module_grid(student.shape, teacher.shape)
+        channels = max(student.shape[1], teacher.shape[1])
+        return (
+            module_vector(student, channels, grid, self.module_norm),
+            module_vector(teacher, channels, grid, self.module_norm),
+        )
+
+    def _choose(self, student: Tensor, candidates: tuple[Tensor, ...]) -> Tensor:
+        if self.match == "last" or len(candidates) == 1:
+            return candidates[-1]
+        if self.match == "first":
+            return candidates[0]
+        if self.match == "random":
+            return candidates[int(torch.randint(len(candidates), ()))]
+        cosines = [_cosine(student, c) for c in candidates]
+        chosen = torch.stack(cosines)
+        return candidates[int(chosen.argmin() if self.match == "smallest" else chosen.argmax())]
+
+
+def needs_of(match: str) -> frozenset[str]:
+    """The features that CKTF reads with a kind of matching."""
+    maps = {"stages"} if match == "last" else {"stages", "blocks"}
+    return frozenset({"logits", "embedding", "stem"} | maps)
+
+
+def _spread(position: int, count: int, available: int) -> int:
+    """Index of the position-th of `count` items spread evenly over `available`, the last included."""
+    return round(position * available / count) - 1
+
+
+def _stem_vectors(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    grid = module_grid(student.shape, teacher.shape)
+    return (
+        module_vector(student, student.shape[1], grid, "none"),
+        module_vector(teacher.detach(), teacher.shape[1], grid, "none"),
+    )
+
+
+def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cosine of two whole batches of maps, the smaller and narrower fitted to the other."""
+    grid = [min(s, t) for s, t in zip(student.shape[-2:], teacher.shape[-2:], strict=True)]
+    channels = max(student.shape[1], teacher.shape[1])
+    flat = [module_vector(m, channels, (grid[0], grid[1]), "batch").flatten() for m in (student, teacher)]
+    return F.cosine_similarity(flat[0], flat[1], dim=0)
+
+
+def _check_options(beta: float, theta: float, match: str, module_norm: str) -> None:
+    if beta < 0 or theta < 0 or not beta + theta:
+        raise MethodError(
+            f"CKTF's weights are 0 or more, and one is above 0: beta {beta}, theta {theta}."
+        )
+    for name, value, known in (
+        ("match", match, get_args(Match)),
+        ("module_norm", module_norm, get_args(ModuleNorm)),
+    ):
+        if value not in known:
+            raise MethodError(f"CKTF knows no {name} {value!r}. {nearest(value, known)}")
+
+
+def build(
+    setting: Setting,
+    *,
+    beta: float = 0.8,
+    theta: float = 0.1,
+    match: Match = "last",
+    module_norm: ModuleNorm = "batch",
+    embedding_dim: int = 128,
+    negatives: int = 16384,
+    temperature: float = 0.1,
+    momentum: float = 0.5,
+) -> CKTF:
+    """CKTF between the two networks of a setting."""
+    student, teacher = setting.both("CKTF")
+    return CKTF(
+        student,
+        teacher,
+        setting.dataset_size,
+        beta=beta,
+        theta=theta,
+        match=match,
+        module_norm=module_norm,
+        embedding_dim=embedding_dim,
+        negatives=negatives,
+        temperature=temperature,
+        momentum=momentum,
+        labels=setting.labels,
+    )

@@ -1,0 +1,42 @@
+"""Knowledge distillation as an objective; the mathematics is in `cktf.functional.kd_loss`.
+
+Source: Hinton, Vinyals, Dean, 2015, arXiv 1503.02531.
+"""
+
+from cktf.batch import Batch
+from cktf.errors import MethodError
+from cktf.functional import kd_loss
+from cktf.objectives.base import Loss, Objective, Setting
+from cktf.taps import Features
+
+
+class KD(Objective):
+    """Match the teacher's softened class probabilities.
+
+    Args:
+        temperature: T > 0, by which both logits are divided.
+    """
+
+    def __init__(self, temperature: float = 4.0) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise MethodError(f"KD's temperature is above 0, given {temperature}; 4 is usual.")
+        self.temperature = temperature
+
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        assert teacher is not None
+        loss = kd_loss(student.logits, teacher.logits, self.temperature)
+        return Loss(loss, {"kd": loss.detach()})
+
+
+def build(setting: Setting, *, temperature: float = 4.0) -> KD:
+    """KD between two classifiers of the same classes."""
+    student, teacher = setting.both("KD")
+    if student.logits.shape != teacher.logits.shape:
+        raise MethodError(
+            f"KD compares logits of the same classes: the student has {student.logits.shape[1]}, the "
+            f"teacher {teacher.logits.shape[1]}. Give the student the teacher's classes, or use a "
+            "method that reads features."
+        )
+    return KD(temperature)

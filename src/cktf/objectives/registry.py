@@ -1,0 +1,172 @@
+"""Methods by name, and their combination through a method string.
+
+A method string is names joined by `+`, each with an optional weight: `cktf+kd`, `crd:0.8+kd`.
+Cross-entropy joins with weight 1 wherever there are labels; `ce` names it, `ce` alone is the
+student without a teacher. Without a weight the published ones hold:
+
+- `kd` alone: 0.9 beside a cross-entropy of 0.1; in a sum, or with a weight given, cross-entropy 1.
+- `cktf` alone, or with `kd`: β 0.8 at the penultimate layer, θ 0.1 at the stem and each module; a
+  weight given, or another method beside it, sets both: `cktf:0.8` is 0.8 · (L_penultimate + Σ L_k).
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cktf.errors import MethodError, nearest
+from cktf.objectives import cktf, crd, cross_entropy, kd
+from cktf.objectives.base import Objective, Setting, WeightedSum
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method that can be named.
+
+    Attributes:
+        name: its name in the literature, in lower case.
+        title: what the name stands for.
+        paper: where it comes from.
+        weight: of its loss in the sum, as published.
+        needs: what it reads, in words.
+        labels: whether it needs labelled data.
+        build: makes the objective; its keyword arguments are the method's options.
+    """
+
+    name: str
+    title: str
+    paper: str
+    weight: float
+    needs: str
+    labels: bool
+    build: Callable[..., Objective]
+
+    def options(self) -> dict[str, inspect.Parameter]:
+        """The method's options with their types and defaults."""
+        parameters = inspect.signature(self.build).parameters
+        return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("ce", "Cross-entropy: the student alone", "", 1.0, "labels", True, cross_entropy.build),
+        Method(
+            "kd", "Knowledge distillation", "Hinton et al. 2015, arXiv 1503.02531",
+            1.0, "logits", False, kd.build,
+        ),
+        Method(
+            "crd", "Contrastive representation distillation",
+            "Tian et al., ICLR 2020, arXiv 1910.10699", 0.8, "embedding, index", False, crd.build,
+        ),
+        Method(
+            "cktf", "Contrastive knowledge transfer framework",
+            "Zhao et al., ICASSP 2023, arXiv 2303.07599", 1.0,
+            "stem, stages, embedding, index", False, cktf.build,
+        ),
+    )
+}  # fmt: skip
+
+# Weights beside which CKTF keeps β 0.8 and θ 0.1 (METHODS of Table 1); with others, Table 2's.
+_KEEPS_CKTF = {"ce", "kd", "cktf"}
+_CKTF_ADDED = 0.8
+_KD_ALONE = {"ce": 0.1, "kd": 0.9}
+
+
+def parse(method: str) -> dict[str, float | None]:
+    """Names of a method string with the weights given, in order.
+
+    Raises:
+        MethodError: an unknown name, a weight that is no number of 0 or more, a name given twice.
+
+    >>> parse("crd:0.5+kd")
+    {'crd': 0.5, 'kd': None}
+    """
+    weights: dict[str, float | None] = {}
+    for term in method.split("+"):
+        name, colon, given = term.strip().partition(":")
+        if name not in METHODS:
+            raise MethodError(f"There is no method {name!r}. {nearest(name, METHODS)}")
+        if name in weights:
+            raise MethodError(f"{method!r} names {name!r} twice. Give it once, with its weight.")
+        weights[name] = _weight(method, given) if colon else None
+    return weights
+
+
+def _weight(method: str, given: str) -> float:
+    try:
+        weight = float(given)
+    except ValueError:
+        weight = -1.0
+    if not 0 <= weight < float("inf"):
+        raise MethodError(
+            f"A weight is a number of 0 or more; {method!r} gives {given!r}. For example: cktf+kd:0.9."
+        )
+    return weight
+
+
+def needs_teacher(method: str) -> bool:
+    """Whether a method string names anything besides cross-entropy."""
+    return set(parse(method)) != {"ce"}
+
+
+def compose(
+    method: str, setting: Setting, options: Mapping[str, Mapping[str, Any]] | None = None
+) -> WeightedSum:
+    """The objective that a method string names.
+
+    Args:
+        method: names joined by `+`, see the module's docstring.
+        setting: example features and the training set; without labels there is no cross-entropy.
+        options: for any of the named methods, its options by name.
+
+    Raises:
+        MethodError: an unknown method or option, or a method that cannot work in this setting.
+    """
+    given, options = parse(method), {name: dict(o) for name, o in (options or {}).items()}
+    _check_options(given, options)
+    weights = _weights(given, labelled=setting.labels is not None)
+    if "cktf" in given:
+        weights["cktf"] = _place_cktf(given, options.setdefault("cktf", {}))
+    return WeightedSum(
+        {
+            name: (weight, METHODS[name].build(setting, **options.get(name, {})))
+            for name, weight in weights.items()
+            if weight > 0
+        }
+    )
+
+
+def _weights(given: Mapping[str, float | None], labelled: bool) -> dict[str, float]:
+    if given == {"kd": None} and labelled:
+        return dict(_KD_ALONE)
+    start = {"ce": 1.0} if labelled else {}
+    filled = {n: METHODS[n].weight if w is None else w for n, w in given.items()}
+    return start | filled
+
+
+def _place_cktf(given: Mapping[str, float | None], options: dict[str, Any]) -> float:
+    """Turn CKTF's weight into β and θ, where it has one."""
+    weight = given["cktf"]
+    if weight is None and not set(given) <= _KEEPS_CKTF:
+        weight = _CKTF_ADDED
+    if weight is None or "beta" in options or "theta" in options:
+        if given["cktf"] is not None:
+            raise MethodError(
+                f"CKTF's weight {weight} sets beta and theta, and an option sets them too. Give one."
+            )
+        return 1.0
+    options |= {"beta": 1.0, "theta": 1.0}
+    return weight
+
+
+def _check_options(
+    given: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]]
+) -> None:
+    for name, values in options.items():
+        if name not in given:
+            raise MethodError(f"Options are given for {name!r}, which the method does not name.")
+        known = METHODS[name].options()
+        for option in values:
+            if option not in known:
+                raise MethodError(f"{name} has no option {option!r}. {nearest(option, known)}")

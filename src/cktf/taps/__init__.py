@@ -1,0 +1,8 @@
+"""Features from any network."""
+
+from cktf.models.paths import FeaturePaths
+from cktf.taps.features import FEATURES, Features
+from cktf.taps.infer import infer_paths
+from cktf.taps.tap import Tap
+
+__all__ = ["FEATURES", "FeaturePaths", "Features", "Tap", "infer_paths"]

@@ -1,0 +1,28 @@
+"""What one network gave for one batch."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+FEATURES = ("logits", "embedding", "stem", "stages", "blocks", "preacts")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of one batch; empty where they were not asked for.
+
+    Attributes:
+        logits: [B, classes].
+        embedding: [B, D], what the classifier reads.
+        stem: [B, C, H, W], after the first convolution.
+        stages: one [B, C, H, W] per stage, after its activation.
+        blocks: per stage the maps of its blocks, the last of which is the stage's.
+        preacts: one [B, C, H, W] per stage, before its activation.
+    """
+
+    logits: Tensor
+    embedding: Tensor | None = None
+    stem: Tensor | None = None
+    stages: tuple[Tensor, ...] = ()
+    blocks: tuple[tuple[Tensor, ...], ...] = ()
+    preacts: tuple[Tensor, ...] = ()

@@ -1,0 +1,194 @@
+"""Features from any network, without editing it.
+
+A `Tap` hooks the modules that `FeaturePaths` names for the length of one forward pass and takes the
+hooks away again, so that the network is the user's own before and after.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from cktf.errors import TapError, nearest
+from cktf.models.paths import FeaturePaths
+from cktf.taps.features import FEATURES, Features
+
+
+class _Recorder:
+    """The tensors of one forward pass, by path, and what went wrong with them."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, tuple[Tensor, int]] = {}
+        self.twice: set[str] = set()
+
+    def record(self, path: str, value: Any) -> None:
+        if not isinstance(value, Tensor):
+            raise TapError(
+                f"{path!r} gives a {type(value).__name__}, and a tap needs one tensor. Tap a module "
+                "inside it, or behind it."
+            )
+        if path in self.seen:
+            self.twice.add(path)
+        # Inference tensors keep no version; nothing can then be said about being overwritten.
+        self.seen[path] = value, -1 if value.is_inference() else value._version
+
+    def take(self, path: str) -> Tensor:
+        if path not in self.seen:
+            raise TapError(
+                f"{path!r} exists but did not run in this forward pass. Tap a module that every "
+                "image passes through."
+            )
+        if path in self.twice:
+            raise TapError(
+                f"{path!r} runs more than once in a forward pass, so its output is ambiguous. Tap a "
+                "module that runs once, for example the one that holds it."
+            )
+        value, version = self.seen[path]
+        if version >= 0 and value._version != version:
+            raise TapError(
+                f"The output of {path!r} is overwritten in place by a later layer. Tap that layer "
+                "(often an activation with inplace=True) instead, or set its inplace=False."
+            )
+        return value
+
+
+class Tap:
+    """Runs a network and keeps the features that were asked for.
+
+    Args:
+        model: any module from images [B, C, H, W] to logits [B, classes].
+        paths: where its features are; by default what the model says in `feature_paths`.
+        needs: names of the `Features` to keep; `logits` is always kept.
+
+    Raises:
+        TapError: a path that does not exist, or a feature that is needed and has no path; when
+            called: a module that did not run, ran twice, gave no tensor, or whose output was
+            overwritten.
+
+    >>> import torch
+    >>> from cktf.models import create
+    >>> features = Tap(create("resnet8", 10), needs=["stages"])(torch.rand(2, 3, 32, 32))
+    >>> [tuple(m.shape) for m in features.stages]
+    [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        paths: FeaturePaths | None = None,
+        needs: Iterable[str] = ("embedding", "stem", "stages"),
+    ) -> None:
+        if paths is None:
+            paths = getattr(model, "feature_paths", None)
+            if paths is None:
+                raise TapError(
+                    f"{type(model).__name__} does not say where its features are. Use "
+                    "Tap.infer(model, example_images), or give paths=FeaturePaths(...)."
+                )
+        self.model = model
+        self.paths = paths
+        self.needs = frozenset(needs) | {"logits"}
+        unknown = sorted(self.needs - set(FEATURES))
+        if unknown:
+            raise TapError(f"There is no feature {unknown[0]!r}. {nearest(unknown[0], FEATURES)}")
+        for name in sorted(self.needs - {"logits"}):
+            if not getattr(paths, name):
+                raise TapError(
+                    f"{type(model).__name__} has no path for its {name}. Give one in "
+                    f"FeaturePaths({name}=...), or use a method that does not need it."
+                )
+        self._modules = {path: self._find(path) for path in self._wanted()}
+
+    @classmethod
+    def infer(
+        cls,
+        model: nn.Module,
+        example: Tensor,
+        needs: Iterable[str] = ("embedding", "stem", "stages"),
+    ) -> "Tap":
+        """A tap whose paths are found by running the model once on example images.
+
+        See `cktf.taps.infer_paths` for the rules.
+        """
+        from cktf.taps.infer import infer_paths
+
+        return cls(model, infer_paths(model, example), needs)
+
+    def _wanted(self) -> set[str]:
+        paths: set[str] = set()
+        for name in self.needs - {"logits"}:
+            value = getattr(self.paths, name)
+            for item in (value,) if isinstance(value, str) else value:
+                paths.update((item,) if isinstance(item, str) else item)
+        return paths
+
+    def _find(self, path: str) -> nn.Module:
+        name = path.removesuffix(":input")
+        modules = dict(self.model.named_modules())
+        if name not in modules or not name:
+            hint = nearest(name, (n for n in modules if n))
+            raise TapError(f"{type(self.model).__name__} has no module {name!r}. {hint}")
+        return modules[name]
+
+    def __call__(self, images: Tensor, forward: Callable[[Tensor], Any] | None = None) -> Features:
+        """Run the network on images [B, C, H, W].
+
+        Args:
+            images: the batch.
+            forward: what to call instead of the model itself, when the model was wrapped after
+                tapping (data parallel, compiled).
+        """
+        recorder = _Recorder()
+        handles = []
+        try:
+            for path, module in self._modules.items():
+                if path.endswith(":input"):
+                    handles.append(module.register_forward_pre_hook(_on_input(recorder, path)))
+                else:
+                    handles.append(module.register_forward_hook(_on_output(recorder, path)))
+            logits = (forward or self.model)(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        _check_logits(self.model, logits, len(images))
+        return self._assemble(logits, recorder)
+
+    def _assemble(self, logits: Tensor, recorder: _Recorder) -> Features:
+        take, paths, needs = recorder.take, self.paths, self.needs
+        embedding = take(paths.embedding) if "embedding" in needs else None
+        if embedding is not None and embedding.dim() != 2:
+            raise TapError(
+                f"The embedding is one vector per image, [B, D]; {paths.embedding!r} gives "
+                f"{tuple(embedding.shape)}. Tap the input of the last linear layer."
+            )
+        return Features(
+            logits=logits,
+            embedding=embedding,
+            stem=take(paths.stem) if "stem" in needs else None,
+            stages=tuple(map(take, paths.stages)) if "stages" in needs else (),
+            blocks=tuple(tuple(map(take, s)) for s in paths.blocks) if "blocks" in needs else (),
+            preacts=tuple(map(take, paths.preacts)) if "preacts" in needs else (),
+        )
+
+
+def _on_input(recorder: _Recorder, path: str) -> Callable[[nn.Module, Any], None]:
+    def hook(module: nn.Module, args: Any) -> None:
+        recorder.record(path, args[0] if args else None)
+
+    return hook
+
+
+def _on_output(recorder: _Recorder, path: str) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        recorder.record(path, output)
+
+    return hook
+
+
+def _check_logits(model: nn.Module, logits: Any, batch: int) -> None:
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != batch:
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise TapError(
+            f"A classifier gives logits [B, classes]; {type(model).__name__} gave {given} for "
+            f"{batch} images. Wrap it in a module that returns only its logits."
+        )

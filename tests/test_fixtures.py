@@ -1,0 +1,126 @@
+"""Losses and gradients against those that the published implementations give."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cktf.functional import kd_loss
+from cktf.objectives import CKTF, CRD
+from cktf.taps import Features
+
+FIXTURES = Path(__file__).parent / "fixtures"
+LOSS, GRADIENT = 1e-4, 1e-3
+
+
+class Fixture:
+    """One file of seeded inputs and expected values, as tensors."""
+
+    def __init__(self, name: str) -> None:
+        self.arrays = np.load(FIXTURES / f"{name}.npz")
+
+    def __call__(self, key: str) -> Tensor:
+        return torch.from_numpy(self.arrays[key])
+
+    def leaf(self, key: str) -> Tensor:
+        return self(key).clone().requires_grad_()
+
+
+def error(found: Tensor | None, expected: Tensor) -> float:
+    """Largest error relative to the largest expected value."""
+    assert found is not None and found.shape == expected.shape
+    return float((found.detach() - expected).abs().max() / expected.abs().max())
+
+
+@pytest.fixture
+def report(record_property, capsys):
+    """Keeps a figure with the test's name, and prints it."""
+
+    def keep(name: str, value: float, bound: float) -> None:
+        record_property(name, value)
+        with capsys.disabled():
+            print(f"\n    {name}: relative error {value:.1e}", end="")
+        assert value <= bound, name
+
+    return keep
+
+
+def test_kd(report):
+    fixture = Fixture("kd")
+    student = fixture.leaf("student_logits")
+    loss = kd_loss(student, fixture("teacher_logits"), float(fixture("temperature")))
+    loss.backward()
+    report("kd loss", error(loss, fixture("loss")), LOSS)
+    report("kd gradient", error(student.grad, fixture("grad")), GRADIENT)
+
+
+def test_crd_two_steps(report):
+    f = Fixture("crd")
+    crd = CRD(12, 20, 200, 16, 50, float(f("temperature")), float(f("momentum")))
+    names = ["student_head.weight", "student_head.bias", "teacher_head.weight", "teacher_head.bias"]
+    with torch.no_grad():
+        for name in names:
+            crd.get_parameter(name).copy_(f(name.replace(".", "_")))
+        crd.student_bank.copy_(f("student_bank"))
+        crd.teacher_bank.copy_(f("teacher_bank"))
+    for step in (0, 1):
+        crd.zero_grad()
+        student, teacher = f.leaf(f"student_{step}"), f.leaf(f"teacher_{step}")
+        loss = crd.loss(student, teacher, f(f"index_{step}"), f(f"contrast_index_{step}"))
+        loss.backward()
+        report(f"crd step {step} loss", error(loss, f(f"loss_{step}")), LOSS)
+        found = {
+            f"grad_{step}": student.grad,
+            f"grad_student_head_{step}": crd.student_head.weight.grad,
+            f"grad_teacher_head_{step}": crd.teacher_head.weight.grad,
+            f"student_bank_after_{step}": crd.student_bank,
+            f"teacher_bank_after_{step}": crd.teacher_bank,
+            f"student_normalizer_{step}": crd.student_normalizer,
+            f"teacher_normalizer_{step}": crd.teacher_normalizer,
+        }
+        for key, value in found.items():
+            report(f"crd {key}", error(value, f(key)), GRADIENT if "grad" in key else LOSS)
+        assert teacher.grad is None
+
+
+@pytest.mark.parametrize("match", ["last", "smallest"])
+def test_cktf(report, match):
+    f = Fixture(f"cktf_{match}")
+    stages = tuple(f.leaf(f"student_block_{k}") for k in range(3))
+    blocks = tuple(tuple(f(f"teacher_block_{k}_{j}") for j in range(3)) for k in range(3))
+    stem, embedding = f.leaf("stem_student"), f.leaf("embedding_student")
+    logits = torch.zeros(8, 10)
+    student = Features(logits, embedding, stem, stages)
+    teacher = Features(
+        logits, f("embedding_teacher"), f("stem_teacher"), tuple(b[-1] for b in blocks), blocks
+    )
+    cktf = CKTF(
+        student, teacher, 200, beta=float(f("beta")), theta=float(f("theta")), match=match,
+        embedding_dim=16, negatives=50, temperature=float(f("temperature")),
+    )  # fmt: skip
+    with torch.no_grad():
+        for i, pair in enumerate(cktf.pairs):
+            for side in ("student", "teacher"):
+                pair.get_parameter(f"{side}_head.weight").copy_(f(f"{side}_head_weight_{i}"))
+                pair.get_parameter(f"{side}_head.bias").copy_(f(f"{side}_head_bias_{i}"))
+                pair.get_buffer(f"{side}_bank").copy_(f(f"{side}_bank_{i}"))
+    loss = cktf.loss(student, teacher, f("index"), f("contrast_index"))
+    loss.total.backward()
+    terms = list(loss.terms.values())
+    report(f"cktf {match} loss", error(loss.total, f("loss")), LOSS)
+    report(f"cktf {match} penultimate", error(terms[-1], f("loss_penultimate")), LOSS)
+    report(f"cktf {match} modules", error(torch.stack(terms[:-1]), f("loss_modules")), LOSS)
+    report(f"cktf {match} stem gradient", error(stem.grad, f("grad_stem_student")), GRADIENT)
+    report(
+        f"cktf {match} embedding gradient",
+        error(embedding.grad, f("grad_embedding_student")),
+        GRADIENT,
+    )
+    for k, stage in enumerate(stages):
+        report(
+            f"cktf {match} module {k + 1} gradient",
+            error(stage.grad, f(f"grad_student_block_{k}")),
+            GRADIENT,
+        )
