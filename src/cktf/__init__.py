@@ -1,0 +1,40 @@
+"""cktf: contrastive knowledge transfer from a large trained classifier to a small one.
+
+The names here are imported when they are first used, so that `import cktf` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cktf import data, functional, models, objectives, taps
+    from cktf.workflows import Run, distill, evaluate, teach
+
+_MODULES = ("data", "functional", "models", "objectives", "taps")
+_FUNCTIONS = ("Run", "distill", "evaluate", "teach")
+
+__all__ = [
+    "Run",
+    "data",
+    "distill",
+    "evaluate",
+    "functional",
+    "models",
+    "objectives",
+    "taps",
+    "teach",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"cktf.{name}")
+    if name in _FUNCTIONS:
+        return getattr(import_module("cktf.workflows"), name)
+    raise AttributeError(f"module 'cktf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from cktf.batch import Batch
 from cktf.data.augment import crop_and_flip
@@ -23,6 +23,7 @@ class Loader(Protocol):
     """Batches of one data set, epoch by epoch."""
 
     samples: int
+    batch_size: int
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -79,8 +80,8 @@ class MemoryLoader:
 class _Indexed(Dataset[tuple[Tensor, int, int]]):
     """A user's data set with each sample's position, checked sample by sample."""
 
-    def __init__(self, data: Any, num_classes: int | None) -> None:
-        self.data, self.num_classes = data, num_classes
+    def __init__(self, data: Any) -> None:
+        self.data = data
 
     def __len__(self) -> int:
         return len(self.data)
@@ -93,11 +94,6 @@ class _Indexed(Dataset[tuple[Tensor, int, int]]):
                 f"{type(sample).__name__}. Wrap it so that it gives pairs."
             )
         image, label = to_tensor(sample[0], position), int(sample[1])
-        if self.num_classes is not None and not 0 <= label < self.num_classes:
-            raise DataError(
-                f"Sample {position} has label {label}, and the networks have {self.num_classes} "
-                f"classes: labels run from 0 to {self.num_classes - 1}."
-            )
         if not bool(image.isfinite().all()):
             raise DataError(
                 f"The image of sample {position} holds NaN or infinity. Mend or leave out that "
@@ -134,7 +130,6 @@ class DatasetLoader:
         train: shuffle and leave out the last short batch.
         workers: processes; 0 loads in this one.
         seed: decides the order, and what the data set itself draws from PyTorch.
-        num_classes: when given, labels are checked against it.
     """
 
     def __init__(
@@ -145,12 +140,11 @@ class DatasetLoader:
         train: bool,
         workers: int = 0,
         seed: int = 0,
-        num_classes: int | None = None,
     ) -> None:
         self.data, self.batch_size, self.train = data, batch_size, train
         self.workers, self.seed = workers, seed
         self.samples = len(data)
-        self._indexed = _Indexed(data, num_classes)
+        self._indexed = _Indexed(data)
 
     def __len__(self) -> int:
         return _batches(self.samples, self.batch_size, self.train)
@@ -169,10 +163,16 @@ class DatasetLoader:
 
 
 def labels_of(data: Any) -> Tensor:
-    """All labels of a data set, [N] int64: from its `targets` or `labels`, else sample by sample."""
-    if isinstance(data, ImageSet):
-        return data.labels
-    for name in ("targets", "labels"):
+    """All labels of a data set, [N] int64.
+
+    Taken from its `targets` or `labels`, through a `Subset` or `TensorDataset`; where there is
+    nothing of the kind, every sample is read once.
+    """
+    if isinstance(data, Subset):
+        return labels_of(data.dataset)[torch.as_tensor(data.indices)]
+    if isinstance(data, TensorDataset) and len(data.tensors) == 2:
+        return data.tensors[1].long()
+    for name in ("labels", "targets"):
         found = getattr(data, name, None)
         if found is not None and len(found) == len(data):
             return torch.as_tensor(found, dtype=torch.int64)

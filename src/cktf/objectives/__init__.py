@@ -5,7 +5,7 @@ from cktf.objectives.cktf import CKTF
 from cktf.objectives.crd import CRD
 from cktf.objectives.cross_entropy import CrossEntropy
 from cktf.objectives.kd import KD
-from cktf.objectives.registry import METHODS, Method, compose, parse
+from cktf.objectives.registry import METHODS, Method, compose, features_read, parse
 
 __all__ = [
     "CKTF",
@@ -19,5 +19,6 @@ __all__ = [
     "Setting",
     "WeightedSum",
     "compose",
+    "features_read",
     "parse",
 ]

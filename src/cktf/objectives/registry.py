@@ -28,8 +28,7 @@ class Method:
         title: what the name stands for.
         paper: where it comes from.
         weight: of its loss in the sum, as published.
-        needs: what it reads, in words.
-        labels: whether it needs labelled data.
+        reads: names of the `Features` that it may read, and `labels` or `index`.
         build: makes the objective; its keyword arguments are the method's options.
     """
 
@@ -37,8 +36,7 @@ class Method:
     title: str
     paper: str
     weight: float
-    needs: str
-    labels: bool
+    reads: tuple[str, ...]
     build: Callable[..., Objective]
 
     def options(self) -> dict[str, inspect.Parameter]:
@@ -50,19 +48,19 @@ class Method:
 METHODS = {
     method.name: method
     for method in (
-        Method("ce", "Cross-entropy: the student alone", "", 1.0, "labels", True, cross_entropy.build),
+        Method("ce", "Cross-entropy: the student alone", "", 1.0, ("labels",), cross_entropy.build),
         Method(
             "kd", "Knowledge distillation", "Hinton et al. 2015, arXiv 1503.02531",
-            1.0, "logits", False, kd.build,
+            1.0, ("logits",), kd.build,
         ),
         Method(
             "crd", "Contrastive representation distillation",
-            "Tian et al., ICLR 2020, arXiv 1910.10699", 0.8, "embedding, index", False, crd.build,
+            "Tian et al., ICLR 2020, arXiv 1910.10699", 0.8, ("embedding", "index"), crd.build,
         ),
         Method(
             "cktf", "Contrastive knowledge transfer framework",
             "Zhao et al., ICASSP 2023, arXiv 2303.07599", 1.0,
-            "stem, stages, embedding, index", False, cktf.build,
+            ("stem", "stages", "blocks", "embedding", "index"), cktf.build,
         ),
     )
 }  # fmt: skip
@@ -103,6 +101,16 @@ def _weight(method: str, given: str) -> float:
             f"A weight is a number of 0 or more; {method!r} gives {given!r}. For example: cktf+kd:0.9."
         )
     return weight
+
+
+def features_read(method: str) -> set[str]:
+    """Names of the `Features` that a method string may read.
+
+    >>> sorted(features_read("crd+kd"))
+    ['embedding', 'logits']
+    """
+    read = {name for term in parse(method) for name in METHODS[term].reads}
+    return read - {"labels", "index"} | {"logits"}
 
 
 def needs_teacher(method: str) -> bool:

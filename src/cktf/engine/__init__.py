@@ -1,0 +1,19 @@
+"""The training loop, evaluation and run folders."""
+
+from cktf.engine.evaluate import Accuracy, evaluate
+from cktf.engine.run_folder import RunFolder, write_atomically
+from cktf.engine.settings import Training, autocast_dtype
+from cktf.engine.trainer import Fitted, Trainer, accelerator, place
+
+__all__ = [
+    "Accuracy",
+    "Fitted",
+    "RunFolder",
+    "Trainer",
+    "Training",
+    "accelerator",
+    "autocast_dtype",
+    "evaluate",
+    "place",
+    "write_atomically",
+]

@@ -1,0 +1,77 @@
+"""How a network is trained, in plain values, and what the machine does best."""
+
+import resource
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "float32", "bfloat16"]
+ScheduleName = Literal["onecycle", "multistep"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything the loop is told.
+
+    Attributes:
+        epochs: passes over the training set.
+        lr: peak learning rate of SGD.
+        momentum, weight_decay, nesterov: of SGD.
+        schedule: `onecycle` (up for 30 % of the steps, then down to zero by a cosine) or
+            `multistep` (times `gamma` at each milestone).
+        milestones: fractions of the run at which `multistep` steps.
+        gamma: what `multistep` multiplies the rate with.
+        seed: of everything random.
+        precision: of the networks; objectives compute in float32 whatever it says.
+        channels_last: memory format of the networks and images.
+        device: `auto`, `cpu` or `cuda`.
+        checkpoint_epochs: save every so many epochs.
+        checkpoint_minutes: and also when so much time has passed at an epoch's end; 0 for never.
+    """
+
+    epochs: int
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    schedule: ScheduleName = "onecycle"
+    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
+    gamma: float = 0.1
+    seed: int = 0
+    precision: Precision = "auto"
+    channels_last: bool = True
+    device: str = "auto"
+    checkpoint_epochs: int = 1
+    checkpoint_minutes: float = 0.0
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The type that networks compute in; None for float32.
+
+    `auto` is bfloat16 where the hardware multiplies it: on this package's networks it is two to
+    three times faster there, and slower where it is emulated.
+    """
+    if precision == "float32":
+        return None
+    if precision == "bfloat16" or _has_bfloat16(device):
+        return torch.bfloat16
+    return None
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Largest memory held so far, in MiB: of the device if it has its own, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,36 @@
+"""Recipes: the typed description of an experiment, and what it is built from."""
+
+from cktf.recipes.build import (
+    Data,
+    build_data,
+    build_test,
+    check,
+    custom_loader,
+    load_teacher,
+    new_network,
+    teacher_file,
+    test_loader,
+)
+from cktf.recipes.files import assign, make_recipe, put, read_recipe, to_yaml
+from cktf.recipes.schema import CUSTOM, DistillRecipe, Recipe, TrainRecipe
+
+__all__ = [
+    "CUSTOM",
+    "Data",
+    "DistillRecipe",
+    "Recipe",
+    "TrainRecipe",
+    "assign",
+    "build_data",
+    "build_test",
+    "check",
+    "custom_loader",
+    "load_teacher",
+    "make_recipe",
+    "new_network",
+    "put",
+    "read_recipe",
+    "teacher_file",
+    "test_loader",
+    "to_yaml",
+]

@@ -1,0 +1,119 @@
+"""Recipes from YAML files, keyword arguments and `field.name=value`, with all mistakes at once."""
+
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from cktf.errors import RecipeError, nearest
+from cktf.recipes.schema import DistillRecipe, Recipe, TrainRecipe
+
+_KINDS: dict[str, type[TrainRecipe] | type[DistillRecipe]] = {
+    "train": TrainRecipe,
+    "distill": DistillRecipe,
+}
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The fields of a YAML file, not yet checked.
+
+    Raises:
+        RecipeError: no such file, or one that is not a YAML mapping.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise RecipeError([f"{path} cannot be read ({error.strerror}). Give a recipe.yaml."]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()
+        raise RecipeError([f"{path} is not YAML: {' '.join(first)}"]) from error
+    if not isinstance(fields, dict):
+        raise RecipeError([f"{path} holds no fields; a recipe is a YAML mapping."])
+    return fields
+
+
+def assign(fields: dict[str, Any], assignments: Iterable[str]) -> None:
+    """Put `a.b=value` into nested fields; the value is read as YAML.
+
+    >>> fields = {"optimizer": {"lr": 0.05}}
+    >>> assign(fields, ["optimizer.lr=0.02", "epochs=3"])
+    >>> fields
+    {'optimizer': {'lr': 0.02}, 'epochs': 3}
+    """
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise RecipeError([f"--set takes field.name=value, given {assignment!r}."])
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError([f"--set {assignment}: the value is not YAML."]) from error
+        put(fields, name, _number(parsed))
+
+
+def put(fields: dict[str, Any], name: str, value: Any) -> None:
+    """Set one dotted field."""
+    *path, last = name.split(".")
+    for part in path:
+        inner = fields.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise RecipeError([f"{name}: {part!r} is a single value and has no fields."])
+        fields = inner
+    fields[last] = value
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads 1e-3 as a string; every user means the number.
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() else value
+        except ValueError:
+            return value
+    return value
+
+
+def make_recipe(fields: Mapping[str, Any]) -> Recipe:
+    """Check the form of all fields.
+
+    Raises:
+        RecipeError: every unknown field, missing field and impossible value, with the nearest
+            valid name.
+    """
+    kind = fields.get("kind")
+    if kind not in _KINDS:
+        raise RecipeError([f"kind: {kind!r} is neither 'train' nor 'distill'."])
+    schema = _KINDS[kind]
+    try:
+        return schema.model_validate(dict(fields))
+    except ValidationError as error:
+        raise RecipeError(_explain(schema, detail) for detail in error.errors()) from error
+
+
+def _explain(schema: type[BaseModel], detail: ErrorDetails) -> str:
+    path = [str(part) for part in detail["loc"]]
+    where = ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        known = _fields_at(schema, path[:-1])
+        return f"{where}: there is no such field. {nearest(path[-1], known)}"
+    if detail["type"] == "missing":
+        return f"{where}: is needed. Give --{path[-1].replace('_', '-')}, or set it in the recipe."
+    return f"{where}: {detail['msg']}, given {detail['input']!r}."
+
+
+def _fields_at(schema: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = schema.model_fields[part].annotation
+        options = get_args(field) if isinstance(field, types.UnionType) else (field,)
+        schema = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(schema.model_fields)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The complete recipe as YAML, defaults included."""
+    fields = recipe.model_dump(mode="json")
+    kind = fields.pop("kind")
+    return yaml.safe_dump({"kind": kind, **fields}, sort_keys=False)

@@ -1,0 +1,125 @@
+"""The typed description of an experiment: all that decides its result, in one YAML file."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from cktf.engine import Training
+
+Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class DataSection(_Section):
+    """Which images, and how they are fed.
+
+    Attributes:
+        name: a data set of the library, or `custom` for a user's own.
+        dir: its folder, where it needs one.
+        augment: crop and flip training images; a user's own data set augments itself.
+        batch_size: images per step; 2 or more, since BatchNorm and contrast compare images.
+        workers: processes that load a user's own data set.
+    """
+
+    name: Name = "fashion-mini"
+    dir: str | None = None
+    augment: bool = True
+    batch_size: int = Field(64, ge=2)
+    workers: int = Field(0, ge=0)
+
+
+class OptimizerSection(_Section):
+    """SGD. `lr` is the peak of the schedule."""
+
+    lr: float = Field(0.05, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    nesterov: bool = False
+
+
+class ScheduleSection(_Section):
+    """`onecycle` for short runs, `multistep` as in the papers (milestones as parts of the run)."""
+
+    name: Literal["onecycle", "multistep"] = "onecycle"
+    milestones: tuple[Fraction, ...] = (0.625, 0.75, 0.875)
+    gamma: float = Field(0.1, gt=0, le=1)
+
+
+class RuntimeSection(_Section):
+    """Where and in which precision the networks compute; objectives compute in float32."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    channels_last: bool = True
+
+
+class CheckpointSection(_Section):
+    """How often a run saves itself; `minutes` 0 is never by the clock."""
+
+    epochs: int = Field(1, ge=1)
+    minutes: float = Field(0.0, ge=0)
+
+
+class _Recipe(_Section):
+    epochs: int = Field(30, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+    data: DataSection = DataSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    runtime: RuntimeSection = RuntimeSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+
+    def training(self) -> Training:
+        """What the engine is told."""
+        return Training(
+            epochs=self.epochs,
+            lr=self.optimizer.lr,
+            momentum=self.optimizer.momentum,
+            weight_decay=self.optimizer.weight_decay,
+            nesterov=self.optimizer.nesterov,
+            schedule=self.schedule.name,
+            milestones=self.schedule.milestones,
+            gamma=self.schedule.gamma,
+            seed=self.seed,
+            precision=self.runtime.precision,
+            channels_last=self.runtime.channels_last,
+            device=self.runtime.device,
+            checkpoint_epochs=self.checkpoint.epochs,
+            checkpoint_minutes=self.checkpoint.minutes,
+        )
+
+
+class TrainRecipe(_Recipe):
+    """Train a network on labels alone.
+
+    Attributes:
+        model: a network of the library, or `custom` for a user's own.
+    """
+
+    kind: Literal["train"] = "train"
+    model: Name
+
+
+class DistillRecipe(_Recipe):
+    """Train a student from a teacher.
+
+    Attributes:
+        teacher: a run folder or a weights file, or `custom` for a user's own network.
+        student: a network of the library, or `custom`.
+        method: names joined by `+`, each with an optional weight.
+        options: for a method in the string, its options: `cktf: {negatives: 4096}`.
+    """
+
+    kind: Literal["distill"] = "distill"
+    teacher: Name
+    student: Name
+    method: Name = "cktf+kd"
+    options: dict[str, dict[str, Any]] = {}
+
+
+Recipe = TrainRecipe | DistillRecipe
+CUSTOM = "custom"

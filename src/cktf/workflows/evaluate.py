@@ -1,0 +1,42 @@
+"""Accuracy of a finished run's network, from its folder."""
+
+from pathlib import Path
+
+import torch
+
+from cktf.engine import Accuracy, accelerator, autocast_dtype, place
+from cktf.engine import evaluate as accuracy_of
+from cktf.recipes import build_test, load_teacher, make_recipe, read_recipe
+
+
+def evaluate(
+    run: str | Path, data: str | None = None, data_dir: str | None = None
+) -> tuple[Accuracy, str]:
+    """Classify the test images of a data set with a run's network.
+
+    Args:
+        run: a run folder.
+        data: a named data set; by default the run's own.
+        data_dir: its folder; by default the run's own.
+
+    Returns:
+        The accuracy, and the name of the data set.
+
+    Raises:
+        CktfError: no finished run, or data that does not fit it.
+    """
+    recipe = make_recipe(read_recipe(Path(run) / "recipe.yaml"))
+    section = recipe.data
+    if data is not None and data != section.name:
+        section = section.model_copy(update={"name": data, "dir": None})
+    if data_dir is not None:
+        section = section.model_copy(update={"dir": data_dir})
+    loader, classes = build_test(section)
+    network, _ = load_teacher(str(run), classes)
+    training = recipe.training()
+    device = accelerator(training).device
+    place(network, training, device)
+    dtype = autocast_dtype(training.precision, device)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        return accuracy_of(network.eval(), loader, len(classes), device), section.name
+

@@ -1,0 +1,238 @@
+"""Teach a network on labels, or distil a student from a teacher: recipe in, run folder out."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+from torch import nn
+
+from cktf.data import ImageSet
+from cktf.engine import RunFolder
+from cktf.errors import RecipeError
+from cktf.recipes import (
+    CUSTOM,
+    Data,
+    DistillRecipe,
+    Recipe,
+    TrainRecipe,
+    build_data,
+    check,
+    custom_loader,
+    load_teacher,
+    make_recipe,
+    new_network,
+    put,
+    test_loader,
+)
+from cktf.workflows.run import Parts, Run, execute
+
+
+def teach(
+    model: nn.Module | str,
+    *,
+    train: Any,
+    test: Any = None,
+    epochs: int = 30,
+    out: str | Path | None = None,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    show: bool = True,
+) -> Run:
+    """Train a network on labels alone.
+
+    Args:
+        model: any module from images to logits, or the name of a network of the library.
+        train: a map-style data set of `(image, label)`, or the name of one of the library's.
+        test: a data set to evaluate on after every epoch; comes with a named one.
+        epochs: passes over the training set.
+        out: the run folder; by default a new one in `runs/`.
+        seed: of everything random.
+        overrides: any field of the recipe by dotted name: `{"optimizer.lr": 0.02}`.
+        resume: continue the run that is in `out`, if there is one.
+        show: whether progress is shown.
+
+    Returns:
+        The run; its `student` is the trained network.
+
+    Raises:
+        CktfError: a mistake that can be mended; the message says how.
+    """
+    fields: dict[str, Any] = {"kind": "train", "model": _name(model)}
+    recipe = _recipe(fields, train, epochs, seed, overrides)
+    return run_recipe(recipe, out, student=model, train=train, test=test, resume=resume, show=show)
+
+
+def distill(
+    teacher: nn.Module | str | Path,
+    student: nn.Module | str,
+    *,
+    train: Any,
+    test: Any = None,
+    method: str = "cktf+kd",
+    epochs: int = 30,
+    out: str | Path | None = None,
+    seed: int = 0,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    show: bool = True,
+) -> Run:
+    """Train a student from a teacher.
+
+    Args:
+        teacher: any trained module from images to logits, a run folder or a weights file. It is
+            frozen and put in eval mode.
+        student: any module, or the name of a network of the library.
+        train: a map-style data set of `(image, label)`, or the name of one of the library's.
+        test: a data set to evaluate on after every epoch; comes with a named one.
+        method: names joined by `+`, each with an optional weight: `cktf+kd`, `crd:0.8`.
+        epochs: passes over the training set.
+        out: the run folder; by default a new one in `runs/`.
+        seed: of everything random.
+        options: for a method in the string, its options: `{"cktf": {"negatives": 4096}}`.
+        overrides: any field of the recipe by dotted name: `{"optimizer.lr": 0.02}`.
+        resume: continue the run that is in `out`, if there is one.
+        show: whether progress is shown.
+
+    Returns:
+        The run, with the trained student and the summary.
+
+    Raises:
+        CktfError: a mistake that can be mended; the message says how.
+    """
+    fields: dict[str, Any] = {
+        "kind": "distill",
+        "teacher": _name(teacher),
+        "student": _name(student),
+        "method": method,
+        "options": {name: dict(values) for name, values in (options or {}).items()},
+    }
+    recipe = _recipe(fields, train, epochs, seed, overrides)
+    return run_recipe(
+        recipe, out, teacher=teacher, student=student, train=train, test=test, resume=resume, show=show
+    )
+
+
+def _name(network: nn.Module | str | Path) -> str:
+    return CUSTOM if isinstance(network, nn.Module) else str(network)
+
+
+def _recipe(
+    fields: dict[str, Any],
+    train: Any,
+    epochs: int,
+    seed: int,
+    overrides: Mapping[str, Any] | None,
+) -> Recipe:
+    fields |= {"epochs": epochs, "seed": seed}
+    put(fields, "data.name", train if isinstance(train, str) else CUSTOM)
+    for name, value in (overrides or {}).items():
+        put(fields, name, value)
+    return make_recipe(fields)
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    teacher: nn.Module | str | Path | None = None,
+    student: nn.Module | str | None = None,
+    train: Any = None,
+    test: Any = None,
+    resume: bool = False,
+    show: bool = True,
+) -> Run:
+    """Carry out a recipe; objects stand in for what it calls `custom`.
+
+    Raises:
+        RecipeError: everything that is wrong with the recipe, before anything is trained.
+    """
+    problems = check(recipe)
+    objects = {"teacher": teacher, "student": student, "train": train}
+    problems.found += _absent(recipe, objects)
+    run = RunFolder(_folder(recipe) if out is None else Path(out))
+    with problems.collect("out"):
+        run.check(resume=resume)
+    problems.stop_if_any()
+    data: Data | None = None
+    with problems.collect("data"):
+        data = _data(recipe, train, test)
+    teacher_network, teacher_name = None, None
+    if isinstance(recipe, DistillRecipe):
+        with problems.collect("teacher"):
+            teacher_network, teacher_name = _teacher(recipe, teacher, data)
+    problems.stop_if_any()
+    assert data is not None
+    set_seed(recipe.seed)
+    network, name = _student(recipe, student, data)
+    run.create()
+    parts = Parts(network, teacher_network, name, teacher_name, data)
+    return execute(recipe, parts, run, show)
+
+
+def _absent(recipe: Recipe, objects: Mapping[str, Any]) -> list[str]:
+    """Where the recipe says `custom` and no object was given."""
+    said = {"train": recipe.data.name}
+    if isinstance(recipe, DistillRecipe):
+        said |= {"teacher": recipe.teacher, "student": recipe.student}
+    else:
+        said |= {"student": recipe.model}
+    return [
+        f"{name}: the recipe says {CUSTOM!r}, an object made in Python. Pass it to cktf.distill or "
+        "cktf.teach, or name another."
+        for name, value in said.items()
+        if value == CUSTOM and (objects[name] is None or isinstance(objects[name], str))
+    ]
+
+
+def _folder(recipe: Recipe) -> Path:
+    """A folder of its own for a run that was given none."""
+    if isinstance(recipe, DistillRecipe):
+        name = f"{recipe.student}-{recipe.method}"
+    else:
+        name = recipe.model
+    stem = f"{name}-{recipe.data.name}-seed{recipe.seed}".replace(":", "=").replace("/", "-")
+    number, path = 1, Path("runs") / stem
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{stem}-{number}"
+    return path
+
+
+def _data(recipe: Recipe, train: Any, test: Any) -> Data:
+    section, seed = recipe.data, recipe.seed
+    if section.name != CUSTOM:
+        return build_data(section, seed)
+    return Data(
+        train=custom_loader(train, section, seed),
+        test=None if test is None else test_loader(test, section.workers),
+        raw_train=train,
+        name=train.name if isinstance(train, ImageSet) else CUSTOM,
+        classes=tuple(train.classes) if isinstance(train, ImageSet) else None,
+    )
+
+
+def _teacher(
+    recipe: DistillRecipe, teacher: nn.Module | str | Path | None, data: Data | None
+) -> tuple[nn.Module, str]:
+    if isinstance(teacher, nn.Module):
+        return teacher, type(teacher).__name__
+    return load_teacher(recipe.teacher, None if data is None else data.classes)
+
+
+def _student(
+    recipe: Recipe, student: nn.Module | str | None, data: Data
+) -> tuple[nn.Module, str]:
+    if isinstance(student, nn.Module):
+        return student, type(student).__name__
+    name = recipe.model if isinstance(recipe, TrainRecipe) else recipe.student
+    if not isinstance(data.raw_train, ImageSet):
+        raise RecipeError(
+            [
+                f"student: {name!r} can be named with the library's data sets. With your own, pass a "
+                f"module: cktf.models.create({name!r}, num_classes)."
+            ]
+        )
+    return new_network(name, data.raw_train), name
