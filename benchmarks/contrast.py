@@ -41,8 +41,16 @@ def seconds(step: Callable[[Tensor], Tensor], anchor: Tensor) -> float:
 
 def main() -> None:
     """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name, default in {"batch": 64, "negatives": 16384, "size": 50_000, "dim": 128, "repeats": 9}.items():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    for name, default in {
+        "batch": 64,
+        "negatives": 16384,
+        "size": 50_000,
+        "dim": 128,
+        "repeats": 9,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -73,16 +81,23 @@ def main() -> None:
     ratios = [n / f for n, f in zip(times["naive"], times["fused"], strict=True)]
 
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"B={args.batch} K={args.negatives} N={args.size} D={args.dim}, float32, forward + backward")
+    print(
+        f"B={args.batch} K={args.negatives} N={args.size} D={args.dim}, float32, forward + backward"
+    )
     print(f"medians (min to max) of {args.repeats} repeats:")
     for name, what in {
         "naive": "row-copying, one anchor side",
         "fused": "nce_loss, one anchor side",
         "draw": "negatives of the whole batch, drawn once for all sides",
     }.items():
-        values = [v * 1e3 for v in times[name]]
-        print(f"  {name:6} {statistics.median(values):8.1f} ms ({min(values):.1f} to {max(values):.1f})  {what}")
-    print(f"ratio naive : fused  {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})")
+        print(f"  {name:6}{spread([v * 1e3 for v in times[name]], 'ms')}  {what}")
+    print(f"ratio naive : fused{spread(ratios, '')}")
+
+
+def spread(values: list[float], unit: str) -> str:
+    """Median with the smallest and largest value."""
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):9.1f} {unit} ({low:.1f} to {high:.1f})"
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ class Fixture:
 
 def error(found: Tensor | None, expected: Tensor) -> float:
     """Largest error relative to the largest expected value."""
-    assert found is not None and found.shape == expected.shape
+    assert found is not None
+    assert found.shape == expected.shape
     return float((found.detach() - expected).abs().max() / expected.abs().max())
 
 

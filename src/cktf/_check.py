@@ -50,7 +50,11 @@ def indices(method: str, index: Tensor, batch: int, size: int) -> None:
             f"{method} needs each sample's position in the training set as int64 [{batch}], given "
             f"{_shape(index)} of {index.dtype}."
         )
-    if index.device.type == "cpu" and batch and not 0 <= int(index.min()) <= int(index.max()) < size:
+    if (
+        index.device.type == "cpu"
+        and batch
+        and not 0 <= int(index.min()) <= int(index.max()) < size
+    ):
         raise ShapeError(
             f"{method} keeps one row for each of {size} training samples, given positions "
             f"{int(index.min())} to {int(index.max())}. Set dataset_size to the length of the "

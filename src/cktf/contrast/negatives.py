@@ -39,10 +39,10 @@ class NegativeSampler(nn.Module):
         else:
             if labels.shape != (dataset_size,):
                 raise ShapeError(
-                    f"labels are [{dataset_size}], one for each sample; given {tuple(labels.shape)}."
+                    f"labels are [{dataset_size}], one per sample; given {tuple(labels.shape)}."
                 )
             order = labels.argsort(stable=True)
-            _, class_of, counts = labels.unique(return_inverse=True, return_counts=True)
+            _, class_of, counts = torch.unique(labels, return_inverse=True, return_counts=True)
             if len(counts) < 2:
                 raise MethodError(
                     "Negatives are samples of other classes, and all samples have one class. Use "

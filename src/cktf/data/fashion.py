@@ -8,6 +8,7 @@ and given three channels, so that networks for 32-pixel colour images take them.
 import gzip
 import lzma
 import math
+import zlib
 from importlib.resources import files
 from pathlib import Path
 
@@ -69,16 +70,18 @@ def _find(directory: Path | None, name: str) -> Path:
             if path.is_file():
                 return path
     raise DataError(
-        f"Fashion-MNIST: no {name} or {name}.gz in {' or '.join(map(str, places))}. Give --data-dir "
-        "the folder with the four IDX files, or install Debian's package dataset-fashion-mnist."
+        f"Fashion-MNIST: no {name} or {name}.gz in "
+        f"{' or '.join(map(str, places))}. Give "
+        "--data-dir, the folder with the four IDX files, or install Debian's package dataset-fashion-mnist."
     )
 
 
 def _read(path: Path, dimensions: int) -> np.ndarray:
     """An IDX file of bytes: two zeros, type 8, the number of axes, their lengths, the values."""
     try:
-        raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}). Fetch it again.") from error
     head = 4 + 4 * dimensions
     shape = tuple(np.frombuffer(raw[4:head].ljust(4 * dimensions, b"\0"), dtype=">i4").tolist())

@@ -64,6 +64,7 @@ class MemoryLoader:
         return _batches(self.samples, self.batch_size, self.train)
 
     def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of epoch `number`."""
         generator = _generator(self.seed, number)
         order = torch.arange(self.samples)
         if self.train:
@@ -74,7 +75,9 @@ class MemoryLoader:
             if self.augment:
                 pixels = crop_and_flip(pixels, generator, flip=self.data.flip)
             # A permuted view of [B, H, W, C] is channels-last without a copy.
-            yield Batch(pixels.permute(0, 3, 1, 2).float().div_(255), self.data.labels[index], index)
+            yield Batch(
+                pixels.permute(0, 3, 1, 2).float().div_(255), self.data.labels[index], index
+            )
 
 
 class _Indexed(Dataset[tuple[Tensor, int, int]]):
@@ -118,7 +121,8 @@ def to_tensor(image: Any, position: int) -> Tensor:
         raise DataError(
             f"The image of sample {position} has shape {tuple(image.shape)}; an image is [C, H, W]."
         )
-    return image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    values: Tensor = image.float()
+    return values / 255 if image.dtype == torch.uint8 else values
 
 
 class DatasetLoader:
@@ -150,6 +154,7 @@ class DatasetLoader:
         return _batches(self.samples, self.batch_size, self.train)
 
     def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of epoch `number`."""
         loader = DataLoader(
             self._indexed,
             self.batch_size,

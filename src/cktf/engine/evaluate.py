@@ -1,5 +1,6 @@
 """Top-1 and top-5 accuracy of a classifier."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ class Accuracy:
     def standard_error(self) -> float:
         """Of top1, in points, for a test set drawn at random from all images of its kind."""
         share = self.top1 / 100
-        return 100 * float(share * (1 - share) / self.samples) ** 0.5
+        return 100 * math.sqrt(share * (1 - share) / self.samples)
 
 
 @torch.no_grad()
@@ -60,5 +61,6 @@ def evaluate(
             raise DataError("Accuracy needs labels, and this data set has none.")
         batch = batch.to(device)
         metrics.update(forward(batch.images).float(), batch.labels)
-    found = {name: 100 * float(value) for name, value in metrics.compute().items()}
+    # Shares are counts over counts; rounding takes float32's noise off the per cent.
+    found = {name: round(100 * float(value), 4) for name, value in metrics.compute().items()}
     return Accuracy(found["top1"], found["top5"], loader.samples)

@@ -137,7 +137,11 @@ class Trainer:
     def _epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
         self.student.model.train()
         self.objective.train()
-        start, sums, total = time.perf_counter(), dict[str, Tensor](), torch.zeros((), device=self.device)
+        start, sums, total = (
+            time.perf_counter(),
+            dict[str, Tensor](),
+            torch.zeros((), device=self.device),
+        )
         for step, batch in enumerate(self.train.epoch(epoch), start=1):
             batch = batch.to(self.device)
             with self._autocast():
@@ -191,9 +195,10 @@ class Trainer:
         bad = [name for name, value in sums.items() if not bool(value.isfinite())]
         raise TrainingError(
             f"The loss is not finite by step {step} of epoch {epoch}, at learning rate "
-            f"{self.optimizer.param_groups[0]['lr']:.3g}; it comes from: {', '.join(bad) or 'the sum'}. "
-            f"Usual causes: NaN in the images, or too large a learning rate: try a tenth of it with "
-            f"--set optimizer.lr={self.training.lr / 10:g}. Checkpoints are in {self.run.checkpoints}."
+            f"{self.optimizer.param_groups[0]['lr']:.3g}; it comes from: "
+            f"{', '.join(bad) or 'the sum'}. Usual causes: NaN in the images, or too large a "
+            f"learning rate: try a tenth with --set optimizer.lr={self.training.lr / 10:g}. "
+            f"Checkpoints are in {self.run.checkpoints}."
         )
 
     def _save(self, epoch: int) -> None:
@@ -248,7 +253,7 @@ def place(network: nn.Module, training: Training, device: torch.device) -> None:
     """Put a network where and how it is to compute."""
     network.to(device)
     if training.channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)
 
 
 def schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LRScheduler:

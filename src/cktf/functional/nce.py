@@ -31,16 +31,11 @@ from cktf.errors import ShapeError
 EPSILON = 1e-7
 
 
-def scores(anchor: Tensor, bank: Tensor, contrast_index: Tensor, temperature: float) -> Tensor:
-    """`anchor_i · bank_j / τ` for the chosen rows j: [B, D], [N, D], [B, 1+K] -> [B, 1+K]."""
-    return (anchor @ bank.t()).gather(1, contrast_index).div_(temperature)
-
-
 def normalizer(anchor: Tensor, bank: Tensor, contrast_index: Tensor, temperature: float) -> Tensor:
     """Z: N times the mean un-normalised score of a batch; scalar float32, without gradient."""
     with torch.no_grad(), torch.autocast(anchor.device.type, enabled=False):
-        chosen = scores(anchor.float(), bank.float(), contrast_index, temperature)
-        return chosen.exp_().mean() * len(bank)
+        every = anchor.float() @ bank.float().t()
+        return every.gather(1, contrast_index).div_(temperature).exp_().mean() * len(bank)
 
 
 class _NCE(torch.autograd.Function):
@@ -57,7 +52,8 @@ class _NCE(torch.autograd.Function):
         noise = (columns - 1) / len(bank)
         with torch.autocast(anchor.device.type, enabled=False):
             anchor, bank = anchor.float(), bank.float()
-            logits = scores(anchor, bank, contrast_index, temperature)
+            every = anchor @ bank.t()
+            logits = every.gather(1, contrast_index).div_(temperature)
             logits -= log_normalizer + math.log(noise + EPSILON)
             # One softplus over all columns: logsigmoid(x) = x − softplus(x).
             loss = F.softplus(logits).sum() - logits[:, 0].sum()
@@ -65,7 +61,8 @@ class _NCE(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 weights = logits.sigmoid_()
                 weights[:, 0] -= 1
-                dense = weights.new_zeros(batch, len(bank)).scatter_add_(1, contrast_index, weights)
+                # The scores are done with: their memory, already mapped, takes the weights.
+                dense = every.zero_().scatter_add_(1, contrast_index, weights)
                 ctx.save_for_backward(dense @ bank / (batch * temperature))
         return loss
 

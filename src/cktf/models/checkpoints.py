@@ -96,7 +96,9 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no checkpoint at {path}.") from error
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file, or is damaged ({error}).") from error
+        raise CheckpointError(
+            f"{path} is not a safetensors file, or is damaged ({error})."
+        ) from error
     differences = _differences(network.state_dict(), state)
     if differences:
         raise CheckpointError(

@@ -36,6 +36,7 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """The block's map, after its activation."""
         out = self.relu1(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out)) + self.downsample(x)
         return self.relu2(out)  # type: ignore[no-any-return]

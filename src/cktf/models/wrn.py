@@ -29,6 +29,7 @@ class PreActivationBlock(nn.Module):
             self.convShortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The block's map, the sum that the next BN reads."""
         activated = self.relu1(self.bn1(x))
         shortcut = x if self.convShortcut is None else self.convShortcut(activated)
         out = self.conv2(self.relu2(self.bn2(self.conv1(activated))))

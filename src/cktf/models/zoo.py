@@ -57,5 +57,7 @@ def create(name: str, num_classes: int) -> nn.Module:
     """
     check_name(name)
     if num_classes < 2:
-        raise ModelError(f"A classifier has at least 2 classes; {name} was asked for {num_classes}.")
+        raise ModelError(
+            f"A classifier has at least 2 classes; {name} was asked for {num_classes}."
+        )
     return _ZOO[name](num_classes)

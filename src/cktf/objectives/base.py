@@ -2,12 +2,15 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.taps import Features
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,15 @@ class Setting:
         return self.student, self.teacher
 
 
+def present(value: T | None, what: str) -> T:
+    """The value, or a message that says what an objective was not given."""
+    if value is None:
+        raise MethodError(
+            f"{what} was not given. Run both networks, tapped with what the method needs."
+        )
+    return value
+
+
 class Objective(nn.Module, ABC):
     """Base of all objectives; a class is either abstract or final.
 
@@ -81,7 +93,9 @@ class WeightedSum(Objective):
         super().__init__()
         if not terms or any(weight < 0 for weight, _ in terms.values()):
             given = {name: weight for name, (weight, _) in terms.items()}
-            raise MethodError(f"A sum has at least one term, with weights of 0 or more; given {given}.")
+            raise MethodError(
+                f"A sum has at least one term, with weights of 0 or more; given {given}."
+            )
         kept = {name: pair for name, pair in terms.items() if pair[0] > 0}
         self.weights = {name: weight for name, (weight, _) in kept.items()}
         self.terms = nn.ModuleDict({name: objective for name, (_, objective) in kept.items()})

@@ -11,7 +11,7 @@ per batch. How a map becomes a vector is in `cktf.functional.module_vector`.
 Departures: networks of unequal depth, width or resolution are paired too; those of CRD.
 """
 
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from cktf.batch import Batch
 from cktf.contrast import NegativeSampler
 from cktf.errors import MethodError, nearest
 from cktf.functional.module_vector import ModuleNorm, module_grid, module_vector
-from cktf.objectives.base import Loss, Objective, Setting
+from cktf.objectives.base import Loss, Objective, Setting, present
 from cktf.objectives.crd import CRD
 from cktf.taps import Features
 
@@ -91,7 +91,8 @@ class CKTF(Objective):
         """Loss of one batch; the banks are updated.
 
         Args:
-            student, teacher: features of the same images.
+            student: its features of a batch of images.
+            teacher: its features of the same images.
             index: [B] int64, positions in the training set.
             contrast_index: [B, 1+K] int64 bank rows, column 0 the positive; drawn when None.
 
@@ -101,7 +102,7 @@ class CKTF(Objective):
         if contrast_index is None:
             contrast_index = self.sampler.draw(index, self.negatives)
         losses = [
-            pair.loss(s, t, index, contrast_index) if weight else None
+            cast(CRD, pair).loss(s, t, index, contrast_index) if weight else None
             for pair, weight, (s, t) in zip(
                 self.pairs, self._weights(), self._vectors(student, teacher), strict=True
             )
@@ -116,8 +117,7 @@ class CKTF(Objective):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
-        assert teacher is not None
-        return self.loss(student, teacher, batch.index)
+        return self.loss(student, present(teacher, "CKTF's teacher"), batch.index)
 
     def _names(self) -> list[str]:
         modules = [f"module{k}" for k in range(1, len(self.pairs) - 1)]
@@ -128,11 +128,13 @@ class CKTF(Objective):
 
     def _vectors(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
         """What each pair's heads read, in the order of `pairs`."""
-        assert student.stem is not None and teacher.stem is not None
-        assert student.embedding is not None and teacher.embedding is not None
-        stem = _stem_vectors(student.stem, teacher.stem)
+        stem = _stem_vectors(present(student.stem, "A stem"), present(teacher.stem, "A stem"))
+        embeddings = (
+            present(student.embedding, "An embedding"),
+            present(teacher.embedding, "An embedding"),
+        )
         modules = [self._module(s, candidates) for s, candidates in self._stages(student, teacher)]
-        return [stem, *modules, (student.embedding, teacher.embedding)]
+        return [stem, *modules, embeddings]
 
     def _stages(
         self, student: Features, teacher: Features
@@ -146,7 +148,10 @@ class CKTF(Objective):
         if not count:
             raise MethodError("CKTF compares stages, and one of the networks has none.")
         return [
-            (student.stages[_spread(k, count, len(student.stages))], blocks[_spread(k, count, len(blocks))])
+            (
+                student.stages[_spread(k, count, len(student.stages))],
+                blocks[_spread(k, count, len(blocks))],
+            )
             for k in range(1, count + 1)
         ]
 
@@ -178,7 +183,7 @@ def needs_of(match: str) -> frozenset[str]:
 
 
 def _spread(position: int, count: int, available: int) -> int:
-    """Index of the position-th of `count` items spread evenly over `available`, the last included."""
+    """Which of `available` is the position-th of `count` at even distances, the last included."""
     return round(position * available / count) - 1
 
 
@@ -194,7 +199,10 @@ def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
     """Cosine of two whole batches of maps, the smaller and narrower fitted to the other."""
     grid = [min(s, t) for s, t in zip(student.shape[-2:], teacher.shape[-2:], strict=True)]
     channels = max(student.shape[1], teacher.shape[1])
-    flat = [module_vector(m, channels, (grid[0], grid[1]), "batch").flatten() for m in (student, teacher)]
+    flat = [
+        module_vector(m, channels, (grid[0], grid[1]), "batch").flatten()
+        for m in (student, teacher)
+    ]
     return F.cosine_similarity(flat[0], flat[1], dim=0)
 
 

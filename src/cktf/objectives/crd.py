@@ -23,7 +23,7 @@ from cktf.contrast import NegativeSampler, random_bank, update_bank
 from cktf.errors import MethodError
 from cktf.functional import nce_loss
 from cktf.functional.nce import normalizer
-from cktf.objectives.base import Loss, Objective, Setting
+from cktf.objectives.base import Loss, Objective, Setting, present
 from cktf.taps import Features
 
 
@@ -81,7 +81,7 @@ class CRD(Objective):
         self.register_buffer("teacher_normalizer", torch.zeros(()))
         # Known to Python, so that no step waits for the device to say whether they are set.
         self._normalized = False
-        self.register_load_state_dict_post_hook(_after_loading)
+        self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
 
     def loss(
         self,
@@ -124,12 +124,14 @@ class CRD(Objective):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The contrastive loss between the two embeddings of one batch."""
-        assert teacher is not None and student.embedding is not None
-        assert teacher.embedding is not None
-        loss = self.loss(student.embedding, teacher.embedding, batch.index)
+        own = present(student.embedding, "CRD's student embedding")
+        other = present(present(teacher, "CRD's teacher").embedding, "CRD's teacher embedding")
+        loss = self.loss(own, other, batch.index)
         return Loss(loss, {"crd": loss.detach()})
 
-    def _side(self, anchor: Tensor, bank: Tensor, contrast_index: Tensor, constant: Tensor) -> Tensor:
+    def _side(
+        self, anchor: Tensor, bank: Tensor, contrast_index: Tensor, constant: Tensor
+    ) -> Tensor:
         return nce_loss(
             anchor, bank, contrast_index, temperature=self.temperature, normalizer=constant
         )
@@ -169,10 +171,9 @@ def build(
 ) -> CRD:
     """CRD between the two penultimate embeddings."""
     student, teacher = setting.both("CRD")
-    assert student.embedding is not None and teacher.embedding is not None
     return CRD(
-        student.embedding.shape[1],
-        teacher.embedding.shape[1],
+        present(student.embedding, "CRD's student embedding").shape[1],
+        present(teacher.embedding, "CRD's teacher embedding").shape[1],
         setting.dataset_size,
         embedding_dim,
         negatives,

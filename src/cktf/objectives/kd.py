@@ -6,7 +6,7 @@ Source: Hinton, Vinyals, Dean, 2015, arXiv 1503.02531.
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import kd_loss
-from cktf.objectives.base import Loss, Objective, Setting
+from cktf.objectives.base import Loss, Objective, Setting, present
 from cktf.taps import Features
 
 
@@ -25,7 +25,7 @@ class KD(Objective):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
-        assert teacher is not None
+        teacher = present(teacher, "KD's teacher")
         loss = kd_loss(student.logits, teacher.logits, self.temperature)
         return Loss(loss, {"kd": loss.detach()})
 
@@ -35,8 +35,8 @@ def build(setting: Setting, *, temperature: float = 4.0) -> KD:
     student, teacher = setting.both("KD")
     if student.logits.shape != teacher.logits.shape:
         raise MethodError(
-            f"KD compares logits of the same classes: the student has {student.logits.shape[1]}, the "
-            f"teacher {teacher.logits.shape[1]}. Give the student the teacher's classes, or use a "
+            f"KD compares logits of the same classes: the student has {student.logits.shape[1]}, "
+            f"the teacher {teacher.logits.shape[1]}. Give the student the teacher's classes, or use a "
             "method that reads features."
         )
     return KD(temperature)

@@ -98,7 +98,7 @@ def _weight(method: str, given: str) -> float:
         weight = -1.0
     if not 0 <= weight < float("inf"):
         raise MethodError(
-            f"A weight is a number of 0 or more; {method!r} gives {given!r}. For example: cktf+kd:0.9."
+            f"A weight is a number of 0 or more; {method!r} gives {given!r}. Right is: cktf+kd:0.9."
         )
     return weight
 
@@ -131,14 +131,15 @@ def compose(
     Raises:
         MethodError: an unknown method or option, or a method that cannot work in this setting.
     """
-    given, options = parse(method), {name: dict(o) for name, o in (options or {}).items()}
-    _check_options(given, options)
+    given = parse(method)
+    chosen = {name: dict(values) for name, values in (options or {}).items()}
+    _check_options(given, chosen)
     weights = _weights(given, labelled=setting.labels is not None)
     if "cktf" in given:
-        weights["cktf"] = _place_cktf(given, options.setdefault("cktf", {}))
+        weights["cktf"] = _place_cktf(given, chosen.setdefault("cktf", {}))
     return WeightedSum(
         {
-            name: (weight, METHODS[name].build(setting, **options.get(name, {})))
+            name: (weight, METHODS[name].build(setting, **chosen.get(name, {})))
             for name, weight in weights.items()
             if weight > 0
         }
@@ -161,16 +162,14 @@ def _place_cktf(given: Mapping[str, float | None], options: dict[str, Any]) -> f
     if weight is None or "beta" in options or "theta" in options:
         if given["cktf"] is not None:
             raise MethodError(
-                f"CKTF's weight {weight} sets beta and theta, and an option sets them too. Give one."
+                f"CKTF's weight {weight} sets beta and theta, and an option does too. Give one."
             )
         return 1.0
     options |= {"beta": 1.0, "theta": 1.0}
     return weight
 
 
-def _check_options(
-    given: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]]
-) -> None:
+def _check_options(given: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]]) -> None:
     for name, values in options.items():
         if name not in given:
             raise MethodError(f"Options are given for {name!r}, which the method does not name.")

@@ -7,9 +7,9 @@ from cktf.recipes.build import (
     check,
     custom_loader,
     load_teacher,
+    loader_of_test,
     new_network,
     teacher_file,
-    test_loader,
 )
 from cktf.recipes.files import assign, make_recipe, put, read_recipe, to_yaml
 from cktf.recipes.schema import CUSTOM, DistillRecipe, Recipe, TrainRecipe
@@ -26,11 +26,11 @@ __all__ = [
     "check",
     "custom_loader",
     "load_teacher",
+    "loader_of_test",
     "make_recipe",
     "new_network",
     "put",
     "read_recipe",
     "teacher_file",
-    "test_loader",
     "to_yaml",
 ]

@@ -52,6 +52,10 @@ class Problems:
         except CktfError as error:
             self.found.append(f"{field}: {error}")
 
+    def about(self, field: str) -> bool:
+        """Whether something was found for a field or one inside it."""
+        return any(problem.startswith((f"{field}:", f"{field}.")) for problem in self.found)
+
     def stop_if_any(self) -> None:
         """Raise all that was found."""
         if self.found:
@@ -65,7 +69,9 @@ def check(recipe: Recipe) -> Problems:
         with problems.collect("data.name"):
             info = dataset_info(recipe.data.name)
             if info.needs_directory and recipe.data.dir is None:
-                problems.found.append(f"data.dir: {recipe.data.name} needs a folder: --data-dir DIR.")
+                problems.found.append(
+                    f"data.dir: {recipe.data.name} needs a folder: --data-dir DIR."
+                )
     network = recipe.model if isinstance(recipe, TrainRecipe) else recipe.student
     if network != CUSTOM:
         with problems.collect("model" if isinstance(recipe, TrainRecipe) else "student"):
@@ -138,7 +144,7 @@ def build_test(section: DataSection) -> tuple[Loader, tuple[str, ...]]:
         DataError: files that are missing or damaged.
     """
     test = _load(section, "test")
-    return test_loader(test), tuple(test.classes)
+    return loader_of_test(test), tuple(test.classes)
 
 
 def build_data(section: DataSection, seed: int) -> Data:
@@ -150,7 +156,7 @@ def build_data(section: DataSection, seed: int) -> Data:
     train, test = _load(section, "train"), _load(section, "test")
     return Data(
         train=memory_loader(train, section, seed),
-        test=test_loader(test),
+        test=loader_of_test(test),
         raw_train=train,
         name=section.name,
         classes=tuple(train.classes),
@@ -160,9 +166,7 @@ def build_data(section: DataSection, seed: int) -> Data:
 def memory_loader(train: ImageSet, section: DataSection, seed: int) -> MemoryLoader:
     """Training batches of images in memory."""
     check_batches(len(train), section.batch_size)
-    return MemoryLoader(
-        train, section.batch_size, train=True, augment=section.augment, seed=seed
-    )
+    return MemoryLoader(train, section.batch_size, train=True, augment=section.augment, seed=seed)
 
 
 def custom_loader(train: Any, section: DataSection, seed: int) -> Loader:
@@ -179,7 +183,7 @@ def custom_loader(train: Any, section: DataSection, seed: int) -> Loader:
     )
 
 
-def test_loader(test: Any, workers: int = 0) -> Loader:
+def loader_of_test(test: Any, workers: int = 0) -> Loader:
     """All of a test set, in order."""
     if isinstance(test, ImageSet):
         return MemoryLoader(test, _TEST_BATCH, train=False)
@@ -217,4 +221,3 @@ def load_teacher(teacher: str, classes: tuple[str, ...] | None) -> tuple[nn.Modu
             f"data has {len(classes)}. Train a teacher on this data, or use its data set."
         )
     return network, str(described["network"])
-

@@ -27,7 +27,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         fields = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise RecipeError([f"{path} cannot be read ({error.strerror}). Give a recipe.yaml."]) from error
+        raise RecipeError(
+            [f"{path} cannot be read ({error.strerror}). Give a recipe.yaml."]
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = str(error).splitlines()
         raise RecipeError([f"{path} is not YAML: {' '.join(first)}"]) from error

@@ -93,7 +93,7 @@ def infer_paths(model: nn.Module, example: Tensor) -> FeaturePaths:
     if not linear:
         raise TapError(
             f"{name} runs no nn.Linear that gives [B, classes], so its embedding cannot be found. "
-            "Say where it is: feature_paths = FeaturePaths(embedding='path.of.classifier:input', ...)."
+            "Say where it is: feature_paths = FeaturePaths(embedding='path.of.classifier:input')."
         )
     maps = [e for e in once if e.output.dim() == 4 and len(e.output) == len(example) and e.intact]
     stem = _stem(once)

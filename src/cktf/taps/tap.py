@@ -24,8 +24,8 @@ class _Recorder:
     def record(self, path: str, value: Any) -> None:
         if not isinstance(value, Tensor):
             raise TapError(
-                f"{path!r} gives a {type(value).__name__}, and a tap needs one tensor. Tap a module "
-                "inside it, or behind it."
+                f"{path!r} gives a {type(value).__name__}, and a tap needs one tensor. Tap a "
+                "module inside it, or behind it."
             )
         if path in self.seen:
             self.twice.add(path)
@@ -40,8 +40,8 @@ class _Recorder:
             )
         if path in self.twice:
             raise TapError(
-                f"{path!r} runs more than once in a forward pass, so its output is ambiguous. Tap a "
-                "module that runs once, for example the one that holds it."
+                f"{path!r} runs more than once in a forward pass, so its output is ambiguous. Tap "
+                "a module that runs once, for example the one that holds it."
             )
         value, version = self.seen[path]
         if version >= 0 and value._version != version:
@@ -124,7 +124,7 @@ class Tap:
 
     def _find(self, path: str) -> nn.Module:
         name = path.removesuffix(":input")
-        modules = dict(self.model.named_modules())
+        modules: dict[str, nn.Module] = dict(self.model.named_modules())
         if name not in modules or not name:
             hint = nearest(name, (n for n in modules if n))
             raise TapError(f"{type(self.model).__name__} has no module {name!r}. {hint}")

@@ -1,7 +1,16 @@
 """What users do: teach, distil, evaluate."""
 
-from cktf.workflows.evaluate import evaluate
+from cktf.workflows.evaluation import evaluate
 from cktf.workflows.run import Run, read_summary
-from cktf.workflows.train import distill, run_recipe, teach
+from cktf.workflows.train import Objects, distill, prepare, run_recipe, teach
 
-__all__ = ["Run", "distill", "evaluate", "read_summary", "run_recipe", "teach"]
+__all__ = [
+    "Objects",
+    "Run",
+    "distill",
+    "evaluate",
+    "prepare",
+    "read_summary",
+    "run_recipe",
+    "teach",
+]

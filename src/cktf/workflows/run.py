@@ -17,7 +17,7 @@ from cktf.errors import DataError, RunFolderError
 from cktf.models import save_network
 from cktf.objectives import Setting, WeightedSum, compose, features_read
 from cktf.recipes import CUSTOM, Data, DistillRecipe, Recipe, to_yaml
-from cktf.taps import FeaturePaths, Tap, infer_paths
+from cktf.taps import FeaturePaths, Features, Tap, infer_paths
 
 _EXAMPLES = 8
 
@@ -94,7 +94,8 @@ def _example(parts: Parts) -> Tensor:
 
 def _num_classes(parts: Parts, example: Tensor) -> int:
     """Classes of the student, after making sure that the labels fit it."""
-    student = _try(parts.student, example, "student", parts.student_name).logits.shape[1]
+    features = _try(parts.student, example, "student", parts.student_name)
+    student = int(features.logits.shape[1])
     labels = labels_of(parts.data.raw_train)
     if not 0 <= int(labels.min()) <= int(labels.max()) < student:
         raise DataError(
@@ -105,7 +106,7 @@ def _num_classes(parts: Parts, example: Tensor) -> int:
     return student
 
 
-def _try(network: nn.Module, example: Tensor, role: str, name: str) -> Any:
+def _try(network: nn.Module, example: Tensor, role: str, name: str) -> Features:
     """Features of one forward pass, or a message that says which network cannot take the images."""
     was_training = network.training
     parameter = next(network.parameters(), None)
@@ -154,7 +155,9 @@ def _paths(network: nn.Module, example: Tensor, reads: set[str]) -> FeaturePaths
     return infer_paths(network, example) if reads > {"logits"} else FeaturePaths()
 
 
-def _features(network: nn.Module, paths: FeaturePaths, reads: set[str], example: Tensor) -> Any:
+def _features(
+    network: nn.Module, paths: FeaturePaths, reads: set[str], example: Tensor
+) -> Features:
     there = {name for name in reads - {"logits"} if getattr(paths, name)}
     was_training = network.training
     with torch.no_grad():
@@ -184,6 +187,7 @@ def _summary(
         "test_top1": None if last is None else last.top1,
         "test_top5": None if last is None else last.top5,
         "test_standard_error": None if last is None else last.standard_error,
+        "test_images": None if last is None else last.samples,
         "best_top1": fitted.best_top1,
         "best_top1_chosen_on": "test",
         "teacher_top1": None if teacher is None else teacher.top1,
@@ -222,4 +226,3 @@ def read_summary(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{folder} holds no finished run: no summary.json to read.") from error
     return summary
-

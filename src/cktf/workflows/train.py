@@ -1,6 +1,7 @@
 """Teach a network on labels, or distil a student from a teacher: recipe in, run folder out."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from cktf.data import ImageSet
 from cktf.engine import RunFolder
-from cktf.errors import RecipeError
+from cktf.errors import RecipeError, RunFolderError
 from cktf.recipes import (
     CUSTOM,
     Data,
@@ -20,10 +21,11 @@ from cktf.recipes import (
     check,
     custom_loader,
     load_teacher,
+    loader_of_test,
     make_recipe,
     new_network,
     put,
-    test_loader,
+    read_recipe,
 )
 from cktf.workflows.run import Parts, Run, execute
 
@@ -111,7 +113,14 @@ def distill(
     }
     recipe = _recipe(fields, train, epochs, seed, overrides)
     return run_recipe(
-        recipe, out, teacher=teacher, student=student, train=train, test=test, resume=resume, show=show
+        recipe,
+        out,
+        teacher=teacher,
+        student=student,
+        train=train,
+        test=test,
+        resume=resume,
+        show=show,
     )
 
 
@@ -149,30 +158,73 @@ def run_recipe(
     Raises:
         RecipeError: everything that is wrong with the recipe, before anything is trained.
     """
+    objects = Objects(teacher, student, train, test)
+    run, parts = prepare(recipe, out, objects, resume=resume)
+    run.create()
+    return execute(recipe, parts, run, show)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What stands in for the names in a recipe: only what is not a name counts."""
+
+    teacher: nn.Module | str | Path | None = None
+    student: nn.Module | str | None = None
+    train: Any = None
+    test: Any = None
+
+
+def prepare(
+    recipe: Recipe,
+    out: str | Path | None = None,
+    objects: Objects | None = None,
+    *,
+    resume: bool = False,
+) -> tuple[RunFolder, Parts]:
+    """Make sure that a recipe can be carried out, and load what it needs; nothing is written.
+
+    Raises:
+        RecipeError: everything that is wrong with it.
+    """
+    objects = objects or Objects()
     problems = check(recipe)
-    objects = {"teacher": teacher, "student": student, "train": train}
     problems.found += _absent(recipe, objects)
     run = RunFolder(_folder(recipe) if out is None else Path(out))
     with problems.collect("out"):
         run.check(resume=resume)
-    problems.stop_if_any()
+        _check_same(recipe, run)
     data: Data | None = None
-    with problems.collect("data"):
-        data = _data(recipe, train, test)
-    teacher_network, teacher_name = None, None
-    if isinstance(recipe, DistillRecipe):
+    if not problems.about("data"):
+        with problems.collect("data"):
+            data = _data(recipe, objects)
+    teacher, teacher_name = None, None
+    if isinstance(recipe, DistillRecipe) and not problems.about("teacher"):
         with problems.collect("teacher"):
-            teacher_network, teacher_name = _teacher(recipe, teacher, data)
+            teacher, teacher_name = _teacher(recipe, objects, data)
     problems.stop_if_any()
     assert data is not None
     set_seed(recipe.seed)
-    network, name = _student(recipe, student, data)
-    run.create()
-    parts = Parts(network, teacher_network, name, teacher_name, data)
-    return execute(recipe, parts, run, show)
+    student, name = _student(recipe, objects, data)
+    return run, Parts(student, teacher, name, teacher_name, data)
 
 
-def _absent(recipe: Recipe, objects: Mapping[str, Any]) -> list[str]:
+def _check_same(recipe: Recipe, run: RunFolder) -> None:
+    """A run is continued with the recipe that it was started with."""
+    if not run.recipe.exists():
+        return
+    before = make_recipe(read_recipe(run.recipe)).model_dump()
+    now = recipe.model_dump()
+    changed = sorted(
+        name for name in before.keys() | now.keys() if before.get(name) != now.get(name)
+    )
+    if changed:
+        raise RunFolderError(
+            f"{run.path} was started with another recipe; it differs in: {', '.join(changed)}. "
+            f"Continue it with --resume {run.path} alone, or choose another --out."
+        )
+
+
+def _absent(recipe: Recipe, objects: Objects) -> list[str]:
     """Where the recipe says `custom` and no object was given."""
     said = {"train": recipe.data.name}
     if isinstance(recipe, DistillRecipe):
@@ -183,7 +235,7 @@ def _absent(recipe: Recipe, objects: Mapping[str, Any]) -> list[str]:
         f"{name}: the recipe says {CUSTOM!r}, an object made in Python. Pass it to cktf.distill or "
         "cktf.teach, or name another."
         for name, value in said.items()
-        if value == CUSTOM and (objects[name] is None or isinstance(objects[name], str))
+        if value == CUSTOM and isinstance(getattr(objects, name), str | Path | None)
     ]
 
 
@@ -201,38 +253,34 @@ def _folder(recipe: Recipe) -> Path:
     return path
 
 
-def _data(recipe: Recipe, train: Any, test: Any) -> Data:
-    section, seed = recipe.data, recipe.seed
+def _data(recipe: Recipe, objects: Objects) -> Data:
+    section, seed, train, test = recipe.data, recipe.seed, objects.train, objects.test
     if section.name != CUSTOM:
         return build_data(section, seed)
     return Data(
         train=custom_loader(train, section, seed),
-        test=None if test is None else test_loader(test, section.workers),
+        test=None if test is None else loader_of_test(test, section.workers),
         raw_train=train,
         name=train.name if isinstance(train, ImageSet) else CUSTOM,
         classes=tuple(train.classes) if isinstance(train, ImageSet) else None,
     )
 
 
-def _teacher(
-    recipe: DistillRecipe, teacher: nn.Module | str | Path | None, data: Data | None
-) -> tuple[nn.Module, str]:
-    if isinstance(teacher, nn.Module):
-        return teacher, type(teacher).__name__
+def _teacher(recipe: DistillRecipe, objects: Objects, data: Data | None) -> tuple[nn.Module, str]:
+    if isinstance(objects.teacher, nn.Module):
+        return objects.teacher, type(objects.teacher).__name__
     return load_teacher(recipe.teacher, None if data is None else data.classes)
 
 
-def _student(
-    recipe: Recipe, student: nn.Module | str | None, data: Data
-) -> tuple[nn.Module, str]:
-    if isinstance(student, nn.Module):
-        return student, type(student).__name__
+def _student(recipe: Recipe, objects: Objects, data: Data) -> tuple[nn.Module, str]:
+    if isinstance(objects.student, nn.Module):
+        return objects.student, type(objects.student).__name__
     name = recipe.model if isinstance(recipe, TrainRecipe) else recipe.student
     if not isinstance(data.raw_train, ImageSet):
         raise RecipeError(
             [
-                f"student: {name!r} can be named with the library's data sets. With your own, pass a "
-                f"module: cktf.models.create({name!r}, num_classes)."
+                f"student: {name!r} can be named with the library's data sets. With your own, "
+                f"pass a module: cktf.models.create({name!r}, num_classes)."
             ]
         )
     return new_network(name, data.raw_train), name

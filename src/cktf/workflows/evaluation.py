@@ -39,4 +39,3 @@ def evaluate(
     dtype = autocast_dtype(training.precision, device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         return accuracy_of(network.eval(), loader, len(classes), device), section.name
-

@@ -1,0 +1,57 @@
+"""`cktf distill`: a student from a teacher."""
+
+from typing import Annotated
+
+import typer
+
+from cktf.cli.common import (
+    DataDirOption,
+    DataOption,
+    DebugOption,
+    DryRunOption,
+    EpochsOption,
+    OutOption,
+    RecipeOption,
+    ResumeOption,
+    SeedOption,
+    SetOption,
+    reports_errors,
+    train_from_options,
+)
+
+
+@reports_errors
+def distill(
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="A run folder, or a file of weights.")
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option("--student", help="A network: see cktf models.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Names joined by +: see cktf methods.")
+    ] = None,
+    data: DataOption = None,
+    data_dir: DataDirOption = None,
+    epochs: EpochsOption = None,
+    seed: SeedOption = None,
+    out: OutOption = None,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    resume: ResumeOption = None,
+    dry_run: DryRunOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train a student from a teacher."""
+    given = {
+        "teacher": teacher,
+        "student": student,
+        "method": method,
+        "data.name": data,
+        "data.dir": data_dir,
+        "epochs": epochs,
+        "seed": seed,
+    }
+    train_from_options(
+        "distill", given, recipe=recipe, settings=settings, out=out, resume=resume, dry_run=dry_run
+    )

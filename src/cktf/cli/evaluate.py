@@ -1,0 +1,25 @@
+"""`cktf evaluate`: the accuracy of a finished run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cktf.cli.common import DataDirOption, DataOption, DebugOption, reports_errors
+
+
+@reports_errors
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: DataOption = None,
+    data_dir: DataDirOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Classify the test images of the run's data set, or of another."""
+    from cktf.workflows import evaluate as evaluate_run
+
+    accuracy, name = evaluate_run(run, data, None if data_dir is None else str(data_dir))
+    print(
+        f"{name}: top-1 {accuracy.top1:.2f} % ± {accuracy.standard_error:.2f}, top-5 "
+        f"{accuracy.top5:.2f} % of {accuracy.samples:,} test images (± the standard error)"
+    )

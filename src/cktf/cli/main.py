@@ -1,0 +1,45 @@
+"""The command line. Commands import what they need when they run: help answers at once."""
+
+from typing import Annotated
+
+import typer
+
+from cktf import __version__
+from cktf.cli.distill import distill
+from cktf.cli.evaluate import evaluate
+from cktf.cli.lists import datasets, methods, models
+from cktf.cli.quickstart import quickstart
+from cktf.cli.train import train
+
+app = typer.Typer(
+    name="cktf",
+    help="Train a small classifier from a large one, by contrastive knowledge transfer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train a small classifier from a large one, by contrastive knowledge transfer."""
+
+
+for command in (quickstart, train, distill, evaluate, models, methods, datasets):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point of `cktf`."""
+    app()

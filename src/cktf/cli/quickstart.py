@@ -1,0 +1,54 @@
+"""`cktf quickstart`: the whole of it on a small real data set, in minutes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cktf.cli.common import DebugOption, reports_errors
+
+
+@reports_errors
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", help="Where the four runs go.")] = Path(
+        "runs/quickstart"
+    ),
+    debug: DebugOption = False,
+) -> None:
+    """Train a teacher, then one student alone, with KD and with CKTF+KD; compare them."""
+    from cktf.workflows.quickstart import METHODS, run_quickstart
+
+    print("A teacher, then the same student three times with the same budget. Data: fashion-mini,")
+    print("10,000 training and 5,000 test images of Fashion-MNIST, from inside the package.")
+    summaries = run_quickstart(out)
+    teacher = summaries[0]
+    table = Table(box=box.SIMPLE)
+    for name in ("network", "parameters", "compression", "top-1 %", "seconds"):
+        table.add_column(name, justify="left" if name == "network" else "right")
+    for what, summary in zip(("teacher", *METHODS.values()), summaries, strict=True):
+        ratio = teacher["student_parameters"] / summary["student_parameters"]
+        table.add_row(
+            f"{summary['student']} {what}",
+            f"{summary['student_parameters']:,}",
+            f"{ratio:.2f}x",
+            f"{summary['test_top1']:.2f}",
+            f"{summary['seconds']:.0f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(_conclusion(summaries), highlight=False, soft_wrap=True)
+    console.print(f"Runs: {out}. Next: cktf distill --help", highlight=False)
+
+
+def _conclusion(summaries: list[dict[str, float]]) -> str:
+    alone, *others = summaries[1:]
+    error = max(s["test_standard_error"] for s in summaries)
+    gains = [s["test_top1"] - alone["test_top1"] for s in others]
+    return (
+        f"On {alone['test_images']:,} test images one standard error of an accuracy is about "
+        f"{error:.2f} points, and this is one seed.\n"
+        f"Against the student alone: KD {gains[0]:+.2f}, CKTF+KD {gains[1]:+.2f} points."
+    )

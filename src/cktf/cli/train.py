@@ -1,0 +1,49 @@
+"""`cktf train`: a network on labels alone."""
+
+from typing import Annotated
+
+import typer
+
+from cktf.cli.common import (
+    DataDirOption,
+    DataOption,
+    DebugOption,
+    DryRunOption,
+    EpochsOption,
+    OutOption,
+    RecipeOption,
+    ResumeOption,
+    SeedOption,
+    SetOption,
+    reports_errors,
+    train_from_options,
+)
+
+
+@reports_errors
+def train(
+    model: Annotated[
+        str | None, typer.Option("--model", help="A network: see cktf models.")
+    ] = None,
+    data: DataOption = None,
+    data_dir: DataDirOption = None,
+    epochs: EpochsOption = None,
+    seed: SeedOption = None,
+    out: OutOption = None,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    resume: ResumeOption = None,
+    dry_run: DryRunOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train a network on labels alone, for example a teacher."""
+    given = {
+        "model": model,
+        "data.name": data,
+        "data.dir": data_dir,
+        "epochs": epochs,
+        "seed": seed,
+    }
+    train_from_options(
+        "train", given, recipe=recipe, settings=settings, out=out, resume=resume, dry_run=dry_run
+    )
