@@ -84,13 +84,13 @@ def train_from_options(
         resume: `auto` or a run folder.
         dry_run: only check, and print the recipe.
     """
-    from cktf.recipes import to_yaml
+    from cktf.recipes import recipe_of, to_yaml
     from cktf.workflows import prepare, run_recipe
 
     continued = resume is not None
     if resume is not None and resume != "auto":
         out = Path(resume)
-        recipe = recipe or out / "recipe.yaml"
+        recipe = recipe or recipe_of(out)
     elif continued and out is None:
         raise RecipeError(["--resume auto continues what is in --out; give --out."])
     parsed = _recipe(kind, given, recipe, settings)
@@ -108,7 +108,7 @@ def _recipe(
 
     fields: dict[str, Any] = {"kind": kind} if recipe is None else read_recipe(recipe)
     if fields.setdefault("kind", kind) != kind:
-        raise RecipeError([f"kind: {recipe} is for cktf {fields['kind']}, not for cktf {kind}."])
+        raise RecipeError([f"kind: {recipe} says {fields['kind']!r}, and this is cktf {kind}."])
     for name, value in given.items():
         if value is not None:
             put(fields, name, str(value) if isinstance(value, Path) else value)

@@ -96,7 +96,7 @@ class _Indexed(Dataset[tuple[Tensor, int, int]]):
                 f"A data set gives (image, label); sample {position} is a "
                 f"{type(sample).__name__}. Wrap it so that it gives pairs."
             )
-        image, label = to_tensor(sample[0], position), int(sample[1])
+        image, label = to_tensor(sample[0], position), _to_label(sample[1], position)
         if not bool(image.isfinite().all()):
             raise DataError(
                 f"The image of sample {position} holds NaN or infinity. Mend or leave out that "
@@ -105,13 +105,23 @@ class _Indexed(Dataset[tuple[Tensor, int, int]]):
         return image, label, position
 
 
+def _to_label(label: Any, position: int) -> int:
+    try:
+        return int(label)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"The label of sample {position} is {label!r}; a label is the number of its class, "
+            "from 0. Number the classes in the data set."
+        ) from error
+
+
 def to_tensor(image: Any, position: int) -> Tensor:
     """An image as float32 [C, H, W]: bytes and pictures are scaled to [0, 1], floats kept."""
     if not isinstance(image, Tensor):
         try:
             array = np.asarray(image)
             array = array[:, :, None] if array.ndim == 2 else array
-            image = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+            image = torch.from_numpy(array.transpose(2, 0, 1).copy())
         except (TypeError, ValueError, IndexError) as error:
             raise DataError(
                 f"The image of sample {position} is a {type(image).__name__}, not a tensor "
@@ -177,8 +187,10 @@ def labels_of(data: Any) -> Tensor:
         return labels_of(data.dataset)[torch.as_tensor(data.indices)]
     if isinstance(data, TensorDataset) and len(data.tensors) == 2:
         return data.tensors[1].long()
-    for name in ("labels", "targets"):
+    # A target_transform of torchvision changes what samples hold, not what targets hold.
+    plain = getattr(data, "target_transform", None) is None
+    for name in ("labels", "targets") if plain else ():
         found = getattr(data, name, None)
         if found is not None and len(found) == len(data):
             return torch.as_tensor(found, dtype=torch.int64)
-    return torch.tensor([int(data[position][1]) for position in range(len(data))])
+    return torch.tensor([_to_label(data[i][1], i) for i in range(len(data))])

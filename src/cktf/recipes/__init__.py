@@ -11,7 +11,7 @@ from cktf.recipes.build import (
     new_network,
     teacher_file,
 )
-from cktf.recipes.files import assign, make_recipe, put, read_recipe, to_yaml
+from cktf.recipes.files import assign, make_recipe, put, read_recipe, recipe_of, to_yaml
 from cktf.recipes.schema import CUSTOM, DistillRecipe, Recipe, TrainRecipe
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "new_network",
     "put",
     "read_recipe",
+    "recipe_of",
     "teacher_file",
     "to_yaml",
 ]

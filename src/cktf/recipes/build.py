@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
@@ -49,6 +50,8 @@ class Problems:
         """Note what goes wrong inside, under a field's name."""
         try:
             yield
+        except RecipeError as error:
+            self.found += [f"{field}: {problem}" for problem in error.problems]
         except CktfError as error:
             self.found.append(f"{field}: {error}")
 
@@ -82,6 +85,8 @@ def check(recipe: Recipe) -> Problems:
         if recipe.teacher != CUSTOM:
             with problems.collect("teacher"):
                 teacher_file(recipe.teacher)
+    if recipe.runtime.device == "cuda" and not torch.cuda.is_available():
+        problems.found.append("runtime.device: PyTorch sees no 'cuda' here. Use cpu or auto.")
     return problems
 
 
@@ -102,7 +107,8 @@ def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
                 )
                 continue
             try:
-                TypeAdapter(known[option].annotation).validate_python(value)
+                # YAML 1.1 reads 1e1 as a string: what validation makes of it is kept.
+                values[option] = TypeAdapter(known[option].annotation).validate_python(value)
             except ValidationError as error:
                 message = error.errors()[0]["msg"]
                 problems.found.append(f"options.{name}.{option}: {message}, given {value!r}.")

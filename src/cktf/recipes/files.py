@@ -9,13 +9,25 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cktf.errors import RecipeError, nearest
+from cktf.errors import RecipeError, RunFolderError, nearest
 from cktf.recipes.schema import DistillRecipe, Recipe, TrainRecipe
 
 _KINDS: dict[str, type[TrainRecipe] | type[DistillRecipe]] = {
     "train": TrainRecipe,
     "distill": DistillRecipe,
 }
+
+
+def recipe_of(run: Path) -> Path:
+    """The recipe in a run folder.
+
+    Raises:
+        RunFolderError: no run there.
+    """
+    path = run / "recipe.yaml"
+    if not path.is_file():
+        raise RunFolderError(f"{run} holds no run: there is no recipe.yaml in it. Give its folder.")
+    return path
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -31,8 +43,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
             [f"{path} cannot be read ({error.strerror}). Give a recipe.yaml."]
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()
-        raise RecipeError([f"{path} is not YAML: {' '.join(first)}"]) from error
+        raise RecipeError([f"{path} is not YAML: {' '.join(str(error).split())}"]) from error
     if not isinstance(fields, dict):
         raise RecipeError([f"{path} holds no fields; a recipe is a YAML mapping."])
     return fields
@@ -48,7 +59,7 @@ def assign(fields: dict[str, Any], assignments: Iterable[str]) -> None:
     """
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
-        if not equals or not name:
+        if not equals or not all(name.split(".")):
             raise RecipeError([f"--set takes field.name=value, given {assignment!r}."])
         try:
             parsed = yaml.safe_load(value)
@@ -86,7 +97,7 @@ def make_recipe(fields: Mapping[str, Any]) -> Recipe:
             valid name.
     """
     kind = fields.get("kind")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise RecipeError([f"kind: {kind!r} is neither 'train' nor 'distill'."])
     schema = _KINDS[kind]
     try:

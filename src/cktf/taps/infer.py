@@ -133,7 +133,9 @@ def _stages(maps: list[_Event], stem: _Event | None) -> list[_Event]:
     stages = [
         e
         for i, e in enumerate(ordered)
-        if all(later.size <= e.size for later in ordered[i:]) and e is not stem
+        if all(later.size <= e.size for later in ordered[i:])
+        # The stem, or a container that ends with it, is no stage.
+        and (stem is None or e.output is not stem.output)
     ]
     return stages or ordered
 

@@ -6,7 +6,7 @@ import torch
 
 from cktf.engine import Accuracy, accelerator, autocast_dtype, place
 from cktf.engine import evaluate as accuracy_of
-from cktf.recipes import build_test, load_teacher, make_recipe, read_recipe
+from cktf.recipes import build_test, load_teacher, make_recipe, read_recipe, recipe_of
 
 
 def evaluate(
@@ -25,7 +25,7 @@ def evaluate(
     Raises:
         CktfError: no finished run, or data that does not fit it.
     """
-    recipe = make_recipe(read_recipe(Path(run) / "recipe.yaml"))
+    recipe = make_recipe(read_recipe(recipe_of(Path(run))))
     section = recipe.data
     if data is not None and data != section.name:
         section = section.model_copy(update={"name": data, "dir": None})

@@ -56,7 +56,7 @@ class Parts:
 
 
 def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> Run:
-    """Train, record and save; the folder was created before.
+    """Train, record and save; nothing is written before all is known to fit.
 
     Raises:
         CktfError: networks, data and method do not fit; nothing was trained then.
@@ -68,6 +68,7 @@ def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> 
     example = _example(parts)
     num_classes = _num_classes(parts, example)
     student, teacher, objective = _objective(parts, example, method, options, num_classes)
+    run.create()
     write_atomically(run.recipe, to_yaml(recipe).encode())
     title = f"{parts.student_name} {method}" if parts.teacher else parts.student_name
     data = parts.data

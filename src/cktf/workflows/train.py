@@ -160,7 +160,6 @@ def run_recipe(
     """
     objects = Objects(teacher, student, train, test)
     run, parts = prepare(recipe, out, objects, resume=resume)
-    run.create()
     return execute(recipe, parts, run, show)
 
 
@@ -194,7 +193,7 @@ def prepare(
         run.check(resume=resume)
         _check_same(recipe, run)
     data: Data | None = None
-    if not problems.about("data"):
+    if not (problems.about("data") or problems.about("train")):
         with problems.collect("data"):
             data = _data(recipe, objects)
     teacher, teacher_name = None, None

@@ -1,0 +1,176 @@
+"""Each function against a naive loop over its definition, and at the edges of its domain."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cktf.errors import ShapeError
+from cktf.functional import kd_loss, nce_loss
+from cktf.functional.module_vector import module_grid, module_vector
+from cktf.functional.nce import EPSILON, normalizer
+
+B, K, N, D = 6, 40, 90, 16
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def test_kd_by_definition():
+    student, teacher = torch.randn(5, 7) * 3, torch.randn(5, 7) * 3
+    p, q = (teacher / 2.5).softmax(1).tolist(), (student / 2.5).softmax(1).tolist()
+    by_hand = sum(a * math.log(a / b) for r, s in zip(p, q, strict=True) for a, b in zip(r, s, strict=True))
+    assert float(kd_loss(student, teacher, 2.5)) == pytest.approx(by_hand / 5 * 2.5**2, rel=1e-5)
+
+
+def test_kd_is_zero_for_equal_and_finite_for_extreme_logits():
+    logits = torch.randn(4, 3)
+    assert float(kd_loss(logits, logits)) == pytest.approx(0, abs=1e-6)
+    extreme = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    loss = kd_loss(extreme, -extreme.detach())
+    loss.backward()
+    assert loss.isfinite()
+    assert extreme.grad.isfinite().all()
+
+
+def test_kd_leaves_the_teacher_alone():
+    teacher = torch.randn(4, 3, requires_grad=True)
+    kd_loss(torch.randn(4, 3, requires_grad=True), teacher).backward()
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [((4, 3), (5, 3), "one batch"), ((4, 3), (4, 5), "same classes"), ((4, 3, 1), (4, 3), "rows")],
+)
+def test_kd_shapes(student, teacher, message):
+    with pytest.raises(ShapeError, match=message):
+        kd_loss(torch.rand(student), torch.rand(teacher))
+
+
+def contrast(dtype=torch.float32):
+    """Anchors, a bank, and which rows they are contrasted with; some rows come twice."""
+    anchor = F.normalize(torch.randn(B, D), dim=1).to(dtype)
+    bank = F.normalize(torch.randn(N, D), dim=1).to(dtype)
+    return anchor, bank, torch.randint(N, (B, 1 + K))
+
+
+def nce_by_definition(anchor, bank, contrast_index, tau, z):
+    """Sample by sample, column by column, in double precision."""
+    total, c = 0.0, K / N
+    for i in range(len(anchor)):
+        for column, j in enumerate(contrast_index[i].tolist()):
+            p = torch.exp(anchor[i].double() @ bank[j].double() / tau) / z
+            chance = p if column == 0 else c
+            total = total - torch.log(chance / (p + c + EPSILON))
+    return total / len(anchor)
+
+
+@pytest.mark.parametrize("tau", [0.07, 0.1, 1.0])
+def test_nce_value_and_gradient_by_definition(tau):
+    anchor, bank, index = contrast()
+    z = float(N * math.exp(0.5))
+    fused, naive = (anchor.clone().requires_grad_() for _ in range(2))
+    loss = nce_loss(fused, bank, index, temperature=tau, normalizer=z)
+    expected = nce_by_definition(naive, bank, index, tau, z)
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(fused.grad, naive.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_nce_gradient_is_scaled_by_what_follows():
+    anchor, bank, index = contrast()
+    once, thrice = (anchor.clone().requires_grad_() for _ in range(2))
+    nce_loss(once, bank, index, temperature=0.1, normalizer=99.0).backward()
+    (3 * nce_loss(thrice, bank, index, temperature=0.1, normalizer=99.0)).backward()
+    torch.testing.assert_close(thrice.grad, 3 * once.grad)
+
+
+def test_nce_stays_in_float32_under_autocast_and_with_half_inputs():
+    anchor, bank, index = contrast()
+    plain = nce_loss(anchor, bank, index, temperature=0.07, normalizer=float(N))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = nce_loss(anchor, bank, index, temperature=0.07, normalizer=float(N))
+    assert float(mixed) == float(plain)
+    half = anchor.bfloat16().requires_grad_()
+    loss = nce_loss(half, bank.bfloat16(), index, temperature=0.07, normalizer=float(N))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert half.grad.dtype == torch.bfloat16
+    assert half.grad.isfinite().all()
+    assert loss.item() == pytest.approx(plain.item(), rel=0.05)
+
+
+def test_nce_survives_extreme_scores():
+    anchor, bank, index = contrast()
+    anchor.requires_grad_()
+    for z in (1e-20, 1e20):
+        loss = nce_loss(anchor, bank, index, temperature=0.001, normalizer=z)
+        loss.backward()
+        assert loss.isfinite()
+        assert anchor.grad.isfinite().all()
+
+
+def test_nce_reaches_neither_bank_nor_normalizer():
+    anchor, bank, index = contrast()
+    z = torch.tensor(50.0, requires_grad=True)
+    bank.requires_grad_()
+    nce_loss(anchor.requires_grad_(), bank, index, temperature=0.1, normalizer=z).backward()
+    assert bank.grad is None
+    assert z.grad is None
+
+
+def test_normalizer_by_definition():
+    anchor, bank, index = contrast()
+    scores = [float((anchor[i] @ bank[j] / 0.1).exp()) for i in range(B) for j in index[i]]
+    assert float(normalizer(anchor, bank, index, 0.1)) == pytest.approx(
+        N * sum(scores) / len(scores), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a, b, i: (a, b[:, :8], i), "rows of one length"),
+        (lambda a, b, i: (a[:3], b, i), "batch of 3"),
+        (lambda a, b, i: (a, b, i[:, :1]), "at least one negative"),
+        (lambda a, b, i: (a[0], b, i), "anchor as floating-point rows"),
+    ],
+)
+def test_nce_shapes(change, message):
+    with pytest.raises(ShapeError, match=message):
+        nce_loss(*change(*contrast()), temperature=0.1, normalizer=1.0)
+
+
+@pytest.mark.parametrize("norm", ["batch", "sample", "none"])
+def test_module_vector_by_definition(norm):
+    """Normalise, pad, pool, in the published order."""
+    fmap = torch.randn(4, 3, 16, 16).relu()
+    if norm == "batch":
+        fmap_normed = fmap / fmap.norm(dim=0, keepdim=True).clamp_min(1e-12)
+    elif norm == "sample":
+        fmap_normed = fmap / fmap.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    else:
+        fmap_normed = fmap
+    padded = torch.cat([torch.zeros(4, 1, 16, 16), fmap_normed, torch.zeros(4, 2, 16, 16)], dim=1)
+    expected = F.avg_pool2d(padded, 8).flatten(1)
+    torch.testing.assert_close(module_vector(fmap, 6, (2, 2), norm), expected)
+
+
+def test_module_vector_of_dead_units_has_a_finite_gradient():
+    fmap = torch.zeros(4, 3, 8, 8, requires_grad=True)
+    module_vector(fmap, 3, (1, 1), "batch").sum().backward()
+    assert fmap.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "grid"),
+    [((32, 32), (32, 32), (4, 4)), ((8, 8), (8, 8), (1, 1)), ((8, 8), (4, 6), (4, 4)),
+     ((2, 3), (14, 14), (2, 3)), ((64, 64), (64, 64), (4, 4)), ((16, 8), (16, 8), (2, 1))],
+)  # fmt: skip
+def test_module_grid(student, teacher, grid):
+    assert module_grid(torch.Size((1, 1, *student)), torch.Size((1, 1, *teacher))) == grid

@@ -1,0 +1,264 @@
+"""The contract of every objective, and what is particular to some."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from cktf.batch import Batch
+from cktf.errors import MethodError, ShapeError
+from cktf.functional import kd_loss
+from cktf.models import create
+from cktf.objectives import CKTF, CRD, METHODS, Setting, compose, features_read, parse
+from cktf.taps import Tap, infer_paths
+
+N, B, CLASSES = 40, 6, 5
+ALONE = [name for name in METHODS if name != "ce"]
+COMBINED = [f"cktf+{name}" for name in ALONE if name != "cktf"]
+SMALL = {"crd": {"negatives": 30}, "cktf": {"negatives": 30}}
+
+
+class Tiny(nn.Module):
+    """Another family: two resolutions, stride 2, a wide embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU())
+        self.b = nn.Sequential(nn.Conv2d(6, 40, 3, 2, 1), nn.BatchNorm2d(40), nn.ReLU())
+        self.c = nn.Conv2d(40, 40, 1)
+        self.fc = nn.Linear(40, CLASSES)
+
+    def forward(self, x):
+        return self.fc(self.c(self.b(self.a(x))).mean((2, 3)))
+
+
+PAIRS = {"resnet-wrn": ("resnet8", "wrn_16_2"), "tiny-resnet": (None, "resnet20")}
+
+
+class Case:
+    """A student, a teacher, a batch and a setting."""
+
+    def __init__(self, method: str, pair: str, dtype: torch.dtype = torch.float32):
+        torch.manual_seed(0)
+        names = PAIRS[pair]
+        self.networks = [create(n, CLASSES) if n else Tiny() for n in names]
+        self.networks[1].eval().requires_grad_(False)
+        images = torch.rand(B, 3, 32, 32)
+        labels = torch.arange(N) % CLASSES
+        index = torch.randperm(N)[:B]
+        self.batch = Batch(images, labels[index], index)
+        reads = features_read(method)
+        self.taps = [
+            Tap(n, getattr(n, "feature_paths", None) or infer_paths(n, images), reads - {"preacts"})
+            for n in self.networks
+        ]
+        self.dtype = dtype
+        student, teacher = self.features()
+        self.setting = Setting(student, teacher, N, labels)
+        options = {name: SMALL[name] for name in parse(method) if name in SMALL}
+        self.objective = compose(method, self.setting, options)
+
+    def features(self):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return [tap(self.batch.images) for tap in self.taps]
+
+    def loss(self):
+        torch.manual_seed(1)
+        return self.objective(*self.features(), self.batch)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("method", ["ce", *ALONE, *COMBINED, "cktf+crd+kd"])
+class TestContract:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_finite_scalar_with_gradient_to_the_student_alone(self, method, pair, dtype):
+        case = Case(method, pair, dtype)
+        loss = case.loss()
+        assert loss.total.shape == ()
+        assert loss.total.dtype == torch.float32
+        assert loss.total.isfinite()
+        loss.total.backward()
+        student, teacher = case.networks
+        first = next(p for p in student.parameters() if p.dim() == 4)
+        assert first.grad.isfinite().all()
+        assert first.grad.abs().sum() > 0
+        assert all(p.grad is None for p in teacher.parameters())
+        for name, parameter in case.objective.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+
+    def test_state_dict_round_trip_and_deep_copy(self, method, pair):
+        case = Case(method, pair)
+        case.loss().total.backward()
+        twin = copy.deepcopy(case.objective)
+        fresh = Case(method, pair).objective
+        fresh.load_state_dict(case.objective.state_dict())
+        expected = case.loss().total
+        torch.manual_seed(1)
+        for other in (twin, fresh):
+            torch.manual_seed(1)
+            found = other(*case.features(), case.batch).total
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+    def test_batches_that_differ_are_refused(self, method, pair):
+        if method == "ce":
+            pytest.skip("compares no two networks")
+        case = Case(method, pair)
+        student = case.taps[0](case.batch.images)
+        teacher = case.taps[1](case.batch.images[:3])
+        with pytest.raises(ShapeError, match="one batch"):
+            case.objective(student, teacher, case.batch)
+
+
+class TestMethodStrings:
+    def weights(self, method, labels=True):
+        case = Case(method, "resnet-wrn")
+        setting = case.setting if labels else Setting(
+            case.setting.student, case.setting.teacher, N, None
+        )  # fmt: skip
+        options = {name: SMALL[name] for name in parse(method) if name in SMALL}
+        return compose(method, setting, options)
+
+    @pytest.mark.parametrize(
+        ("method", "expected"),
+        [
+            ("ce", {"ce": 1.0}),
+            ("kd", {"ce": 0.1, "kd": 0.9}),
+            ("kd:1", {"ce": 1.0, "kd": 1.0}),
+            ("crd", {"ce": 1.0, "crd": 0.8}),
+            ("crd+kd", {"ce": 1.0, "crd": 0.8, "kd": 1.0}),
+            ("cktf", {"ce": 1.0, "cktf": 1.0}),
+            ("cktf+kd", {"ce": 1.0, "cktf": 1.0, "kd": 1.0}),
+            ("ce:0.5 + kd:2", {"ce": 0.5, "kd": 2.0}),
+            ("kd:1+crd:0", {"ce": 1.0, "kd": 1.0}),
+        ],
+    )
+    def test_published_weights(self, method, expected):
+        assert self.weights(method).weights == expected
+
+    @pytest.mark.parametrize(
+        ("method", "weight", "beta", "theta"),
+        [("cktf", 1.0, 0.8, 0.1), ("cktf+kd", 1.0, 0.8, 0.1), ("cktf+crd", 0.8, 1.0, 1.0),
+         ("cktf:0.5+kd", 0.5, 1.0, 1.0)],
+    )  # fmt: skip
+    def test_cktf_weights(self, method, weight, beta, theta):
+        objective = self.weights(method)
+        cktf = objective.terms["cktf"]
+        assert (objective.weights["cktf"], cktf.beta, cktf.theta) == (weight, beta, theta)
+
+    def test_without_labels_there_is_no_cross_entropy(self):
+        assert self.weights("kd", labels=False).weights == {"kd": 1.0}
+        assert self.weights("cktf", labels=False).weights == {"cktf": 1.0}
+
+    def test_the_sum_is_the_sum(self):
+        case = Case("ce:0.3+kd:2", "resnet-wrn")
+        student, teacher = case.features()
+        loss = case.objective(student, teacher, case.batch)
+        ce = nn.functional.cross_entropy(student.logits, case.batch.labels)
+        expected = 0.3 * ce + 2 * kd_loss(student.logits, teacher.logits)
+        torch.testing.assert_close(loss.total, expected)
+        assert list(loss.terms) == ["ce", "kd"]
+
+    @pytest.mark.parametrize(
+        ("method", "message"),
+        [("ckft", "Did you mean 'cktf'"), ("kd+kd", "twice"), ("kd:x", "number of 0 or more"),
+         ("kd:-1", "number of 0 or more"), ("", "no method ''"), ("kd:nan", "number of 0 or more")],
+    )  # fmt: skip
+    def test_mistakes(self, method, message):
+        with pytest.raises(MethodError, match=message):
+            parse(method)
+
+    def test_unknown_options(self):
+        setting = Case("cktf", "resnet-wrn").setting
+        with pytest.raises(MethodError, match="Did you mean 'negatives'"):
+            compose("cktf", setting, {"cktf": {"negative": 3}})
+        with pytest.raises(MethodError, match="does not name"):
+            compose("kd", setting, {"cktf": {"negatives": 3}})
+        with pytest.raises(MethodError, match="Give one"):
+            compose("cktf:0.5", setting, {"cktf": {"beta": 1.0}})
+
+
+class TestCRD:
+    def test_normalizers_are_set_once(self):
+        crd = CRD(4, 5, N, 8, 10)
+        assert crd.student_normalizer == 0
+        for step in range(2):
+            crd.loss(torch.randn(B, 4), torch.randn(B, 5), torch.arange(B))
+            if step == 0:
+                first = crd.student_normalizer.clone(), crd.teacher_normalizer.clone()
+        assert (crd.student_normalizer, crd.teacher_normalizer) == first
+        assert min(first) > 0
+
+    def test_evaluation_leaves_the_banks(self):
+        crd = CRD(4, 5, N, 8, 10).eval()
+        before = crd.student_bank.clone()
+        crd.loss(torch.randn(B, 4), torch.randn(B, 5), torch.arange(B))
+        assert torch.equal(crd.student_bank, before)
+
+    def test_a_batch_of_one(self):
+        loss = CRD(4, 5, N, 8, 10).loss(torch.randn(1, 4), torch.randn(1, 5), torch.tensor([3]))
+        assert loss.isfinite()
+
+    @pytest.mark.parametrize(
+        ("index", "message"),
+        [(torch.arange(B) + N, "one row for each of 40"), (torch.arange(B - 1), "position"),
+         (torch.rand(B), "int64")],
+    )  # fmt: skip
+    def test_positions(self, index, message):
+        with pytest.raises(ShapeError, match=message):
+            CRD(4, 5, N, 8, 10).loss(torch.randn(B, 4), torch.randn(B, 5), index)
+
+    @pytest.mark.parametrize(
+        "option", [{"negatives": 0}, {"temperature": 0.0}, {"momentum": 1.5}, {"embedding_dim": 0}]
+    )
+    def test_options(self, option):
+        with pytest.raises(MethodError, match=next(iter(option))):
+            CRD(4, 5, N, **option)
+
+
+class TestCKTF:
+    @pytest.mark.parametrize("match", ["last", "first", "random", "smallest", "largest"])
+    @pytest.mark.parametrize("norm", ["batch", "sample", "none"])
+    def test_every_match_and_norm_works(self, match, norm):
+        case = Case("cktf", "resnet-wrn")
+        setting = case.setting
+        cktf = CKTF(
+            setting.student, setting.teacher, N,
+            match=match, module_norm=norm, negatives=10, labels=setting.labels,
+        )  # fmt: skip
+        loss = cktf(*case.features(), case.batch)
+        assert loss.total.isfinite()
+        assert list(loss.terms) == ["stem", "module1", "module2", "module3", "embedding"]
+
+    def test_weights_place_the_terms(self):
+        case = Case("cktf", "resnet-wrn")
+        cktf = CKTF(case.setting.student, case.setting.teacher, N, beta=0.7, theta=0.2, negatives=9)
+        loss = cktf(*case.features(), case.batch)
+        *modules, embedding = loss.terms.values()
+        torch.testing.assert_close(loss.total, 0.7 * embedding + 0.2 * sum(modules))
+
+    def test_a_weight_of_zero_is_not_computed(self):
+        case = Case("cktf", "resnet-wrn")
+        cktf = CKTF(case.setting.student, case.setting.teacher, N, theta=0.0, negatives=9)
+        assert list(cktf(*case.features(), case.batch).terms) == ["embedding"]
+
+    def test_unequal_numbers_of_stages_are_spread(self):
+        assert len(Case("cktf", "tiny-resnet").objective.terms["cktf"].pairs) == 4
+
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [({"match": "lst"}, "Did you mean 'last'"), ({"module_norm": "bach"}, "'batch'"),
+         ({"beta": -1.0}, "weights are 0 or more"), ({"beta": 0.0, "theta": 0.0}, "above 0")],
+    )  # fmt: skip
+    def test_options(self, option, message):
+        setting = Case("cktf", "resnet-wrn").setting
+        with pytest.raises(MethodError, match=message):
+            CKTF(setting.student, setting.teacher, N, **option)
+
+
+def test_kd_between_other_classes_is_refused():
+    case = Case("crd", "resnet-wrn")
+    student = Tap(create("resnet8", 7), needs=["embedding"])(case.batch.images)
+    with pytest.raises(MethodError, match="the student has 7, the teacher 5"):
+        compose("kd", Setting(student, case.setting.teacher, N, case.setting.labels))

@@ -1,0 +1,348 @@
+"""Recipes: reading, assigning, checking, and saying all that is wrong at once."""
+
+import pytest
+import torch
+import yaml
+
+from cktf.errors import CheckpointError, RecipeError, RunFolderError
+from cktf.models import create, save_network
+from cktf.recipes import (
+    DistillRecipe,
+    TrainRecipe,
+    assign,
+    check,
+    make_recipe,
+    put,
+    read_recipe,
+    recipe_of,
+    teacher_file,
+    to_yaml,
+)
+
+TRAIN = {"kind": "train", "model": "resnet8"}
+DISTILL = {"kind": "distill", "teacher": "custom", "student": "resnet8"}
+
+
+def problems_of(fields):
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(fields)
+    return caught.value.problems
+
+
+# Form
+
+MISTAKES = {
+    "unknown field": ({"epocs": 3}, "epocs", "Did you mean 'epochs'?"),
+    "unknown section": ({"optimiser": {"lr": 1}}, "optimiser", "Did you mean 'optimizer'?"),
+    "unknown inner field": (
+        {"optimizer": {"weigth_decay": 0}}, "optimizer.weigth_decay", "Did you mean 'weight_decay'",
+    ),
+    "field of nothing like it": ({"zzz": 1}, "zzz", "Known: checkpoint, data, epochs"),
+    "field of another kind": ({"teacher": "runs/x"}, "teacher", "no such field"),
+    "section as a value": ({"data": 3}, "data", "given 3"),
+    "value as a section": ({"epochs": {"a": 1}}, "epochs", "given {'a': 1}"),
+    "no epochs": ({"epochs": 0}, "epochs", "greater than or equal to 1, given 0"),
+    "half an epoch": ({"epochs": 1.5}, "epochs", "valid integer"),
+    "one image a batch": ({"data": {"batch_size": 1}}, "data.batch_size", "equal to 2, given 1"),
+    "negative rate": ({"optimizer": {"lr": -1}}, "optimizer.lr", "greater than 0, given -1"),
+    "no rate": ({"optimizer": {"lr": 0}}, "optimizer.lr", "greater than 0, given 0"),
+    "rate that is no number": ({"optimizer": {"lr": "fast"}}, "optimizer.lr", "given 'fast'"),
+    "infinite rate": ({"optimizer": {"lr": float("inf")}}, "optimizer.lr", "finite"),
+    "rate not a number": ({"optimizer": {"lr": float("nan")}}, "optimizer.lr", "finite"),
+    "momentum of one": ({"optimizer": {"momentum": 1}}, "optimizer.momentum", "less than 1"),
+    "precision": ({"runtime": {"precision": "half"}}, "runtime.precision", "'bfloat16', given"),
+    "device": ({"runtime": {"device": "tpu"}}, "runtime.device", "'cuda', given 'tpu'"),
+    "schedule": ({"schedule": {"name": "step"}}, "schedule.name", "'multistep', given 'step'"),
+    "late milestone": (
+        {"schedule": {"milestones": [0.5, 1]}}, "schedule.milestones.1", "less than 1, given 1",
+    ),
+    "negative seed": ({"seed": -1}, "seed", "given -1"),
+    "empty name": ({"model": " "}, "model", "at least 1 character"),
+    "no name": ({"model": None}, "model", "given None"),
+    "never saved": ({"checkpoint": {"epochs": 0}}, "checkpoint.epochs", "given 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "where", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_named_with_its_field(fields, where, words):
+    (problem,) = problems_of(TRAIN | fields)
+    assert problem.startswith(f"{where}: ")
+    assert words in problem
+
+
+def test_all_mistakes_are_reported_at_once():
+    fields = {"kind": "distill", "studnet": "resnet8", "epochs": 0, "seed": "x"}
+    fields |= {
+        "optimizer": {"lr": -1, "nestrov": True},
+        "data": {"batch_size": 1},
+        "runtime": {"precision": "half"},
+    }
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(fields)
+    named = {problem.partition(":")[0] for problem in caught.value.problems}
+    assert named == {
+        "teacher", "student", "studnet", "epochs", "seed", "optimizer.lr", "optimizer.nestrov",
+        "data.batch_size", "runtime.precision",
+    }  # fmt: skip
+    message = str(caught.value)
+    assert message.startswith("9 problems in the recipe:\n")
+    assert "Did you mean 'student'?" in message
+    assert "Did you mean 'nesterov'?" in message
+    assert "Give --teacher" in message
+
+
+@pytest.mark.parametrize("kind", ["evaluate", None, ["train"], {}, 3])
+def test_an_unknown_kind_is_refused(kind):
+    assert "neither 'train' nor 'distill'" in problems_of(TRAIN | {"kind": kind})[0]
+
+
+def test_defaults_are_those_of_the_documentation():
+    recipe = make_recipe(DISTILL)
+    assert isinstance(recipe, DistillRecipe)
+    assert recipe.method == "cktf+kd"
+    assert recipe.data.name == "fashion-mini"
+    assert isinstance(make_recipe(TRAIN), TrainRecipe)
+
+
+def test_training_says_what_the_recipe_says():
+    fields = TRAIN | {
+        "epochs": 7, "seed": 11,
+        "optimizer": {"lr": 0.3, "momentum": 0.8, "weight_decay": 0.1, "nesterov": True},
+        "schedule": {"name": "multistep", "milestones": [0.2, 0.4], "gamma": 0.5},
+        "runtime": {"device": "cpu", "precision": "float32", "channels_last": False},
+        "checkpoint": {"epochs": 3, "minutes": 2.5},
+    }  # fmt: skip
+    assert vars(make_recipe(fields).training()) == {
+        "epochs": 7, "seed": 11, "lr": 0.3, "momentum": 0.8, "weight_decay": 0.1, "nesterov": True,
+        "schedule": "multistep", "milestones": (0.2, 0.4), "gamma": 0.5, "device": "cpu",
+        "precision": "float32", "channels_last": False, "checkpoint_epochs": 3,
+        "checkpoint_minutes": 2.5,
+    }  # fmt: skip
+
+
+# Assignments
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("epochs=3", {"epochs": 3}),
+        ("optimizer.lr=0.02", {"optimizer": {"lr": 0.02}}),
+        ("optimizer.lr=1e-3", {"optimizer": {"lr": 0.001}}),
+        ("optimizer.lr=2E2", {"optimizer": {"lr": 200.0}}),
+        ("data.augment=false", {"data": {"augment": False}}),
+        ("data.dir=null", {"data": {"dir": None}}),
+        ("data.dir=", {"data": {"dir": None}}),
+        ("data.dir=some=where", {"data": {"dir": "some=where"}}),
+        ("model=resnet8", {"model": "resnet8"}),
+        ("schedule.milestones=[0.5, 0.9]", {"schedule": {"milestones": [0.5, 0.9]}}),
+        ("options.cktf.match=same", {"options": {"cktf": {"match": "same"}}}),
+        ("options.kd={temperature: 2}", {"options": {"kd": {"temperature": 2}}}),
+    ],
+)
+def test_assignments_are_read_as_yaml(assignment, expected):
+    fields = {}
+    assign(fields, [assignment])
+    assert fields == expected
+
+
+def test_assignments_keep_their_neighbours_and_the_last_counts():
+    fields = {"optimizer": {"lr": 0.1, "momentum": 0.5}, "epochs": 2}
+    assign(fields, ["optimizer.lr=0.2", "optimizer.nesterov=true", "optimizer.lr=0.3"])
+    assert fields == {"optimizer": {"lr": 0.3, "momentum": 0.5, "nesterov": True}, "epochs": 2}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("epochs", "field.name=value, given 'epochs'"),
+        ("=3", "field.name=value"),
+        (".=3", "field.name=value"),
+        ("optimizer.=3", "field.name=value"),
+        ("optimizer..lr=3", "field.name=value"),
+        ("", "field.name=value"),
+        ("epochs=[1", "not YAML"),
+        ("epochs.x=1", "'epochs' is a single value"),
+    ],
+)
+def test_bad_assignments_are_refused(assignment, words):
+    with pytest.raises(RecipeError, match=words.replace(".", r"\.")):
+        assign({"epochs": 3}, [assignment])
+
+
+def test_put_makes_the_sections_on_the_way():
+    fields = {}
+    put(fields, "a.b.c", 1)
+    put(fields, "a.d", 2)
+    assert fields == {"a": {"b": {"c": 1}, "d": 2}}
+
+
+# Files
+
+RECIPES = {
+    "train": TRAIN,
+    "distill": DISTILL,
+    "all given": {
+        **DISTILL, "teacher": "runs/teacher", "method": "crd:0.8+kd",
+        "options": {"crd": {"negatives": 12, "temperature": 0.07}, "kd": {"temperature": 1e-3}},
+        "epochs": 240, "seed": 2**32 - 1, "data": {"name": "cifar10", "dir": "2e3"},
+        "optimizer": {"lr": 1e-05, "weight_decay": 0, "nesterov": True},
+        "schedule": {"name": "multistep", "milestones": []},
+    },
+    "names like other values": {**DISTILL, "teacher": "no", "student": "1e3", "method": "null"},
+    "other letters": {**TRAIN, "data": {"dir": "Überträge: #1"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", RECIPES.values(), ids=RECIPES)
+def test_a_recipe_survives_its_file(tmp_path, fields):
+    recipe = make_recipe(fields)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(recipe), encoding="utf-8")
+    assert make_recipe(read_recipe(path)) == recipe
+    assert next(iter(read_recipe(path))) == "kind"
+
+
+def test_a_written_recipe_is_complete():
+    written = yaml.safe_load(to_yaml(make_recipe(TRAIN)))
+    assert set(written) == {
+        "kind", "model", "epochs", "seed", "data", "optimizer", "schedule", "runtime", "checkpoint",
+    }  # fmt: skip
+    assert written["schedule"]["milestones"] == [0.625, 0.75, 0.875]
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001"])
+def test_a_number_in_a_file_may_have_an_exponent(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"kind: train\nmodel: resnet8\noptimizer: {{lr: {text}}}\n")
+    assert make_recipe(read_recipe(path)).optimizer.lr == 0.001
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read"),
+        (b"a: [1, 2\n", "is not YAML: .*line 2"),
+        (b"\xff\xfe\x00\x80", "is not YAML"),
+        (b"", "holds no fields"),
+        (b"- 1\n- 2\n", "holds no fields"),
+        (b"resnet8", "holds no fields"),
+    ],
+    ids=["missing", "unclosed", "bytes", "empty", "list", "word"],
+)
+def test_files_that_are_no_recipes(tmp_path, content, words):
+    path = tmp_path / "mine.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RecipeError, match=f"mine.yaml {words}") as caught:
+        read_recipe(path)
+    assert len(caught.value.problems) == 1
+
+
+def test_the_recipe_of_a_run(tmp_path):
+    with pytest.raises(RunFolderError, match=f"{tmp_path.name} holds no run"):
+        recipe_of(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(to_yaml(make_recipe(TRAIN)))
+    assert make_recipe(read_recipe(recipe_of(tmp_path))) == make_recipe(TRAIN)
+
+
+# Names and options
+
+
+def found(fields):
+    return check(make_recipe(fields)).found
+
+
+@pytest.mark.parametrize("fields", [TRAIN, DISTILL, DISTILL | {"student": "custom"}])
+def test_a_good_recipe_has_no_problems(fields):
+    assert found(fields) == []
+
+
+BAD_NAMES = {
+    "data set": (TRAIN | {"data": {"name": "cifar"}}, "data.name", "Did you mean 'cifar10'?"),
+    "no folder": (TRAIN | {"data": {"name": "cifar10"}}, "data.dir", "--data-dir"),
+    "model": (TRAIN | {"model": "resnet9"}, "model", "Did you mean 'resnet8'?"),
+    "student": (DISTILL | {"student": "wrn16_2"}, "student", "Did you mean 'wrn_16_2'?"),
+    "method": (DISTILL | {"method": "ckft"}, "method", "Did you mean 'cktf'?"),
+    "weight": (DISTILL | {"method": "kd:x"}, "method", "'kd:x' gives 'x'"),
+    "infinite weight": (DISTILL | {"method": "kd:inf"}, "method", "gives 'inf'"),
+    "twice": (DISTILL | {"method": "kd+crd+kd:1"}, "method", "names 'kd' twice"),
+    "teacher": (DISTILL | {"teacher": "nowhere"}, "teacher", "neither a run folder nor"),
+    "network as teacher": (DISTILL | {"teacher": "wrn_40_2"}, "teacher", "cktf train --model wrn"),
+    "options of another method": (
+        DISTILL | {"method": "kd", "options": {"crd": {}}}, "options.crd", "'kd' does not name it",
+    ),
+    "options misspelt": (
+        DISTILL | {"options": {"ctkf": {}}}, "options.ctkf", "Did you mean 'cktf'?",
+    ),
+    "option": (
+        DISTILL | {"options": {"kd": {"temprature": 1}}}, "options.kd.temprature",
+        "Did you mean 'temperature'?",
+    ),
+    "option of a method without any": (
+        DISTILL | {"method": "ce+kd", "options": {"ce": {"x": 1}}}, "options.ce.x", "None is known",
+    ),
+    "option that is no number": (
+        DISTILL | {"options": {"kd": {"temperature": "hot"}}}, "options.kd.temperature",
+        "valid number, unable to parse string as a number, given 'hot'",
+    ),
+    "option that is no whole number": (
+        DISTILL | {"options": {"cktf": {"negatives": 1.5}}}, "options.cktf.negatives", "given 1.5",
+    ),
+    "option of few values": (
+        DISTILL | {"options": {"cktf": {"match": "all"}}}, "options.cktf.match", "given 'all'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "where", "words"), BAD_NAMES.values(), ids=BAD_NAMES)
+def test_names_and_options_are_checked(fields, where, words):
+    (problem,) = found(fields)
+    assert problem.startswith(f"{where}: ")
+    assert words in problem
+
+
+def test_names_are_checked_together():
+    fields = {
+        "kind": "distill", "teacher": "nowhere", "student": "resnet9", "method": "kd+crd",
+        "options": {"kd": {"t": 1, "temperature": "x"}, "cktf": {}},
+        "data": {"name": "mnist"},
+    }  # fmt: skip
+    assert [problem.partition(":")[0] for problem in found(fields)] == [
+        "data.name", "student", "options.kd.t", "options.kd.temperature", "options.cktf", "teacher",
+    ]  # fmt: skip
+
+
+def test_cuda_is_asked_for_where_there_is_none(monkeypatch):
+    fields = TRAIN | {"runtime": {"device": "cuda"}}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert found(fields)[0].startswith("runtime.device: ")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert found(fields) == []
+
+
+def test_options_become_what_their_method_takes(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(DISTILL) + "options: {kd: {temperature: 1e1}}\n")
+    recipe = make_recipe(read_recipe(path))
+    assert check(recipe).found == []
+    assert recipe.options == {"kd": {"temperature": 10.0}}
+
+
+def test_problems_know_their_field():
+    problems = check(make_recipe(TRAIN | {"data": {"name": "cifar10"}}))
+    assert problems.about("data")
+    assert not problems.about("dat")
+    assert not problems.about("model")
+
+
+# Teachers
+
+
+def test_a_teacher_is_a_run_folder_or_a_file(tmp_path):
+    weights = tmp_path / "student.safetensors"
+    with pytest.raises(CheckpointError, match=r"holds no student\.safetensors"):
+        teacher_file(str(tmp_path))
+    save_network(create("resnet8", 2), weights, name="resnet8", classes=["a", "b"], dataset="toy")
+    assert teacher_file(str(tmp_path)) == weights
+    assert teacher_file(str(weights)) == weights

@@ -1,0 +1,202 @@
+"""Features from any network, and the traps on the way."""
+
+import pytest
+import torch
+from torch import nn
+
+from cktf.errors import TapError
+from cktf.models import Normalized, create
+from cktf.taps import FeaturePaths, Tap, infer_paths
+
+IMAGES = torch.rand(2, 3, 32, 32)
+ALL = ("embedding", "stem", "stages", "blocks", "preacts")
+
+
+@pytest.mark.parametrize("name", ["resnet20", "wrn_16_2"])
+def test_zoo_features_fit_together(name):
+    network = create(name, 10).eval()
+    f = Tap(network, needs=ALL)(IMAGES)
+    torch.testing.assert_close(network.fc(f.embedding), f.logits)
+    pooled = (f.stages if name.startswith("resnet") else [p.relu() for p in f.preacts])[-1]
+    torch.testing.assert_close(pooled.mean((2, 3)), f.embedding)
+    assert all(stage is blocks[-1] for stage, blocks in zip(f.stages, f.blocks, strict=True))
+    assert [m.shape[-1] for m in f.stages] == [32, 16, 8]
+    assert f.stem.shape[-1] == 32
+
+
+def test_resnet_preactivations_become_the_stages():
+    f = Tap(create("resnet20", 10).eval(), needs=ALL)(IMAGES)
+    for before, after in zip(f.preacts, f.stages, strict=True):
+        assert before.min() < 0
+        torch.testing.assert_close(before.relu(), after)
+
+
+def test_wrn_stem_is_the_bare_convolution():
+    network = create("wrn_16_1", 10).eval()
+    f = Tap(network, needs=["stem"])(IMAGES)
+    torch.testing.assert_close(f.stem, network.conv1(IMAGES))
+
+
+def test_only_what_is_needed_is_kept_and_no_hook_stays():
+    network = create("resnet8", 10)
+    f = Tap(network, needs=["embedding"])(IMAGES)
+    assert (f.stem, f.stages, f.blocks, f.preacts) == (None, (), (), ())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+def test_gradient_flows_through_features():
+    network = create("resnet8", 10)
+    sum(m.square().mean() for m in Tap(network, needs=["stages"])(IMAGES).stages).backward()
+    assert network.conv1.weight.grad.abs().sum() > 0
+
+
+def test_a_normalized_network_has_its_paths():
+    f = Tap(Normalized(create("resnet8", 10), (0.5,) * 3, (0.2,) * 3), needs=ALL)(IMAGES)
+    assert len(f.stages) == 3
+
+
+class Plain(nn.Module):
+    """A network of a user who never heard of taps: strided convolutions, nothing in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.a = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        self.b = nn.Sequential(nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU(), nn.Dropout(0.1))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 5))
+
+    def forward(self, x):
+        return self.head(self.pool(self.b(self.a(self.first(x)))).flatten(1))
+
+
+def test_infer_on_an_unseen_network():
+    paths = infer_paths(Plain(), IMAGES)
+    assert paths.stem == "first.2"
+    assert paths.stages == ("a", "b")
+    assert paths.embedding == "head.2:input"
+    f = Tap(Plain(), paths)(IMAGES)
+    assert f.embedding.shape == (2, 6)
+    assert [tuple(m.shape[1:]) for m in f.stages] == [(8, 32, 32), (12, 16, 16)]
+
+
+def test_infer_agrees_with_the_zoo():
+    network = create("resnet20", 10)
+    known = network.feature_paths
+    assert infer_paths(network, IMAGES) == FeaturePaths(
+        known.stem, known.stages, known.blocks, (), known.embedding
+    )
+
+
+def test_infer_on_preactivation_networks_finds_the_activated_maps():
+    f = Tap.infer(create("wrn_16_2", 10).eval(), IMAGES)(IMAGES)
+    assert [tuple(m.shape[1:]) for m in f.stages] == [(32, 32, 32), (64, 16, 16), (128, 8, 8)]
+
+
+def test_infer_on_torchvision():
+    from torchvision.models import mobilenet_v2, resnet18, vgg11_bn
+
+    images = torch.rand(2, 3, 64, 64)
+    assert infer_paths(resnet18(num_classes=10), images).stages == (
+        "layer1", "layer2", "layer3", "layer4",
+    )  # fmt: skip
+    assert infer_paths(resnet18(num_classes=10), images).blocks[1] == ("layer2.0", "layer2.1")
+    for network in (mobilenet_v2(num_classes=10), vgg11_bn(num_classes=10)):
+        f = Tap.infer(network.eval(), images)(images)
+        sizes = [m.shape[-1] for m in f.stages]
+        assert sizes == sorted(sizes, reverse=True)
+        assert len(sizes) >= 4
+
+
+def test_infer_leaves_the_network_as_it_was():
+    network = Plain().train()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    infer_paths(network, IMAGES)
+    assert network.training
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention: its 1x1 maps must not be taken for stages."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Sigmoid())
+        self.out = nn.Conv2d(8, 8, 1)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.fc(self.out(x * self.gate(x)).mean((2, 3)))
+
+
+def test_infer_passes_squeeze_and_excitation_by():
+    assert infer_paths(SqueezeExcite(), IMAGES).stages == ("out",)
+
+
+class Overwritten(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(self.relu(self.conv(x)).mean((2, 3)))
+
+
+class Twice(Overwritten):
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x) + self.conv(x)).mean((2, 3)))
+
+
+class Unused(Overwritten):
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+class NoLinear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+
+
+class Pair(Overwritten):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+@pytest.mark.parametrize(
+    ("network", "paths", "message"),
+    [
+        (Overwritten(), FeaturePaths(stem="conv"), "overwritten in place"),
+        (Twice(), FeaturePaths(stem="conv"), "more than once"),
+        (Unused(), FeaturePaths(stem="relu"), "did not run"),
+        (Unused(), FeaturePaths(stem="cnov"), "no module 'cnov'. Did you mean 'conv'"),
+        (Unused(), FeaturePaths(embedding="conv"), "one vector per image"),
+        (Unused(), FeaturePaths(), "has no path for its"),
+        (Unused(), None, "does not say where its features are"),
+        (Pair(), FeaturePaths(stem="relu"), "tuple"),
+    ],
+)
+def test_traps(network, paths, message):
+    needs = [n for n in ("stem", "embedding") if paths and getattr(paths, n)] or ["stem"]
+    with pytest.raises(TapError, match=message):
+        Tap(network, paths, needs)(IMAGES)
+
+
+def test_infer_avoids_what_is_overwritten():
+    assert infer_paths(Overwritten(), IMAGES).stem == "relu"
+
+
+def test_infer_without_a_linear_layer():
+    with pytest.raises(TapError, match=r"no nn\.Linear"):
+        infer_paths(NoLinear(), IMAGES)
+
+
+def test_unknown_feature():
+    with pytest.raises(TapError, match="Did you mean 'stages'"):
+        Tap(create("resnet8", 10), needs=["stage"])

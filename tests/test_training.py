@@ -1,0 +1,302 @@
+"""Whole runs, small: what is learned, written, repeated and continued."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from torch.utils.data import Subset, TensorDataset
+
+import cktf
+from cktf.data import ImageSet, load_dataset
+from cktf.engine import Trainer, Training
+from cktf.engine.trainer import schedule
+from cktf.errors import CktfError, DataError, RecipeError, RunFolderError, TapError, TrainingError
+from cktf.models import create
+from cktf.recipes import make_recipe, read_recipe
+from cktf.workflows import run_recipe
+
+OPTIONS = {"cktf": {"negatives": 64}}
+SUMMARY = {
+    "method", "teacher", "student", "dataset", "seed", "epochs", "test_top1", "test_top5",
+    "best_top1", "teacher_top1", "student_parameters", "teacher_parameters", "compression_ratio",
+    "images_per_second", "seconds", "peak_memory_mb", "versions", "device",
+}  # fmt: skip
+
+
+class Small(nn.Module):
+    """A user's own network, which says nothing of its features."""
+
+    def __init__(self, classes=10, width=8, channels=3):
+        super().__init__()
+        self.a = nn.Sequential(
+            nn.Conv2d(channels, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        self.b = nn.Sequential(
+            nn.Conv2d(width, 2 * width, 3, 2, 1), nn.BatchNorm2d(2 * width), nn.ReLU(inplace=True)
+        )
+        self.fc = nn.Linear(2 * width, classes)
+
+    def forward(self, x):
+        return self.fc(self.b(self.a(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Every tenth training and every tenth test image of fashion-mini: 1,000 and 500."""
+    parts = []
+    for split in ("train", "test"):
+        full = load_dataset("fashion-mini", None, split)
+        parts.append(ImageSet(full.images[::10], full.labels[::10], full.classes, full.mean, full.std))
+    return parts
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    return Small()
+
+
+def distil(images, out, *, student=None, epochs=2, method="cktf+kd", **more):
+    torch.manual_seed(0)
+    teacher, own = Small(width=16), Small()
+    return cktf.distill(
+        teacher, student or own, train=images[0], test=images[1], method=method, epochs=epochs,
+        out=out, options=OPTIONS if "cktf" in method else None, show=False, **more,
+    )  # fmt: skip
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_learning(images, tmp_path):
+    """Ten classes: far better than chance within seconds."""
+    run = cktf.teach(
+        Small(width=16), train=images[0], test=images[1], epochs=10, out=tmp_path, show=False,
+        overrides={"optimizer.lr": 0.2},
+    )  # fmt: skip
+    assert run.summary["test_top1"] > 50
+    assert run.summary["test_top5"] > 90
+    losses = [row["loss"] for row in rows_of(tmp_path)]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_run_folder(images, tmp_path, small):
+    run = distil(images, tmp_path / "run", student=small)
+    assert run.student is small
+    names = {p.name for p in run.folder.iterdir()}
+    assert {"recipe.yaml", "metrics.jsonl", "summary.json", "checkpoints", "student.safetensors",
+            "log.txt"} <= names  # fmt: skip
+    assert not list(run.folder.rglob("*.partial"))
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert summary == run.summary
+    assert set(summary) >= SUMMARY
+    rows = rows_of(run.folder)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert summary["test_top1"] == rows[-1]["test_top1"]
+    assert summary["best_top1"] == max(row["test_top1"] for row in rows)
+    terms = ["ce", "cktf", "cktf.stem", "cktf.module1", "cktf.embedding", "kd"]
+    assert list(rows[0]["terms"]) == terms
+    recipe = make_recipe(read_recipe(run.folder / "recipe.yaml"))
+    assert (recipe.epochs, recipe.method, recipe.teacher) == (2, "cktf+kd", "custom")
+
+
+def test_teacher_is_frozen_and_in_eval_mode(images, tmp_path):
+    teacher = Small(width=16)
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    cktf.distill(
+        teacher, Small(), train=images[0], method="cktf+kd", epochs=1, out=tmp_path / "run",
+        options=OPTIONS, show=False,
+    )  # fmt: skip
+    assert not teacher.training
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+def test_heads_train_with_the_student(images, tmp_path, monkeypatch):
+    kept = []
+    fit = Trainer.fit
+
+    def spy(self):
+        before = {k: v.detach().clone() for k, v in self.objective.named_parameters()}
+        result = fit(self)
+        kept.append((before, dict(self.objective.named_parameters())))
+        return result
+
+    monkeypatch.setattr(Trainer, "fit", spy)
+    distil(images, tmp_path / "run", epochs=1)
+    before, after = kept[0]
+    assert len(before) > 8
+    assert all(not torch.equal(before[k], after[k]) for k in before)
+
+
+def weights(run):
+    return {k: v.clone() for k, v in run.student.state_dict().items()}
+
+
+def equal(a, b):
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_seed_fixes_everything(images, tmp_path):
+    first = weights(distil(images, tmp_path / "a"))
+    torch.randn(3)
+    assert equal(first, weights(distil(images, tmp_path / "b")))
+    assert not equal(first, weights(distil(images, tmp_path / "c", seed=1)))
+
+
+def test_an_interrupted_run_continues_to_the_same_result(images, tmp_path, monkeypatch):
+    whole = distil(images, tmp_path / "whole", epochs=3)
+    epoch = Trainer._epoch
+
+    def interrupted(self, number, progress):
+        if number == 3:
+            raise KeyboardInterrupt
+        return epoch(self, number, progress)
+
+    monkeypatch.setattr(Trainer, "_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        distil(images, tmp_path / "cut", epochs=3)
+    monkeypatch.setattr(Trainer, "_epoch", epoch)
+    # The newest checkpoint is damaged: the one before it is used, and epoch 2 is trained again.
+    newest = tmp_path / "cut" / "checkpoints" / "epoch-00002.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    continued = distil(images, tmp_path / "cut", epochs=3, resume=True)
+    assert equal(weights(whole), weights(continued))
+    rows = rows_of(tmp_path / "cut")
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 2
+
+
+def test_a_run_is_not_overwritten_nor_continued_with_another_recipe(images, tmp_path):
+    distil(images, tmp_path / "run", epochs=1)
+    with pytest.raises(RecipeError, match="already holds a run"):
+        distil(images, tmp_path / "run", epochs=1)
+    with pytest.raises(RecipeError, match="differs in: epochs"):
+        distil(images, tmp_path / "run", epochs=2, resume=True)
+
+
+@pytest.fixture
+def cifar(images, tmp_path):
+    """A folder in CIFAR-10's binary layout, 60 images a file."""
+    for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        part = slice(60 * number, 60 * (number + 1))
+        pixels = images[0].images[part].permute(0, 3, 1, 2).reshape(60, -1)
+        records = torch.cat([images[0].labels[part].byte().unsqueeze(1), pixels], dim=1)
+        (tmp_path / f"{name}.bin").write_bytes(records.numpy().tobytes())
+    return str(tmp_path)
+
+
+def test_a_recipe_repeats_its_run(cifar, tmp_path):
+    fields = {
+        "kind": "train", "model": "resnet8", "epochs": 1, "data": {"name": "cifar10", "dir": cifar},
+    }  # fmt: skip
+    first = run_recipe(make_recipe(fields), tmp_path / "first", show=False)
+    again = make_recipe(read_recipe(first.folder / "recipe.yaml"))
+    second = run_recipe(again, tmp_path / "second", show=False)
+    assert equal(weights(first), weights(second))
+    assert (first.folder / "recipe.yaml").read_text() == (second.folder / "recipe.yaml").read_text()
+    accuracy, data = cktf.evaluate(first.folder)
+    assert (accuracy.top1, data) == (first.summary["test_top1"], "cifar10")
+    run = cktf.distill(
+        first.folder, "resnet8", train="cifar10", method="kd", epochs=1, show=False,
+        out=tmp_path / "third", overrides={"data.dir": cifar, "optimizer.lr": 0.02},
+    )  # fmt: skip
+    assert run.summary["teacher_top1"] == first.summary["test_top1"]
+    assert run.summary["compression_ratio"] == 1
+    assert yaml.safe_load((run.folder / "recipe.yaml").read_text())["optimizer"]["lr"] == 0.02
+
+
+def as_tensors(data, count):
+    return TensorDataset(data.images[:count].permute(0, 3, 1, 2).float() / 255, data.labels[:count])
+
+
+def test_any_map_style_data_set(images, tmp_path):
+    shuffled = torch.randperm(1000).tolist()
+    train = Subset(as_tensors(images[0], 1000), shuffled[:300])
+    run = distil([train, as_tensors(images[1], 50)], tmp_path / "run", epochs=1)
+    assert 0 <= run.summary["test_top1"] <= 100
+    assert run.summary["dataset"] == "custom"
+
+
+def test_without_a_test_set_there_is_no_accuracy(images, tmp_path):
+    run = cktf.teach(Small(), train=images[0], epochs=1, out=tmp_path / "run", show=False)
+    assert run.summary["test_top1"] is None
+    assert run.summary["seconds"] > 0
+
+
+class NoLinear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 10, 3)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+
+
+def poisoned(data, count=100):
+    """The tensors of a data set, with NaN in image 17."""
+    tensors = as_tensors(data, count)
+    tensors.tensors[0][17, 0, 3, 3] = math.nan
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda i: {"student": NoLinear()}, TapError, r"no nn\.Linear"),
+        (lambda i: {"student": Small(classes=4)}, DataError, "student has 4 classes"),
+        (lambda i: {"student": Small(channels=1)}, DataError, "student Small cannot take images"),
+        (lambda i: {"teacher": Small(channels=1)}, DataError, "teacher Small cannot take images"),
+        (lambda i: {"teacher": Small(classes=12)}, CktfError, "the teacher 12"),
+        (lambda i: {"student": "resnet8", "train": as_tensors(i[0], 200)}, RecipeError, "own"),
+        (lambda i: {"student": "resnet9"}, RecipeError, "Did you mean 'resnet8'"),
+        (lambda i: {"train": as_tensors(i[0], 20)}, RecipeError, "fewer than one batch of 64"),
+        (lambda i: {"train": poisoned(i[0])}, DataError, "sample 17 holds NaN"),
+        (lambda i: {"train": [(1, 2, 3)] * 100}, CktfError, "pair"),
+        (lambda i: {"overrides": {"optimizer.lr": 1e9}}, TrainingError, "not finite"),
+        (lambda i: {"overrides": {"optimizer.rate": 1}}, RecipeError, "no such field"),
+        (lambda i: {"overrides": {"data.batch_size": 1}}, RecipeError, "greater than or equal to 2"),
+        (lambda i: {"options": {"cktf": {"negatives": "many"}}}, RecipeError, "valid integer"),
+        (lambda i: {"options": {"cktf": {"negatives": 0}}}, CktfError, "negatives is 1 or more"),
+        (lambda i: {"method": "cktf+kdd"}, RecipeError, "Did you mean 'kd'"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_python(images, tmp_path, change, error, message):
+    arguments = {
+        "teacher": Small(), "student": Small(), "train": images[0], "method": "cktf+kd",
+        "epochs": 1, "options": OPTIONS, "out": tmp_path / "run", "show": False,
+    } | change(images)  # fmt: skip
+    with pytest.raises(error, match=message):
+        cktf.distill(arguments.pop("teacher"), arguments.pop("student"), **arguments)
+
+
+def test_a_run_folder_below_a_file(images, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match="cannot be written"):
+        distil(images, tmp_path / "file" / "run")
+
+
+def test_an_unfinished_run_has_no_summary(tmp_path):
+    with pytest.raises(RunFolderError, match="no finished run"):
+        cktf.workflows.read_summary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "expected"),
+    [
+        ("multistep", 0, 0.05), ("multistep", 74, 0.05), ("multistep", 75, 0.005),
+        ("multistep", 90, 0.0005), ("multistep", 119, 0.00005),
+        ("onecycle", 0, 0.05 / 25), ("onecycle", 35, 0.05), ("onecycle", 119, 0.05 / 25 / 1e4),
+    ],
+)  # fmt: skip
+def test_schedules(name, at, expected):
+    """120 steps: the papers' 150, 180, 210 of 240 epochs are 75, 90, 105 of them."""
+    optimizer = torch.optim.SGD(create("resnet8", 2).parameters(), lr=0.05)
+    rates = schedule(optimizer, Training(epochs=12, lr=0.05, schedule=name), steps=10)
+    for _ in range(at):
+        optimizer.step()
+        rates.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
