@@ -62,5 +62,7 @@ def test_a_file_is_short(path):
 
 def test_the_checker_sees_an_upward_import(tmp_path):
     source = tmp_path / "bad.py"
-    source.write_text("from cktf.engine import Trainer\nimport cktf.cli.main\nfrom cktf import _check\n")
+    source.write_text(
+        "from cktf.engine import Trainer\nimport cktf.cli.main\nfrom cktf import _check\n"
+    )
     assert imports(source) == {"engine", "cli", "_check"}

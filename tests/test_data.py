@@ -95,7 +95,7 @@ DAMAGED = {
     "no images": (IMAGES, idx(pixels(1, 0, 28, 28)), "a label for each"),
     "label out of range": (LABELS, idx(np.array([0, 1, 2, 10])), "labels run from 0 to 10"),
     "cut archive": (IMAGES + ".gz", gzip.compress(GOOD)[:-9], "cannot be read"),
-    "damaged archive": (IMAGES + ".gz", gzip.compress(GOOD)[:200] + b"\0" * 99, "cannot be read"),
+    "damaged archive": (IMAGES + ".gz", gzip.compress(GOOD)[:10] + b"\7" * 99, "cannot be read"),
     "no archive": (IMAGES + ".gz", GOOD, "cannot be read"),
 }
 

@@ -22,7 +22,9 @@ def seed():
 def test_kd_by_definition():
     student, teacher = torch.randn(5, 7) * 3, torch.randn(5, 7) * 3
     p, q = (teacher / 2.5).softmax(1).tolist(), (student / 2.5).softmax(1).tolist()
-    by_hand = sum(a * math.log(a / b) for r, s in zip(p, q, strict=True) for a, b in zip(r, s, strict=True))
+    by_hand = sum(
+        a * math.log(a / b) for r, s in zip(p, q, strict=True) for a, b in zip(r, s, strict=True)
+    )
     assert float(kd_loss(student, teacher, 2.5)) == pytest.approx(by_hand / 5 * 2.5**2, rel=1e-5)
 
 

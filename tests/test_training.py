@@ -49,7 +49,9 @@ def images():
     parts = []
     for split in ("train", "test"):
         full = load_dataset("fashion-mini", None, split)
-        parts.append(ImageSet(full.images[::10], full.labels[::10], full.classes, full.mean, full.std))
+        parts.append(
+            ImageSet(full.images[::10], full.labels[::10], full.classes, full.mean, full.std)
+        )
     return parts
 
 
@@ -258,7 +260,7 @@ def poisoned(data, count=100):
         (lambda i: {"train": [(1, 2, 3)] * 100}, CktfError, "pair"),
         (lambda i: {"overrides": {"optimizer.lr": 1e9}}, TrainingError, "not finite"),
         (lambda i: {"overrides": {"optimizer.rate": 1}}, RecipeError, "no such field"),
-        (lambda i: {"overrides": {"data.batch_size": 1}}, RecipeError, "greater than or equal to 2"),
+        (lambda i: {"overrides": {"data.batch_size": 1}}, RecipeError, "equal to 2"),
         (lambda i: {"options": {"cktf": {"negatives": "many"}}}, RecipeError, "valid integer"),
         (lambda i: {"options": {"cktf": {"negatives": 0}}}, CktfError, "negatives is 1 or more"),
         (lambda i: {"method": "cktf+kdd"}, RecipeError, "Did you mean 'kd'"),

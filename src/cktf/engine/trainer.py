@@ -109,8 +109,7 @@ class Trainer:
     def fit(self) -> Fitted:
         """Train to the end, from the newest checkpoint if the run folder has one."""
         done = self._resume()
-        training, best = self.training, -1.0
-        epochs = training.epochs
+        training, epochs = self.training, self.training.epochs
         saved_at = time.monotonic()
         with TrainingProgress(self.title, epochs, len(self.train), done, self.show) as progress:
             for epoch in range(done + 1, epochs + 1):
@@ -125,10 +124,9 @@ class Trainer:
         rows = self.run.rows()
         seconds = sum(row["seconds"] for row in rows)
         images = sum(row["images"] for row in rows)
-        best = max((row["test_top1"] for row in rows if "test_top1" in row), default=best)
         return Fitted(
             last=_accuracy(rows[-1], self.test) if rows else None,
-            best_top1=best if best >= 0 else None,
+            best_top1=max((row["test_top1"] for row in rows), default=None) if self.test else None,
             seconds=seconds,
             images_per_second=images / seconds if seconds else 0.0,
             peak_memory_mb=peak_memory_mb(self.device),

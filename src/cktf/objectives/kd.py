@@ -36,7 +36,7 @@ def build(setting: Setting, *, temperature: float = 4.0) -> KD:
     if student.logits.shape != teacher.logits.shape:
         raise MethodError(
             f"KD compares logits of the same classes: the student has {student.logits.shape[1]}, "
-            f"the teacher {teacher.logits.shape[1]}. Give the student the teacher's classes, or use "
-            "a method that reads features."
+            f"the teacher {teacher.logits.shape[1]}. Give the student the teacher's classes, or "
+            "use a method that reads features."
         )
     return KD(temperature)

@@ -37,7 +37,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         RecipeError: no such file, or one that is not a YAML mapping.
     """
     try:
-        fields = yaml.safe_load(path.read_text())
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(
             [f"{path} cannot be read ({error.strerror}). Give a recipe.yaml."]

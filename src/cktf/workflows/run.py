@@ -15,7 +15,7 @@ from cktf.data import labels_of
 from cktf.engine import Accuracy, Fitted, RunFolder, Trainer, write_atomically
 from cktf.errors import DataError, RunFolderError
 from cktf.models import save_network
-from cktf.objectives import Setting, WeightedSum, compose, features_read
+from cktf.objectives import Setting, compose, features_read
 from cktf.recipes import CUSTOM, Data, DistillRecipe, Recipe, to_yaml
 from cktf.taps import FeaturePaths, Features, Tap, infer_paths
 
@@ -55,6 +55,14 @@ class Parts:
     data: Data
 
 
+@dataclass(frozen=True)
+class _Tried:
+    """A network after a dry run: where its features are, and an example of them."""
+
+    paths: FeaturePaths
+    features: Features
+
+
 def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> Run:
     """Train, record and save; nothing is written before all is known to fit.
 
@@ -65,15 +73,33 @@ def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> 
     method = recipe.method if isinstance(recipe, DistillRecipe) else "ce"
     options = recipe.options if isinstance(recipe, DistillRecipe) else {}
     set_seed(training.seed)
-    example = _example(parts)
-    num_classes = _num_classes(parts, example)
-    student, teacher, objective = _objective(parts, example, method, options, num_classes)
+    student, teacher = _dry_run(parts, method)
+    num_classes = int(student.features.logits.shape[1])
+    labels = labels_of(parts.data.raw_train)
+    _check_labels(labels, num_classes)
+    setting = Setting(
+        student.features, teacher and teacher.features, parts.data.train.samples, labels
+    )
+    objective = compose(method, setting, options)
+    student_tap = Tap(parts.student, student.paths, objective.needs)
+    teacher_tap = None
+    if parts.teacher is not None and teacher is not None and objective.needs_teacher:
+        teacher_tap = Tap(parts.teacher, teacher.paths, objective.needs)
     run.create()
     write_atomically(run.recipe, to_yaml(recipe).encode())
     title = f"{parts.student_name} {method}" if parts.teacher else parts.student_name
     data = parts.data
     trainer = Trainer(
-        student, teacher, objective, data.train, data.test, num_classes, training, run, title, show
+        student_tap,
+        teacher_tap,
+        objective,
+        data.train,
+        data.test,
+        num_classes,
+        training,
+        run,
+        title,
+        show,
     )
     teacher_accuracy = None
     if parts.teacher is not None and data.test is not None:
@@ -88,83 +114,49 @@ def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> 
     return Run(run.path, parts.student, summary)
 
 
-def _example(parts: Parts) -> Tensor:
-    batch = next(iter(parts.data.train.epoch(1)))
-    return batch.images[:_EXAMPLES]
+def _dry_run(parts: Parts, method: str) -> tuple[_Tried, _Tried | None]:
+    """Both networks on a few training images: where their features are, and of which shapes."""
+    images = next(iter(parts.data.train.epoch(1))).images[:_EXAMPLES]
+    reads = features_read(method)
+    student = _try(parts.student, "student", parts.student_name, images, reads)
+    if parts.teacher is None:
+        return student, None
+    return student, _try(parts.teacher, "teacher", parts.teacher_name or CUSTOM, images, reads)
 
 
-def _num_classes(parts: Parts, example: Tensor) -> int:
-    """Classes of the student, after making sure that the labels fit it."""
-    features = _try(parts.student, example, "student", parts.student_name)
-    student = int(features.logits.shape[1])
-    labels = labels_of(parts.data.raw_train)
-    if not 0 <= int(labels.min()) <= int(labels.max()) < student:
-        raise DataError(
-            f"Labels run from {int(labels.min())} to {int(labels.max())}, and the student has "
-            f"{student} classes: a label is from 0 to {student - 1}. Give the student as many "
-            "outputs as the data has classes."
-        )
-    return student
-
-
-def _try(network: nn.Module, example: Tensor, role: str, name: str) -> Features:
-    """Features of one forward pass, or a message that says which network cannot take the images."""
+def _try(network: nn.Module, role: str, name: str, images: Tensor, reads: set[str]) -> _Tried:
     was_training = network.training
     parameter = next(network.parameters(), None)
-    images = example if parameter is None else example.to(parameter.device)
+    images = images if parameter is None else images.to(parameter.device)
     try:
         with torch.no_grad():
-            return Tap(network.eval(), FeaturePaths(), needs=())(images)
+            paths = _paths(network.eval(), images, reads)
+            there = {n for n in reads - {"logits"} if getattr(paths, n)}
+            return _Tried(paths, Tap(network, paths, there)(images))
     except (RuntimeError, ValueError, TypeError) as error:
-        first = str(error).splitlines()[0]
         raise DataError(
-            f"The {role} {name} cannot take images {tuple(example.shape)}: {first}. Check channels "
-            "and size, or give another network."
+            f"The {role} {name} cannot take images {tuple(images.shape)}: "
+            f"{str(error).splitlines()[0]}. Check channels and size, or give another network."
         ) from error
     finally:
         network.train(was_training)
 
 
-def _objective(
-    parts: Parts, example: Tensor, method: str, options: dict[str, Any], num_classes: int
-) -> tuple[Tap, Tap | None, WeightedSum]:
-    """The taps and the objective between them, sized by a dry forward pass."""
-    reads = features_read(method)
-    paths = _paths(parts.student, example, reads)
-    teacher_paths, teacher_features = None, None
-    if parts.teacher is not None:
-        _try(parts.teacher, example, "teacher", parts.teacher_name or CUSTOM)
-        teacher_paths = _paths(parts.teacher, example, reads)
-        teacher_features = _features(parts.teacher, teacher_paths, reads, example)
-    setting = Setting(
-        student=_features(parts.student, paths, reads, example),
-        teacher=teacher_features,
-        dataset_size=parts.data.train.samples,
-        labels=labels_of(parts.data.raw_train),
-    )
-    objective = compose(method, setting, options)
-    student = Tap(parts.student, paths, objective.needs)
-    if parts.teacher is None or not objective.needs_teacher:
-        return student, None, objective
-    return student, Tap(parts.teacher, teacher_paths, objective.needs), objective
-
-
-def _paths(network: nn.Module, example: Tensor, reads: set[str]) -> FeaturePaths:
+def _paths(network: nn.Module, images: Tensor, reads: set[str]) -> FeaturePaths:
     known: FeaturePaths | None = getattr(network, "feature_paths", None)
     if known is not None:
         return known
-    return infer_paths(network, example) if reads > {"logits"} else FeaturePaths()
+    return infer_paths(network, images) if reads > {"logits"} else FeaturePaths()
 
 
-def _features(
-    network: nn.Module, paths: FeaturePaths, reads: set[str], example: Tensor
-) -> Features:
-    there = {name for name in reads - {"logits"} if getattr(paths, name)}
-    was_training = network.training
-    with torch.no_grad():
-        features = Tap(network.eval(), paths, there)(example)
-    network.train(was_training)
-    return features
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if not 0 <= low <= high < num_classes:
+        raise DataError(
+            f"Labels run from {low} to {high}, and the student has {num_classes} classes: a label "
+            f"is from 0 to {num_classes - 1}. Give the student as many outputs as the data has "
+            "classes."
+        )
 
 
 def _summary(

@@ -1,0 +1,317 @@
+"""The command line: what each mistake of a user says, and that nothing is written by it."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import urllib.request
+from urllib.error import URLError
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import cktf
+from cktf.cli.main import app
+from cktf.errors import CktfError
+from cktf.models import create, save_network
+from cktf.recipes import make_recipe
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A folder with a good teacher, and with everything that mistakes need."""
+    folder = tmp_path_factory.mktemp("workshop")
+
+    def save(path, classes, name="resnet8", dataset="fashion-mini"):
+        path.parent.mkdir(exist_ok=True)
+        network = create("resnet8", len(classes))
+        save_network(network, path, name=name, classes=classes, dataset=dataset)
+
+    ten = [f"class {i}" for i in range(10)]
+    save(folder / "teacher" / "student.safetensors", ten)
+    save(folder / "animals.safetensors", ["cat", "dog", "horse"], dataset="animals")
+    save(folder / "own.safetensors", ten, name="MyNetwork")
+    whole = (folder / "teacher" / "student.safetensors").read_bytes()
+    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    save_file({"weight": torch.zeros(2)}, folder / "foreign.safetensors")
+    (folder / "empty").mkdir()
+    (folder / "held").mkdir()
+    (folder / "broken").mkdir()
+    (folder / "file").write_text("not a folder")
+    recipes = {
+        "held/recipe.yaml": "kind: train\nmodel: resnet8\nepochs: 1\n",
+        "broken/recipe.yaml": "kind: [train\n",
+        "unclosed.yaml": "kind: [train\n",
+        "list.yaml": "- train\n",
+        "distill.yaml": "kind: distill\nteacher: teacher\nstudent: resnet8\n",
+        "train.yaml": "kind: train\nmodel: resnet8\nepochs: 5\noptimizer: {lr: 0.25}\n",
+        "other.yaml": "kind: evaluate\n",
+    }
+    for name, text in recipes.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def run(workshop, monkeypatch):
+    """Runs a command in the workshop, without a network and without training."""
+
+    def refuse(*args, **kwargs):
+        raise URLError("no network")
+
+    def train(trainer):
+        raise AssertionError("training has started")
+
+    monkeypatch.chdir(workshop)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr("cktf.engine.Trainer.fit", train)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return lambda line: CliRunner().invoke(app, shlex.split(line))
+
+
+def contents(folder):
+    return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+TRAIN = "train --model resnet8"
+DISTILL = "distill --teacher teacher --student resnet8"
+BY = "distill --student resnet8 --teacher"
+# A command, and what its message must say.
+MISTAKES = {
+    # data
+    f"{TRAIN} --data cifar10": ["data.dir: cifar10 needs a folder", "--data-dir"],
+    f"{TRAIN} --data cifar10 --data-dir empty": ["data: CIFAR-10: empty has no", "no network"],
+    f"{TRAIN} --data fashion-mnist --data-dir empty": ["no train-images-idx3-ubyte", "--data-dir"],
+    f"{TRAIN} --data fashion-mnsit": ["'fashion-mnsit'", "Did you mean 'fashion-mnist'?"],
+    f"{TRAIN} --set data.batch_size=1": ["data.batch_size", "equal to 2", "given 1"],
+    f"{TRAIN} --set data.batch_size=10001": ["10000 images, fewer than one batch of 10001"],
+    f"{DISTILL} --set data.name=custom": ["train: the recipe says 'custom'", "cktf.distill"],
+    # networks
+    "train": ["model: is needed", "--model"],
+    "distill": ["2 problems", "teacher: is needed", "student: is needed", "--student"],
+    "train --model resnet9": ["model: There is no network 'resnet9'", "Did you mean 'resnet8'?"],
+    "train --model ''": ["model: ", "at least 1 character"],
+    "distill --teacher teacher --student wrn16_1": ["student: ", "Did you mean 'wrn_16_1'?"],
+    f"{DISTILL} --set student=custom": ["student: the recipe says 'custom'"],
+    # methods
+    f"{DISTILL} --method cktff": ["method: There is no method 'cktff'", "Did you mean 'cktf'?"],
+    f"{DISTILL} --method kd+": ["method: There is no method ''", "Known: ce, cktf, crd, kd"],
+    f"{DISTILL} --method kd:much": ["method: A weight is a number", "gives 'much'", "cktf+kd:0.9"],
+    f"{DISTILL} --method crd:-1": ["method: A weight is a number of 0 or more", "gives '-1'"],
+    f"{DISTILL} --method kd+crd+kd": ["'kd+crd+kd' names 'kd' twice"],
+    f"{DISTILL} --set options.kd.temprature=2": ["options.kd.temprature", "'temperature'?"],
+    f"{DISTILL} --set options.kd.temperature=hot": ["options.kd.temperature", "given 'hot'"],
+    f"{DISTILL} --set options.kd.temperature=-1": ["KD's temperature is above 0", "given -1"],
+    f"{DISTILL} --set options.crd.negatives=5": ["options.crd: the method 'cktf+kd' does not name"],
+    f"{DISTILL} --method crd --set options.crd.negatives=0": ["negatives is 1 or more, given 0"],
+    # teachers
+    f"{BY} nowhere": ["teacher: nowhere is neither a run folder nor a file of weights"],
+    f"{BY} wrn_16_2": ["'wrn_16_2' is a network without trained weights", "cktf train --model wrn"],
+    f"{BY} empty": ["teacher: empty holds no student.safetensors", "--resume auto"],
+    f"{BY} cut.safetensors": ["teacher: cut.safetensors", "is damaged"],
+    f"{BY} file": ["teacher: file is not a safetensors file"],
+    f"{BY} foreign.safetensors": ["does not say which network", "cktf.models.load_weights"],
+    f"{BY} own.safetensors": ["'MyNetwork', which is not a network of this library"],
+    f"{BY} animals.safetensors": ["knows 3 classes (it was trained on animals)", "data has 10"],
+    # fields
+    f"{TRAIN} --epochs 0": ["epochs: ", "equal to 1, given 0"],
+    f"{TRAIN} --epochs ten": ["--epochs", "valid integer"],
+    f"{TRAIN} --seed -1": ["seed: ", "given -1"],
+    f"{TRAIN} --set optimizer.lr=-1": ["optimizer.lr: ", "greater than 0, given -1"],
+    f"{TRAIN} --set optimizer.lr=.nan": ["optimizer.lr: ", "finite number"],
+    f"{TRAIN} --set optimizer.rate=1": ["optimizer.rate: there is no such field", "Known: lr,"],
+    f"{TRAIN} --set optimiser.lr=1": ["optimiser: there is no such field", "'optimizer'?"],
+    f"{TRAIN} --set optimizer.lr": ["--set takes field.name=value, given 'optimizer.lr'"],
+    f"{TRAIN} --set 'epochs=[1'": ["--set epochs=[1: the value is not YAML"],
+    f"{TRAIN} --set kind=[train]": ["kind: ['train'] is neither 'train' nor 'distill'"],
+    f"{TRAIN} --set runtime.precision=bogus": ["runtime.precision: ", "'bfloat16', given 'bogus'"],
+    f"{TRAIN} --set runtime.device=cuda": ["runtime.device: ", "cuda", "cpu"],
+    # recipes
+    "train --recipe nowhere.yaml": ["nowhere.yaml cannot be read (No such file or directory)"],
+    "train --recipe empty": ["empty cannot be read (Is a directory)"],
+    "train --recipe unclosed.yaml": ["unclosed.yaml is not YAML", "line 2"],
+    "train --recipe list.yaml": ["list.yaml holds no fields"],
+    "train --recipe distill.yaml": ["distill.yaml says 'distill', and this is cktf train"],
+    "distill --recipe train.yaml": ["train.yaml says 'train', and this is cktf distill"],
+    "train --recipe other.yaml": ["other.yaml says 'evaluate', and this is cktf train"],
+    # run folders
+    f"{TRAIN} --out held": ["out: held already holds a run", "--resume auto"],
+    f"{TRAIN} --out file": ["out: The run folder file cannot be written", "is a file"],
+    f"{TRAIN} --out file/a/b": ["out: The run folder file/a/b cannot be written", "is a file"],
+    f"{TRAIN} --resume auto": ["--resume auto continues what is in --out; give --out"],
+    f"{TRAIN} --resume auto --out held --epochs 7": ["held was started with another", "epochs"],
+    f"{TRAIN} --resume auto --out broken": ["out: broken/recipe.yaml is not YAML", "line 2"],
+    "train --resume nowhere": ["nowhere holds no run", "recipe.yaml"],
+    "train --resume empty": ["empty holds no run", "recipe.yaml"],
+    "distill --resume held": ["held/recipe.yaml says 'train', and this is cktf distill"],
+    "evaluate empty": ["empty holds no run", "recipe.yaml"],
+    "evaluate nowhere": ["nowhere holds no run"],
+    "evaluate file": ["file holds no run"],
+    "evaluate held": ["held holds no student.safetensors: the run is unfinished"],
+    # commands
+    "evaluate": ["Missing argument"],
+    "distil": ["No such command 'distil'"],
+    f"{TRAIN} --bogus": ["No such option", "--bogus"],
+    # several
+    "train --model resnet8 --epochs 0 --set data.batchsize=3 --set optimizer.lr=x": [
+        "3 problems in the recipe", "epochs: ", "data.batchsize: ", "'batch_size'?",
+        "optimizer.lr: ",
+    ],
+    "distill --student resnet9 --teacher nowhere --method kdd --data cifra10 --out held": [
+        "5 problems in the recipe", "data.name: ", "'cifar10'?", "student: ", "'resnet8'?",
+        "method: ", "'kd'?", "teacher: ", "out: ",
+    ],
+    f"{BY} cut.safetensors --data fashion-mnist --data-dir empty --out file/a": [
+        "3 problems in the recipe", "out: ", "data: Fashion-MNIST", "teacher: cut.safetensors",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "words"), MISTAKES.items(), ids=MISTAKES)
+def test_a_mistake_gives_a_message_and_writes_nothing(run, workshop, line, words):
+    before = contents(workshop)
+    result = run(line)
+    assert result.exit_code == 2, result.output
+    for word in words:
+        assert word in result.output
+    # What is not raised on purpose would be here as itself.
+    assert isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    assert result.output.count("in the recipe:") <= 1
+    assert contents(workshop) == before
+
+
+@pytest.mark.parametrize("line", ["train --model resnet9", "train --resume nowhere"])
+def test_debug_lets_the_error_through(run, line):
+    plain, debugged = run(line), run(f"{line} --debug")
+    assert isinstance(debugged.exception, CktfError)
+    assert str(debugged.exception) in plain.output
+
+
+# What works
+
+
+def python(*arguments):
+    """A fresh interpreter."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120
+    )
+
+
+def test_help_does_not_wait_for_pytorch():
+    code = (
+        "import sys; from cktf.cli.main import main; sys.argv[1:] = sys.argv[1].split()\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'numpy', 'accelerate') if m in sys.modules])"
+    )
+    for line, word in (("--help", "quickstart"), ("distill --help", "--teacher")):
+        result = python("-c", code, line)
+        assert result.stdout.splitlines()[-1] == "[]", result.stderr
+        assert word in result.stdout
+
+
+def test_a_mistake_in_a_process_of_its_own():
+    result = python("-m", "cktf", "train", "--model", "resnet8", "--epochs", "0")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("cktf: 1 problem in the recipe:\n  - epochs: ")
+
+
+def test_help_names_every_command(run):
+    commands = {"quickstart", "train", "distill", "evaluate", "models", "methods", "datasets"}
+    result = run("--help")
+    assert result.exit_code == 0
+    assert commands <= set(result.output.split())
+    for command in commands:
+        assert run(f"{command} --help").exit_code == 0
+
+
+def test_version(run):
+    result = run("--version")
+    assert (result.exit_code, result.output) == (0, f"{cktf.__version__}\n")
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", cktf.__version__)
+
+
+def _rows(output):
+    return {cells[0]: cells for line in output.splitlines() if (cells := line.split())}
+
+
+def test_models_lists_the_networks_with_their_size(run):
+    result = run("models")
+    rows = _rows(result.output)
+    assert result.exit_code == 0
+    # Convolutions, batch norms and the classifier of ResNet-8, layer by layer.
+    stem = 3 * 16 * 9 + 2 * 16
+    first = 2 * (16 * 16 * 9 + 2 * 16)
+    second = 16 * 32 * 9 + 32 * 32 * 9 + 16 * 32 + 3 * 2 * 32
+    third = 32 * 64 * 9 + 64 * 64 * 9 + 32 * 64 + 3 * 2 * 64
+    assert rows["resnet8"][1] == f"{stem + first + second + third + 64 * 10 + 10:,}"
+    for name in ("resnet110", "resnet8x4", "wrn_16_2", "wrn_40_1"):
+        assert len(rows[name]) == 2
+
+
+def test_methods_lists_the_methods_with_their_papers(run):
+    result = run("methods")
+    rows = _rows(result.output)
+    assert result.exit_code == 0
+    assert {"ce", "kd", "crd", "cktf"} <= rows.keys()
+    for name, paper in (("kd", "1503.02531"), ("crd", "1910.10699"), ("cktf", "2303.07599")):
+        assert rows[name][-1] == paper
+
+
+def test_datasets_lists_the_data_sets_with_their_size(run):
+    result = run("datasets")
+    rows = _rows(result.output)
+    assert result.exit_code == 0
+    assert rows["cifar10"][1:4] == ["10", "50,000", "10,000"]
+    assert rows["fashion-mnist"][1:4] == ["10", "60,000", "10,000"]
+    assert rows["fashion-mini"][1:4] == ["10", "10,000", "5,000"]
+
+
+DRY = {
+    "train --model wrn_16_1 --epochs 3 --seed 4": {"model": "wrn_16_1", "epochs": 3, "seed": 4},
+    f"{DISTILL} --method crd:0.8+kd --set options.kd.temperature=2": {
+        "kind": "distill", "method": "crd:0.8+kd", "options": {"kd": {"temperature": 2.0}},
+    },
+    "train --recipe train.yaml": {"epochs": 5, "model": "resnet8"},
+    "train --recipe train.yaml --epochs 6 --model resnet14": {"epochs": 6, "model": "resnet14"},
+    "train --recipe train.yaml --epochs 6 --set epochs=7": {"epochs": 7},
+    "distill --recipe distill.yaml --out new/run": {"teacher": "teacher", "student": "resnet8"},
+    "train --resume held": {"epochs": 1, "model": "resnet8"},
+    f"{TRAIN} --epochs 1 --resume auto --out held": {"epochs": 1},
+    f"{TRAIN} --resume auto --out new/run": {"kind": "train"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "expected"), DRY.items(), ids=DRY)
+def test_a_dry_run_prints_the_recipe_and_writes_nothing(run, workshop, line, expected):
+    before = contents(workshop)
+    result = run(f"{line} --dry-run")
+    assert result.exit_code == 0, result.output
+    printed = yaml.safe_load(result.output)
+    assert {key: printed[key] for key in expected} == expected
+    assert make_recipe(printed).model_dump(mode="json") == printed
+    assert contents(workshop) == before
+
+
+def test_options_change_only_their_field(run):
+    plain = yaml.safe_load(run("train --recipe train.yaml --dry-run").output)
+    line = "train --recipe train.yaml --set optimizer.momentum=0.5 --dry-run"
+    changed = yaml.safe_load(run(line).output)
+    assert plain["optimizer"]["lr"] == changed["optimizer"]["lr"] == 0.25
+    plain["optimizer"]["momentum"] = 0.5
+    assert changed == plain
+
+
+def test_a_printed_recipe_can_be_used(run, tmp_path):
+    printed = run(f"{DISTILL} --epochs 2 --set optimizer.lr=1e-3 --dry-run").output
+    path = tmp_path / "printed.yaml"
+    path.write_text(printed)
+    assert run(f"distill --recipe {path} --dry-run").output == printed
