@@ -25,12 +25,13 @@ class Tiny(nn.Module):
     def __init__(self):
         super().__init__()
         self.a = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU())
+        self.a2 = nn.Sequential(nn.Conv2d(6, 6, 3, 1, 1), nn.ReLU())
         self.b = nn.Sequential(nn.Conv2d(6, 40, 3, 2, 1), nn.BatchNorm2d(40), nn.ReLU())
         self.c = nn.Conv2d(40, 40, 1)
         self.fc = nn.Linear(40, CLASSES)
 
     def forward(self, x):
-        return self.fc(self.c(self.b(self.a(x))).mean((2, 3)))
+        return self.fc(self.c(self.b(self.a2(self.a(x)))).mean((2, 3)))
 
 
 PAIRS = {"resnet-wrn": ("resnet8", "wrn_16_2"), "tiny-resnet": (None, "resnet20")}
@@ -209,8 +210,29 @@ class TestCRD:
         with pytest.raises(ShapeError, match=message):
             CRD(4, 5, N, 8, 10).loss(torch.randn(B, 4), torch.randn(B, 5), index)
 
+    def test_bfloat16_banks_give_nearly_the_same(self):
+        found = {}
+        for storage in ("float32", "bfloat16"):
+            torch.manual_seed(0)
+            crd = CRD(4, 5, N, 16, 30, storage=storage)
+            assert crd.student_bank.dtype == getattr(torch, storage)
+            student = torch.randn(B, 4, requires_grad=True)
+            losses = [crd.loss(student, torch.randn(B, 5), torch.arange(B)) for _ in range(3)]
+            losses[-1].backward()
+            found[storage] = losses[-1].item(), student.grad
+        assert found["bfloat16"][0] == pytest.approx(found["float32"][0], rel=0.02)
+        error = (found["bfloat16"][1] - found["float32"][1]).norm() / found["float32"][1].norm()
+        assert error < 0.03
+
     @pytest.mark.parametrize(
-        "option", [{"negatives": 0}, {"temperature": 0.0}, {"momentum": 1.5}, {"embedding_dim": 0}]
+        "option",
+        [
+            {"storage": "float16"},
+            {"negatives": 0},
+            {"temperature": 0.0},
+            {"momentum": 1.5},
+            {"embedding_dim": 0},
+        ],
     )
     def test_options(self, option):
         with pytest.raises(MethodError, match=next(iter(option))):

@@ -223,6 +223,13 @@ def test_any_map_style_data_set(images, tmp_path):
     assert run.summary["dataset"] == "custom"
 
 
+def test_images_of_different_sizes_are_named(images, tmp_path):
+    train = [(torch.rand(3, 32, 32), 0), (torch.rand(3, 32, 30), 1)] * 32
+    with pytest.raises(DataError, match="Images of one size make a batch"):
+        distil([train, None], tmp_path / "run", epochs=1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_a_test_set_there_is_no_accuracy(images, tmp_path):
     run = cktf.teach(Small(), train=images[0], epochs=1, out=tmp_path / "run", show=False)
     assert run.summary["test_top1"] is None

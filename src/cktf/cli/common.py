@@ -85,17 +85,19 @@ def train_from_options(
         dry_run: only check, and print the recipe.
     """
     from cktf.recipes import recipe_of, to_yaml
-    from cktf.workflows import prepare, run_recipe
+    from cktf.workflows import assemble, prepare, run_recipe
 
     continued = resume is not None
     if resume is not None and resume != "auto":
+        if out is not None:
+            raise RecipeError(["--resume RUN continues in RUN itself; leave --out away."])
         out = Path(resume)
         recipe = recipe or recipe_of(out)
     elif continued and out is None:
         raise RecipeError(["--resume auto continues what is in --out; give --out."])
     parsed = _recipe(kind, given, recipe, settings)
     if dry_run:
-        prepare(parsed, out, resume=continued)
+        assemble(parsed, prepare(parsed, out, resume=continued)[1])
         print(to_yaml(parsed), end="")
         return
     report(run_recipe(parsed, out, resume=continued))

@@ -32,6 +32,10 @@ def load_cifar10(directory: Path | None, split: str) -> ImageSet:
     """
     if directory is None:
         raise DataError("CIFAR-10 needs --data-dir: the folder that holds it, or is to hold it.")
+    if not directory.is_dir():
+        raise DataError(
+            f"CIFAR-10: there is no folder {directory}. Make it, if it is to be downloaded there."
+        )
     for folder in (directory, directory / "cifar-10-batches-bin"):
         if (folder / _FILES[split][0]).is_file():
             return _read_binary(folder, split)

@@ -132,7 +132,14 @@ def to_tensor(image: Any, position: int) -> Tensor:
             f"The image of sample {position} has shape {tuple(image.shape)}; an image is [C, H, W]."
         )
     values: Tensor = image.float()
-    return values / 255 if image.dtype == torch.uint8 else values
+    if image.dtype == torch.uint8:
+        return values / 255
+    if not image.is_floating_point():
+        raise DataError(
+            f"The image of sample {position} is of {image.dtype}: bytes (uint8) are scaled to "
+            "[0, 1], floats are taken as they are. Convert it in the data set."
+        )
+    return values
 
 
 class DatasetLoader:
@@ -143,7 +150,7 @@ class DatasetLoader:
         batch_size: B.
         train: shuffle and leave out the last short batch.
         workers: processes; 0 loads in this one.
-        seed: decides the order, and what the data set itself draws from PyTorch.
+        seed: decides the order.
     """
 
     def __init__(
@@ -172,6 +179,7 @@ class DatasetLoader:
             drop_last=self.train,
             num_workers=self.workers,
             generator=_generator(self.seed, number),
+            collate_fn=_collate,
         )
         for images, labels, index in loader:
             yield Batch(images.contiguous(memory_format=torch.channels_last), labels, index)
@@ -183,14 +191,39 @@ def labels_of(data: Any) -> Tensor:
     Taken from its `targets` or `labels`, through a `Subset` or `TensorDataset`; where there is
     nothing of the kind, every sample is read once.
     """
-    if isinstance(data, Subset):
+    if isinstance(data, Subset) and _states_labels(data.dataset):
         return labels_of(data.dataset)[torch.as_tensor(data.indices)]
     if isinstance(data, TensorDataset) and len(data.tensors) == 2:
         return data.tensors[1].long()
+    found = _stated(data)
+    if found is not None:
+        return torch.as_tensor(found, dtype=torch.int64)
+    return torch.tensor([_to_label(data[i][1], i) for i in range(len(data))])
+
+
+def _stated(data: Any) -> Any:
+    """The labels that a data set keeps in one place; None if it does not."""
     # A target_transform of torchvision changes what samples hold, not what targets hold.
-    plain = getattr(data, "target_transform", None) is None
-    for name in ("labels", "targets") if plain else ():
+    if getattr(data, "target_transform", None) is not None:
+        return None
+    for name in ("labels", "targets"):
         found = getattr(data, name, None)
         if found is not None and len(found) == len(data):
-            return torch.as_tensor(found, dtype=torch.int64)
-    return torch.tensor([_to_label(data[i][1], i) for i in range(len(data))])
+            return found
+    return None
+
+
+def _states_labels(data: Any) -> bool:
+    return isinstance(data, Subset | TensorDataset) or _stated(data) is not None
+
+
+def _collate(samples: list[tuple[Tensor, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    images, labels, positions = zip(*samples, strict=True)
+    for image, position in zip(images, positions, strict=True):
+        if image.shape != images[0].shape:
+            raise DataError(
+                f"Images of one size make a batch: sample {positions[0]} is "
+                f"{tuple(images[0].shape)}, sample {position} is {tuple(image.shape)}. Resize or "
+                "crop them in the data set's transform."
+            )
+    return torch.stack(images), torch.tensor(labels), torch.tensor(positions)

@@ -10,7 +10,8 @@ among N bank rows, scores `P(i,j) = exp(anchor_i · bank_j / τ) / Z` and `c = K
 With the logit `x = log P − log(c + ε)` the terms are `logsigmoid(x)` for the positive and
 `log(c / (c + ε)) − softplus(x)` for a negative: a logistic loss, whose derivative by x is
 `sigmoid(x) − [positive]`. Everything is formed in log space and float32, so that neither
-`exp(1/τ)` nor mixed precision can overflow.
+`exp(1/τ)` nor mixed precision can overflow. Only the two products are in the type of the bank:
+float32, or bfloat16 for a bank that is kept in it at half the memory.
 
 Cost: the published code copies K + 1 bank rows for every anchor, B·K·D numbers. Here one product
 `anchor @ bankᵀ` (2·B·N·D operations) gives every score, and the chosen ones are gathered; the
@@ -34,8 +35,9 @@ EPSILON = 1e-7
 def normalizer(anchor: Tensor, bank: Tensor, contrast_index: Tensor, temperature: float) -> Tensor:
     """Z: N times the mean un-normalised score of a batch; scalar float32, without gradient."""
     with torch.no_grad(), torch.autocast(anchor.device.type, enabled=False):
-        every = anchor.float() @ bank.float().t()
-        return every.gather(1, contrast_index).div_(temperature).exp_().mean() * len(bank)
+        every = anchor.to(bank.dtype) @ bank.t()
+        chosen = every.gather(1, contrast_index).float().div_(temperature)
+        return chosen.exp_().mean() * len(bank)
 
 
 class _NCE(torch.autograd.Function):
@@ -51,9 +53,8 @@ class _NCE(torch.autograd.Function):
         batch, columns = contrast_index.shape
         noise = (columns - 1) / len(bank)
         with torch.autocast(anchor.device.type, enabled=False):
-            anchor, bank = anchor.float(), bank.float()
-            every = anchor @ bank.t()
-            logits = every.gather(1, contrast_index).div_(temperature)
+            every = anchor.to(bank.dtype) @ bank.t()
+            logits = every.gather(1, contrast_index).float().div_(temperature)
             logits -= log_normalizer + math.log(noise + EPSILON)
             # One softplus over all columns: logsigmoid(x) = x − softplus(x).
             loss = F.softplus(logits).sum() - logits[:, 0].sum()
@@ -62,8 +63,9 @@ class _NCE(torch.autograd.Function):
                 weights = logits.sigmoid_()
                 weights[:, 0] -= 1
                 # The scores are done with: their memory, already mapped, takes the weights.
-                dense = every.zero_().scatter_add_(1, contrast_index, weights)
-                ctx.save_for_backward(dense @ bank / (batch * temperature))
+                dense = every.zero_().scatter_add_(1, contrast_index, weights.to(bank.dtype))
+                gradient = (dense @ bank).float() / (batch * temperature)
+                ctx.save_for_backward(gradient.to(anchor.dtype))
         return loss
 
     @staticmethod
@@ -84,7 +86,7 @@ def nce_loss(
 
     Args:
         anchor: [B, D], rows of unit length; the only argument with a gradient.
-        bank: [N, D], rows of unit length: the other network's representations.
+        bank: [N, D] float32 or bfloat16, rows of unit length: the other network's representations.
         contrast_index: [B, 1+K] int64, rows of the bank: column 0 the positive, then K >= 1
             negatives, with repetition as noise-contrastive estimation assumes.
         temperature: τ > 0.

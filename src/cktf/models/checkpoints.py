@@ -59,7 +59,15 @@ def describe(path: Path) -> dict[str, object]:
             f"{path} does not say which network it belongs to. Build the network yourself, load it "
             "with cktf.models.load_weights, and pass it to cktf.distill."
         )
-    described: dict[str, object] = json.loads(metadata["cktf"])
+    try:
+        described: dict[str, object] = json.loads(metadata["cktf"])
+        complete = {"network", "classes", "dataset"} <= described.keys()
+    except (ValueError, AttributeError):
+        complete = False
+    if not complete:
+        raise CheckpointError(
+            f"{path} describes its network in a way that is not ours. Save it anew."
+        )
     return described
 
 

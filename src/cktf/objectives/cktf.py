@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cktf.batch import Batch
-from cktf.contrast import NegativeSampler
+from cktf.contrast import NegativeSampler, Storage
 from cktf.errors import MethodError, nearest
 from cktf.functional.module_vector import ModuleNorm, module_grid, module_vector
 from cktf.objectives.base import Loss, Objective, Setting, present
@@ -41,7 +41,7 @@ class CKTF(Objective):
             `largest` cosine similarity with the student's over the whole batch.
         module_norm: `batch` (as published), `sample` or `none`: see `module_vector`.
         labels: [N] classes: negatives come from other classes; without, from all other samples.
-        embedding_dim, negatives, temperature, momentum: as in CRD.
+        embedding_dim, negatives, temperature, momentum, storage: as in CRD.
 
     Attributes:
         pairs: CRD objectives in the order stem, module 1…n, embedding.
@@ -64,6 +64,7 @@ class CKTF(Objective):
         negatives: int = 16384,
         temperature: float = 0.1,
         momentum: float = 0.5,
+        storage: Storage = "float32",
         labels: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class CKTF(Objective):
         self.pairs = nn.ModuleList(
             CRD(
                 s.shape[1], t.shape[1], dataset_size,
-                embedding_dim, negatives, temperature, momentum, self.sampler,
+                embedding_dim, negatives, temperature, momentum, self.sampler, storage,
             )
             for s, t in self._vectors(student, teacher)
         )  # fmt: skip
@@ -230,6 +231,7 @@ def build(
     negatives: int = 16384,
     temperature: float = 0.1,
     momentum: float = 0.5,
+    storage: Storage = "float32",
 ) -> CKTF:
     """CKTF between the two networks of a setting."""
     student, teacher = setting.both("CKTF")
@@ -245,5 +247,6 @@ def build(
         negatives=negatives,
         temperature=temperature,
         momentum=momentum,
+        storage=storage,
         labels=setting.labels,
     )

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from cktf import _check
 from cktf.batch import Batch
-from cktf.contrast import NegativeSampler, random_bank, update_bank
+from cktf.contrast import DTYPES, NegativeSampler, Storage, random_bank, update_bank
 from cktf.errors import MethodError
 from cktf.functional import nce_loss
 from cktf.functional.nce import normalizer
@@ -40,10 +40,12 @@ class CRD(Objective):
         momentum: how much of its old row a sample keeps at each visit.
         sampler: draws negatives; by default all samples but the anchor are candidates. Give one
             with labels to draw from other classes only.
+        storage: type of the banks and of the products with them; `bfloat16` takes half the memory
+            and, where the hardware multiplies it, a third of the time.
 
     Attributes:
         student_head, teacher_head: `nn.Linear` to embedding_dim; both train.
-        student_bank, teacher_bank: [N, embedding_dim] float32.
+        student_bank, teacher_bank: [N, embedding_dim], of the storage type.
         student_normalizer: Z where the student is the anchor; 0 until the first batch sets it.
         teacher_normalizer: Z where the teacher is the anchor.
 
@@ -68,15 +70,16 @@ class CRD(Objective):
         temperature: float = 0.1,
         momentum: float = 0.5,
         sampler: NegativeSampler | None = None,
+        storage: Storage = "float32",
     ) -> None:
         super().__init__()
-        check_options(negatives, temperature, momentum, embedding_dim)
+        check_options(negatives, temperature, momentum, embedding_dim, storage)
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
         self.sampler = NegativeSampler(dataset_size) if sampler is None else sampler
         self.student_head = nn.Linear(student_dim, embedding_dim)
         self.teacher_head = nn.Linear(teacher_dim, embedding_dim)
-        self.register_buffer("student_bank", random_bank(dataset_size, embedding_dim))
-        self.register_buffer("teacher_bank", random_bank(dataset_size, embedding_dim))
+        self.register_buffer("student_bank", random_bank(dataset_size, embedding_dim, storage))
+        self.register_buffer("teacher_bank", random_bank(dataset_size, embedding_dim, storage))
         self.register_buffer("student_normalizer", torch.zeros(()))
         self.register_buffer("teacher_normalizer", torch.zeros(()))
         # Known to Python, so that no step waits for the device to say whether they are set.
@@ -148,12 +151,15 @@ def _after_loading(module: nn.Module, incompatible_keys: Any) -> None:
     module._normalized = bool(module.student_normalizer > 0)
 
 
-def check_options(negatives: int, temperature: float, momentum: float, embedding_dim: int) -> None:
+def check_options(
+    negatives: int, temperature: float, momentum: float, embedding_dim: int, storage: str
+) -> None:
     """Raise MethodError unless the options of a contrastive objective are in their ranges."""
     rules = {
         f"negatives is 1 or more, given {negatives}": negatives >= 1,
         f"temperature is above 0, given {temperature}": temperature > 0,
         f"momentum is from 0 to 1, given {momentum}": 0 <= momentum <= 1,
+        f"storage is float32 or bfloat16, given {storage!r}": storage in DTYPES,
         f"embedding_dim is 1 or more, given {embedding_dim}": embedding_dim >= 1,
     }
     broken = [rule for rule, holds in rules.items() if not holds]
@@ -168,6 +174,7 @@ def build(
     negatives: int = 16384,
     temperature: float = 0.1,
     momentum: float = 0.5,
+    storage: Storage = "float32",
 ) -> CRD:
     """CRD between the two penultimate embeddings."""
     student, teacher = setting.both("CRD")
@@ -180,4 +187,5 @@ def build(
         temperature,
         momentum,
         NegativeSampler(setting.dataset_size, setting.labels),
+        storage,
     )

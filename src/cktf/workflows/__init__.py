@@ -1,12 +1,13 @@
 """What users do: teach, distil, evaluate."""
 
 from cktf.workflows.evaluation import evaluate
-from cktf.workflows.run import Run, read_summary
+from cktf.workflows.run import Run, assemble, read_summary
 from cktf.workflows.train import Objects, distill, prepare, run_recipe, teach
 
 __all__ = [
     "Objects",
     "Run",
+    "assemble",
     "distill",
     "evaluate",
     "prepare",

@@ -6,7 +6,8 @@ import torch
 
 from cktf.engine import Accuracy, accelerator, autocast_dtype, place
 from cktf.engine import evaluate as accuracy_of
-from cktf.recipes import build_test, load_teacher, make_recipe, read_recipe, recipe_of
+from cktf.errors import RunFolderError
+from cktf.recipes import CUSTOM, build_test, load_teacher, make_recipe, read_recipe, recipe_of
 
 
 def evaluate(
@@ -29,6 +30,11 @@ def evaluate(
     section = recipe.data
     if data is not None and data != section.name:
         section = section.model_copy(update={"name": data, "dir": None})
+    if section.name == CUSTOM:
+        raise RunFolderError(
+            f"{run} was trained on a data set made in Python. Name another with --data, or measure "
+            "it there with cktf.engine.evaluate."
+        )
     if data_dir is not None:
         section = section.model_copy(update={"dir": data_dir})
     loader, classes = build_test(section)

@@ -15,7 +15,7 @@ from cktf.data import labels_of
 from cktf.engine import Accuracy, Fitted, RunFolder, Trainer, write_atomically
 from cktf.errors import DataError, RunFolderError
 from cktf.models import save_network
-from cktf.objectives import Setting, compose, features_read
+from cktf.objectives import Setting, WeightedSum, compose, features_read
 from cktf.recipes import CUSTOM, Data, DistillRecipe, Recipe, to_yaml
 from cktf.taps import FeaturePaths, Features, Tap, infer_paths
 
@@ -63,53 +63,70 @@ class _Tried:
     features: Features
 
 
+@dataclass(frozen=True)
+class Assembly:
+    """Networks, data and objective that are known to fit together."""
+
+    method: str
+    num_classes: int
+    objective: WeightedSum
+    student: Tap
+    teacher: Tap | None
+
+
+def assemble(recipe: Recipe, parts: Parts) -> Assembly:
+    """Tap both networks and build the objective between them, sized by a dry run.
+
+    Raises:
+        CktfError: networks, data and method do not fit.
+    """
+    method = recipe.method if isinstance(recipe, DistillRecipe) else "ce"
+    options = recipe.options if isinstance(recipe, DistillRecipe) else {}
+    set_seed(recipe.seed)
+    student, teacher = _dry_run(parts, method)
+    num_classes = int(student.features.logits.shape[1])
+    labels = labels_of(parts.data.raw_train)
+    _check_labels(labels, num_classes)
+    teacher_features = None if teacher is None else teacher.features
+    setting = Setting(student.features, teacher_features, parts.data.train.samples, labels)
+    objective = compose(method, setting, options)
+    student_tap = Tap(parts.student, student.paths, objective.needs)
+    teacher_tap = None
+    if parts.teacher is not None and teacher is not None and objective.needs_teacher:
+        teacher_tap = Tap(parts.teacher, teacher.paths, objective.needs)
+    return Assembly(method, num_classes, objective, student_tap, teacher_tap)
+
+
 def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> Run:
     """Train, record and save; nothing is written before all is known to fit.
 
     Raises:
         CktfError: networks, data and method do not fit; nothing was trained then.
     """
-    training = recipe.training()
-    method = recipe.method if isinstance(recipe, DistillRecipe) else "ce"
-    options = recipe.options if isinstance(recipe, DistillRecipe) else {}
-    set_seed(training.seed)
-    student, teacher = _dry_run(parts, method)
-    num_classes = int(student.features.logits.shape[1])
-    labels = labels_of(parts.data.raw_train)
-    _check_labels(labels, num_classes)
-    setting = Setting(
-        student.features, teacher and teacher.features, parts.data.train.samples, labels
-    )
-    objective = compose(method, setting, options)
-    student_tap = Tap(parts.student, student.paths, objective.needs)
-    teacher_tap = None
-    if parts.teacher is not None and teacher is not None and objective.needs_teacher:
-        teacher_tap = Tap(parts.teacher, teacher.paths, objective.needs)
+    fitting, data = assemble(recipe, parts), parts.data
     run.create()
     write_atomically(run.recipe, to_yaml(recipe).encode())
-    title = f"{parts.student_name} {method}" if parts.teacher else parts.student_name
-    data = parts.data
     trainer = Trainer(
-        student_tap,
-        teacher_tap,
-        objective,
+        fitting.student,
+        fitting.teacher,
+        fitting.objective,
         data.train,
         data.test,
-        num_classes,
-        training,
+        fitting.num_classes,
+        recipe.training(),
         run,
-        title,
-        show,
+        title=f"{parts.student_name} {fitting.method}" if parts.teacher else parts.student_name,
+        show=show,
     )
     teacher_accuracy = None
     if parts.teacher is not None and data.test is not None:
         teacher_accuracy = trainer.evaluate(parts.teacher, data.test)
     fitted = trainer.fit()
-    classes = data.classes or tuple(f"class {c}" for c in range(num_classes))
+    classes = data.classes or tuple(f"class {c}" for c in range(fitting.num_classes))
     save_network(
         parts.student, run.weights, name=parts.student_name, classes=classes, dataset=data.name
     )
-    summary = _summary(recipe, method, parts, fitted, teacher_accuracy, trainer.device)
+    summary = _summary(recipe, fitting.method, parts, fitted, teacher_accuracy, trainer.device)
     run.write_summary(summary)
     return Run(run.path, parts.student, summary)
 
