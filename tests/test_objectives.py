@@ -229,7 +229,7 @@ class TestCRD:
         [
             {"storage": "float16"},
             {"negatives": 0},
-            {"temperature": 0.0},
+            {"temperature": 0.01},
             {"momentum": 1.5},
             {"embedding_dim": 0},
         ],

@@ -113,6 +113,9 @@ def test_infer_leaves_the_network_as_it_was():
     before = {k: v.clone() for k, v in network.state_dict().items()}
     infer_paths(network, IMAGES)
     assert network.training
+    network.a.eval()
+    infer_paths(network, IMAGES)
+    assert (network.training, network.a.training, network.b.training) == (True, False, True)
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy
 import pytest
 import torch
 import yaml
@@ -11,7 +12,7 @@ from torch.utils.data import Subset, TensorDataset
 
 import cktf
 from cktf.data import ImageSet, load_dataset
-from cktf.engine import Trainer, Training
+from cktf.engine import RunFolder, Trainer, Training, trainer
 from cktf.engine.trainer import schedule
 from cktf.errors import CktfError, DataError, RecipeError, RunFolderError, TapError, TrainingError
 from cktf.models import create
@@ -257,6 +258,13 @@ def poisoned(data, count=100):
     [
         (lambda i: {"student": NoLinear()}, TapError, r"no nn\.Linear"),
         (lambda i: {"student": Small(classes=4)}, DataError, "student has 4 classes"),
+        (lambda i: {"test": []}, RecipeError, "length above 0"),
+        (lambda i: {"test": "fashion-mini"}, RecipeError, "not the name of one"),
+        (lambda i: {"train": "fashion-mini", "test": i[1]}, RecipeError, "its own test images"),
+        (lambda i: {"test": [(torch.rand(3, 32, 32), 10)]}, DataError, "test labels run from 10"),
+        (lambda i: {"test": [(torch.rand(1, 32, 32), 1)]}, DataError, "cannot take images"),
+        (lambda i: {"overrides": {"optimizer.nesterov": True, "optimizer.momentum": 0}},
+         RecipeError, "momentum above 0"),
         (lambda i: {"student": Small(channels=1)}, DataError, "student Small cannot take images"),
         (lambda i: {"teacher": Small(channels=1)}, DataError, "teacher Small cannot take images"),
         (lambda i: {"teacher": Small(classes=12)}, CktfError, "the teacher 12"),
@@ -288,9 +296,50 @@ def test_a_run_folder_below_a_file(images, tmp_path):
         distil(images, tmp_path / "file" / "run")
 
 
-def test_an_unfinished_run_has_no_summary(tmp_path):
-    with pytest.raises(RunFolderError, match="no finished run"):
-        cktf.workflows.read_summary(tmp_path)
+def test_a_finished_run_is_read_not_repeated(images, tmp_path, monkeypatch):
+    first = distil(images, tmp_path / "run", epochs=1)
+    monkeypatch.setattr(Trainer, "fit", None)
+    torch.manual_seed(5)
+    again = distil(images, tmp_path / "run", epochs=1, resume=True, student=Small())
+    assert again.summary == first.summary
+    assert equal(weights(first), weights(again))
+    assert not again.student.training
+
+
+def test_a_run_that_failed_at_once_can_be_started_again(images, tmp_path):
+    with pytest.raises(TrainingError):
+        distil(images, tmp_path / "run", epochs=1, overrides={"optimizer.lr": 1e9})
+    assert distil(images, tmp_path / "run", epochs=1).summary["epochs"] == 1
+
+
+def test_checkpoints_that_cannot_be_read_are_not_passed_over(images, tmp_path):
+    distil(images, tmp_path / "run", epochs=1)
+    (tmp_path / "run" / "summary.json").unlink()
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.write_bytes(b"x")
+    with pytest.raises(RunFolderError, match="None of the checkpoints"):
+        distil(images, tmp_path / "run", epochs=1, resume=True)
+
+
+def test_a_half_written_record_is_dropped(tmp_path):
+    run = RunFolder(tmp_path)
+    run.record({"epoch": 1})
+    with run.metrics.open("a") as file:
+        file.write('{"epoch": 2, "lo')
+    assert run.rows() == [{"epoch": 1}]
+
+
+def test_a_full_disk_is_seen_before_training(tmp_path):
+    with pytest.raises(RunFolderError, match="checkpoints take"):
+        RunFolder(tmp_path / "run").create(checkpoint_mb=1e12)
+
+
+def test_numpy_draws_continue_where_they_were():
+    numpy.random.seed(3)
+    state = trainer._numpy_state()
+    drawn = numpy.random.rand(5)
+    trainer._set_numpy_state(state)
+    assert (numpy.random.rand(5) == drawn).all()
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,11 @@ def train_from_options(
             raise RecipeError(["--resume RUN continues in RUN itself; leave --out away."])
         out = Path(resume)
         recipe = recipe or recipe_of(out)
-    elif continued and out is None:
-        raise RecipeError(["--resume auto continues what is in --out; give --out."])
+    elif continued:
+        if out is None:
+            raise RecipeError(["--resume auto continues what is in --out; give --out."])
+        if recipe is None and (out / "recipe.yaml").is_file():
+            recipe = out / "recipe.yaml"
     parsed = _recipe(kind, given, recipe, settings)
     if dry_run:
         assemble(parsed, prepare(parsed, out, resume=continued)[1])

@@ -71,8 +71,8 @@ def _find(directory: Path | None, name: str) -> Path:
                 return path
     raise DataError(
         f"Fashion-MNIST: no {name} or {name}.gz in "
-        f"{' or '.join(map(str, places))}. Give --data-dir, the folder with the four IDX files, or "
-        "install Debian's package dataset-fashion-mnist."
+        f"{' or '.join(map(str, places))}. Give --data-dir, the folder with the four IDX files; or "
+        "give none and install Debian's package dataset-fashion-mnist."
     )
 
 

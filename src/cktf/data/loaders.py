@@ -6,6 +6,7 @@ out the last, shorter batch; each epoch leaves out other samples.
 """
 
 from collections.abc import Iterator, Sized
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -197,19 +198,23 @@ def labels_of(data: Any) -> Tensor:
         return data.tensors[1].long()
     found = _stated(data)
     if found is not None:
-        return torch.as_tensor(found, dtype=torch.int64)
+        return found
     return torch.tensor([_to_label(data[i][1], i) for i in range(len(data))])
 
 
-def _stated(data: Any) -> Any:
+def _stated(data: Any) -> Tensor | None:
     """The labels that a data set keeps in one place; None if it does not."""
     # A target_transform of torchvision changes what samples hold, not what targets hold.
     if getattr(data, "target_transform", None) is not None:
         return None
     for name in ("labels", "targets"):
         found = getattr(data, name, None)
-        if found is not None and len(found) == len(data):
-            return found
+        if found is None or isinstance(found, str) or len(found) != len(data):
+            continue
+        with suppress(ValueError, TypeError, RuntimeError):
+            values = torch.as_tensor(found)
+            if values.dim() == 1 and not values.is_floating_point():
+                return values.long()
     return None
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from cktf.errors import RunFolderError
 
 _KEPT = 2
-_NEEDED_MB = 50
 
 
 class RunFolder:
@@ -41,28 +41,32 @@ class RunFolder:
         Raises:
             RunFolderError: it cannot be written, or holds a run and is not to be continued.
         """
-        if self.recipe.exists() and not resume:
-            raise RunFolderError(
-                f"{self.path} already holds a run. Choose another --out, or continue it with "
-                "--resume auto."
-            )
-        there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        there = next(p for p in (self.path, *self.path.absolute().parents) if os.path.lexists(p))
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise RunFolderError(
                 f"The run folder {self.path} cannot be written: {there} is "
                 f"{'not yours to write' if there.is_dir() else 'a file'}. Choose another --out."
             )
-        free = shutil.disk_usage(there).free / 2**20
-        if free < _NEEDED_MB:
+        # What failed before its first checkpoint holds nothing that could be lost.
+        if not resume and (self._saved() or self.finished):
             raise RunFolderError(
-                f"{there} has {free:.0f} MB left, and a run needs {_NEEDED_MB} or more."
+                f"{self.path} already holds a run. Choose another --out, or continue it with "
+                "--resume auto."
             )
 
-    def create(self) -> None:
+    @property
+    def finished(self) -> bool:
+        """Whether a run came to its end here."""
+        return self.summary.is_file() and self.weights.is_file()
+
+    def create(self, checkpoint_mb: float) -> None:
         """Make the folder.
 
+        Args:
+            checkpoint_mb: size of a checkpoint: there must be room for three.
+
         Raises:
-            RunFolderError: the file system does not let us.
+            RunFolderError: the file system does not let us, or is too full.
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -71,6 +75,12 @@ class RunFolder:
                 f"The run folder {self.path} cannot be written ({error.strerror}). Choose another "
                 "--out."
             ) from error
+        needed, free = (_KEPT + 1) * checkpoint_mb, shutil.disk_usage(self.path).free / 2**20
+        if free < needed:
+            raise RunFolderError(
+                f"{self.path} has {free:.0f} MB left, and this run's checkpoints take "
+                f"{needed:.0f} MB. Make room, or choose another --out."
+            )
 
     def log(self, line: str) -> None:
         """Add a dated line to log.txt."""
@@ -83,10 +93,12 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl holds."""
-        if not self.metrics.exists():
-            return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        """What metrics.jsonl holds, up to a line that a kill left half-written."""
+        rows: list[dict[str, Any]] = []
+        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        with suppress(ValueError):
+            rows.extend(json.loads(line) for line in lines)
+        return rows
 
     def keep_rows(self, count: int) -> None:
         """Drop the lines of epochs that a resumed run trains again."""
@@ -112,6 +124,11 @@ class RunFolder:
                 self.log(f"{path.name} cannot be read ({error}); trying the one before it")
                 continue
             return state
+        if self._saved():
+            raise RunFolderError(
+                f"None of the checkpoints in {self.checkpoints} can be read. Remove that folder to "
+                "start over, or choose another --out."
+            )
         return None
 
     def _saved(self) -> list[Path]:

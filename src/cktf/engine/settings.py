@@ -24,7 +24,7 @@ class Training:
         milestones: fractions of the run at which `multistep` steps.
         gamma: what `multistep` multiplies the rate with.
         seed: of everything random.
-        precision: of the networks; objectives compute in float32 whatever it says.
+        precision: of the networks; losses are formed in float32 whatever it says.
         channels_last: memory format of the networks and images.
         device: `auto`, `cpu` or `cuda`.
         checkpoint_epochs: save every so many epochs.

@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
@@ -96,15 +98,7 @@ class Trainer:
             nesterov=training.nesterov,
         )
         self.scheduler = schedule(optimizer, training, len(train))
-        self._forward, self.optimizer = self._prepare(optimizer)
-
-    def _prepare(self, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """With several processes Accelerate wraps what trains; alone nothing is wrapped."""
-        if self.accelerator.num_processes == 1:
-            return self.student.model, optimizer
-        self.objective = self.accelerator.prepare(self.objective)
-        model, prepared = self.accelerator.prepare(self.student.model, optimizer)
-        return model, prepared
+        self.optimizer = optimizer
 
     def fit(self) -> Fitted:
         """Train to the end, from the newest checkpoint if the run folder has one."""
@@ -135,15 +129,13 @@ class Trainer:
     def _epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
         self.student.model.train()
         self.objective.train()
-        start, sums, total = (
-            time.perf_counter(),
-            dict[str, Tensor](),
-            torch.zeros((), device=self.device),
-        )
+        start, lr = time.perf_counter(), 0.0
+        sums: dict[str, Tensor] = {}
+        total = torch.zeros((), device=self.device)
         for step, batch in enumerate(self.train.epoch(epoch), start=1):
             batch = batch.to(self.device)
             with self._autocast():
-                student = self.student(batch.images, self._forward)
+                student = self.student(batch.images)
                 teacher = None
                 if self.teacher is not None:
                     with torch.no_grad():
@@ -152,6 +144,7 @@ class Trainer:
             self.accelerator.backward(loss.total)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+            lr = self.optimizer.param_groups[0]["lr"]
             self.scheduler.step()
             total += loss.total.detach()
             for name, value in loss.terms.items():
@@ -165,7 +158,7 @@ class Trainer:
             "epoch": epoch,
             "loss": float(total) / len(self.train),
             "terms": {name: float(value) / len(self.train) for name, value in sums.items()},
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": lr,
             "images": images,
             "seconds": seconds,
             "images_per_second": images / seconds,
@@ -210,6 +203,7 @@ class Trainer:
             "torch_rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
             "python_rng": random.getstate(),
+            "numpy_rng": _numpy_state(),
         }
         self.run.save_checkpoint(state, epoch)
 
@@ -220,6 +214,8 @@ class Trainer:
             self.run.keep_rows(0)
             return 0
         try:
+            if state["version"] != _CHECKPOINT_VERSION:
+                raise ValueError(f"it is of version {state['version']}")
             self.student.model.load_state_dict(state["student"])
             self.objective.load_state_dict(state["objective"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -233,6 +229,7 @@ class Trainer:
         if state["device_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_rng"])
         random.setstate(state["python_rng"])
+        _set_numpy_state(state["numpy_rng"])
         self.run.keep_rows(state["epoch"])
         self.run.log(f"continued after epoch {state['epoch']}")
         return int(state["epoch"])
@@ -242,7 +239,15 @@ def accelerator(training: Training) -> Accelerator:
     """The devices to train on, and the seed of everything random."""
     if training.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("Device 'cuda' was asked for, and PyTorch sees none. Use device=cpu.")
-    made = Accelerator(cpu=training.device == "cpu")
+    # Accelerate remembers the first device of a process; every run chooses its own.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    made = Accelerator(cpu=training.device == "cpu", mixed_precision="no")
+    if made.num_processes > 1 or made.gradient_accumulation_steps > 1:
+        raise TrainingError(
+            "A run is one process without gradient accumulation; the launcher asks for "
+            f"{made.num_processes} processes and {made.gradient_accumulation_steps} steps. Start "
+            "cktf without a launcher."
+        )
     set_seed(training.seed)
     return made
 
@@ -252,6 +257,18 @@ def place(network: nn.Module, training: Training, device: torch.device) -> None:
     network.to(device)
     if training.channels_last:
         network.to(memory_format=torch.channels_last)
+
+
+def _numpy_state() -> tuple[Tensor, int, int, float]:
+    """NumPy's global generator, in types that a checkpoint may hold."""
+    _, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    return torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)
+
+
+def _set_numpy_state(state: tuple[Tensor, int, int, float]) -> None:
+    keys, position, has_gauss, gauss = state
+    words = keys.numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", words, position, has_gauss, gauss))
 
 
 def schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LRScheduler:

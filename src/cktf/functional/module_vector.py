@@ -3,8 +3,8 @@
 Source: Zhao, Chen, Zhao, "A Contrastive Knowledge Transfer Framework for Model Compression and
 Transfer Learning", ICASSP 2023, arXiv 2303.07599, section 2, in the form of its implementation:
 normalise, pad the channels, pool, flatten. Padding commutes with the other steps and is done last,
-on the small vector. Departure: whichever side is narrower is padded; maps of unequal size are
-pooled to one grid.
+on the small vector. Departure: whichever side is narrower is padded; maps of unequal size, or of
+more than four windows a side, are pooled to one grid.
 """
 
 from typing import Literal

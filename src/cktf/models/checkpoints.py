@@ -32,7 +32,10 @@ def save_network(
         described["mean"] = network.mean.flatten().tolist()
         described["std"] = network.std.flatten().tolist()
         network = network.network
-    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    state = {
+        key: value.detach().cpu().clone().contiguous()
+        for key, value in network.state_dict().items()
+    }
     partial = path.with_suffix(".partial")
     save_file(state, partial, metadata={"cktf": json.dumps(described)})
     partial.replace(path)

@@ -60,4 +60,7 @@ def create(name: str, num_classes: int) -> nn.Module:
         raise ModelError(
             f"A classifier has at least 2 classes; {name} was asked for {num_classes}."
         )
-    return _ZOO[name](num_classes)
+    network = _ZOO[name](num_classes)
+    # Weights on disk say which network they belong to.
+    network.zoo_name = name  # type: ignore[assignment]
+    return network

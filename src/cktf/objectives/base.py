@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from cktf.batch import Batch
@@ -91,12 +92,12 @@ class WeightedSum(Objective):
 
     def __init__(self, terms: dict[str, tuple[float, Objective]]) -> None:
         super().__init__()
-        if not terms or any(weight < 0 for weight, _ in terms.values()):
+        kept = {name: pair for name, pair in terms.items() if pair[0] > 0}
+        if not kept or any(weight < 0 for weight, _ in terms.values()):
             given = {name: weight for name, (weight, _) in terms.items()}
             raise MethodError(
-                f"A sum has at least one term, with weights of 0 or more; given {given}."
+                f"A sum has weights of 0 or more, and at least one above 0; given {given}."
             )
-        kept = {name: pair for name, pair in terms.items() if pair[0] > 0}
         self.weights = {name: weight for name, (weight, _) in kept.items()}
         self.terms = nn.ModuleDict({name: objective for name, (_, objective) in kept.items()})
         parts = [objective for _, objective in kept.values()]
@@ -106,7 +107,7 @@ class WeightedSum(Objective):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The weighted total; parts of a term are named `term.part`."""
-        total = student.logits.new_zeros((), dtype=student.logits.float().dtype)
+        total = torch.zeros((), device=student.logits.device)
         parts: dict[str, Tensor] = {}
         for name, weight in self.weights.items():
             loss: Loss = self.terms[name](student, teacher, batch)

@@ -102,16 +102,13 @@ class CKTF(Objective):
         """
         if contrast_index is None:
             contrast_index = self.sampler.draw(index, self.negatives)
-        losses = [
-            cast(CRD, pair).loss(s, t, index, contrast_index) if weight else None
-            for pair, weight, (s, t) in zip(
-                self.pairs, self._weights(), self._vectors(student, teacher), strict=True
-            )
-        ]
         total = torch.zeros((), device=index.device)
         terms: dict[str, Tensor] = {}
-        for name, weight, loss in zip(self._names(), self._weights(), losses, strict=True):
-            if loss is not None:
+        for (name, weight), pair, (s, t) in zip(
+            self._weights().items(), self.pairs, self._vectors(student, teacher), strict=True
+        ):
+            if weight:
+                loss = cast(CRD, pair).loss(s, t, index, contrast_index)
                 total = total + weight * loss
                 terms[name] = loss.detach()
         return Loss(total, terms)
@@ -120,12 +117,10 @@ class CKTF(Objective):
         """The loss of one batch."""
         return self.loss(student, present(teacher, "CKTF's teacher"), batch.index)
 
-    def _names(self) -> list[str]:
+    def _weights(self) -> dict[str, float]:
+        """Each pair's name and weight, in order."""
         modules = [f"module{k}" for k in range(1, len(self.pairs) - 1)]
-        return ["stem", *modules, "embedding"]
-
-    def _weights(self) -> list[float]:
-        return [self.theta] * (len(self.pairs) - 1) + [self.beta]
+        return dict.fromkeys(["stem", *modules], self.theta) | {"embedding": self.beta}
 
     def _vectors(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
         """What each pair's heads read, in the order of `pairs`."""

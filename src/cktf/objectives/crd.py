@@ -26,6 +26,8 @@ from cktf.functional.nce import normalizer
 from cktf.objectives.base import Loss, Objective, Setting, present
 from cktf.taps import Features
 
+_COLDEST = 0.02
+
 
 class CRD(Objective):
     """The contrastive objective on one pair of representations.
@@ -93,7 +95,7 @@ class CRD(Objective):
         index: Tensor,
         contrast_index: Tensor | None = None,
     ) -> Tensor:
-        """Loss of one batch; then the banks hold its rows, and the first batch sets Z.
+        """Loss of one batch; in training the banks then hold its rows. The first batch sets Z.
 
         Args:
             student_embedding: [B, student_dim].
@@ -157,7 +159,8 @@ def check_options(
     """Raise MethodError unless the options of a contrastive objective are in their ranges."""
     rules = {
         f"negatives is 1 or more, given {negatives}": negatives >= 1,
-        f"temperature is above 0, given {temperature}": temperature > 0,
+        # exp(1/τ) times N must stay below the largest float32.
+        f"temperature is {_COLDEST} or more, given {temperature}": temperature >= _COLDEST,
         f"momentum is from 0 to 1, given {momentum}": 0 <= momentum <= 1,
         f"storage is float32 or bfloat16, given {storage!r}": storage in DTYPES,
         f"embedding_dim is 1 or more, given {embedding_dim}": embedding_dim >= 1,

@@ -27,7 +27,7 @@ class Data:
     Attributes:
         train: training batches.
         test: test batches, None where a user gave none.
-        raw_train: what the training batches are made from.
+        raw_train, raw_test: what the batches are made from.
         name: for the record.
         classes: their names; None for a user's own data, whose networks decide.
     """
@@ -35,6 +35,7 @@ class Data:
     train: Loader
     test: Loader | None
     raw_train: Any
+    raw_test: Any
     name: str
     classes: tuple[str, ...] | None
 
@@ -120,7 +121,7 @@ def teacher_file(teacher: str) -> Path:
     Raises:
         CheckpointError: nothing there.
     """
-    path = Path(teacher)
+    path = Path(teacher).expanduser()
     if path.is_dir():
         if not (path / _STUDENT_FILE).is_file():
             raise CheckpointError(
@@ -164,6 +165,7 @@ def build_data(section: DataSection, seed: int) -> Data:
         train=memory_loader(train, section, seed),
         test=loader_of_test(test),
         raw_train=train,
+        raw_test=test,
         name=section.name,
         classes=tuple(train.classes),
     )
@@ -224,6 +226,12 @@ def load_teacher(teacher: str, classes: tuple[str, ...] | None) -> tuple[nn.Modu
     if classes is not None and len(own) != len(classes):
         raise ModelError(
             f"{path} knows {len(own)} classes (it was trained on {described['dataset']}), and the "
-            f"data has {len(classes)}. Train a teacher on this data, or use its data set."
+            f"data has {len(classes)}. Use its own data set, or a network trained on this one."
+        )
+    if classes is not None and described["dataset"] != CUSTOM and tuple(own) != classes:
+        raise ModelError(
+            f"{path} knows other classes (of {described['dataset']}: {own[0]}, {own[1]}, …) than "
+            f"the data has ({classes[0]}, {classes[1]}, …). Use its own data set, or a network "
+            "trained on this one."
         )
     return network, str(described["network"])

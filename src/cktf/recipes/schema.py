@@ -1,12 +1,21 @@
 """The typed description of an experiment: all that decides its result, in one YAML file."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from cktf.engine import Training
 
 Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+CUSTOM = "custom"
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -31,6 +40,12 @@ class DataSection(_Section):
     batch_size: int = Field(64, ge=2)
     workers: int = Field(0, ge=0)
 
+    @field_validator("dir")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        # The recipe works from any folder.
+        return None if value is None else str(Path(value).expanduser().absolute())
+
 
 class OptimizerSection(_Section):
     """SGD. `lr` is the peak of the schedule."""
@@ -39,6 +54,12 @@ class OptimizerSection(_Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "OptimizerSection":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
 
 
 class ScheduleSection(_Section):
@@ -50,7 +71,7 @@ class ScheduleSection(_Section):
 
 
 class RuntimeSection(_Section):
-    """Where and in which precision the networks compute; objectives compute in float32."""
+    """Where and in which precision the networks compute; losses are formed in float32."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -120,6 +141,11 @@ class DistillRecipe(_Recipe):
     method: Name = "cktf+kd"
     options: dict[str, dict[str, Any]] = {}
 
+    @field_validator("teacher")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        path = Path(value).expanduser()
+        return str(path.absolute()) if path.exists() and value != CUSTOM else value
+
 
 Recipe = TrainRecipe | DistillRecipe
-CUSTOM = "custom"

@@ -2,7 +2,7 @@
 
 from cktf.models.paths import FeaturePaths
 from cktf.taps.features import FEATURES, Features
-from cktf.taps.infer import infer_paths
+from cktf.taps.infer import evaluating, infer_paths
 from cktf.taps.tap import Tap
 
-__all__ = ["FEATURES", "FeaturePaths", "Features", "Tap", "infer_paths"]
+__all__ = ["FEATURES", "FeaturePaths", "Features", "Tap", "evaluating", "infer_paths"]

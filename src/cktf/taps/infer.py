@@ -13,6 +13,8 @@ The network is run once on example images, and every module's output is noted in
 An output that a later layer overwrites is never chosen.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,6 @@ from cktf.errors import TapError
 from cktf.models.paths import FeaturePaths
 
 _AFTER_CONVOLUTION = (activation, batchnorm, instancenorm, normalization)
-_ENDS_NO_STAGE = (pooling, dropout)
 
 
 @dataclass
@@ -54,15 +55,24 @@ def _run(model: nn.Module, example: Tensor) -> list[_Event]:
         for path, module in model.named_modules():
             if path:
                 handles.append(module.register_forward_hook(_note(events, path)))
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             model(example)
-        model.train(was_training)
     finally:
         for handle in handles:
             handle.remove()
     return events
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside, and in its own mode again after."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _note(events: list[_Event], path: str) -> Any:
@@ -125,24 +135,30 @@ def _stem(events: list[_Event]) -> _Event | None:
 
 def _stages(maps: list[_Event], stem: _Event | None) -> list[_Event]:
     last: dict[tuple[int, int], _Event] = {}
+    # A container that ends with a pooling gives the pooling's own tensor.
+    pooled = {id(e.output) for e in maps if e.is_of((pooling,))}
     for event in maps:
-        if min(event.size) > 1 and not event.is_of(_ENDS_NO_STAGE):
+        if min(event.size) > 1 and id(event.output) not in pooled and not event.is_of((dropout,)):
             last.pop(event.size, None)
             last[event.size] = event
     ordered = list(last.values())
     stages = [
         e
         for i, e in enumerate(ordered)
-        if all(later.size <= e.size for later in ordered[i:])
+        if all(_fits(later.size, e.size) for later in ordered[i:])
         # The stem, or a container that ends with it, is no stage.
         and (stem is None or e.output is not stem.output)
     ]
     return stages or ordered
 
 
+def _fits(smaller: tuple[int, int], larger: tuple[int, int]) -> bool:
+    return smaller[0] <= larger[0] and smaller[1] <= larger[1]
+
+
 def _blocks(stage: _Event, maps: list[_Event]) -> tuple[str, ...]:
     if not isinstance(stage.module, nn.Sequential):
         return (stage.path,)
     children = {f"{stage.path}.{name}" for name, _ in stage.module.named_children()}
-    found = [e.path for e in maps if e.path in children and e.size == stage.size]
+    found = [e.path for e in maps if e.path in children and e.output.shape == stage.output.shape]
     return tuple(found) or (stage.path,)

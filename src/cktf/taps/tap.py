@@ -130,14 +130,8 @@ class Tap:
             raise TapError(f"{type(self.model).__name__} has no module {name!r}. {hint}")
         return modules[name]
 
-    def __call__(self, images: Tensor, forward: Callable[[Tensor], Any] | None = None) -> Features:
-        """Run the network on images [B, C, H, W].
-
-        Args:
-            images: the batch.
-            forward: what to call instead of the model itself, when the model was wrapped after
-                tapping (data parallel, compiled).
-        """
+    def __call__(self, images: Tensor) -> Features:
+        """Run the network on images [B, C, H, W]."""
         recorder = _Recorder()
         handles = []
         try:
@@ -146,7 +140,7 @@ class Tap:
                     handles.append(module.register_forward_pre_hook(_on_input(recorder, path)))
                 else:
                     handles.append(module.register_forward_hook(_on_output(recorder, path)))
-            logits = (forward or self.model)(images)
+            logits = self.model(images)
         finally:
             for handle in handles:
                 handle.remove()

@@ -1,7 +1,7 @@
 """What users do: teach, distil, evaluate."""
 
 from cktf.workflows.evaluation import evaluate
-from cktf.workflows.run import Run, assemble, read_summary
+from cktf.workflows.run import Run, assemble
 from cktf.workflows.train import Objects, distill, prepare, run_recipe, teach
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "distill",
     "evaluate",
     "prepare",
-    "read_summary",
     "run_recipe",
     "teach",
 ]

@@ -1,5 +1,6 @@
 """Accuracy of a finished run's network, from its folder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,6 +41,9 @@ def evaluate(
     loader, classes = build_test(section)
     network, _ = load_teacher(str(run), classes)
     training = recipe.training()
+    if not torch.cuda.is_available():
+        # A run from a machine with a GPU can be measured on one without.
+        training = replace(training, device="cpu")
     device = accelerator(training).device
     place(network, training, device)
     dtype = autocast_dtype(training.precision, device)

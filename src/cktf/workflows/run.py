@@ -12,12 +12,12 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from cktf.data import labels_of
-from cktf.engine import Accuracy, Fitted, RunFolder, Trainer, write_atomically
-from cktf.errors import DataError, RunFolderError
-from cktf.models import save_network
+from cktf.engine import Accuracy, Fitted, RunFolder, Trainer, place, write_atomically
+from cktf.errors import DataError
+from cktf.models import Normalized, load_weights, save_network
 from cktf.objectives import Setting, WeightedSum, compose, features_read
 from cktf.recipes import CUSTOM, Data, DistillRecipe, Recipe, to_yaml
-from cktf.taps import FeaturePaths, Features, Tap, infer_paths
+from cktf.taps import FeaturePaths, Features, Tap, evaluating, infer_paths
 
 _EXAMPLES = 8
 
@@ -72,6 +72,7 @@ class Assembly:
     objective: WeightedSum
     student: Tap
     teacher: Tap | None
+    same_classes: bool
 
 
 def assemble(recipe: Recipe, parts: Parts) -> Assembly:
@@ -86,7 +87,9 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     student, teacher = _dry_run(parts, method)
     num_classes = int(student.features.logits.shape[1])
     labels = labels_of(parts.data.raw_train)
-    _check_labels(labels, num_classes)
+    _check_labels("training", labels, num_classes)
+    if parts.data.raw_test is not None:
+        _check_labels("test", labels_of(parts.data.raw_test), num_classes)
     teacher_features = None if teacher is None else teacher.features
     setting = Setting(student.features, teacher_features, parts.data.train.samples, labels)
     objective = compose(method, setting, options)
@@ -94,7 +97,8 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     teacher_tap = None
     if parts.teacher is not None and teacher is not None and objective.needs_teacher:
         teacher_tap = Tap(parts.teacher, teacher.paths, objective.needs)
-    return Assembly(method, num_classes, objective, student_tap, teacher_tap)
+    same = teacher is None or teacher.features.logits.shape[1] == num_classes
+    return Assembly(method, num_classes, objective, student_tap, teacher_tap, same)
 
 
 def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> Run:
@@ -103,8 +107,10 @@ def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> 
     Raises:
         CktfError: networks, data and method do not fit; nothing was trained then.
     """
+    if run.finished:
+        return _read(run, parts.student)
     fitting, data = assemble(recipe, parts), parts.data
-    run.create()
+    run.create(_checkpoint_mb(parts.student, fitting.objective))
     write_atomically(run.recipe, to_yaml(recipe).encode())
     trainer = Trainer(
         fitting.student,
@@ -119,9 +125,11 @@ def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> 
         show=show,
     )
     teacher_accuracy = None
-    if parts.teacher is not None and data.test is not None:
+    if parts.teacher is not None and data.test is not None and fitting.same_classes:
+        place(parts.teacher, recipe.training(), trainer.device)
         teacher_accuracy = trainer.evaluate(parts.teacher, data.test)
     fitted = trainer.fit()
+    parts.student.eval()
     classes = data.classes or tuple(f"class {c}" for c in range(fitting.num_classes))
     save_network(
         parts.student, run.weights, name=parts.student_name, classes=classes, dataset=data.name
@@ -131,10 +139,26 @@ def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> 
     return Run(run.path, parts.student, summary)
 
 
+def _read(run: RunFolder, student: nn.Module) -> Run:
+    """A run that is finished already, with its weights in the student."""
+    load_weights(student.network if isinstance(student, Normalized) else student, run.weights)
+    return Run(run.path, student.eval(), json.loads(run.summary.read_text()))
+
+
+def _checkpoint_mb(student: nn.Module, objective: nn.Module) -> float:
+    """Size of a checkpoint: weights, their momentum, and what the objective keeps."""
+    trained = [*student.parameters(), *objective.parameters()]
+    kept = [*trained, *trained, *student.buffers(), *objective.buffers()]
+    return sum(t.numel() * t.element_size() for t in kept) / 2**20
+
+
 def _dry_run(parts: Parts, method: str) -> tuple[_Tried, _Tried | None]:
-    """Both networks on a few training images: where their features are, and of which shapes."""
-    images = next(iter(parts.data.train.epoch(1))).images[:_EXAMPLES]
+    """Both networks on a few images: where their features are, and of which shapes."""
     reads = features_read(method)
+    if parts.data.test is not None:
+        tested = next(iter(parts.data.test.epoch(0))).images[:_EXAMPLES]
+        _try(parts.student, "student", parts.student_name, tested, {"logits"})
+    images = next(iter(parts.data.train.epoch(1))).images[:_EXAMPLES]
     student = _try(parts.student, "student", parts.student_name, images, reads)
     if parts.teacher is None:
         return student, None
@@ -142,12 +166,11 @@ def _dry_run(parts: Parts, method: str) -> tuple[_Tried, _Tried | None]:
 
 
 def _try(network: nn.Module, role: str, name: str, images: Tensor, reads: set[str]) -> _Tried:
-    was_training = network.training
     parameter = next(network.parameters(), None)
     images = images if parameter is None else images.to(parameter.device)
     try:
-        with torch.no_grad():
-            paths = _paths(network.eval(), images, reads)
+        with torch.no_grad(), evaluating(network):
+            paths = _paths(network, images, reads)
             there = {n for n in reads - {"logits"} if getattr(paths, n)}
             return _Tried(paths, Tap(network, paths, there)(images))
     except (RuntimeError, ValueError, TypeError) as error:
@@ -155,8 +178,6 @@ def _try(network: nn.Module, role: str, name: str, images: Tensor, reads: set[st
             f"The {role} {name} cannot take images {tuple(images.shape)}: "
             f"{str(error).splitlines()[0]}. Check channels and size, or give another network."
         ) from error
-    finally:
-        network.train(was_training)
 
 
 def _paths(network: nn.Module, images: Tensor, reads: set[str]) -> FeaturePaths:
@@ -166,13 +187,13 @@ def _paths(network: nn.Module, images: Tensor, reads: set[str]) -> FeaturePaths:
     return infer_paths(network, images) if reads > {"logits"} else FeaturePaths()
 
 
-def _check_labels(labels: Tensor, num_classes: int) -> None:
+def _check_labels(split: str, labels: Tensor, num_classes: int) -> None:
     low, high = int(labels.min()), int(labels.max())
     if not 0 <= low <= high < num_classes:
         raise DataError(
-            f"Labels run from {low} to {high}, and the student has {num_classes} classes: a label "
-            f"is from 0 to {num_classes - 1}. Give the student as many outputs as the data has "
-            "classes."
+            f"The {split} labels run from {low} to {high}, and the student has {num_classes} "
+            f"classes: a label is from 0 to {num_classes - 1}. Give the student as many outputs as "
+            "the data has classes."
         )
 
 
@@ -223,16 +244,3 @@ def _describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """What a run folder's summary.json holds.
-
-    Raises:
-        RunFolderError: no finished run there.
-    """
-    try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{folder} holds no finished run: no summary.json to read.") from error
-    return summary

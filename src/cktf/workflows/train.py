@@ -11,6 +11,7 @@ from torch import nn
 from cktf.data import ImageSet
 from cktf.engine import RunFolder
 from cktf.errors import RecipeError, RunFolderError
+from cktf.models import Normalized
 from cktf.recipes import (
     CUSTOM,
     Data,
@@ -191,7 +192,8 @@ def prepare(
     run = RunFolder(_folder(recipe) if out is None else Path(out))
     with problems.collect("out"):
         run.check(resume=resume)
-        _check_same(recipe, run)
+        if resume:
+            _check_same(recipe, run)
     data: Data | None = None
     if not (problems.about("data") or problems.about("train")):
         with problems.collect("data"):
@@ -211,16 +213,26 @@ def _check_same(recipe: Recipe, run: RunFolder) -> None:
     """A run is continued with the recipe that it was started with."""
     if not run.recipe.exists():
         return
-    before = make_recipe(read_recipe(run.recipe)).model_dump()
-    now = recipe.model_dump()
-    changed = sorted(
-        name for name in before.keys() | now.keys() if before.get(name) != now.get(name)
-    )
+    before, now = _flat(make_recipe(read_recipe(run.recipe))), _flat(recipe)
+    changed = sorted(n for n in before.keys() | now.keys() if before.get(n) != now.get(n))
     if changed:
         raise RunFolderError(
             f"{run.path} was started with another recipe; it differs in: {', '.join(changed)}. "
             f"Continue it with --resume {run.path} alone, or choose another --out."
         )
+
+
+# Where a run computes, and how often it saves itself, does not change what it computes.
+_FREE = ("data.dir", "data.workers", "runtime.device", "checkpoint.epochs", "checkpoint.minutes")
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """Fields by dotted name, without those that do not change the result."""
+    flat: dict[str, Any] = {}
+    for name, value in recipe.model_dump().items():
+        inner = value.items() if isinstance(value, dict) and name != "options" else [("", value)]
+        flat |= {f"{name}.{part}".rstrip("."): v for part, v in inner}
+    return {name: value for name, value in flat.items() if name not in _FREE}
 
 
 def _absent(recipe: Recipe, objects: Objects) -> list[str]:
@@ -230,12 +242,24 @@ def _absent(recipe: Recipe, objects: Objects) -> list[str]:
         said |= {"teacher": recipe.teacher, "student": recipe.student}
     else:
         said |= {"student": recipe.model}
-    return [
+    problems = [
         f"{name}: the recipe says {CUSTOM!r}, an object made in Python. Pass it to cktf.distill or "
         "cktf.teach, or name another."
         for name, value in said.items()
         if value == CUSTOM and isinstance(getattr(objects, name), str | Path | None)
     ]
+    if recipe.data.name != CUSTOM and objects.test is not None:
+        problems.append(f"test: {recipe.data.name} brings its own test images. Leave test away.")
+    for name in ("train", "test"):
+        value = getattr(objects, name)
+        given = recipe.data.name == CUSTOM and value is not None and not isinstance(value, str)
+        if given and not (hasattr(value, "__len__") and len(value)):
+            problems.append(
+                f"{name}: a map-style data set has a length above 0; given {type(value).__name__}."
+            )
+    if isinstance(objects.test, str) and recipe.data.name == CUSTOM:
+        problems.append("test: give a data set, as for train, not the name of one.")
+    return problems
 
 
 def _folder(recipe: Recipe) -> Path:
@@ -260,6 +284,7 @@ def _data(recipe: Recipe, objects: Objects) -> Data:
         train=custom_loader(train, section, seed),
         test=None if test is None else loader_of_test(test, section.workers),
         raw_train=train,
+        raw_test=test,
         name=train.name if isinstance(train, ImageSet) else CUSTOM,
         classes=tuple(train.classes) if isinstance(train, ImageSet) else None,
     )
@@ -267,13 +292,19 @@ def _data(recipe: Recipe, objects: Objects) -> Data:
 
 def _teacher(recipe: DistillRecipe, objects: Objects, data: Data | None) -> tuple[nn.Module, str]:
     if isinstance(objects.teacher, nn.Module):
-        return objects.teacher, type(objects.teacher).__name__
+        return objects.teacher, _name_of(objects.teacher)
     return load_teacher(recipe.teacher, None if data is None else data.classes)
+
+
+def _name_of(network: nn.Module) -> str:
+    """A network's name in the library, or its class."""
+    inner = network.network if isinstance(network, Normalized) else network
+    return str(getattr(inner, "zoo_name", type(inner).__name__))
 
 
 def _student(recipe: Recipe, objects: Objects, data: Data) -> tuple[nn.Module, str]:
     if isinstance(objects.student, nn.Module):
-        return objects.student, type(objects.student).__name__
+        return objects.student, _name_of(objects.student)
     name = recipe.model if isinstance(recipe, TrainRecipe) else recipe.student
     if not isinstance(data.raw_train, ImageSet):
         raise RecipeError(
