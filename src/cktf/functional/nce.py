@@ -63,9 +63,15 @@ class _NCE(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 weights = logits.sigmoid_()
                 weights[:, 0] -= 1
-                # The scores are done with: their memory, already mapped, takes the weights.
-                dense = every.zero_().scatter_add_(1, contrast_index, weights.to(bank.dtype))
-                gradient = (dense @ bank).float() / (batch * temperature)
+                # The scores are done with: their memory, already mapped, takes the weights. Weights
+                # of a row that comes twice are added in float32.
+                dense = (
+                    every.zero_()
+                    if every.dtype == weights.dtype
+                    else torch.zeros_like(every, dtype=weights.dtype)
+                )
+                dense.scatter_add_(1, contrast_index, weights)
+                gradient = (dense.to(bank.dtype) @ bank).float() / (batch * temperature)
                 ctx.save_for_backward(gradient.to(anchor.dtype))
         return loss
 

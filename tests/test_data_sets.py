@@ -1,0 +1,273 @@
+"""Data sets from files in their true formats."""
+
+import gzip
+import hashlib
+import pickle
+import struct
+import urllib.request
+from collections import Counter
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+
+from cktf.data import (
+    DATASETS,
+    dataset_info,
+    fashion,
+    labels_of,
+    load_dataset,
+)
+from cktf.errors import DataError
+
+RNG = np.random.default_rng
+
+
+def pixels(seed, *shape):
+    return RNG(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+# Fashion-MNIST
+
+
+def idx(array, kind=8):
+    """A file in the IDX format, as its first page describes it."""
+    head = bytes([0, 0, kind, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return head + array.astype(np.uint8).tobytes()
+
+
+def write_fashion(folder, images, labels, prefix="train", packed=False):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+        path, raw = folder / f"{prefix}-{name}-ubyte", idx(array)
+        if packed:
+            path.with_name(path.name + ".gz").write_bytes(gzip.compress(raw))
+        else:
+            path.write_bytes(raw)
+
+
+@pytest.mark.parametrize(("split", "prefix"), [("train", "train"), ("test", "t10k")])
+@pytest.mark.parametrize("below", ["", "FashionMNIST/raw"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_become_padded_colour_images(tmp_path, split, prefix, below, packed):
+    images, labels = pixels(0, 6, 28, 28), np.array([3, 0, 9, 1, 1, 7])
+    write_fashion(tmp_path / below, images, labels, prefix, packed)
+    found = load_dataset("fashion-mnist", tmp_path, split)
+    expected = np.zeros((6, 32, 32, 3), np.uint8)
+    for i, y, x in np.ndindex(images.shape):
+        expected[i, y + 2, x + 2] = images[i, y, x]
+    assert found.images.dtype == torch.uint8
+    assert (found.images.numpy() == expected).all()
+    assert found.labels.tolist() == labels.tolist()
+
+
+def test_without_a_directory_the_system_folder_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "system")
+    with pytest.raises(DataError, match=r"(?s)train-images.*system.*--data-dir"):
+        load_dataset("fashion-mnist", None, "train")
+    write_fashion(tmp_path / "system", pixels(0, 3, 28, 28), np.arange(3))
+    assert len(load_dataset("fashion-mnist", None, "train")) == 3
+
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+GOOD = idx(pixels(1, 4, 28, 28))
+DAMAGED = {
+    "missing images": (IMAGES, None, f"no {IMAGES}"),
+    "missing labels": (LABELS, None, f"no {LABELS}"),
+    "cut by a byte": (IMAGES, GOOD[:-1], "cut short"),
+    "a byte too many": (IMAGES, GOOD + b"\0", "cut short"),
+    "cut in the header": (IMAGES, GOOD[:6], "cut short"),
+    "empty": (IMAGES, b"", "cut short"),
+    "values of another type": (IMAGES, idx(pixels(1, 4, 28, 28), kind=13), "not an IDX file"),
+    "labels in place of images": (IMAGES, idx(np.arange(4)), "not an IDX file"),
+    "images in place of labels": (LABELS, GOOD, "not an IDX file"),
+    "no IDX at all": (IMAGES, b"<html>404</html>" * 99, "not an IDX file"),
+    "fewer labels": (LABELS, idx(np.arange(3)), "3 labels"),
+    "other size": (IMAGES, idx(pixels(1, 4, 28, 27)), "28x28"),
+    "no images": (IMAGES, idx(pixels(1, 0, 28, 28)), "a label for each"),
+    "label out of range": (LABELS, idx(np.array([0, 1, 2, 10])), "labels run from 0 to 10"),
+    "cut archive": (IMAGES + ".gz", gzip.compress(GOOD)[:-9], "cannot be read"),
+    "damaged archive": (IMAGES + ".gz", gzip.compress(GOOD)[:10] + b"\7" * 99, "cannot be read"),
+    "no archive": (IMAGES + ".gz", GOOD, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("name", "raw", "words"), DAMAGED.values(), ids=DAMAGED)
+def test_damaged_idx_files_are_named(tmp_path, name, raw, words):
+    write_fashion(tmp_path, pixels(1, 4, 28, 28), np.arange(4))
+    (tmp_path / name.removesuffix(".gz")).unlink()
+    if raw is not None:
+        (tmp_path / name).write_bytes(raw)
+    with pytest.raises(DataError, match=words):
+        load_dataset("fashion-mnist", tmp_path, "train")
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return {split: load_dataset("fashion-mini", None, split) for split in ("train", "test")}
+
+
+@pytest.mark.parametrize(("split", "each"), [("train", 1000), ("test", 500)])
+def test_fashion_mini_is_whole_balanced_and_bordered(mini, split, each):
+    data = mini[split]
+    assert data.images.shape == (10 * each, 32, 32, 3)
+    assert Counter(data.labels.tolist()) == dict.fromkeys(range(10), each)
+    border = torch.ones(32, 32, dtype=torch.bool)
+    border[2:30, 2:30] = False
+    assert not data.images[:, border].any()
+    assert (data.images == data.images[..., :1]).all()
+    assert len({image.numpy().tobytes() for image in data.images[..., 0]}) == 10 * each
+
+
+def test_fashion_mini_shares_no_image_between_splits(mini):
+    train, test = ({i.numpy().tobytes() for i in mini[s].images[..., 0]} for s in ("train", "test"))
+    assert not train & test
+
+
+@pytest.mark.skipif(not fashion.DEBIAN.is_dir(), reason="needs the whole of Fashion-MNIST")
+@pytest.mark.parametrize(("split", "prefix"), [("train", "train"), ("test", "t10k")])
+def test_fashion_mini_is_part_of_fashion_mnist(mini, split, prefix):
+    def read(name):
+        path = fashion.DEBIAN / f"{prefix}-{name}-ubyte"
+        if path.is_file():
+            return path.read_bytes()
+        return gzip.decompress(path.with_name(path.name + ".gz").read_bytes())
+
+    images, labels = read("images-idx3")[16:], read("labels-idx1")[8:]
+    whole = {(images[784 * i : 784 * (i + 1)], label) for i, label in enumerate(labels)}
+    inner = mini[split].images[:, 2:30, 2:30, 0].contiguous().numpy()
+    part = zip((i.tobytes() for i in inner), mini[split].labels.tolist(), strict=True)
+    assert set(part) <= whole
+
+
+# CIFAR-10
+
+TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
+
+
+def planes(seed, count):
+    """Labels, and images as CIFAR stores them: all red values, then green, then blue."""
+    return RNG(seed).integers(0, 10, count), pixels(seed, count, 3072)
+
+
+def pictures(rows):
+    """[N, 3072] planes as [N, 32, 32, 3], value by value."""
+    found = np.empty((len(rows), 32, 32, 3), np.uint8)
+    for n, y, x, channel in np.ndindex(found.shape):
+        found[n, y, x, channel] = rows[n, channel * 1024 + y * 32 + x]
+    return found
+
+
+def records(labels, rows):
+    return b"".join(bytes([label]) + row.tobytes() for label, row in zip(labels, rows, strict=True))
+
+
+@pytest.fixture
+def binary(tmp_path):
+    """A folder in the binary layout with two images a file."""
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    for seed, name in enumerate([*TRAIN, "test_batch"]):
+        (folder / f"{name}.bin").write_bytes(records(*planes(seed, 2)))
+    return folder
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+@pytest.fixture
+def python(tmp_path, monkeypatch, offline):
+    """A folder in the Python layout; torchvision is told the check sums of its files."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    sums = {}
+    for seed, name in enumerate([*TRAIN, "test_batch"]):
+        labels, rows = planes(seed, 2)
+        raw = pickle.dumps({"data": rows, "labels": labels.tolist()}, protocol=2)
+        (folder / name).write_bytes(raw)
+        sums[name] = hashlib.md5(raw).hexdigest()
+    raw = pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}, protocol=2)
+    (folder / "batches.meta").write_bytes(raw)
+    meta = {**CIFAR10.meta, "md5": hashlib.md5(raw).hexdigest()}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name in TRAIN])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    return folder
+
+
+@pytest.mark.parametrize(("split", "seeds"), [("train", range(5)), ("test", [5])])
+@pytest.mark.parametrize("layout", ["binary", "python"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_cifar10_in_both_layouts(request, layout, split, seeds, inside):
+    folder = request.getfixturevalue(layout)
+    found = load_dataset("cifar10", folder if inside else folder.parent, split)
+    parts = [planes(seed, 2) for seed in seeds]
+    assert found.labels.tolist() == [int(label) for labels, _ in parts for label in labels]
+    assert (found.images.numpy() == np.concatenate([pictures(rows) for _, rows in parts])).all()
+    assert found.classes[0] == "airplane"
+    assert found.classes[9] == "truck"
+
+
+BAD_BINARY = {
+    "cut": ("data_batch_3", records(*planes(0, 2))[:-1], "data_batch_3.bin is cut short"),
+    "empty": ("data_batch_1", b"", "data_batch_1.bin is cut short"),
+    "missing": ("data_batch_5", None, "has no data_batch_5.bin"),
+    "label": ("data_batch_2", records([4, 10], planes(0, 2)[1]), "labels run from .* to 10"),
+}
+
+
+@pytest.mark.parametrize(("name", "raw", "words"), BAD_BINARY.values(), ids=BAD_BINARY)
+def test_damaged_binary_files_are_named(binary, name, raw, words):
+    path = binary / f"{name}.bin"
+    path.unlink()
+    if raw is not None:
+        path.write_bytes(raw)
+    with pytest.raises(DataError, match=words):
+        load_dataset("cifar10", binary, "train")
+
+
+def test_damaged_python_files_are_fetched_again_or_reported(python):
+    path = python / "data_batch_4"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"cifar-10-batches-bin.*failed.*no network"):
+        load_dataset("cifar10", python.parent, "train")
+
+
+def test_cifar10_offline_without_files(tmp_path, offline):
+    with pytest.raises(DataError, match=r"downloading it failed.*no network"):
+        load_dataset("cifar10", tmp_path, "test")
+
+
+def test_cifar10_needs_a_directory():
+    with pytest.raises(DataError, match="--data-dir"):
+        load_dataset("cifar10", None, "train")
+
+
+# Names
+
+
+def test_data_sets_are_known_by_name(mini):
+    assert sorted(DATASETS) == ["cifar10", "fashion-mini", "fashion-mnist"]
+    info = dataset_info("fashion-mini")
+    assert (info.train, info.test) == (len(mini["train"]), len(mini["test"]))
+    with pytest.raises(DataError, match=r"'cifar-10'.*Did you mean 'cifar10'"):
+        dataset_info("cifar-10")
+
+
+def test_paths_may_be_relative(tmp_path, monkeypatch):
+    write_fashion(tmp_path / "here", pixels(0, 2, 28, 28), np.arange(2), "t10k")
+    monkeypatch.chdir(tmp_path)
+    assert len(load_dataset("fashion-mnist", Path("here"), "test")) == 2
+
+
+def test_labels_of_library_data(mini):
+    assert torch.equal(labels_of(mini["test"]), mini["test"].labels)
