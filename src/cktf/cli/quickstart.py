@@ -1,5 +1,6 @@
 """`cktf quickstart`: the whole of it on a small real data set, in minutes."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,9 @@ def quickstart(
 
     print("A teacher, then the same student three times with the same budget. Data: fashion-mini,")
     print("10,000 training and 5,000 test images of Fashion-MNIST, from inside the package.")
+    start = time.monotonic()
     summaries = run_quickstart(out)
+    elapsed = time.monotonic() - start
     teacher = summaries[0]
     table = Table(box=box.SIMPLE)
     for name in ("network", "parameters", "compression", "top-1 %", "seconds"):
@@ -40,7 +43,9 @@ def quickstart(
     console = Console()
     console.print(table)
     console.print(_conclusion(summaries), highlight=False, soft_wrap=True)
-    console.print(f"Runs: {out}. Next: cktf distill --help", highlight=False)
+    console.print(
+        f"{elapsed:.0f} s in all. Runs: {out}. Next: cktf distill --help", highlight=False
+    )
 
 
 def _conclusion(summaries: list[dict[str, float]]) -> str:
