@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import cktf
 from cktf.cli.main import app
+from cktf.data import load_dataset
 from cktf.errors import CktfError
 from cktf.models import create, save_network
 from cktf.recipes import make_recipe
@@ -31,7 +32,7 @@ def workshop(tmp_path_factory):
         network = create("resnet8", len(classes))
         save_network(network, path, name=name, classes=classes, dataset=dataset)
 
-    ten = [f"class {i}" for i in range(10)]
+    ten = load_dataset("fashion-mini", None, "test").classes
     save(folder / "teacher" / "student.safetensors", ten)
     save(folder / "animals.safetensors", ["cat", "dog", "horse"], dataset="animals")
     save(folder / "own.safetensors", ten, name="MyNetwork")
@@ -39,7 +40,8 @@ def workshop(tmp_path_factory):
     (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     save_file({"weight": torch.zeros(2)}, folder / "foreign.safetensors")
     (folder / "empty").mkdir()
-    (folder / "held").mkdir()
+    (folder / "held" / "checkpoints").mkdir(parents=True)
+    (folder / "held" / "checkpoints" / "epoch-00001.pt").write_bytes(b"")
     (folder / "broken").mkdir()
     (folder / "file").write_text("not a folder")
     recipes = {
@@ -145,7 +147,7 @@ MISTAKES = {
     f"{TRAIN} --out file/a/b": ["out: The run folder file/a/b cannot be written", "is a file"],
     f"{TRAIN} --resume auto": ["--resume auto continues what is in --out; give --out"],
     f"{TRAIN} --resume auto --out held --epochs 7": ["held was started with another", "epochs"],
-    f"{TRAIN} --resume auto --out broken": ["out: broken/recipe.yaml is not YAML", "line 2"],
+    f"{TRAIN} --resume auto --out broken": ["broken/recipe.yaml is not YAML", "line 2"],
     "train --resume nowhere": ["nowhere holds no run", "recipe.yaml"],
     "train --resume empty": ["empty holds no run", "recipe.yaml"],
     "distill --resume held": ["held/recipe.yaml says 'train', and this is cktf distill"],

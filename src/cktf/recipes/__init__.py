@@ -11,7 +11,7 @@ from cktf.recipes.build import (
     new_network,
     teacher_file,
 )
-from cktf.recipes.files import assign, make_recipe, put, read_recipe, recipe_of, to_yaml
+from cktf.recipes.files import assign, located, make_recipe, put, read_recipe, recipe_of, to_yaml
 from cktf.recipes.schema import CUSTOM, DistillRecipe, Recipe, TrainRecipe
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "custom_loader",
     "load_teacher",
     "loader_of_test",
+    "located",
     "make_recipe",
     "new_network",
     "put",

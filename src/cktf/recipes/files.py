@@ -125,6 +125,19 @@ def _fields_at(schema: type[BaseModel], path: list[str]) -> list[str]:
     return list(schema.model_fields)
 
 
+def located(recipe: Recipe) -> Recipe:
+    """The same recipe with absolute paths, so that it means the same in any folder."""
+
+    def absolute(path: str | None) -> str | None:
+        return None if path is None else str(Path(path).expanduser().absolute())
+
+    data = recipe.data.model_copy(update={"dir": absolute(recipe.data.dir)})
+    update: dict[str, Any] = {"data": data}
+    if isinstance(recipe, DistillRecipe) and Path(recipe.teacher).expanduser().exists():
+        update["teacher"] = absolute(recipe.teacher)
+    return recipe.model_copy(update=update)
+
+
 def to_yaml(recipe: Recipe) -> str:
     """The complete recipe as YAML, defaults included."""
     fields = recipe.model_dump(mode="json")

@@ -1,6 +1,5 @@
 """The typed description of an experiment: all that decides its result, in one YAML file."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -8,7 +7,6 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    field_validator,
     model_validator,
 )
 
@@ -39,12 +37,6 @@ class DataSection(_Section):
     augment: bool = True
     batch_size: int = Field(64, ge=2)
     workers: int = Field(0, ge=0)
-
-    @field_validator("dir")
-    @classmethod
-    def _absolute(cls, value: str | None) -> str | None:
-        # The recipe works from any folder.
-        return None if value is None else str(Path(value).expanduser().absolute())
 
 
 class OptimizerSection(_Section):
@@ -140,12 +132,6 @@ class DistillRecipe(_Recipe):
     student: Name
     method: Name = "cktf+kd"
     options: dict[str, dict[str, Any]] = {}
-
-    @field_validator("teacher")
-    @classmethod
-    def _absolute(cls, value: str) -> str:
-        path = Path(value).expanduser()
-        return str(path.absolute()) if path.exists() and value != CUSTOM else value
 
 
 Recipe = TrainRecipe | DistillRecipe

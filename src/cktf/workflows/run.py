@@ -16,7 +16,7 @@ from cktf.engine import Accuracy, Fitted, RunFolder, Trainer, place, write_atomi
 from cktf.errors import DataError
 from cktf.models import Normalized, load_weights, save_network
 from cktf.objectives import Setting, WeightedSum, compose, features_read
-from cktf.recipes import CUSTOM, Data, DistillRecipe, Recipe, to_yaml
+from cktf.recipes import CUSTOM, Data, DistillRecipe, Recipe, located, to_yaml
 from cktf.taps import FeaturePaths, Features, Tap, evaluating, infer_paths
 
 _EXAMPLES = 8
@@ -111,7 +111,7 @@ def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> 
         return _read(run, parts.student)
     fitting, data = assemble(recipe, parts), parts.data
     run.create(_checkpoint_mb(parts.student, fitting.objective))
-    write_atomically(run.recipe, to_yaml(recipe).encode())
+    write_atomically(run.recipe, to_yaml(located(recipe)).encode())
     trainer = Trainer(
         fitting.student,
         fitting.teacher,

@@ -23,6 +23,7 @@ from cktf.recipes import (
     custom_loader,
     load_teacher,
     loader_of_test,
+    located,
     make_recipe,
     new_network,
     put,
@@ -229,7 +230,7 @@ _FREE = ("data.dir", "data.workers", "runtime.device", "checkpoint.epochs", "che
 def _flat(recipe: Recipe) -> dict[str, Any]:
     """Fields by dotted name, without those that do not change the result."""
     flat: dict[str, Any] = {}
-    for name, value in recipe.model_dump().items():
+    for name, value in located(recipe).model_dump().items():
         inner = value.items() if isinstance(value, dict) and name != "options" else [("", value)]
         flat |= {f"{name}.{part}".rstrip("."): v for part, v in inner}
     return {name: value for name, value in flat.items() if name not in _FREE}
