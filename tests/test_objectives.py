@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cktf.batch import Batch
+from cktf.contrast import NegativeSampler
 from cktf.errors import MethodError, ShapeError
 from cktf.functional import kd_loss
 from cktf.models import create
@@ -224,9 +225,23 @@ class TestCRD:
         error = (found["bfloat16"][1] - found["float32"][1]).norm() / found["float32"][1].norm()
         assert error < 0.03
 
+    @pytest.mark.parametrize("labelled", [True, False])
+    def test_all_is_the_mean_of_many_sampled(self, labelled):
+        torch.manual_seed(0)
+        sampler = NegativeSampler(N, torch.arange(N) % CLASSES if labelled else None)
+        crd = CRD(4, 5, N, 8, 20, sampler=sampler, estimator="all")
+        inputs = torch.randn(B, 4), torch.randn(B, 5), torch.arange(B)
+        crd.loss(*inputs)
+        crd.eval()
+        exact = crd.loss(*inputs)
+        crd.estimator = "sampled"
+        drawn = torch.stack([crd.loss(*inputs).detach() for _ in range(400)])
+        assert abs(drawn.mean() - exact.item()) < 4.5 * drawn.std() / 400**0.5
+
     @pytest.mark.parametrize(
         "option",
         [
+            {"estimator": "some"},
             {"storage": "float16"},
             {"negatives": 0},
             {"temperature": 0.01},
@@ -259,6 +274,17 @@ class TestCKTF:
         loss = cktf(*case.features(), case.batch)
         *modules, embedding = loss.terms.values()
         torch.testing.assert_close(loss.total, 0.7 * embedding + 0.2 * sum(modules))
+
+    def test_the_exact_expectation(self):
+        case = Case("cktf", "resnet-wrn")
+        cktf = CKTF(
+            case.setting.student, case.setting.teacher, N, negatives=9, estimator="all",
+            labels=case.setting.labels,
+        )  # fmt: skip
+        for _ in range(2):
+            loss = cktf(*case.features(), case.batch)
+        assert loss.total.isfinite()
+        assert len(loss.terms) == 5
 
     def test_a_weight_of_zero_is_not_computed(self):
         case = Case("cktf", "resnet-wrn")

@@ -25,6 +25,7 @@ class NegativeSampler(nn.Module):
         ShapeError: labels that are not [N].
     """
 
+    labels: Tensor | None
     order: Tensor | None
     start: Tensor
     length: Tensor
@@ -49,6 +50,7 @@ class NegativeSampler(nn.Module):
                     "more classes, or no labels."
                 )
             start, length = (counts.cumsum(0) - counts)[class_of], counts[class_of]
+        self.register_buffer("labels", labels, persistent=False)
         # Derived from the data set, hence not saved with the run.
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("start", start, persistent=False)

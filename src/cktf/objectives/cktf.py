@@ -22,7 +22,7 @@ from cktf.contrast import NegativeSampler, Storage
 from cktf.errors import MethodError, nearest
 from cktf.functional.module_vector import ModuleNorm, module_grid, module_vector
 from cktf.objectives.base import Loss, Objective, Setting, present
-from cktf.objectives.crd import CRD
+from cktf.objectives.crd import CRD, Estimator
 from cktf.taps import Features
 
 Match = Literal["last", "first", "random", "smallest", "largest"]
@@ -41,7 +41,7 @@ class CKTF(Objective):
             `largest` cosine similarity with the student's over the whole batch.
         module_norm: `batch` (as published), `sample` or `none`: see `module_vector`.
         labels: [N] classes: negatives come from other classes; without, from all other samples.
-        embedding_dim, negatives, temperature, momentum, storage: as in CRD.
+        embedding_dim, negatives, temperature, momentum, storage, estimator: as in CRD.
 
     Attributes:
         pairs: CRD objectives in the order stem, module 1…n, embedding.
@@ -65,12 +65,13 @@ class CKTF(Objective):
         temperature: float = 0.1,
         momentum: float = 0.5,
         storage: Storage = "float32",
+        estimator: Estimator = "sampled",
         labels: Tensor | None = None,
     ) -> None:
         super().__init__()
         _check_options(beta, theta, match, module_norm)
         self.beta, self.theta, self.match, self.module_norm = beta, theta, match, module_norm
-        self.negatives = negatives
+        self.negatives, self.estimator = negatives, estimator
         self.needs = needs_of(match)
         self.sampler = NegativeSampler(dataset_size, labels)
         # CRD would own a sampler each; sharing this one saves their tables.
@@ -78,6 +79,7 @@ class CKTF(Objective):
             CRD(
                 s.shape[1], t.shape[1], dataset_size,
                 embedding_dim, negatives, temperature, momentum, self.sampler, storage,
+                estimator,
             )
             for s, t in self._vectors(student, teacher)
         )  # fmt: skip
@@ -100,7 +102,7 @@ class CKTF(Objective):
         Returns:
             The weighted total, and the terms `stem`, `module1`…, `embedding` before weighting.
         """
-        if contrast_index is None:
+        if contrast_index is None and self.estimator == "sampled":
             contrast_index = self.sampler.draw(index, self.negatives)
         total = torch.zeros((), device=index.device)
         terms: dict[str, Tensor] = {}
@@ -227,6 +229,7 @@ def build(
     temperature: float = 0.1,
     momentum: float = 0.5,
     storage: Storage = "float32",
+    estimator: Estimator = "sampled",
 ) -> CKTF:
     """CKTF between the two networks of a setting."""
     student, teacher = setting.both("CKTF")
@@ -243,5 +246,6 @@ def build(
         temperature=temperature,
         momentum=momentum,
         storage=storage,
+        estimator=estimator,
         labels=setting.labels,
     )

@@ -11,7 +11,7 @@ on the device for the whole batch; the normalizers do not join the autograd grap
 anchor is never its own negative.
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,12 @@ from cktf import _check
 from cktf.batch import Batch
 from cktf.contrast import DTYPES, NegativeSampler, Storage, random_bank, update_bank
 from cktf.errors import MethodError
-from cktf.functional import nce_loss
+from cktf.functional import nce_loss, nce_loss_all
 from cktf.functional.nce import normalizer
 from cktf.objectives.base import Loss, Objective, Setting, present
 from cktf.taps import Features
 
+Estimator = Literal["sampled", "all"]
 _COLDEST = 0.02
 
 
@@ -42,6 +43,8 @@ class CRD(Objective):
         momentum: how much of its old row a sample keeps at each visit.
         sampler: draws negatives; by default all samples but the anchor are candidates. Give one
             with labels to draw from other classes only.
+        estimator: `sampled` draws K negatives for each anchor (the paper); `all` takes the exact
+            expectation over every negative, without draws or sampling noise.
         storage: type of the banks and of the products with them; `bfloat16` takes half the memory
             and, where the hardware multiplies it, a third of the time.
 
@@ -73,9 +76,11 @@ class CRD(Objective):
         momentum: float = 0.5,
         sampler: NegativeSampler | None = None,
         storage: Storage = "float32",
+        estimator: Estimator = "sampled",
     ) -> None:
         super().__init__()
-        check_options(negatives, temperature, momentum, embedding_dim, storage)
+        check_options(negatives, temperature, momentum, embedding_dim, storage, estimator)
+        self.estimator = estimator
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
         self.sampler = NegativeSampler(dataset_size) if sampler is None else sampler
         self.student_head = nn.Linear(student_dim, embedding_dim)
@@ -111,17 +116,16 @@ class CRD(Objective):
         """
         _check.same_batch("CRD", student_embedding, teacher_embedding)
         _check.indices("CRD", index, len(student_embedding), len(self.student_bank))
-        if contrast_index is None:
+        if contrast_index is None and (self.estimator == "sampled" or not self._normalized):
             contrast_index = self.sampler.draw(index, self.negatives)
         with torch.autocast(student_embedding.device.type, enabled=False):
             student = F.normalize(self.student_head(student_embedding.float()), dim=1)
             teacher = F.normalize(self.teacher_head(teacher_embedding.detach().float()), dim=1)
-            if not self._normalized:
+            if not self._normalized and contrast_index is not None:
                 self._set_normalizers(student, teacher, contrast_index)
-            loss = self._side(student, self.teacher_bank, contrast_index, self.student_normalizer)
-            loss = loss + self._side(
-                teacher, self.student_bank, contrast_index, self.teacher_normalizer
-            )
+            rows = index if self.estimator == "all" else present(contrast_index, "contrast_index")
+            loss = self._side(student, self.teacher_bank, rows, self.student_normalizer)
+            loss = loss + self._side(teacher, self.student_bank, rows, self.teacher_normalizer)
         if self.training:
             update_bank(self.student_bank, index, student, self.momentum)
             update_bank(self.teacher_bank, index, teacher, self.momentum)
@@ -134,11 +138,20 @@ class CRD(Objective):
         loss = self.loss(own, other, batch.index)
         return Loss(loss, {"crd": loss.detach()})
 
-    def _side(
-        self, anchor: Tensor, bank: Tensor, contrast_index: Tensor, constant: Tensor
-    ) -> Tensor:
-        return nce_loss(
-            anchor, bank, contrast_index, temperature=self.temperature, normalizer=constant
+    def _side(self, anchor: Tensor, bank: Tensor, rows: Tensor, constant: Tensor) -> Tensor:
+        """One anchor's loss; `rows` are the chosen ones, or with `all` the positives alone."""
+        if self.estimator == "sampled":
+            return nce_loss(anchor, bank, rows, temperature=self.temperature, normalizer=constant)
+        classes = self.sampler.labels
+        return nce_loss_all(
+            anchor,
+            bank,
+            rows,
+            temperature=self.temperature,
+            normalizer=constant,
+            negatives=self.negatives,
+            labels=None if classes is None else classes[rows],
+            bank_labels=classes,
         )
 
     def _set_normalizers(self, student: Tensor, teacher: Tensor, contrast_index: Tensor) -> None:
@@ -154,7 +167,12 @@ def _after_loading(module: nn.Module, incompatible_keys: Any) -> None:
 
 
 def check_options(
-    negatives: int, temperature: float, momentum: float, embedding_dim: int, storage: str
+    negatives: int,
+    temperature: float,
+    momentum: float,
+    embedding_dim: int,
+    storage: str,
+    estimator: str,
 ) -> None:
     """Raise MethodError unless the options of a contrastive objective are in their ranges."""
     rules = {
@@ -162,6 +180,7 @@ def check_options(
         # exp(1/τ) times N must stay below the largest float32.
         f"temperature is {_COLDEST} or more, given {temperature}": temperature >= _COLDEST,
         f"momentum is from 0 to 1, given {momentum}": 0 <= momentum <= 1,
+        f"estimator is sampled or all, given {estimator!r}": estimator in get_args(Estimator),
         f"storage is float32 or bfloat16, given {storage!r}": storage in DTYPES,
         f"embedding_dim is 1 or more, given {embedding_dim}": embedding_dim >= 1,
     }
@@ -178,6 +197,7 @@ def build(
     temperature: float = 0.1,
     momentum: float = 0.5,
     storage: Storage = "float32",
+    estimator: Estimator = "sampled",
 ) -> CRD:
     """CRD between the two penultimate embeddings."""
     student, teacher = setting.both("CRD")
@@ -191,4 +211,5 @@ def build(
         momentum,
         NegativeSampler(setting.dataset_size, setting.labels),
         storage,
+        estimator,
     )
