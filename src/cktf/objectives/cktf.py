@@ -11,7 +11,7 @@ per batch. How a map becomes a vector is in `cktf.functional.module_vector`.
 Departures: networks of unequal depth, width or resolution are paired too; those of CRD.
 """
 
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -217,35 +217,7 @@ def _check_options(beta: float, theta: float, match: str, module_norm: str) -> N
             raise MethodError(f"CKTF knows no {name} {value!r}. {nearest(value, known)}")
 
 
-def build(
-    setting: Setting,
-    *,
-    beta: float = 0.8,
-    theta: float = 0.1,
-    match: Match = "last",
-    module_norm: ModuleNorm = "batch",
-    embedding_dim: int = 128,
-    negatives: int = 16384,
-    temperature: float = 0.1,
-    momentum: float = 0.5,
-    storage: Storage = "float32",
-    estimator: Estimator = "sampled",
-) -> CKTF:
+def build(setting: Setting, **options: Any) -> CKTF:
     """CKTF between the two networks of a setting."""
     student, teacher = setting.both("CKTF")
-    return CKTF(
-        student,
-        teacher,
-        setting.dataset_size,
-        beta=beta,
-        theta=theta,
-        match=match,
-        module_norm=module_norm,
-        embedding_dim=embedding_dim,
-        negatives=negatives,
-        temperature=temperature,
-        momentum=momentum,
-        storage=storage,
-        estimator=estimator,
-        labels=setting.labels,
-    )
+    return CKTF(student, teacher, setting.dataset_size, labels=setting.labels, **options)

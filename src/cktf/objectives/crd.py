@@ -189,27 +189,13 @@ def check_options(
         raise MethodError(f"A contrastive objective's {'; '.join(broken)}.")
 
 
-def build(
-    setting: Setting,
-    *,
-    embedding_dim: int = 128,
-    negatives: int = 16384,
-    temperature: float = 0.1,
-    momentum: float = 0.5,
-    storage: Storage = "float32",
-    estimator: Estimator = "sampled",
-) -> CRD:
+def build(setting: Setting, **options: Any) -> CRD:
     """CRD between the two penultimate embeddings."""
     student, teacher = setting.both("CRD")
     return CRD(
         present(student.embedding, "CRD's student embedding").shape[1],
         present(teacher.embedding, "CRD's teacher embedding").shape[1],
         setting.dataset_size,
-        embedding_dim,
-        negatives,
-        temperature,
-        momentum,
-        NegativeSampler(setting.dataset_size, setting.labels),
-        storage,
-        estimator,
+        sampler=NegativeSampler(setting.dataset_size, setting.labels),
+        **options,
     )

@@ -3,6 +3,8 @@
 Source: Hinton, Vinyals, Dean, 2015, arXiv 1503.02531.
 """
 
+from typing import Any
+
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import kd_loss
@@ -30,7 +32,7 @@ class KD(Objective):
         return Loss(loss, {"kd": loss.detach()})
 
 
-def build(setting: Setting, *, temperature: float = 4.0) -> KD:
+def build(setting: Setting, **options: Any) -> KD:
     """KD between two classifiers of the same classes."""
     student, teacher = setting.both("KD")
     if student.logits.shape != teacher.logits.shape:
@@ -39,4 +41,4 @@ def build(setting: Setting, *, temperature: float = 4.0) -> KD:
             f"the teacher {teacher.logits.shape[1]}. Give the student the teacher's classes, or "
             "use a method that reads features."
         )
-    return KD(temperature)
+    return KD(**options)

@@ -18,6 +18,9 @@ from cktf.errors import MethodError, nearest
 from cktf.objectives import cktf, crd, cross_entropy, kd
 from cktf.objectives.base import Objective, Setting, WeightedSum
 
+# Constructor arguments that the training set decides.
+_FROM_SETTING = {"labels", "sampler"}
+
 
 @dataclass(frozen=True)
 class Method:
@@ -29,7 +32,8 @@ class Method:
         paper: where it comes from.
         weight: of its loss in the sum, as published.
         reads: names of the `Features` that it may read, and `labels` or `index`.
-        build: makes the objective; its keyword arguments are the method's options.
+        objective: its class; constructor arguments with a default are the method's options.
+        build: makes the objective for a setting.
     """
 
     name: str
@@ -37,30 +41,39 @@ class Method:
     paper: str
     weight: float
     reads: tuple[str, ...]
+    objective: type[Objective]
     build: Callable[..., Objective]
 
     def options(self) -> dict[str, inspect.Parameter]:
         """The method's options with their types and defaults."""
-        parameters = inspect.signature(self.build).parameters
-        return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        parameters = inspect.signature(self.objective).parameters
+        return {
+            name: parameter
+            for name, parameter in parameters.items()
+            if parameter.default is not parameter.empty and name not in _FROM_SETTING
+        }
 
 
 METHODS = {
     method.name: method
     for method in (
-        Method("ce", "Cross-entropy: the student alone", "", 1.0, ("labels",), cross_entropy.build),
+        Method(
+            "ce", "Cross-entropy: the student alone", "",
+            1.0, ("labels",), cross_entropy.CrossEntropy, cross_entropy.build,
+        ),
         Method(
             "kd", "Knowledge distillation", "Hinton et al. 2015, arXiv 1503.02531",
-            1.0, ("logits",), kd.build,
+            1.0, ("logits",), kd.KD, kd.build,
         ),
         Method(
             "crd", "Contrastive representation distillation",
-            "Tian et al., ICLR 2020, arXiv 1910.10699", 0.8, ("embedding", "index"), crd.build,
+            "Tian et al., ICLR 2020, arXiv 1910.10699",
+            0.8, ("embedding", "index"), crd.CRD, crd.build,
         ),
         Method(
             "cktf", "Contrastive knowledge transfer framework",
             "Zhao et al., ICASSP 2023, arXiv 2303.07599", 1.0,
-            ("stem", "stages", "blocks", "embedding", "index"), cktf.build,
+            ("stem", "stages", "blocks", "embedding", "index"), cktf.CKTF, cktf.build,
         ),
     )
 }  # fmt: skip
