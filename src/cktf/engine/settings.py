@@ -50,8 +50,8 @@ class Training:
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """The type that networks compute in; None for float32.
 
-    `auto` is bfloat16 where the hardware multiplies it: on this package's networks it is two to
-    three times faster there, and slower where it is emulated.
+    `auto` is bfloat16 where the hardware multiplies it: it is faster there, and slower where
+    it is emulated.
     """
     if precision == "float32":
         return None

@@ -53,7 +53,7 @@ def module_vector(
     """
     values = feature_map.float()
     if norm != "none":
-        # Five times faster than a vector norm over the batch axis, which is strided.
+        # A sum of squares: a vector norm over the batch axis, which is strided, is slow.
         squares = values.square().sum(0 if norm == "batch" else 1, keepdim=True)
         values = values * squares.clamp_min(_EPSILON**2).rsqrt()
     pooled = F.adaptive_avg_pool2d(values, grid)

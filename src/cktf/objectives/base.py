@@ -68,12 +68,10 @@ class Objective(nn.Module, ABC):
     Attributes:
         needs: names of the `Features` that it reads, from both networks.
         needs_teacher: whether the teacher runs at all.
-        needs_labels: whether it reads `batch.labels`.
     """
 
     needs: frozenset[str] = frozenset({"logits"})
     needs_teacher: bool = True
-    needs_labels: bool = False
 
     @abstractmethod
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
@@ -103,7 +101,6 @@ class WeightedSum(Objective):
         parts = [objective for _, objective in kept.values()]
         self.needs = frozenset().union(*(part.needs for part in parts))
         self.needs_teacher = any(part.needs_teacher for part in parts)
-        self.needs_labels = any(part.needs_labels for part in parts)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The weighted total; parts of a term are named `term.part`."""

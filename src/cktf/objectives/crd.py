@@ -45,8 +45,8 @@ class CRD(Objective):
             with labels to draw from other classes only.
         estimator: `sampled` draws K negatives for each anchor (the paper); `all` takes the exact
             expectation over every negative, without draws or sampling noise.
-        storage: type of the banks and of the products with them; `bfloat16` takes half the memory
-            and, where the hardware multiplies it, a third of the time.
+        storage: type of the banks and of the products with them; `bfloat16` takes half the memory,
+            and its products are faster where the hardware multiplies it.
 
     Attributes:
         student_head, teacher_head: `nn.Linear` to embedding_dim; both train.

@@ -12,7 +12,6 @@ class CrossEntropy(Objective):
     """`mean over the batch of −log softmax(logits)[label]`, in nats."""
 
     needs_teacher = False
-    needs_labels = True
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
