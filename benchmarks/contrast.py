@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from cktf.contrast.negatives import NegativeSampler
 from cktf.functional import nce_loss
-from cktf.functional.nce import EPSILON
+from cktf.functional.critics import EPSILON
 
 
 def naive_nce(anchor: Tensor, bank: Tensor, contrast_index: Tensor, tau: float, z: float) -> Tensor:

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from cktf.errors import ShapeError
 from cktf.functional import kd_loss, nce_loss
+from cktf.functional.contrast import sampled_contrast
+from cktf.functional.critics import EPSILON, MeanScore
 from cktf.functional.module_vector import module_grid, module_vector
-from cktf.functional.nce import EPSILON, normalizer
 
 B, K, N, D = 6, 40, 90, 16
 
@@ -126,12 +127,11 @@ def test_nce_reaches_neither_bank_nor_normalizer():
     assert z.grad is None
 
 
-def test_normalizer_by_definition():
+def test_mean_score_by_definition():
     anchor, bank, index = contrast()
     scores = [float((anchor[i] @ bank[j] / 0.1).exp()) for i in range(B) for j in index[i]]
-    assert float(normalizer(anchor, bank, index, 0.1)) == pytest.approx(
-        N * sum(scores) / len(scores), rel=1e-5
-    )
+    found = sampled_contrast(anchor, bank, index, 0.1, MeanScore(K))
+    assert float(found) == pytest.approx(sum(scores) / len(scores), rel=1e-5)
 
 
 @pytest.mark.parametrize(

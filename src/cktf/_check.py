@@ -28,6 +28,17 @@ def vectors(method: str, tensor: Tensor, name: str) -> None:
         )
 
 
+def rows_of_one_length(anchor: Tensor, bank: Tensor) -> None:
+    """Anchors and bank rows can be multiplied."""
+    vectors("The contrastive loss", anchor, "anchor")
+    vectors("The contrastive loss", bank, "bank")
+    if anchor.shape[1] != bank.shape[1]:
+        raise ShapeError(
+            f"Anchor and bank need rows of one length: anchor {tuple(anchor.shape)}, bank "
+            f"{tuple(bank.shape)}. Pass both through heads of the same embedding_dim."
+        )
+
+
 def paired_logits(method: str, student: Tensor, teacher: Tensor) -> None:
     """Logits of one batch over the same classes."""
     vectors(method, student, "student_logits")

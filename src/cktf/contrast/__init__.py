@@ -1,6 +1,44 @@
-"""The contrastive engine: memory banks and negatives; `cktf.functional.nce_loss` scores them."""
+"""The contrastive engine: memories, draws of negatives, and what they take.
 
-from cktf.contrast.bank import DTYPES, Storage, random_bank, update_bank
+The losses over them are in `cktf.functional`.
+"""
+
+from cktf.contrast.bank import DEVICE, DTYPES, Storage, random_bank, rows_of, update_bank
+from cktf.contrast.footprint import Footprint, footprint
+from cktf.contrast.gather import averaged, gathered
+from cktf.contrast.memory import Bank, Draw, Estimator, InBatch, Memory, Queue
 from cktf.contrast.negatives import NegativeSampler
+from cktf.contrast.options import (
+    ContrastOptions,
+    CriticName,
+    Init,
+    MemoryName,
+    check_options,
+    new_memory,
+)
 
-__all__ = ["DTYPES", "NegativeSampler", "Storage", "random_bank", "update_bank"]
+__all__ = [
+    "DEVICE",
+    "DTYPES",
+    "Bank",
+    "ContrastOptions",
+    "CriticName",
+    "Draw",
+    "Estimator",
+    "Footprint",
+    "InBatch",
+    "Init",
+    "Memory",
+    "MemoryName",
+    "NegativeSampler",
+    "Queue",
+    "Storage",
+    "averaged",
+    "check_options",
+    "footprint",
+    "gathered",
+    "new_memory",
+    "random_bank",
+    "rows_of",
+    "update_bank",
+]

@@ -25,7 +25,6 @@ class NegativeSampler(nn.Module):
         ShapeError: labels that are not [N].
     """
 
-    labels: Tensor | None
     order: Tensor | None
     start: Tensor
     length: Tensor
@@ -33,24 +32,13 @@ class NegativeSampler(nn.Module):
     def __init__(self, dataset_size: int, labels: Tensor | None = None) -> None:
         super().__init__()
         self.dataset_size = dataset_size
+        check_labels(dataset_size, labels)
         if labels is None:
-            if dataset_size < 2:
-                raise MethodError(f"Contrast needs 2 or more samples, given {dataset_size}.")
             order, start, length = None, torch.arange(dataset_size), torch.ones(dataset_size).long()
         else:
-            if labels.shape != (dataset_size,):
-                raise ShapeError(
-                    f"labels are [{dataset_size}], one per sample; given {tuple(labels.shape)}."
-                )
             order = labels.argsort(stable=True)
             _, class_of, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-            if len(counts) < 2:
-                raise MethodError(
-                    "Negatives are samples of other classes, and all samples have one class. Use "
-                    "more classes, or no labels."
-                )
             start, length = (counts.cumsum(0) - counts)[class_of], counts[class_of]
-        self.register_buffer("labels", labels, persistent=False)
         # Derived from the data set, hence not saved with the run.
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("start", start, persistent=False)
@@ -81,3 +69,20 @@ class NegativeSampler(nn.Module):
             drawn.copy_(self.order[drawn])
         contrast[:, 0] = index
         return contrast
+
+
+def check_labels(dataset_size: int, labels: Tensor | None) -> None:
+    """Raise unless every sample has a negative: another class, or without labels another sample."""
+    if dataset_size < 2:
+        raise MethodError(f"Contrast needs 2 or more samples, given {dataset_size}.")
+    if labels is None:
+        return
+    if labels.shape != (dataset_size,):
+        raise ShapeError(
+            f"labels are [{dataset_size}], one per sample; given {tuple(labels.shape)}."
+        )
+    if bool((labels == labels[0]).all()):
+        raise MethodError(
+            "Negatives are samples of other classes, and all samples have one class. Use more "
+            "classes, or no labels."
+        )

@@ -29,8 +29,12 @@ class Loader(Protocol):
     def __len__(self) -> int:
         """Batches in an epoch."""
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch `number`, which with the seed decides order and augmentation."""
+    def epoch(self, number: int, *, cover: bool = False) -> Iterator[Batch]:
+        """The batches of epoch `number`, which with the seed decides order and augmentation.
+
+        With `cover` one more batch takes up the samples that are left out otherwise, filled up to
+        its size with some that came before.
+        """
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
@@ -41,6 +45,20 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
 
 def _batches(samples: int, batch_size: int, train: bool) -> int:
     return samples // batch_size if train else -(-samples // batch_size)
+
+
+def _order(
+    loader: "MemoryLoader | DatasetLoader", generator: torch.Generator, cover: bool
+) -> list[Tensor]:
+    """Positions [B] of each batch of an epoch."""
+    size, samples = loader.batch_size, loader.samples
+    order = torch.arange(samples)
+    if loader.train:
+        order = torch.randperm(samples, generator=generator)
+    batches = list(torch.split(order, size))[: len(loader)]
+    if cover and len(batches) * size < samples:
+        batches.append(order[max(0, samples - size) :])
+    return batches
 
 
 class MemoryLoader:
@@ -64,14 +82,10 @@ class MemoryLoader:
     def __len__(self) -> int:
         return _batches(self.samples, self.batch_size, self.train)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch `number`."""
+    def epoch(self, number: int, *, cover: bool = False) -> Iterator[Batch]:
+        """The batches of epoch `number`; with `cover` none is left out."""
         generator = _generator(self.seed, number)
-        order = torch.arange(self.samples)
-        if self.train:
-            order = torch.randperm(self.samples, generator=generator)
-        for step in range(len(self)):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+        for index in _order(self, generator, cover):
             pixels = self.data.images[index]
             if self.augment:
                 pixels = crop_and_flip(pixels, generator, flip=self.data.flip)
@@ -171,15 +185,14 @@ class DatasetLoader:
     def __len__(self) -> int:
         return _batches(self.samples, self.batch_size, self.train)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch `number`."""
+    def epoch(self, number: int, *, cover: bool = False) -> Iterator[Batch]:
+        """The batches of epoch `number`; with `cover` none is left out."""
+        generator = _generator(self.seed, number)
         loader = DataLoader(
             self._indexed,
-            self.batch_size,
-            shuffle=self.train,
-            drop_last=self.train,
+            batch_sampler=[b.tolist() for b in _order(self, generator, cover)],
             num_workers=self.workers,
-            generator=_generator(self.seed, number),
+            generator=generator,
             collate_fn=_collate,
         )
         for images, labels, index in loader:

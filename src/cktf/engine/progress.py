@@ -6,6 +6,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+def announce(text: str, show: bool) -> None:
+    """A line before training."""
+    if show:
+        Console(stderr=True).print(text, highlight=False, markup=False)
+
+
 class TrainingProgress:
     """A bar of epochs for one run, with its loss, accuracy and speed; a line on a plain console.
 

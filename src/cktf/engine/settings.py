@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from cktf.functional.precision import multiplies_bfloat16
+
 Precision = Literal["auto", "float32", "bfloat16"]
 ScheduleName = Literal["onecycle", "multistep"]
 
@@ -55,18 +57,9 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     """
     if precision == "float32":
         return None
-    if precision == "bfloat16" or _has_bfloat16(device):
+    if precision == "bfloat16" or multiplies_bfloat16(device):
         return torch.bfloat16
     return None
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
 def peak_memory_mb(device: torch.device) -> float:

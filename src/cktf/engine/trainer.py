@@ -18,14 +18,15 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
+from cktf.batch import Batch
 from cktf.data import Loader
 from cktf.engine.evaluate import Accuracy, evaluate
-from cktf.engine.progress import TrainingProgress
+from cktf.engine.progress import TrainingProgress, announce
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.settings import Training, autocast_dtype, peak_memory_mb
 from cktf.errors import CheckpointError, TrainingError
 from cktf.objectives import Objective
-from cktf.taps import Tap
+from cktf.taps import Features, Tap
 
 # How often the running loss is read back: a read waits for the device.
 _FINITE_EVERY = 20
@@ -103,6 +104,12 @@ class Trainer:
     def fit(self) -> Fitted:
         """Train to the end, from the newest checkpoint if the run folder has one."""
         done = self._resume()
+        footprint = self.objective.footprint(self.train.batch_size)
+        if footprint.step:
+            self.run.log(f"memory for contrast: {footprint}")
+            announce(f"{self.title}: memory for contrast: {footprint}", self.show)
+        if not done and self.objective.filling:
+            self._fill()
         training, epochs = self.training, self.training.epochs
         saved_at = time.monotonic()
         with TrainingProgress(self.title, epochs, len(self.train), done, self.show) as progress:
@@ -129,17 +136,13 @@ class Trainer:
     def _epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
         self.student.model.train()
         self.objective.train()
+        self.objective.begin_epoch(epoch)
         start, lr = time.perf_counter(), 0.0
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
         for step, batch in enumerate(self.train.epoch(epoch), start=1):
             batch = batch.to(self.device)
-            with self._autocast():
-                student = self.student(batch.images)
-                teacher = None
-                if self.teacher is not None:
-                    with torch.no_grad():
-                        teacher = self.teacher(batch.images)
+            student, teacher = self._features(batch)
             loss = self.objective(student, teacher, batch)
             self.accelerator.backward(loss.total)
             self.optimizer.step()
@@ -167,6 +170,34 @@ class Trainer:
             accuracy = self.evaluate(self.student.model, self.test)
             row |= {"test_top1": accuracy.top1, "test_top5": accuracy.top5}
         return row
+
+    def _features(self, batch: Batch) -> tuple[Features, Features | None]:
+        """What both networks give for a batch; the teacher without gradient."""
+        with self._autocast():
+            student = self.student(batch.images)
+            if self.teacher is None:
+                return student, None
+            with torch.no_grad():
+                return student, self.teacher(batch.images)
+
+    @torch.no_grad()
+    def _fill(self) -> None:
+        """Fill the objective's memories from a pass over the training set.
+
+        The student is in training mode, as it will be when these rows are its negatives, but its
+        BatchNorm statistics are left as they were.
+        """
+        network, samples = self.student.model.train(), 0
+        buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+        for batch in self.train.epoch(0, cover=True):
+            batch = batch.to(self.device)
+            self.objective.fill(*self._features(batch), batch)
+            samples += len(batch)
+            if self.objective.full_after(samples):
+                break
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        self.run.log(f"memories filled from {samples} training images")
 
     def evaluate(self, network: nn.Module, loader: Loader) -> Accuracy:
         """Accuracy of a network on a data set, in the precision of training."""

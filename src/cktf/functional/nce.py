@@ -13,73 +13,29 @@ With the logit `x = log P − log(c + ε)` the terms are `logsigmoid(x)` for the
 `exp(1/τ)` nor mixed precision can overflow. Only the two products are in the type of the bank:
 float32, or bfloat16 for a bank that is kept in it at half the memory.
 
-Cost: the published code copies K + 1 bank rows for every anchor, B·K·D numbers. Here one product
-`anchor @ bankᵀ` (2·B·N·D operations) gives every score, and the chosen ones are gathered; the
-gradient is the transpose, one scatter and one product. Memory: a few arrays of B·K and one of B·N.
-Because the loss is a scalar, its gradient by the anchor, [B, D], is all that is kept for backward.
-"""
+`nce_loss_all` is the exact expectation over the draws. The negative term is an average over K draws
+from a known finite set, so that is `K · mean_{j in negatives of i} log(c / (P(i,j) + c + ε))`: no
+draws, no index tensor, no gather or scatter, only dense products, and no sampling noise.
 
-import math
-from typing import Any
+How both are computed, and at what cost, is in `cktf.functional.contrast`. The published code copies
+K + 1 bank rows for every anchor instead, B·K·D numbers.
+"""
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from cktf import _check
 from cktf.errors import ShapeError
-
-EPSILON = 1e-7
-
-
-def normalizer(anchor: Tensor, bank: Tensor, contrast_index: Tensor, temperature: float) -> Tensor:
-    """Z: N times the mean un-normalised score of a batch; scalar float32, without gradient."""
-    with torch.no_grad(), torch.autocast(anchor.device.type, enabled=False):
-        every = anchor.to(bank.dtype) @ bank.t()
-        chosen = every.gather(1, contrast_index).float().div_(temperature)
-        return chosen.exp_().mean() * len(bank)
+from cktf.functional.contrast import Candidates, dense_contrast, sampled_contrast
+from cktf.functional.critics import NCECritic
 
 
-class _NCE(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchor: Tensor,
-        bank: Tensor,
-        contrast_index: Tensor,
-        temperature: float,
-        log_normalizer: Tensor,
-    ) -> Tensor:
-        batch, columns = contrast_index.shape
-        noise = (columns - 1) / len(bank)
-        with torch.autocast(anchor.device.type, enabled=False):
-            every = anchor.to(bank.dtype) @ bank.t()
-            logits = every.gather(1, contrast_index).float().div_(temperature)
-            logits -= log_normalizer + math.log(noise + EPSILON)
-            # One softplus over all columns: logsigmoid(x) = x − softplus(x).
-            loss = F.softplus(logits).sum() - logits[:, 0].sum()
-            loss = loss / batch - (columns - 1) * math.log(noise / (noise + EPSILON))
-            if ctx.needs_input_grad[0]:
-                weights = logits.sigmoid_()
-                weights[:, 0] -= 1
-                # The scores are done with: their memory, already mapped, takes the weights. Weights
-                # of a row that comes twice are added in float32.
-                dense = (
-                    every.zero_()
-                    if every.dtype == weights.dtype
-                    else torch.zeros_like(every, dtype=weights.dtype)
-                )
-                dense.scatter_add_(1, contrast_index, weights)
-                gradient = (dense.to(bank.dtype) @ bank).float() / (batch * temperature)
-                ctx.save_for_backward(gradient.to(anchor.dtype))
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return grad_output * gradient, None, None, None, None
+def nce_critic(
+    normalizer: float | Tensor, negatives: int, size: int, device: torch.device
+) -> NCECritic:
+    """The critic of `nce_loss` for a normalizer Z, K negatives and N rows to draw them from."""
+    constant = torch.as_tensor(normalizer, dtype=torch.float32, device=device).detach()
+    return NCECritic(constant.log(), negatives, size)
 
 
 def nce_loss(
@@ -106,20 +62,14 @@ def nce_loss(
     Raises:
         ShapeError: shapes that do not fit together, or no negative.
     """
-    _check_contrast(anchor, bank, contrast_index)
-    constant = torch.as_tensor(normalizer, dtype=torch.float32, device=anchor.device).detach()
-    loss: Tensor = _NCE.apply(anchor, bank.detach(), contrast_index, temperature, constant.log())
-    return loss
+    check_sampled(anchor, bank, contrast_index)
+    critic = nce_critic(normalizer, contrast_index.shape[1] - 1, len(bank), anchor.device)
+    return sampled_contrast(anchor, bank, contrast_index, temperature, critic)
 
 
-def _check_contrast(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> None:
-    _check.vectors("The contrastive loss", anchor, "anchor")
-    _check.vectors("The contrastive loss", bank, "bank")
-    if anchor.shape[1] != bank.shape[1]:
-        raise ShapeError(
-            f"Anchor and bank need rows of one length: anchor {tuple(anchor.shape)}, bank "
-            f"{tuple(bank.shape)}. Pass both through heads of the same embedding_dim."
-        )
+def check_sampled(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> None:
+    """Raise ShapeError unless anchors, bank and chosen rows fit together."""
+    _check.rows_of_one_length(anchor, bank)
     if contrast_index.dim() != 2 or len(contrast_index) != len(anchor):
         raise ShapeError(
             f"contrast_index is [batch, 1+K] for a batch of {len(anchor)}, given "
@@ -127,3 +77,75 @@ def _check_contrast(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> Non
         )
     if contrast_index.shape[1] < 2:
         raise ShapeError("Contrast needs a positive and at least one negative: K >= 1, given 0.")
+
+
+def nce_loss_all(
+    anchor: Tensor,
+    bank: Tensor,
+    index: Tensor,
+    *,
+    temperature: float,
+    normalizer: float | Tensor,
+    negatives: int,
+    labels: Tensor | None = None,
+    bank_labels: Tensor | None = None,
+) -> Tensor:
+    """What `nce_loss` gives on average over its draws, scaled to `negatives` of them.
+
+    Args:
+        anchor: [B, D], rows of unit length; the only argument with a gradient.
+        bank: [N, D] float32 or bfloat16, rows of unit length.
+        index: [B] int64, each anchor's own row of the bank: its positive.
+        temperature: τ > 0.
+        normalizer: Z > 0, a constant of the run.
+        negatives: K, to how many draws the negative term is scaled.
+        labels: [B] classes; with them negatives are the rows of other classes, without them all
+            rows but the anchor's own.
+        bank_labels: [N] classes of the rows; given with labels or not at all.
+
+    Returns:
+        Scalar float32, in nats, averaged over anchors.
+
+    Raises:
+        ShapeError: shapes that do not fit together, labels on one side only, or an anchor without
+            any negative.
+    """
+    candidates = check_all(anchor, bank, index, negatives, labels, bank_labels)
+    critic = nce_critic(normalizer, negatives, len(bank), anchor.device)
+    return dense_contrast(anchor, bank[index], bank, candidates, temperature, critic)
+
+
+def check_all(
+    anchor: Tensor,
+    bank: Tensor,
+    index: Tensor,
+    negatives: int,
+    labels: Tensor | None,
+    bank_labels: Tensor | None,
+) -> Candidates:
+    """Who is whose negative, or ShapeError where the arguments do not fit together."""
+    _check.rows_of_one_length(anchor, bank)
+    _check.indices("The contrastive loss", index, len(anchor), len(bank))
+    if negatives < 1 or len(bank) < 2:
+        raise ShapeError(
+            f"Contrast needs at least one negative: K is {negatives}, and the bank has {len(bank)} "
+            "rows."
+        )
+    _check_labels(labels, bank_labels, len(anchor), len(bank))
+    if labels is None or bank_labels is None:
+        return Candidates(index, torch.arange(len(bank), device=index.device), negatives)
+    return Candidates(labels, bank_labels, negatives)
+
+
+def _check_labels(labels: Tensor | None, bank_labels: Tensor | None, batch: int, size: int) -> None:
+    if labels is None and bank_labels is None:
+        return
+    if labels is None or bank_labels is None:
+        raise ShapeError("labels and bank_labels are given together, or neither.")
+    if labels.shape != (batch,) or bank_labels.shape != (size,):
+        raise ShapeError(
+            f"labels are [{batch}] and bank_labels [{size}]; given {tuple(labels.shape)} and "
+            f"{tuple(bank_labels.shape)}."
+        )
+    if labels.device.type == "cpu" and bool((bank_labels == bank_labels[:1]).all()):
+        raise ShapeError("All rows of the bank have one class, so no anchor has a negative.")

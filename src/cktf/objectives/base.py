@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from cktf.batch import Batch
+from cktf.contrast import Footprint
 from cktf.errors import MethodError
 from cktf.taps import Features
 
@@ -68,14 +69,30 @@ class Objective(nn.Module, ABC):
     Attributes:
         needs: names of the `Features` that it reads, from both networks.
         needs_teacher: whether the teacher runs at all.
+        filling: whether `fill` wants a pass over the training set before training.
     """
 
     needs: frozenset[str] = frozenset({"logits"})
     needs_teacher: bool = True
+    filling: bool = False
 
     @abstractmethod
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before each epoch, which are counted from 1; most objectives do not care."""
+
+    def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
+        """Take a batch into the memories, before training; without gradient."""
+
+    def full_after(self, samples: int) -> bool:
+        """Whether so many samples have filled the memories."""
+        return True
+
+    def footprint(self, batch: int) -> Footprint:
+        """What it takes of memory for batches of a size, beside its parameters."""
+        return Footprint()
 
 
 class WeightedSum(Objective):
@@ -101,6 +118,7 @@ class WeightedSum(Objective):
         parts = [objective for _, objective in kept.values()]
         self.needs = frozenset().union(*(part.needs for part in parts))
         self.needs_teacher = any(part.needs_teacher for part in parts)
+        self.filling = any(part.filling for part in parts)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The weighted total; parts of a term are named `term.part`."""
@@ -113,3 +131,25 @@ class WeightedSum(Objective):
             if len(loss.terms) > 1:
                 parts |= {f"{name}.{part}": value for part, value in loss.terms.items()}
         return Loss(total, parts)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell every term."""
+        for part in self._parts():
+            part.begin_epoch(epoch)
+
+    def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
+        """Take a batch into the memories that want it."""
+        for part in self._parts():
+            if part.filling:
+                part.fill(student, teacher, batch)
+
+    def full_after(self, samples: int) -> bool:
+        """Whether so many samples have filled all memories."""
+        return all(part.full_after(samples) for part in self._parts() if part.filling)
+
+    def footprint(self, batch: int) -> Footprint:
+        """All terms together."""
+        return sum((part.footprint(batch) for part in self._parts()), Footprint())
+
+    def _parts(self) -> list[Objective]:
+        return [cast(Objective, term) for term in self.terms.values()]

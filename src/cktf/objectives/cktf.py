@@ -16,13 +16,14 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Unpack
 
 from cktf.batch import Batch
-from cktf.contrast import NegativeSampler, Storage
+from cktf.contrast import Bank, ContrastOptions, Draw, Footprint, Memory
 from cktf.errors import MethodError, nearest
 from cktf.functional.module_vector import ModuleNorm, module_grid, module_vector
 from cktf.objectives.base import Loss, Objective, Setting, present
-from cktf.objectives.crd import CRD, Estimator
+from cktf.objectives.crd import CRD
 from cktf.taps import Features
 
 Match = Literal["last", "first", "random", "smallest", "largest"]
@@ -41,7 +42,7 @@ class CKTF(Objective):
             `largest` cosine similarity with the student's over the whole batch.
         module_norm: `batch` (as published), `sample` or `none`: see `module_vector`.
         labels: [N] classes: negatives come from other classes; without, from all other samples.
-        embedding_dim, negatives, temperature, momentum, storage, estimator: as in CRD.
+        contrast: options of `cktf.objectives.CRD`, the same for all pairs.
 
     Attributes:
         pairs: CRD objectives in the order stem, module 1…n, embedding.
@@ -60,29 +61,25 @@ class CKTF(Objective):
         theta: float = 0.1,
         match: Match = "last",
         module_norm: ModuleNorm = "batch",
-        embedding_dim: int = 128,
-        negatives: int = 16384,
-        temperature: float = 0.1,
-        momentum: float = 0.5,
-        storage: Storage = "float32",
-        estimator: Estimator = "sampled",
         labels: Tensor | None = None,
+        **contrast: Unpack[ContrastOptions],
     ) -> None:
         super().__init__()
         _check_options(beta, theta, match, module_norm)
         self.beta, self.theta, self.match, self.module_norm = beta, theta, match, module_norm
-        self.negatives, self.estimator = negatives, estimator
         self.needs = needs_of(match)
-        self.sampler = NegativeSampler(dataset_size, labels)
-        # CRD would own a sampler each; sharing this one saves their tables.
-        self.pairs = nn.ModuleList(
-            CRD(
+        vectors = self._vectors(student, teacher)
+        # The first pair makes the memory, and all share it: one draw serves them all.
+        source: Memory | None = None
+        self.pairs = nn.ModuleList()
+        for s, t in vectors:
+            pair = CRD(
                 s.shape[1], t.shape[1], dataset_size,
-                embedding_dim, negatives, temperature, momentum, self.sampler, storage,
-                estimator,
-            )
-            for s, t in self._vectors(student, teacher)
-        )  # fmt: skip
+                labels=labels, source=source, sharing=len(vectors), **contrast,
+            )  # fmt: skip
+            source = pair.memory
+            self.pairs.append(pair)
+        self.filling = pair.filling
 
     def loss(
         self,
@@ -102,15 +99,14 @@ class CKTF(Objective):
         Returns:
             The weighted total, and the terms `stem`, `module1`…, `embedding` before weighting.
         """
-        if contrast_index is None and self.estimator == "sampled":
-            contrast_index = self.sampler.draw(index, self.negatives)
+        draw = self._draw(index, contrast_index)
         total = torch.zeros((), device=index.device)
         terms: dict[str, Tensor] = {}
         for (name, weight), pair, (s, t) in zip(
-            self._weights().items(), self.pairs, self._vectors(student, teacher), strict=True
+            self._weights().items(), self._pairs(), self._vectors(student, teacher), strict=True
         ):
             if weight:
-                loss = cast(CRD, pair).loss(s, t, index, contrast_index)
+                loss = pair.loss(s, t, index, draw=draw)
                 total = total + weight * loss
                 terms[name] = loss.detach()
         return Loss(total, terms)
@@ -118,6 +114,35 @@ class CKTF(Objective):
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
         return self.loss(student, present(teacher, "CKTF's teacher"), batch.index)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell every pair."""
+        for pair in self._pairs():
+            pair.begin_epoch(epoch)
+
+    @torch.no_grad()
+    def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
+        """Put a batch's rows into the memories of all pairs."""
+        vectors = self._vectors(student, present(teacher, "CKTF's teacher"))
+        draw = self._draw(batch.index)
+        for pair, (s, t) in zip(self._pairs(), vectors, strict=True):
+            pair.fill_rows(s, t, draw)
+
+    def full_after(self, samples: int) -> bool:
+        """Whether so many samples have filled the memory."""
+        return self._pairs()[0].full_after(samples)
+
+    def footprint(self, batch: int) -> Footprint:
+        """All pairs together."""
+        return sum((pair.footprint(batch) for pair in self._pairs()), Footprint())
+
+    def _pairs(self) -> list[CRD]:
+        return [cast(CRD, pair) for pair in self.pairs]
+
+    def _draw(self, index: Tensor, contrast_index: Tensor | None = None) -> Draw:
+        if contrast_index is not None:
+            return Bank.given(contrast_index, index)
+        return self._pairs()[0].memory.draw(index)
 
     def _weights(self) -> dict[str, float]:
         """Each pair's name and weight, in order."""

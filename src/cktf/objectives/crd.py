@@ -2,16 +2,18 @@
 
 Source: Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020,
 arXiv 1910.10699, section 3; the loss is `cktf.functional.nce_loss`. For each anchor the student's
-representation must pick the teacher's of the same sample out of K others held in a memory bank, and
-the other way round; the loss is the sum of both. It bounds mutual information from below:
+representation must pick the teacher's of the same sample out of K others, and the other way round;
+the loss is the sum of both. It bounds mutual information from below:
 `I(T; S) >= log K + E[log D+]`.
 
 Departures: scores come from one product with the bank instead of copied rows; negatives are drawn
 on the device for the whole batch; the normalizers do not join the autograd graph; without labels an
-anchor is never its own negative.
+anchor is never its own negative. Other memories, estimators and critics than the paper's are
+options: see `cktf.contrast`.
 """
 
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +21,30 @@ from torch.nn import functional as F
 
 from cktf import _check
 from cktf.batch import Batch
-from cktf.contrast import DTYPES, NegativeSampler, Storage, random_bank, update_bank
-from cktf.errors import MethodError
-from cktf.functional import nce_loss, nce_loss_all
-from cktf.functional.nce import normalizer
+from cktf.contrast import (
+    DEVICE,
+    Bank,
+    CriticName,
+    Draw,
+    Estimator,
+    Footprint,
+    Init,
+    Memory,
+    MemoryName,
+    Storage,
+    averaged,
+    check_options,
+    footprint,
+    gathered,
+    new_memory,
+    random_bank,
+    rows_of,
+    update_bank,
+)
+from cktf.functional.contrast import dense_contrast, sampled_contrast
+from cktf.functional.critics import Critic, InfoNCECritic, MeanScore, NCECritic
 from cktf.objectives.base import Loss, Objective, Setting, present
 from cktf.taps import Features
-
-Estimator = Literal["sampled", "all"]
-_COLDEST = 0.02
 
 
 class CRD(Objective):
@@ -36,26 +53,37 @@ class CRD(Objective):
     Args:
         student_dim: length of the student's vectors.
         teacher_dim: length of the teacher's vectors.
-        dataset_size: N, samples in the training set: each has a row in both banks.
+        dataset_size: N, samples in the training set.
         embedding_dim: length of the rows that are compared.
         negatives: K, negatives for each anchor.
         temperature: τ, by which the products of unit rows are divided.
-        momentum: how much of its old row a sample keeps at each visit.
-        sampler: draws negatives; by default all samples but the anchor are candidates. Give one
-            with labels to draw from other classes only.
+        momentum: how much of its old row a sample keeps at each visit, in a bank.
+        memory: `bank`, a row per sample (the paper); `queue`, the last rows, whatever N; `batch`,
+            the other samples of the batch.
+        queue_size: M, rows of a queue.
         estimator: `sampled` draws K negatives for each anchor (the paper); `all` takes the exact
-            expectation over every negative, without draws or sampling noise.
-        storage: type of the banks and of the products with them; `bfloat16` takes half the memory,
-            and its products are faster where the hardware multiplies it.
+            expectation over every row; `shared` draws K rows for the whole batch. None is `sampled`
+            for a bank and `all` otherwise.
+        critic: `nce` (the paper), with a normalizer that the first batch fixes; or `infonce`.
+        storage: type of the rows. `bfloat16` takes half the memory, and products are faster where
+            the hardware multiplies it.
+        place: of a bank: on the `device`, in `host` memory, or a folder in which it is a mapped
+            file; the last two with `shared`.
+        init: rows at the start: `random` (the paper), or from a `forward` pass over the training
+            set.
+        renormalize: epochs at whose first batch the normalizers are set anew.
+        labels: [N] classes: negatives come from other classes; None: from all other samples.
+        source: the memory, where several objectives share one.
+        sharing: how many objectives will share the memory that this one makes.
 
     Attributes:
         student_head, teacher_head: `nn.Linear` to embedding_dim; both train.
-        student_bank, teacher_bank: [N, embedding_dim], of the storage type.
+        student_bank, teacher_bank: the rows, [N, embedding_dim] for a bank.
         student_normalizer: Z where the student is the anchor; 0 until the first batch sets it.
         teacher_normalizer: Z where the teacher is the anchor.
 
     Raises:
-        MethodError: an option out of its range.
+        MethodError: an option out of its range, or more memory than there is.
     """
 
     needs = frozenset({"embedding"})
@@ -74,21 +102,43 @@ class CRD(Objective):
         negatives: int = 16384,
         temperature: float = 0.1,
         momentum: float = 0.5,
-        sampler: NegativeSampler | None = None,
+        *,
+        memory: MemoryName = "bank",
+        queue_size: int = 16384,
+        estimator: Estimator | None = None,
+        critic: CriticName = "nce",
         storage: Storage = "float32",
-        estimator: Estimator = "sampled",
+        place: str = DEVICE,
+        init: Init = "random",
+        renormalize: Sequence[int] = (),
+        labels: Tensor | None = None,
+        source: Memory | None = None,
+        sharing: int = 1,
     ) -> None:
         super().__init__()
-        check_options(negatives, temperature, momentum, embedding_dim, storage, estimator)
-        self.estimator = estimator
-        self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
-        self.sampler = NegativeSampler(dataset_size) if sampler is None else sampler
+        check_options(
+            embedding_dim=embedding_dim, negatives=negatives, temperature=temperature,
+            momentum=momentum, memory=memory, queue_size=queue_size, estimator=estimator,
+            critic=critic, storage=storage, place=place, init=init, renormalize=renormalize,
+        )  # fmt: skip
+        self.temperature, self.momentum, self.critic = temperature, momentum, critic
+        self.storage, self.place, self.renormalize = storage, place, frozenset(renormalize)
+        self.embedding_dim = embedding_dim
+        if source is None:
+            source = new_memory(
+                dataset_size, labels,
+                memory=memory, negatives=negatives, estimator=estimator, queue_size=queue_size,
+            )  # fmt: skip
+            banks = footprint(source, sharing, embedding_dim, storage, place, batch=1)
+            banks.check(torch.device("cpu"))
+        self.memory = source
+        self.filling = init == "forward" and source.rows > 0
         self.student_head = nn.Linear(student_dim, embedding_dim)
         self.teacher_head = nn.Linear(teacher_dim, embedding_dim)
-        self.register_buffer("student_bank", random_bank(dataset_size, embedding_dim, storage))
-        self.register_buffer("teacher_bank", random_bank(dataset_size, embedding_dim, storage))
-        self.register_buffer("student_normalizer", torch.zeros(()))
-        self.register_buffer("teacher_normalizer", torch.zeros(()))
+        for side in ("student", "teacher"):
+            rows = random_bank(source.rows, embedding_dim, storage, place)
+            self.register_buffer(f"{side}_bank", rows)
+            self.register_buffer(f"{side}_normalizer", torch.zeros(()))
         # Known to Python, so that no step waits for the device to say whether they are set.
         self._normalized = False
         self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
@@ -99,14 +149,17 @@ class CRD(Objective):
         teacher_embedding: Tensor,
         index: Tensor,
         contrast_index: Tensor | None = None,
+        *,
+        draw: Draw | None = None,
     ) -> Tensor:
-        """Loss of one batch; in training the banks then hold its rows. The first batch sets Z.
+        """Loss of one batch; in training the memory then holds its rows. The first batch sets Z.
 
         Args:
             student_embedding: [B, student_dim].
             teacher_embedding: [B, teacher_dim]; no gradient reaches the teacher.
             index: [B] int64, positions in the training set.
             contrast_index: [B, 1+K] int64 bank rows, column 0 the positive; drawn when None.
+            draw: of the memory, where several objectives share one.
 
         Returns:
             Scalar float32, in nats: the sum of both anchors' losses.
@@ -115,78 +168,102 @@ class CRD(Objective):
             ShapeError: unequal batches, or positions outside the training set.
         """
         _check.same_batch("CRD", student_embedding, teacher_embedding)
-        _check.indices("CRD", index, len(student_embedding), len(self.student_bank))
-        if contrast_index is None and (self.estimator == "sampled" or not self._normalized):
-            contrast_index = self.sampler.draw(index, self.negatives)
+        _check.indices("CRD", index, len(student_embedding), self.memory.dataset_size)
+        if contrast_index is not None:
+            draw = Bank.given(contrast_index, index)
+        elif draw is None:
+            draw = self.memory.draw(index)
         with torch.autocast(student_embedding.device.type, enabled=False):
-            student = F.normalize(self.student_head(student_embedding.float()), dim=1)
-            teacher = F.normalize(self.teacher_head(teacher_embedding.detach().float()), dim=1)
-            if not self._normalized and contrast_index is not None:
-                self._set_normalizers(student, teacher, contrast_index)
-            rows = index if self.estimator == "all" else present(contrast_index, "contrast_index")
-            loss = self._side(student, self.teacher_bank, rows, self.student_normalizer)
-            loss = loss + self._side(teacher, self.student_bank, rows, self.teacher_normalizer)
+            student, teacher = self._rows(student_embedding, teacher_embedding)
+            loss = self._side(student, teacher, self.teacher_bank, draw, self.student_normalizer)
+            loss = loss + self._side(
+                teacher, student, self.student_bank, draw, self.teacher_normalizer
+            )
+        self._normalized = True
         if self.training:
-            update_bank(self.student_bank, index, student, self.momentum)
-            update_bank(self.teacher_bank, index, teacher, self.momentum)
+            self._store(student, teacher, draw, self.momentum if self.memory.mixes else 0.0)
         return loss
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The contrastive loss between the two embeddings of one batch."""
-        own = present(student.embedding, "CRD's student embedding")
-        other = present(present(teacher, "CRD's teacher").embedding, "CRD's teacher embedding")
-        loss = self.loss(own, other, batch.index)
+        loss = self.loss(*self._embeddings(student, teacher), batch.index)
         return Loss(loss, {"crd": loss.detach()})
 
-    def _side(self, anchor: Tensor, bank: Tensor, rows: Tensor, constant: Tensor) -> Tensor:
-        """One anchor's loss; `rows` are the chosen ones, or with `all` the positives alone."""
-        if self.estimator == "sampled":
-            return nce_loss(anchor, bank, rows, temperature=self.temperature, normalizer=constant)
-        classes = self.sampler.labels
-        return nce_loss_all(
-            anchor,
-            bank,
-            rows,
-            temperature=self.temperature,
-            normalizer=constant,
-            negatives=self.negatives,
-            labels=None if classes is None else classes[rows],
-            bank_labels=classes,
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the normalizers anew at the epochs that ask for it."""
+        if epoch in self.renormalize:
+            self._normalized = False
+
+    @torch.no_grad()
+    def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
+        """Put a batch's rows into the memory."""
+        draw = self.memory.draw(batch.index)
+        self.fill_rows(*self._embeddings(student, teacher), draw)
+
+    def fill_rows(self, student_embedding: Tensor, teacher_embedding: Tensor, draw: Draw) -> None:
+        """Put the rows of embeddings [B, dim] into the memory, as they are."""
+        student, teacher = self._rows(student_embedding, teacher_embedding)
+        self._store(student, teacher, draw, momentum=0.0)
+
+    def full_after(self, samples: int) -> bool:
+        """Whether so many samples have filled the memory."""
+        return self.memory.full_after(samples)
+
+    def footprint(self, batch: int) -> Footprint:
+        """What the banks and a step take."""
+        return footprint(self.memory, 1, self.embedding_dim, self.storage, self.place, batch)
+
+    def _embeddings(self, student: Features, teacher: Features | None) -> tuple[Tensor, Tensor]:
+        own = present(student.embedding, "CRD's student embedding")
+        return own, present(present(teacher, "CRD's teacher").embedding, "CRD's teacher embedding")
+
+    def _rows(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, embedding_dim] rows of unit length."""
+        return (
+            F.normalize(self.student_head(student.float()), dim=1),
+            F.normalize(self.teacher_head(teacher.detach().float()), dim=1),
         )
 
-    def _set_normalizers(self, student: Tensor, teacher: Tensor, contrast_index: Tensor) -> None:
-        tau = self.temperature
-        self.student_normalizer.copy_(normalizer(student, self.teacher_bank, contrast_index, tau))
-        self.teacher_normalizer.copy_(normalizer(teacher, self.student_bank, contrast_index, tau))
-        self._normalized = True
+    def _store(self, student: Tensor, teacher: Tensor, draw: Draw, momentum: float) -> None:
+        if draw.slots is not None:
+            update_bank(self.student_bank, draw.slots, gathered(student), momentum)
+            update_bank(self.teacher_bank, draw.slots, gathered(teacher), momentum)
+
+    def _side(
+        self, anchor: Tensor, other: Tensor, bank: Tensor, draw: Draw, normalizer: Tensor
+    ) -> Tensor:
+        """One anchor's loss; `other` is the batch seen by the other network, `bank` its memory."""
+        device, tau = anchor.device, self.temperature
+        size = self.memory.rows or draw.negatives + 1
+        keys = rows_of(bank, draw.chosen, device) if self.memory.rows else gathered(other)
+
+        def contrast(anchor: Tensor, critic: Critic) -> Tensor:
+            if draw.contrast_index is not None:
+                return sampled_contrast(anchor, bank, draw.contrast_index, tau, critic)
+            assert draw.candidates is not None
+            positive = other if draw.stored is None else rows_of(bank, draw.stored, device)
+            return dense_contrast(anchor, positive, keys, draw.candidates, tau, critic)
+
+        if self.critic == "infonce":
+            return contrast(anchor, InfoNCECritic())
+        negatives = draw.negatives
+        if not self._normalized:
+            mean = averaged(contrast(anchor.detach(), MeanScore(negatives)))
+            normalizer.copy_(mean * size)
+        return contrast(anchor, NCECritic(normalizer.log(), negatives, size))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "CRD":
+        # Banks in host memory or in files stay where they are when the objective moves.
+        stay = [] if self.place == DEVICE else ["student_bank", "teacher_bank"]
+        kept = {name: self._buffers.pop(name) for name in stay}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._buffers.update(kept)
+        return self
 
 
 def _after_loading(module: nn.Module, incompatible_keys: Any) -> None:
     assert isinstance(module, CRD)
     module._normalized = bool(module.student_normalizer > 0)
-
-
-def check_options(
-    negatives: int,
-    temperature: float,
-    momentum: float,
-    embedding_dim: int,
-    storage: str,
-    estimator: str,
-) -> None:
-    """Raise MethodError unless the options of a contrastive objective are in their ranges."""
-    rules = {
-        f"negatives is 1 or more, given {negatives}": negatives >= 1,
-        # exp(1/τ) times N must stay below the largest float32.
-        f"temperature is {_COLDEST} or more, given {temperature}": temperature >= _COLDEST,
-        f"momentum is from 0 to 1, given {momentum}": 0 <= momentum <= 1,
-        f"estimator is sampled or all, given {estimator!r}": estimator in get_args(Estimator),
-        f"storage is float32 or bfloat16, given {storage!r}": storage in DTYPES,
-        f"embedding_dim is 1 or more, given {embedding_dim}": embedding_dim >= 1,
-    }
-    broken = [rule for rule, holds in rules.items() if not holds]
-    if broken:
-        raise MethodError(f"A contrastive objective's {'; '.join(broken)}.")
 
 
 def build(setting: Setting, **options: Any) -> CRD:
@@ -196,6 +273,6 @@ def build(setting: Setting, **options: Any) -> CRD:
         present(student.embedding, "CRD's student embedding").shape[1],
         present(teacher.embedding, "CRD's teacher embedding").shape[1],
         setting.dataset_size,
-        sampler=NegativeSampler(setting.dataset_size, setting.labels),
+        labels=setting.labels,
         **options,
     )

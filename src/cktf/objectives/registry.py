@@ -19,7 +19,7 @@ from cktf.objectives import cktf, crd, cross_entropy, kd
 from cktf.objectives.base import Objective, Setting, WeightedSum
 
 # Constructor arguments that the training set decides.
-_FROM_SETTING = {"labels", "sampler"}
+_FROM_SETTING = {"labels", "source", "sharing"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ class Method:
 
     def options(self) -> dict[str, inspect.Parameter]:
         """The method's options with their types and defaults."""
-        parameters = inspect.signature(self.objective).parameters
+        parameters = dict(inspect.signature(self.objective).parameters)
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            # CKTF hands all others on to CRD.
+            parameters |= inspect.signature(crd.CRD).parameters
         return {
             name: parameter
             for name, parameter in parameters.items()

@@ -12,7 +12,15 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from cktf.data import labels_of
-from cktf.engine import Accuracy, Fitted, RunFolder, Trainer, place, write_atomically
+from cktf.engine import (
+    Accuracy,
+    Fitted,
+    RunFolder,
+    Trainer,
+    accelerator,
+    place,
+    write_atomically,
+)
 from cktf.errors import DataError
 from cktf.models import Normalized, load_weights, save_network
 from cktf.objectives import Setting, WeightedSum, compose, features_read
@@ -110,6 +118,8 @@ def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> 
     if run.finished:
         return _read(run, parts.student)
     fitting, data = assemble(recipe, parts), parts.data
+    device = accelerator(recipe.training()).device
+    fitting.objective.footprint(data.train.batch_size).check(device, built=True)
     run.create(_checkpoint_mb(parts.student, fitting.objective))
     write_atomically(run.recipe, to_yaml(located(recipe)).encode())
     trainer = Trainer(

@@ -1,0 +1,112 @@
+"""What can be chosen of a contrastive objective, and which choices go together."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypedDict, get_args
+
+from torch import Tensor
+
+from cktf.contrast.bank import DEVICE, DTYPES, HOST, Storage
+from cktf.contrast.memory import Bank, Estimator, InBatch, Memory, Queue
+from cktf.errors import MethodError, nearest
+
+MemoryName = Literal["bank", "queue", "batch"]
+CriticName = Literal["nce", "infonce"]
+Init = Literal["random", "forward"]
+_COLDEST = 0.02
+_ESTIMATORS: dict[str, tuple[Estimator, ...]] = {
+    "bank": ("sampled", "all", "shared"),
+    "queue": ("all", "shared"),
+    "batch": ("all",),
+}
+
+
+class ContrastOptions(TypedDict, total=False):
+    """The contrastive options of `cktf.objectives.CRD`, which documents them."""
+
+    embedding_dim: int
+    negatives: int
+    temperature: float
+    momentum: float
+    memory: MemoryName
+    queue_size: int
+    estimator: Estimator | None
+    critic: CriticName
+    storage: Storage
+    place: str
+    init: Init
+    renormalize: Sequence[int]
+
+
+def check_options(
+    *,
+    embedding_dim: int,
+    negatives: int,
+    temperature: float,
+    momentum: float,
+    memory: str,
+    queue_size: int,
+    estimator: str | None,
+    critic: str,
+    storage: str,
+    place: str,
+    init: str,
+    renormalize: Sequence[int],
+) -> None:
+    """Raise MethodError unless the options are in their ranges and go together."""
+    for name, value, known in (
+        ("memory", memory, get_args(MemoryName)),
+        ("estimator", estimator or "all", get_args(Estimator)),
+        ("critic", critic, get_args(CriticName)),
+        ("storage", storage, tuple(DTYPES)),
+        ("init", init, get_args(Init)),
+    ):
+        if value not in known:
+            raise MethodError(
+                f"A contrastive objective's {name} is {' or '.join(known)}, given {value!r}. "
+                f"{nearest(str(value), known)}"
+            )
+    rules = {
+        f"embedding_dim is 1 or more, given {embedding_dim}": embedding_dim >= 1,
+        f"negatives is 1 or more, given {negatives}": negatives >= 1,
+        # exp(1/τ) times N must stay below the largest float32.
+        f"temperature is {_COLDEST} or more, given {temperature}": temperature >= _COLDEST,
+        f"momentum is from 0 to 1, given {momentum}": 0 <= momentum <= 1,
+        f"queue_size is 2 or more, given {queue_size}": queue_size >= 2,
+        f"renormalize names epochs of 1 or more, given {renormalize}": all(
+            isinstance(epoch, int) and epoch >= 1 for epoch in renormalize
+        ),
+        f"place is device, host or a folder, given {place!r}": place in (DEVICE, HOST)
+        or Path(place).is_dir(),
+    }
+    broken = [rule for rule, holds in rules.items() if not holds]
+    if broken:
+        raise MethodError(f"A contrastive objective's {'; '.join(broken)}.")
+    if estimator is not None and estimator not in _ESTIMATORS[memory]:
+        raise MethodError(
+            f"memory={memory} goes with estimator={' or '.join(_ESTIMATORS[memory])}, given "
+            f"{estimator!r}: what it holds is a sample of the training set already."
+        )
+    if place != DEVICE and (memory, estimator) != ("bank", "shared"):
+        raise MethodError(
+            f"place={place} is for memory=bank with estimator=shared, which moves K rows a step; "
+            f"given {memory} with {estimator}. Set estimator=shared, or leave place away."
+        )
+
+
+def new_memory(
+    dataset_size: int,
+    labels: Tensor | None,
+    *,
+    memory: MemoryName,
+    negatives: int,
+    estimator: Estimator | None,
+    queue_size: int,
+) -> Memory:
+    """The memory that checked options describe."""
+    if memory == "batch":
+        return InBatch(dataset_size, labels)
+    estimator = estimator or _ESTIMATORS[memory][0]
+    if memory == "queue":
+        return Queue(dataset_size, labels, negatives, estimator, queue_size)
+    return Bank(dataset_size, labels, negatives, estimator)

@@ -1,0 +1,127 @@
+"""How scores become a loss: the two critics of contrastive learning.
+
+Both bound the mutual information of two representations from below and read the same logits
+`x = anchor · key / τ`: one of the positive, x₊, and those of the negatives. A critic turns a block
+of negatives' logits into a sum and, in place, into their weights in the gradient; and at the end
+the sum into each anchor's loss. So the same kernels serve both, in blocks of any size.
+
+- `NCECritic` (CRD and CKTF, after Gutmann and Hyvärinen 2010): each score is told from noise by a
+  logistic regression with a fixed normalizer Z; `I >= log K + E[log D+]`.
+- `InfoNCECritic` (van den Oord et al. 2018, arXiv 1807.03748): the positive is told from K
+  negatives by a softmax, `−log(exp x₊ / (exp x₊ + Σ exp x_k))`; `I >= log(K + 1) − loss`. It needs
+  no constant.
+
+With rows of unit length, |x| is at most 1/τ, so that for τ of 0.02 or more no exponential leaves
+float32.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+EPSILON = 1e-7
+
+
+class Critic(Protocol):
+    """Blocks of negatives' logits in, losses and gradient weights out."""
+
+    def block(self, logits: Tensor) -> Tensor:
+        """[B, n] logits of negatives -> [B] sums; the logits become weights, in place.
+
+        A logit of minus infinity is no negative: it adds nothing and gets weight 0.
+        """
+
+    def finish(
+        self, own: Tensor, total: Tensor, share: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses, and the weights of the positives and of all blocks in the gradient.
+
+        Args:
+            own: [B] logits of the positives.
+            total: [B] sums over all blocks.
+            share: what each negative counts for, [B] or one for all.
+
+        Returns:
+            [B] losses in nats, [B] `pull`, [B] `push`: the derivative by the anchor times τ is
+            `pull · positive + push · Σ weight · key`.
+        """
+
+
+@dataclass(frozen=True)
+class NCECritic:
+    """Noise-contrastive estimation as in `cktf.functional.nce_loss`.
+
+    Attributes:
+        log_normalizer: scalar, log Z.
+        negatives: K.
+        size: N, of which the negatives are drawn: the noise of each is c = K/N.
+    """
+
+    log_normalizer: Tensor
+    negatives: int
+    size: int
+
+    @property
+    def _noise(self) -> float:
+        return self.negatives / self.size
+
+    def block(self, logits: Tensor) -> Tensor:
+        """Sums of `softplus(x)`, weights `sigmoid(x)`, with x = log P − log(c + ε)."""
+        logits -= self._shift()
+        total = F.softplus(logits).sum(1)
+        logits.sigmoid_()
+        return total
+
+    def finish(
+        self, own: Tensor, total: Tensor, share: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`softplus(−x₊) + share · total`, and the constant that the definition adds."""
+        own = own - self._shift()
+        constant = self.negatives * math.log(self._noise / (self._noise + EPSILON))
+        loss = F.softplus(-own) + share * total - constant
+        return loss, own.sigmoid() - 1, torch.ones_like(own) * share
+
+    def _shift(self) -> Tensor:
+        return self.log_normalizer + math.log(self._noise + EPSILON)
+
+
+class InfoNCECritic:
+    """The softmax over the positive and the negatives."""
+
+    def block(self, logits: Tensor) -> Tensor:
+        """Sums of exponentials, which are the weights too."""
+        return logits.exp_().sum(1)
+
+    def finish(
+        self, own: Tensor, total: Tensor, share: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`log(1 + share · total / exp(x₊))`."""
+        others = share * total
+        versus = own - others.log()
+        return F.softplus(-versus), versus.sigmoid() - 1, share / (own.exp() + others)
+
+
+@dataclass(frozen=True)
+class MeanScore:
+    """Not a critic: the mean of exp(x) over the positive and K negatives, to set Z from.
+
+    Attributes:
+        negatives: K.
+    """
+
+    negatives: int
+
+    def block(self, logits: Tensor) -> Tensor:
+        """Sums of exponentials."""
+        return logits.exp_().sum(1)
+
+    def finish(
+        self, own: Tensor, total: Tensor, share: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`(exp(x₊) + share · total) / (1 + K)`."""
+        mean = (own.exp() + share * total) / (1 + self.negatives)
+        return mean, mean, mean

@@ -1,0 +1,49 @@
+"""InfoNCE: the positive told from the negatives by a softmax.
+
+Source: van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding",
+2018, arXiv 1807.03748, equation 4. For anchor i with logits `x = anchor_i · key / τ`,
+
+    ℓ = −(1/B) Σ_i log( exp x₊ / (exp x₊ + Σ_k exp x_k) ),  and  I >= log(K + 1) − ℓ.
+
+It needs no normalizer, hence none that was fixed on the first batch of a run.
+"""
+
+from torch import Tensor
+
+from cktf.functional.contrast import dense_contrast, sampled_contrast
+from cktf.functional.critics import InfoNCECritic
+from cktf.functional.nce import check_all, check_sampled
+
+
+def infonce_loss(
+    anchor: Tensor, bank: Tensor, contrast_index: Tensor, *, temperature: float
+) -> Tensor:
+    """The softmax loss of one side, with K negatives drawn for each anchor.
+
+    Args and errors as for `nce_loss`, without a normalizer.
+
+    Returns:
+        Scalar float32, in nats, averaged over anchors: log(K + 1) where nothing is told apart.
+    """
+    check_sampled(anchor, bank, contrast_index)
+    return sampled_contrast(anchor, bank, contrast_index, temperature, InfoNCECritic())
+
+
+def infonce_loss_all(
+    anchor: Tensor,
+    bank: Tensor,
+    index: Tensor,
+    *,
+    temperature: float,
+    negatives: int,
+    labels: Tensor | None = None,
+    bank_labels: Tensor | None = None,
+) -> Tensor:
+    """The softmax loss with the sum over K draws replaced by its expectation over all negatives.
+
+    That is where `infonce_loss` goes for large K, and by Jensen's inequality never below its mean.
+
+    Args and errors as for `nce_loss_all`, without a normalizer.
+    """
+    candidates = check_all(anchor, bank, index, negatives, labels, bank_labels)
+    return dense_contrast(anchor, bank[index], bank, candidates, temperature, InfoNCECritic())

@@ -1,0 +1,383 @@
+"""Memories, estimators and critics against their definitions and against each other."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cktf.contrast import Bank, InBatch, Queue, random_bank
+from cktf.errors import MethodError, ShapeError
+from cktf.functional import infonce_loss, infonce_loss_all, nce_loss_all
+from cktf.functional.contrast import Candidates, dense_contrast
+from cktf.functional.critics import EPSILON, InfoNCECritic, NCECritic
+from cktf.objectives import CRD
+
+B, N, D, K, TAU = 6, 60, 8, 30, 0.1
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["labels", "no labels"])
+def labels(request):
+    """Classes of unequal size, or none."""
+    classes = torch.tensor([0] * 30 + [1] * 20 + [2] * 10)[torch.randperm(N)]
+    return classes if request.param == "labels" else None
+
+
+def rows(count):
+    return F.normalize(torch.randn(count, D), dim=1)
+
+
+def embeddings(count=N):
+    """Student's and teacher's vectors of every sample of a small training set."""
+    return torch.randn(count, 4), torch.randn(count, 5)
+
+
+def crd(labels=None, **options):
+    return CRD(4, 5, N, D, **({"negatives": K} | options), labels=labels)
+
+
+def ids(labels, index):
+    return index if labels is None else labels[index]
+
+
+def softmax_loss(anchor, positive, others, share):
+    """InfoNCE of one anchor, in double precision."""
+    scores = torch.exp(others.double() @ anchor.double() / TAU).sum() * share
+    own = torch.exp(positive.double() @ anchor.double() / TAU)
+    return -torch.log(own / (own + scores))
+
+
+def nce_side(anchor, positive, others, share, k, size, z):
+    """NCE of one anchor, in double precision."""
+    c = k / size
+    p = torch.exp(others.double() @ anchor.double() / TAU) / z
+    own = torch.exp(positive.double() @ anchor.double() / TAU) / z
+    negative = torch.log(c / (p + c + EPSILON)).sum() * share
+    return -torch.log(own / (own + c + EPSILON)) - negative
+
+
+class TestInfoNCE:
+    def test_sampled_by_definition(self):
+        anchor, bank, index = rows(B), rows(N), torch.randint(N, (B, 1 + K))
+        fused, naive = (anchor.clone().requires_grad_() for _ in range(2))
+        loss = infonce_loss(fused, bank, index, temperature=TAU)
+        expected = (
+            sum(
+                softmax_loss(naive[i], bank[index[i, 0]], bank[index[i, 1:]], 1.0) for i in range(B)
+            )
+            / B
+        )
+        loss.backward()
+        expected.backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        torch.testing.assert_close(fused.grad, naive.grad, rtol=1e-4, atol=1e-6)
+
+    def test_all_by_definition(self, labels):
+        anchor, bank, index = rows(B), rows(N), torch.randperm(N)[:B]
+        fused, naive = (anchor.clone().requires_grad_() for _ in range(2))
+        own = None if labels is None else labels[index]
+        loss = infonce_loss_all(
+            fused, bank, index, temperature=TAU, negatives=K, labels=own, bank_labels=labels
+        )
+        every, expected = ids(labels, torch.arange(N)), 0.0
+        for i, j in enumerate(index):
+            others = bank[every != ids(labels, j)]
+            expected = expected + softmax_loss(naive[i], bank[j], others, K / len(others)) / B
+        loss.backward()
+        expected.backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        torch.testing.assert_close(fused.grad, naive.grad, rtol=1e-4, atol=1e-6)
+
+    def test_the_mean_of_sampled_losses_is_no_larger_than_all(self):
+        anchor, bank, index = rows(B), rows(N), torch.arange(B)
+        sampler = Bank(N, None, K, "sampled")
+        drawn = [
+            infonce_loss(anchor, bank, sampler.draw(index).contrast_index, temperature=TAU)
+            for _ in range(300)
+        ]
+        exact = infonce_loss_all(anchor, bank, index, temperature=TAU, negatives=K)
+        assert torch.stack(drawn).mean() < exact
+        assert torch.stack(drawn).mean() == pytest.approx(exact.item(), rel=0.1)
+
+    def test_extreme_scores_stay_finite(self):
+        anchor = torch.eye(D)[:2].requires_grad_()
+        bank = torch.cat([-torch.eye(D)[:2], torch.eye(D)[:2]])
+        for index in (torch.tensor([0, 1]), torch.tensor([2, 3])):
+            loss = infonce_loss_all(anchor, bank, index, temperature=0.02, negatives=10**7)
+            loss.backward()
+            assert loss.isfinite()
+            assert anchor.grad.isfinite().all()
+
+
+class TestShared:
+    def test_mean_over_draws_is_the_exact_expectation(self, labels):
+        """Value and gradient, within a few of their standard errors."""
+        bank, index, anchor = rows(N), torch.randperm(N)[:B], rows(B).requires_grad_()
+        z = torch.tensor(float(N) * 2)
+        memory = Bank(N, labels, K, "shared")
+        losses, gradients = [], []
+        for _ in range(1500):
+            draw, anchor.grad = memory.draw(index), None
+            loss = dense_contrast(
+                anchor, bank[index], bank[draw.chosen], draw.candidates, TAU,
+                NCECritic(z.log(), K, N),
+            )  # fmt: skip
+            loss.backward()
+            losses.append(loss.detach())
+            gradients.append(anchor.grad)
+        anchor.grad = None
+        own = None if labels is None else labels[index]
+        expected = nce_loss_all(
+            anchor, bank, index, temperature=TAU, normalizer=z, negatives=K,
+            labels=own, bank_labels=labels,
+        )  # fmt: skip
+        expected.backward()
+        for drawn, exact in ((losses, expected.detach()), (gradients, anchor.grad)):
+            sample = torch.stack(drawn)
+            error = sample.std(0) / len(drawn) ** 0.5
+            assert ((sample.mean(0) - exact).abs() < 4.5 * error).all()
+            assert error.max() < 0.05 * exact.abs().max()
+
+    def test_all_anchors_see_the_same_keys_but_their_own_class(self, labels):
+        memory, index = Bank(N, labels, 500, "shared"), torch.arange(B)
+        draw = memory.draw(index)
+        mask = draw.candidates.mask(slice(None))
+        keys = ids(labels, draw.chosen)
+        assert torch.equal(mask.isinf(), keys == ids(labels, index).unsqueeze(1))
+        torch.testing.assert_close(draw.candidates.share, 500 / (mask == 0).sum(1))
+
+
+class TestQueue:
+    def test_by_definition_over_several_steps(self, labels):
+        """Scored before it enters, first in, first out, never against its own class or sample."""
+        objective = crd(labels, memory="queue", queue_size=16, negatives=K, critic="infonce")
+        everyone = embeddings()
+        held = [(None, r, t) for r, t in zip(
+            objective.student_bank.clone(), objective.teacher_bank.clone(), strict=True
+        )]  # fmt: skip
+        for step in range(8):
+            index = torch.randperm(N)[:B]
+            student, teacher = (e[index] for e in everyone)
+            s, t = (v.detach() for v in objective._rows(student, teacher))
+            expected = 0.0
+            for i, j in enumerate(index):
+                others = [h for h in held if h[0] is None or ids(labels, h[0]) != ids(labels, j)]
+                share = K / len(others)
+                expected += softmax_loss(s[i], t[i], torch.stack([h[2] for h in others]), share) / B
+                expected += softmax_loss(t[i], s[i], torch.stack([h[1] for h in others]), share) / B
+            loss = objective.loss(student, teacher, index)
+            assert loss.item() == pytest.approx(float(expected), rel=1e-5), step
+            held = (held + [(j, s[i], t[i]) for i, j in enumerate(index)])[-16:]
+
+    def test_agrees_with_a_bank_once_both_have_seen_everyone(self, labels):
+        everyone = embeddings()
+        queue = crd(labels, memory="queue", queue_size=N)
+        bank = crd(labels, estimator="all", momentum=0.0)
+        with torch.no_grad():
+            for name in ("student_head", "teacher_head"):
+                getattr(bank, name).load_state_dict(getattr(queue, name).state_dict())
+        for index in torch.randperm(N).split(B):
+            draw = queue.memory.draw(index), bank.memory.draw(index)
+            for objective, drawn in zip((queue, bank), draw, strict=True):
+                with torch.no_grad():
+                    objective.fill_rows(*(e[index] for e in everyone), drawn)
+        index = torch.randperm(N)[:B]
+        found, gradients = [], []
+        for objective in (queue, bank):
+            student = everyone[0][index].clone().requires_grad_()
+            loss = objective.loss(student, everyone[1][index], index)
+            loss.backward()
+            found.append(loss.item())
+            gradients.append(student.grad)
+        assert found[0] == pytest.approx(found[1], rel=1e-5)
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+        assert queue.student_normalizer.item() == pytest.approx(bank.student_normalizer.item())
+
+    def test_evaluation_leaves_it(self):
+        objective = crd(memory="queue", queue_size=16).eval()
+        before = copy.deepcopy(objective.state_dict())
+        objective.loss(*(e[:B] for e in embeddings()), torch.arange(B))
+        after = objective.state_dict()
+        assert all(torch.equal(before[n], after[n]) for n in before if "normalizer" not in n)
+
+    def test_shorter_than_a_batch(self):
+        objective = crd(memory="queue", queue_size=4)
+        with pytest.raises(MethodError, match="queue_size is 4, the batch of all processes 6"):
+            objective.loss(*(e[:B] for e in embeddings()), torch.arange(B))
+
+
+@pytest.mark.parametrize("critic", ["nce", "infonce"])
+def test_in_batch_by_definition(labels, critic):
+    objective = crd(labels, memory="batch", critic=critic)
+    assert objective.student_bank.numel() == 0
+    index = torch.randperm(N)[:B]
+    student, teacher = (e[index] for e in embeddings())
+    loss = objective.loss(student, teacher, index)
+    s, t = objective._rows(student, teacher)
+    own, k, expected = ids(labels, index), B - 1, 0.0
+    for anchor, other, z in (
+        (s, t, objective.student_normalizer), (t, s, objective.teacher_normalizer)
+    ):  # fmt: skip
+        for i in range(B):
+            others = other[own != own[i]]
+            share = k / len(others)
+            if critic == "infonce":
+                expected += softmax_loss(anchor[i], other[i], others, share) / B
+            else:
+                expected += nce_side(anchor[i], other[i], others, share, k, B, z) / B
+    assert loss.item() == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_an_anchor_without_negatives_counts_its_positive_alone():
+    labels = torch.tensor([0] * (N - 1) + [1])
+    for critic in ("nce", "infonce"):
+        objective = crd(labels, memory="batch", critic=critic)
+        student = torch.randn(B, 4, requires_grad=True)
+        loss = objective.loss(student, torch.randn(B, 5), torch.arange(B))
+        loss.backward()
+        assert loss.isfinite()
+        assert student.grad.isfinite().all()
+
+
+CHOICES = [
+    {"memory": memory, "estimator": estimator, "critic": critic}
+    for memory, estimator in [
+        ("bank", "sampled"), ("bank", "all"), ("bank", "shared"),
+        ("queue", "all"), ("queue", "shared"), ("batch", "all"),
+    ]
+    for critic in ("nce", "infonce")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda c: "-".join(c.values()))
+class TestEveryChoice:
+    def steps(self, objective, count, first=0):
+        losses = []
+        for step in range(first, first + count):
+            generator = torch.Generator().manual_seed(step)
+            index = torch.randperm(N, generator=generator)[:B]
+            torch.manual_seed(step)
+            inputs = torch.randn(B, 4, generator=generator), torch.randn(B, 5, generator=generator)
+            losses.append(objective.loss(*inputs, index).item())
+        return losses
+
+    def test_a_saved_state_goes_on_as_if_nothing_had_happened(self, choice):
+        objective = crd(torch.arange(N) % 3, queue_size=20, **choice)
+        self.steps(objective, 3)
+        saved, copied = copy.deepcopy(objective.state_dict()), copy.deepcopy(objective)
+        expected = self.steps(objective, 3, first=3)
+        restored = crd(torch.arange(N) % 3, queue_size=20, **choice)
+        restored.load_state_dict(saved)
+        assert self.steps(restored, 3, first=3) == expected
+        assert self.steps(copied, 3, first=3) == expected
+
+    def test_float32_whatever_autocast_says_and_gradients_reach_both_heads(self, choice):
+        plain = crd(torch.arange(N) % 3, queue_size=20, **choice)
+        mixed = copy.deepcopy(plain)
+        expected = self.steps(plain, 1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert self.steps(mixed, 1) == expected
+        loss = plain.loss(torch.randn(B, 4), torch.randn(B, 5), torch.arange(B))
+        loss.backward()
+        assert loss.dtype == torch.float32
+        for head in (plain.student_head, plain.teacher_head):
+            assert head.weight.grad.abs().sum() > 0
+
+    def test_training_brings_the_pairs_together(self, choice):
+        """Minimising it raises the agreement of positives, whatever the choice."""
+        objective = crd(queue_size=20, **choice)
+        student, noise = embeddings()
+        teacher = noise + 2 * F.pad(student, (0, 1))
+        optimizer = torch.optim.Adam(objective.parameters(), lr=0.05)
+
+        def agreement():
+            with torch.no_grad():
+                s, t = objective._rows(student, teacher)
+                return float((s * t).sum(1).mean())
+
+        before = agreement()
+        for _ in range(60):
+            index = torch.randperm(N)[:20]
+            optimizer.zero_grad()
+            objective.loss(student[index], teacher[index], index).backward()
+            optimizer.step()
+        assert agreement() > before + 0.2
+
+
+class TestPlace:
+    @pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+    def test_wherever_banks_are_they_give_the_same(self, storage, tmp_path):
+        found = []
+        for place in ("device", "host", str(tmp_path)):
+            torch.manual_seed(0)
+            objective = crd(estimator="shared", place=place, storage=storage)
+            assert objective.student_bank.dtype == getattr(torch, storage)
+            index = torch.arange(B)
+            losses = [
+                objective.loss(*(e[index] for e in embeddings()), index).item() for _ in range(3)
+            ]
+            found.append((losses, objective.student_bank.clone()))
+        for losses, bank in found[1:]:
+            assert losses == found[0][0]
+            assert torch.equal(bank, found[0][1])
+        assert not list(tmp_path.iterdir()), "the file outlives nobody"
+
+    def test_moving_the_objective_leaves_the_banks(self, tmp_path):
+        objective = crd(estimator="shared", place=str(tmp_path))
+        rows = objective.student_bank.data_ptr()
+        objective.to(torch.float64)
+        assert objective.student_bank.data_ptr() == rows
+        assert objective.student_bank.dtype == torch.float32
+        assert objective.student_head.weight.dtype == torch.float64
+
+    def test_a_mapped_bank_needs_no_memory_of_its_own(self, tmp_path):
+        mapped = random_bank(1000, 16, "float32", str(tmp_path))
+        assert mapped.abs().max() <= (16 / 3) ** -0.5
+        assert mapped.std() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory": "quue"}, "Did you mean 'queue'"),
+        ({"critic": "softmax"}, "nce or infonce"),
+        ({"init": "warm"}, "random or forward"),
+        ({"memory": "queue", "estimator": "sampled"}, "estimator=all or shared"),
+        ({"memory": "batch", "estimator": "shared"}, "goes with estimator=all"),
+        ({"memory": "queue", "queue_size": 1}, "queue_size is 2 or more"),
+        ({"place": "host"}, "Set estimator=shared"),
+        ({"place": "/no/such/folder", "estimator": "shared"}, "device, host or a folder"),
+        ({"renormalize": (0,)}, "epochs of 1 or more"),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(MethodError, match=message):
+        crd(**options)
+
+
+def test_labels_that_do_not_fit():
+    for memory in (lambda c: Queue(N, c, K, "all", 8), lambda c: InBatch(N, c)):
+        with pytest.raises(ShapeError, match="one per sample"):
+            memory(torch.arange(3))
+        with pytest.raises(MethodError, match="one class"):
+            memory(torch.zeros(N).long())
+
+
+def test_a_mask_too_large_to_keep_is_made_block_by_block(monkeypatch):
+    from cktf.functional import contrast
+
+    anchor, keys = rows(B), rows(N)
+    key_ids, anchor_ids = torch.arange(N) % 3, torch.arange(B) % 3
+
+    def loss():
+        candidates = Candidates(anchor_ids, key_ids, K)
+        return dense_contrast(anchor, anchor, keys, candidates, TAU, InfoNCECritic())
+
+    whole = loss()
+    monkeypatch.setattr(contrast, "BLOCK", 4 * B)
+    torch.testing.assert_close(loss(), whole)
