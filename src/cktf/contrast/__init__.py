@@ -5,7 +5,6 @@ The losses over them are in `cktf.functional`.
 
 from cktf.contrast.bank import DEVICE, DTYPES, Storage, random_bank, rows_of, update_bank
 from cktf.contrast.footprint import Footprint, footprint
-from cktf.contrast.gather import averaged, gathered
 from cktf.contrast.memory import Bank, Draw, Estimator, InBatch, Memory, Queue
 from cktf.contrast.negatives import NegativeSampler
 from cktf.contrast.options import (
@@ -33,10 +32,8 @@ __all__ = [
     "NegativeSampler",
     "Queue",
     "Storage",
-    "averaged",
     "check_options",
     "footprint",
-    "gathered",
     "new_memory",
     "random_bank",
     "rows_of",

@@ -24,10 +24,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cktf.contrast.gather import agreed, gathered
 from cktf.contrast.negatives import NegativeSampler, check_labels
 from cktf.errors import MethodError
 from cktf.functional.contrast import Candidates
+from cktf.processes import agreed, gathered
 
 Estimator = Literal["sampled", "all", "shared"]
 

@@ -32,10 +32,8 @@ from cktf.contrast import (
     Memory,
     MemoryName,
     Storage,
-    averaged,
     check_options,
     footprint,
-    gathered,
     new_memory,
     random_bank,
     rows_of,
@@ -44,6 +42,7 @@ from cktf.contrast import (
 from cktf.functional.contrast import dense_contrast, sampled_contrast
 from cktf.functional.critics import Critic, InfoNCECritic, MeanScore, NCECritic
 from cktf.objectives.base import Loss, Objective, Setting, present
+from cktf.processes import averaged, gathered
 from cktf.taps import Features
 
 

@@ -27,10 +27,14 @@ def agreed(drawn: Tensor) -> Tensor:
     return drawn
 
 
+def summed(value: Tensor) -> Tensor:
+    """Sum over the processes; no gradient."""
+    if processes() > 1:
+        value = value.detach().clone()
+        dist.all_reduce(value)
+    return value
+
+
 def averaged(value: Tensor) -> Tensor:
     """Mean over the processes; no gradient."""
-    if processes() == 1:
-        return value
-    value = value.detach().clone()
-    dist.all_reduce(value)
-    return value / processes()
+    return summed(value) / processes()
