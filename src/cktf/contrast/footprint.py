@@ -7,7 +7,7 @@ import psutil
 import torch
 
 from cktf.contrast.bank import DEVICE, DTYPES, HOST, Storage
-from cktf.contrast.memory import Memory
+from cktf.contrast.memory import Estimator
 from cktf.errors import MethodError
 from cktf.functional.contrast import BLOCK
 
@@ -75,12 +75,22 @@ _ADVICE = (
 
 
 def footprint(
-    memory: Memory, pairs: int, dim: int, storage: Storage, place: str, batch: int
+    *,
+    rows: int,
+    negatives: int,
+    estimator: Estimator,
+    pairs: int,
+    dim: int,
+    storage: Storage,
+    place: str,
+    batch: int,
 ) -> Footprint:
-    """What `pairs` pairs of representations take that share a memory.
+    """What pairs of representations take that share a memory.
 
     Args:
-        memory: which rows there are, and which a batch is contrasted with.
+        rows: of each bank; 0 where the batch itself is the memory.
+        negatives: K.
+        estimator: which rows a batch is contrasted with.
         pairs: of two banks each.
         dim: D, length of a row.
         storage: type of the rows.
@@ -88,17 +98,17 @@ def footprint(
         batch: B.
     """
     row = dim * DTYPES[storage].itemsize
-    scores = batch * memory.rows
-    if memory.estimator == "sampled":
-        drawn = batch * memory.negatives
+    scores = batch * rows
+    if estimator == "sampled":
+        drawn = batch * negatives
         # Scores of all rows, of those chosen with two temporaries, their index with one.
         step = scores * _FLOAT + drawn * (3 * _FLOAT + 2 * _INT)
     else:
-        keys = memory.negatives if memory.estimator == "shared" else memory.rows or batch
+        keys = negatives if estimator == "shared" else rows or batch
         mask = min(batch * keys, 4 * BLOCK)
-        copied = keys * row if memory.estimator == "shared" else 0
+        copied = keys * row if estimator == "shared" else 0
         step = (mask + 3 * min(batch * keys, BLOCK)) * _FLOAT + copied
-    return Footprint(2 * pairs * memory.rows * row, step, place)
+    return Footprint(2 * pairs * rows * row, step, place)
 
 
 def _free(device: torch.device) -> int:

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
+import torch
 from torch import Tensor
 
 from cktf.contrast.bank import DEVICE, DTYPES, HOST, Storage
+from cktf.contrast.footprint import footprint
 from cktf.contrast.memory import Bank, Estimator, InBatch, Memory, Queue
 from cktf.errors import MethodError, nearest
 
@@ -102,11 +104,24 @@ def new_memory(
     negatives: int,
     estimator: Estimator | None,
     queue_size: int,
+    pairs: int,
+    embedding_dim: int,
+    storage: Storage,
+    place: str,
 ) -> Memory:
-    """The memory that checked options describe."""
+    """The memory that checked options describe, for so many pairs of representations.
+
+    Raises:
+        MethodError: the banks of all pairs do not fit; nothing was allocated.
+    """
+    estimator = estimator or _ESTIMATORS[memory][0]
+    rows = {"bank": dataset_size, "queue": queue_size, "batch": 0}[memory]
+    footprint(
+        rows=rows, negatives=negatives, estimator=estimator, pairs=pairs, dim=embedding_dim,
+        storage=storage, place=place, batch=1,
+    ).check(torch.device("cpu"))  # fmt: skip
     if memory == "batch":
         return InBatch(dataset_size, labels)
-    estimator = estimator or _ESTIMATORS[memory][0]
     if memory == "queue":
         return Queue(dataset_size, labels, negatives, estimator, queue_size)
     return Bank(dataset_size, labels, negatives, estimator)

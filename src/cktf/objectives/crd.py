@@ -127,9 +127,8 @@ class CRD(Objective):
             source = new_memory(
                 dataset_size, labels,
                 memory=memory, negatives=negatives, estimator=estimator, queue_size=queue_size,
+                pairs=sharing, embedding_dim=embedding_dim, storage=storage, place=place,
             )  # fmt: skip
-            banks = footprint(source, sharing, embedding_dim, storage, place, batch=1)
-            banks.check(torch.device("cpu"))
         self.memory = source
         self.filling = init == "forward" and source.rows > 0
         self.student_head = nn.Linear(student_dim, embedding_dim)
@@ -210,7 +209,11 @@ class CRD(Objective):
 
     def footprint(self, batch: int) -> Footprint:
         """What the banks and a step take."""
-        return footprint(self.memory, 1, self.embedding_dim, self.storage, self.place, batch)
+        kept = self.memory
+        return footprint(
+            rows=kept.rows, negatives=kept.negatives, estimator=kept.estimator, pairs=1,
+            dim=self.embedding_dim, storage=self.storage, place=self.place, batch=batch,
+        )  # fmt: skip
 
     def _embeddings(self, student: Features, teacher: Features | None) -> tuple[Tensor, Tensor]:
         own = present(student.embedding, "CRD's student embedding")

@@ -1,0 +1,146 @@
+"""How memories begin, what they take, and what of it a run says before it trains."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+import cktf
+from cktf.batch import Batch
+from cktf.contrast import Footprint
+from cktf.data import DatasetLoader, ImageSet, MemoryLoader
+from cktf.errors import MethodError
+from cktf.objectives import CRD
+from cktf.taps import Features
+
+N, B = 50, 8
+
+
+class Net(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU())
+        self.fc = nn.Linear(width, 4)
+
+    def forward(self, x):
+        return self.fc(self.stem(x).mean((2, 3)))
+
+
+def data(count=N):
+    generator = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.rand(count, 3, 16, 16, generator=generator), torch.arange(count) % 4)
+
+
+def distil(out, **options):
+    torch.manual_seed(0)
+    return cktf.distill(
+        Net(6), Net(), train=data(), method="cktf", epochs=2, out=out, show=False,
+        options={"cktf": {"negatives": 16} | options}, overrides={"data.batch_size": B},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["memory", "dataset"])
+@pytest.mark.parametrize("samples", [40, 43, 5])
+def test_a_covering_epoch_leaves_nobody_out(kind, samples):
+    images = torch.randint(256, (samples, 8, 8, 3), dtype=torch.uint8)
+    labels = torch.zeros(samples).long()
+    stats = (0.5,) * 3
+    loader = (
+        MemoryLoader(ImageSet(images, labels, ("a",), stats, stats), B, train=True)
+        if kind == "memory"
+        else DatasetLoader(TensorDataset(images.permute(0, 3, 1, 2), labels), B, train=True)
+    )
+    batches = [b.index for b in loader.epoch(3, cover=True)]
+    assert set(torch.cat(batches).tolist()) == set(range(samples))
+    assert {len(b) for b in batches} == {min(B, samples)}
+    plain = [b.index for b in loader.epoch(3)]
+    assert len(plain) == samples // B
+    assert all(torch.equal(a, b) for a, b in zip(plain, batches, strict=False))
+
+
+class TestForward:
+    def test_banks_hold_the_embeddings_of_everyone(self):
+        torch.manual_seed(0)
+        crd = CRD(3, 5, N, 8, 10, init="forward")
+        assert crd.filling
+        student, teacher = torch.randn(N, 3), torch.randn(N, 5)
+        for index in torch.randperm(N).split(B):
+            features = [
+                Features(logits=torch.zeros(len(index), 2), embedding=e[index])
+                for e in (student, teacher)
+            ]
+            crd.fill(*features, Batch(torch.zeros(len(index)), None, index))
+        with torch.no_grad():
+            for bank, head, given in (
+                (crd.student_bank, crd.student_head, student),
+                (crd.teacher_bank, crd.teacher_head, teacher),
+            ):
+                torch.testing.assert_close(bank, F.normalize(head(given), dim=1))
+        assert crd.student_normalizer == 0
+        crd.loss(student[:B], teacher[:B], torch.arange(B))
+        assert crd.student_normalizer > 0
+
+    def test_a_run_fills_before_it_trains_and_leaves_the_student_as_it_was(self, tmp_path):
+        """Only the contrast differs: with no weight on it, nothing else may."""
+        forward = distil(tmp_path / "forward", init="forward")
+        assert "memories filled from 56 training images" in (forward.folder / "log.txt").read_text()
+        plain = distil(tmp_path / "plain")
+        assert "filled" not in (plain.folder / "log.txt").read_text()
+        first, second = ([p.clone() for p in run.student.parameters()] for run in (forward, plain))
+        assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    def test_a_queue_stops_when_it_is_full(self, tmp_path):
+        run = distil(tmp_path / "run", init="forward", memory="queue", queue_size=16)
+        assert "memories filled from 16 training images" in (run.folder / "log.txt").read_text()
+
+    def test_no_memory_needs_no_pass(self):
+        assert not CRD(3, 5, N, 8, 10, init="forward", memory="batch").filling
+
+
+def test_normalizers_are_set_anew_at_the_epochs_that_were_named():
+    torch.manual_seed(0)
+    crd = CRD(3, 5, N, 8, 10, renormalize=(2,))
+    found = []
+    for epoch in (1, 2, 3):
+        crd.begin_epoch(epoch)
+        for _ in range(3):
+            crd.loss(torch.randn(B, 3), torch.randn(B, 5), torch.arange(B))
+        found.append(crd.student_normalizer.item())
+    assert found[0] != found[1]
+    assert found[1] == found[2]
+
+
+class TestFootprint:
+    @pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("memory", ["bank", "queue", "batch"])
+    def test_banks_are_what_is_allocated(self, memory, storage):
+        crd = CRD(3, 5, N, 8, 10, memory=memory, queue_size=20, storage=storage)
+        kept = sum(b.numel() * b.element_size() for b in (crd.student_bank, crd.teacher_bank))
+        assert crd.footprint(B).banks == kept
+
+    def test_of_a_queue_does_not_depend_on_the_training_set(self):
+        found = {
+            CRD(3, 5, n, 8, 10, memory="queue", queue_size=20).footprint(B) for n in (50, 9999)
+        }
+        assert len(found) == 1
+
+    @pytest.mark.parametrize(
+        "size", [{"dataset_size": 10**12}, {"memory": "queue", "queue_size": 10**12}]
+    )
+    def test_more_than_the_machine_has_is_refused_with_advice(self, size):
+        with pytest.raises(MethodError, match=r"needs 102\d000.0 GB .*GB free.*memory=queue"):
+            CRD(3, 5, **({"dataset_size": N} | size))
+
+    def test_on_disk_too(self, tmp_path):
+        with pytest.raises(MethodError, match="GB free"):
+            CRD(3, 5, 10**12, estimator="shared", place=str(tmp_path))
+        assert not list(tmp_path.iterdir())
+
+    def test_sums_keep_what_lasts_and_the_largest_step(self):
+        total = Footprint(10, 5) + Footprint(20, 3)
+        assert (total.banks, total.step) == (30, 5)
+
+    def test_a_run_says_it_before_it_trains(self, tmp_path, capsys):
+        distil(tmp_path / "run")
+        assert "memory for contrast: banks" in (tmp_path / "run" / "log.txt").read_text()
