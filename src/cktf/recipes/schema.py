@@ -63,11 +63,15 @@ class ScheduleSection(_Section):
 
 
 class RuntimeSection(_Section):
-    """Where and in which precision the networks compute; losses are formed in float32."""
+    """Where, in which precision and how the networks compute; losses are formed in float32.
+
+    With `compile` both networks are trained through `torch.compile`, which first takes a minute.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     channels_last: bool = True
+    compile: bool = False
 
 
 class CheckpointSection(_Section):

@@ -7,7 +7,9 @@ hooks away again, so that the network is the user's own before and after.
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from cktf.errors import TapError, nearest
 from cktf.models.paths import FeaturePaths
@@ -59,6 +61,8 @@ class Tap:
         model: any module from images [B, C, H, W] to logits [B, classes].
         paths: where its features are; by default what the model says in `feature_paths`.
         needs: names of the `Features` to keep; `logits` is always kept.
+        compile: run the network through `torch.compile`. Its hooks then stay, as a part of what is
+            compiled, and what was overwritten is not noticed: try the tap without it first.
 
     Raises:
         TapError: a path that does not exist, or a feature that is needed and has no path; when
@@ -77,6 +81,8 @@ class Tap:
         model: nn.Module,
         paths: FeaturePaths | None = None,
         needs: Iterable[str] = ("embedding", "stem", "stages"),
+        *,
+        compile: bool = False,
     ) -> None:
         if paths is None:
             paths = getattr(model, "feature_paths", None)
@@ -98,6 +104,9 @@ class Tap:
                     f"FeaturePaths({name}=...), or use a method that does not need it."
                 )
         self._modules = {path: self._find(path) for path in self._wanted()}
+        self._compiled: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]] | None = None
+        if compile:
+            self._compiled = self._compile()
 
     @classmethod
     def infer(
@@ -133,19 +142,39 @@ class Tap:
     def __call__(self, images: Tensor) -> Features:
         """Run the network on images [B, C, H, W]."""
         recorder = _Recorder()
-        handles = []
-        try:
-            for path, module in self._modules.items():
-                if path.endswith(":input"):
-                    handles.append(module.register_forward_pre_hook(_on_input(recorder, path)))
-                else:
-                    handles.append(module.register_forward_hook(_on_output(recorder, path)))
-            logits = self.model(images)
-        finally:
-            for handle in handles:
-                handle.remove()
+        if self._compiled is not None:
+            logits, found = self._compiled(images)
+            for path, value in found.items():
+                recorder.record(path, value)
+        else:
+            handles = [self._hook(path, recorder.record) for path in self._modules]
+            try:
+                logits = self.model(images)
+            finally:
+                for handle in handles:
+                    handle.remove()
         _check_logits(self.model, logits, len(images))
         return self._assemble(logits, recorder)
+
+    def _hook(self, path: str, record: Callable[[str, Any], None]) -> RemovableHandle:
+        """Have a module's input or output recorded in each forward pass."""
+        if path.endswith(":input"):
+            return self._modules[path].register_forward_pre_hook(
+                lambda _, args: record(path, args[0] if args else None)
+            )
+        return self._modules[path].register_forward_hook(lambda _, __, out: record(path, out))
+
+    def _compile(self) -> Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]:
+        """The network as a compiled function that gives its logits and what was recorded."""
+        seen: dict[str, Tensor] = {}
+        for path in self._modules:
+            self._hook(path, seen.__setitem__)
+
+        def run(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            seen.clear()
+            return self.model(images), dict(seen)
+
+        return torch.compile(run)
 
     def _assemble(self, logits: Tensor, recorder: _Recorder) -> Features:
         take, paths, needs = recorder.take, self.paths, self.needs
@@ -163,20 +192,6 @@ class Tap:
             blocks=tuple(tuple(map(take, s)) for s in paths.blocks) if "blocks" in needs else (),
             preacts=tuple(map(take, paths.preacts)) if "preacts" in needs else (),
         )
-
-
-def _on_input(recorder: _Recorder, path: str) -> Callable[[nn.Module, Any], None]:
-    def hook(module: nn.Module, args: Any) -> None:
-        recorder.record(path, args[0] if args else None)
-
-    return hook
-
-
-def _on_output(recorder: _Recorder, path: str) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        recorder.record(path, output)
-
-    return hook
 
 
 def _check_logits(model: nn.Module, logits: Any, batch: int) -> None:

@@ -101,10 +101,11 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     teacher_features = None if teacher is None else teacher.features
     setting = Setting(student.features, teacher_features, parts.data.train.samples, labels)
     objective = compose(method, setting, options)
-    student_tap = Tap(parts.student, student.paths, objective.needs)
+    compile = recipe.runtime.compile
+    student_tap = Tap(parts.student, student.paths, objective.needs, compile=compile)
     teacher_tap = None
     if parts.teacher is not None and teacher is not None and objective.needs_teacher:
-        teacher_tap = Tap(parts.teacher, teacher.paths, objective.needs)
+        teacher_tap = Tap(parts.teacher, teacher.paths, objective.needs, compile=compile)
     same = teacher is None or teacher.features.logits.shape[1] == num_classes
     return Assembly(method, num_classes, objective, student_tap, teacher_tap, same)
 

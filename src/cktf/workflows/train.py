@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate.utils import set_seed
 from torch import nn
@@ -30,6 +30,8 @@ from cktf.recipes import (
     read_recipe,
 )
 from cktf.workflows.run import Parts, Run, execute
+
+T = TypeVar("T")
 
 
 def teach(
@@ -63,7 +65,8 @@ def teach(
     Raises:
         CktfError: a mistake that can be mended; the message says how.
     """
-    fields: dict[str, Any] = {"kind": "train", "model": _name(model)}
+    model, compiled = _plain(model)
+    fields: dict[str, Any] = {"kind": "train", "model": _name(model)} | compiled
     recipe = _recipe(fields, train, epochs, seed, overrides)
     return run_recipe(recipe, out, student=model, train=train, test=test, resume=resume, show=show)
 
@@ -106,12 +109,16 @@ def distill(
     Raises:
         CktfError: a mistake that can be mended; the message says how.
     """
+    teacher, teacher_compiled = _plain(teacher)
+    student, student_compiled = _plain(student)
     fields: dict[str, Any] = {
         "kind": "distill",
         "teacher": _name(teacher),
         "student": _name(student),
         "method": method,
         "options": {name: dict(values) for name, values in (options or {}).items()},
+        **teacher_compiled,
+        **student_compiled,
     }
     recipe = _recipe(fields, train, epochs, seed, overrides)
     return run_recipe(
@@ -124,6 +131,12 @@ def distill(
         resume=resume,
         show=show,
     )
+
+
+def _plain(network: T) -> tuple[T, dict[str, Any]]:
+    """A network without `torch.compile` around it, and the field that compiles it in training."""
+    inner = getattr(network, "_orig_mod", None)
+    return (network, {}) if inner is None else (inner, {"runtime": {"compile": True}})
 
 
 def _name(network: nn.Module | str | Path) -> str:

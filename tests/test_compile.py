@@ -1,0 +1,54 @@
+"""Networks through torch.compile; its code generator is left out, since it needs a C compiler."""
+
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import TensorDataset
+
+import cktf
+from cktf.models import create
+from cktf.taps import Tap
+
+
+@pytest.fixture(autouse=True)
+def traced_only(monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+
+def test_a_compiled_tap_gives_the_same_features_and_gradients():
+    torch.manual_seed(0)
+    network, images = create("resnet8", 10), torch.rand(4, 3, 32, 32)
+    needs = ["embedding", "stem", "stages", "blocks"]
+    found = []
+    for compile in (False, True):
+        network.zero_grad()
+        features = Tap(network, needs=needs, compile=compile)(images)
+        everything = [
+            features.stem, *features.stages, features.blocks[0][-1], features.embedding,
+            features.logits,
+        ]  # fmt: skip
+        sum(f.square().mean() for f in everything).backward()
+        found.append(everything + [p.grad.clone() for p in network.parameters()])
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_with_networks_that_the_user_compiled(tmp_path):
+    """They train compiled, and what is saved loads into the plain network."""
+    torch.manual_seed(0)
+    data = TensorDataset(torch.rand(24, 3, 16, 16), torch.arange(24) % 4)
+    teacher, student = create("resnet14", 4), create("resnet8", 4)
+    before = student.conv1.weight.clone()
+    run = cktf.distill(
+        torch.compile(teacher), torch.compile(student), train=data, test=data, method="cktf+kd",
+        epochs=1, out=tmp_path / "run", options={"cktf": {"negatives": 8}}, show=False,
+        overrides={"data.batch_size": 8},
+    )  # fmt: skip
+    assert "compile: true" in (run.folder / "recipe.yaml").read_text()
+    assert run.student is student
+    assert not torch.equal(student.conv1.weight, before)
+    saved = load_file(run.folder / "student.safetensors")
+    assert torch.equal(saved["conv1.weight"], student.conv1.weight)
