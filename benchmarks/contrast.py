@@ -1,24 +1,53 @@
-"""Time the fused contrastive loss against the row-copying formulation of the published code.
+"""Time and memory of the contrastive loss, one anchor side, forward and backward.
 
-    python benchmarks/contrast.py [--batch 64] [--negatives 16384] [--size 50000] [--dim 128]
+    python benchmarks/contrast.py [--quick]
 
-One anchor side, forward and backward, float32. Both are timed in turn within one process; the
-medians and their ratio are printed with the machine and versions.
+Compares the row-copying formulation of the published code with every estimator, for both types of
+the banks: medians of repeats taken in turn, and peak memory, each in a process of its own. Then the
+same in N, K, D and B, one at a time. `--quick` leaves the scaling out.
 """
 
 import argparse
-import platform
 import statistics
-import time
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
+from measure import alternate, keep, machine, median_ratio, peak_memory_mb, table
 from torch import Tensor
 from torch.nn import functional as F
 
-from cktf.contrast.negatives import NegativeSampler
-from cktf.functional import nce_loss
-from cktf.functional.critics import EPSILON
+from cktf.contrast import Bank, Queue, random_bank
+from cktf.functional.contrast import dense_contrast, sampled_contrast
+from cktf.functional.critics import EPSILON, NCECritic
+
+TAU, CLASSES = 0.1, 100
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """The paper's settings, but for what is changed."""
+
+    batch: int = 64
+    negatives: int = 16384
+    size: int = 50_000
+    dim: int = 128
+
+
+PAPER = Case()
+VARIANTS = (
+    "naive", "sampled float32", "all float32", "shared float32", "queue float32",
+    "sampled bfloat16", "all bfloat16", "shared bfloat16", "queue bfloat16",
+)  # fmt: skip
+SCALING = {
+    "size": (10_000, 100_000, 1_000_000, 10_000_000),
+    "negatives": (1024, 4096, 16384, 65536),
+    "dim": (64, 128, 256),
+    "batch": (32, 64, 128, 256),
+}
 
 
 def naive_nce(anchor: Tensor, bank: Tensor, contrast_index: Tensor, tau: float, z: float) -> Tensor:
@@ -31,73 +60,110 @@ def naive_nce(anchor: Tensor, bank: Tensor, contrast_index: Tensor, tau: float, 
     return -(positive + negative) / len(anchor)
 
 
-def seconds(step: Callable[[Tensor], Tensor], anchor: Tensor) -> float:
-    """Wall time of one forward and backward."""
-    anchor = anchor.clone().requires_grad_()
-    start = time.perf_counter()
-    step(anchor).backward()  # type: ignore[no-untyped-call]
-    return time.perf_counter() - start
+def build(variant: str, case: Case) -> tuple[Step, Step]:
+    """One side's forward and backward, and the draw of negatives that all sides share."""
+    torch.manual_seed(0)
+    estimator, _, storage = variant.partition(" ")
+    anchor = F.normalize(torch.randn(case.batch, case.dim), dim=1)
+    positive = F.normalize(torch.randn(case.batch, case.dim), dim=1)
+    labels = torch.randint(CLASSES, (case.size,))
+    index = torch.randint(case.size, (case.batch,))
+    queue = estimator == "queue"
+    bank = random_bank(case.negatives if queue else case.size, case.dim, storage or "float32")
+    z = float(len(bank)) * 1.5
+    critic = NCECritic(torch.tensor(z).log(), case.negatives, len(bank))
+    if queue:
+        memory = Queue(case.size, labels, case.negatives, "all", case.negatives)
+    else:
+        memory = Bank(case.size, labels, case.negatives, estimator.replace("naive", "sampled"))
+    draw = memory.draw(index)
+
+    def step() -> None:
+        own = anchor.clone().requires_grad_()
+        if estimator == "naive":
+            loss = naive_nce(own, bank, draw.contrast_index, TAU, z)
+        elif draw.contrast_index is not None:
+            loss = sampled_contrast(own, bank, draw.contrast_index, TAU, critic)
+        else:
+            keys = bank if draw.chosen is None else bank[draw.chosen]
+            loss = dense_contrast(own, positive, keys, draw.candidates, TAU, critic)
+        loss.backward()
+
+    return step, lambda: memory.draw(index)
+
+
+def memory_of(variant: str) -> float:
+    """Peak memory of a step beside the bank, in MiB, measured in a process of its own."""
+    command = [sys.executable, __file__, "--memory-of", variant]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def at_the_papers_settings(repeats: int) -> tuple[list[list[object]], dict[str, float]]:
+    """Rows of the first table, and the figures by name."""
+    built = {variant: build(variant, PAPER) for variant in VARIANTS}
+    times = alternate({name: step for name, (step, _) in built.items()}, repeats)
+    draws = alternate({name: draw for name, (_, draw) in built.items()}, repeats)
+    memory = {name: memory_of(name) for name in VARIANTS}
+    rows: list[list[object]] = []
+    figures: dict[str, float] = {}
+    for name in VARIANTS:
+        ratio = median_ratio(times["naive"], times[name])
+        figures[name] = ratio
+        rows.append([
+            name, f"{_ms(times[name]):.1f}", f"{ratio:.1f}", f"{_ms(draws[name]):.1f}",
+            f"{memory[name]:.0f}", f"{memory['naive'] / max(memory[name], 0.1):.0f}",
+        ])  # fmt: skip
+    return rows, figures
+
+
+def scaling(repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Median milliseconds of a side with its share of nothing, by what is changed and variant."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for what, values in SCALING.items():
+        found[what] = {}
+        for variant in ("sampled float32", "all float32", "shared float32", "queue float32"):
+            medians = []
+            for value in values:
+                step, _ = build(variant, replace(PAPER, **{what: value}))
+                fewer = 1 if value >= 1_000_000 and variant.startswith(("all", "sam")) else repeats
+                medians.append(_ms(alternate({"": step}, fewer, warmup=1)[""]))
+            found[what][variant] = medians
+    return found
+
+
+def _ms(seconds: list[float]) -> float:
+    return statistics.median(seconds) * 1e3
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Parse, measure, print, keep."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    for name, default in {
-        "batch": 64,
-        "negatives": 16384,
-        "size": 50_000,
-        "dim": 128,
-        "repeats": 9,
-    }.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--memory-of", choices=VARIANTS)
     args = parser.parse_args()
-    torch.manual_seed(0)
-    bank = F.normalize(torch.randn(args.size, args.dim), dim=1)
-    anchor = F.normalize(torch.randn(args.batch, args.dim), dim=1)
-    labels = torch.randint(100, (args.size,))
-    sampler = NegativeSampler(args.size, labels)
-    index = torch.randint(args.size, (args.batch,))
-    contrast_index = sampler.draw(index, args.negatives)
-    tau, z = 0.1, float(args.size) * 1.5
-
-    def naive(a: Tensor) -> Tensor:
-        return naive_nce(a, bank, contrast_index, tau, z)
-
-    def fused(a: Tensor) -> Tensor:
-        return nce_loss(a, bank, contrast_index, temperature=tau, normalizer=z)
-
-    torch.testing.assert_close(naive(anchor), fused(anchor), rtol=1e-4, atol=1e-4)
-    times: dict[str, list[float]] = {"naive": [], "fused": [], "draw": []}
-    for repeat in range(args.repeats + 2):
-        start = time.perf_counter()
-        sampler.draw(index, args.negatives)
-        row = {"draw": time.perf_counter() - start}
-        row |= {"naive": seconds(naive, anchor), "fused": seconds(fused, anchor)}
-        if repeat >= 2:
-            for name, value in row.items():
-                times[name].append(value)
-    ratios = [n / f for n, f in zip(times["naive"], times["fused"], strict=True)]
-
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(
-        f"B={args.batch} K={args.negatives} N={args.size} D={args.dim}, float32, forward + backward"
-    )
-    print(f"medians (min to max) of {args.repeats} repeats:")
-    for name, what in {
-        "naive": "row-copying, one anchor side",
-        "fused": "nce_loss, one anchor side",
-        "draw": "negatives of the whole batch, drawn once for all sides",
-    }.items():
-        print(f"  {name:6}{spread([v * 1e3 for v in times[name]], 'ms')}  {what}")
-    print(f"ratio naive : fused{spread(ratios, '')}")
-
-
-def spread(values: list[float], unit: str) -> str:
-    """Median with the smallest and largest value."""
-    low, high = min(values), max(values)
-    return f"{statistics.median(values):9.1f} {unit} ({low:.1f} to {high:.1f})"
+    if args.memory_of:
+        step, draw = build(args.memory_of, PAPER)
+        print(peak_memory_mb(lambda: (draw(), step())))
+        return
+    print(machine())
+    print(f"{PAPER}, one anchor side, forward + backward, medians of {args.repeats} repeats")
+    header = ["variant", "ms", "naive : it", "draw ms", "peak MiB", "naive : it"]
+    rows, ratios = at_the_papers_settings(args.repeats)
+    print(table(header, rows))
+    record = {"case": vars(PAPER), "header": header, "rows": rows, "ratios": ratios}
+    if not args.quick:
+        record["scaling"] = found = scaling(min(5, args.repeats))
+        record["scaled"] = SCALING
+        for what, by_variant in found.items():
+            print(f"\nms by {what}")
+            print(table(
+                ["variant", *map(str, SCALING[what])],
+                [[name, *(f"{ms:.1f}" for ms in values)] for name, values in by_variant.items()],
+            ))  # fmt: skip
+        keep("contrast", record)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,129 @@
+"""Time of a full training step over its floor, for pairs of the papers' networks.
+
+    python benchmarks/step.py [--pairs resnet56:resnet20 …] [--batch 64] [--size 50000]
+
+The floor is what no transfer can do without: the teacher's forward pass, and the student's forward
+and backward. Each method's step has these, its loss, its heads and the optimizer's step. All are
+timed in turn within one process; contrast at the paper's settings unless its name says otherwise.
+"""
+
+import argparse
+import statistics
+
+import torch
+from measure import alternate, keep, machine, median_ratio, table
+from torch import Tensor, nn
+
+from cktf.batch import Batch
+from cktf.engine import Training, autocast_dtype, place
+from cktf.models import create
+from cktf.objectives import Objective, Setting, compose
+from cktf.taps import Tap, evaluating
+
+PAIRS = ("resnet32x4:resnet8x4", "resnet56:resnet20", "wrn_40_2:wrn_16_2")
+CLASSES = 100
+METHODS: dict[str, tuple[str, dict[str, object]]] = {
+    "student alone": ("ce", {}),
+    "kd": ("kd", {}),
+    "crd sampled": ("crd", {"estimator": "sampled"}),
+    "cktf sampled": ("cktf", {"estimator": "sampled"}),
+    "cktf all": ("cktf", {"estimator": "all"}),
+    "cktf shared": ("cktf", {"estimator": "shared"}),
+    "cktf queue": ("cktf", {"memory": "queue"}),
+    "cktf batch": ("cktf", {"memory": "batch"}),
+    "cktf shared, no norm": ("cktf", {"estimator": "shared", "module_norm": "none"}),
+}
+EVERYTHING = ("embedding", "stem", "stages")
+
+
+class Steps:
+    """The steps of one pair of networks."""
+
+    def __init__(self, pair: str, batch: int, size: int) -> None:
+        torch.manual_seed(0)
+        teacher, student = (create(name, CLASSES) for name in pair.split(":"))
+        training, device = Training(epochs=1), torch.device("cpu")
+        for network in (teacher, student):
+            place(network, training, device)
+        self.teacher, self.student = teacher.eval().requires_grad_(False), student
+        self.dtype = autocast_dtype("auto", device)
+        labels = torch.randint(CLASSES, (size,))
+        index = torch.randperm(size)[:batch]
+        images = torch.rand(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+        self.batch = Batch(images, labels[index], index)
+        with torch.no_grad(), evaluating(student):
+            examples = [Tap(n, needs=EVERYTHING)(images[:8]) for n in (student, teacher)]
+        self.setting = Setting(*examples, size, labels)
+
+    def floor(self) -> None:
+        """Both networks, and nothing else."""
+        self.student.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            with torch.no_grad():
+                self.teacher(self.batch.images)
+            logits: Tensor = self.student(self.batch.images)
+        logits.float().square().mean().backward()
+
+    def of(self, method: str, options: dict[str, object]) -> "Step":
+        """A step of one method."""
+        chosen = {method: options} if options else {}
+        return Step(self, compose(method, self.setting, chosen))
+
+
+class Step:
+    """One step of training, callable again and again."""
+
+    def __init__(self, steps: Steps, objective: Objective) -> None:
+        self.steps, self.objective = steps, objective
+        self.student = Tap(steps.student, needs=objective.needs)
+        self.teacher = Tap(steps.teacher, needs=objective.needs)
+        trained: list[nn.Parameter] = [*steps.student.parameters(), *objective.parameters()]
+        # A rate of zero: the networks stay the same for all methods.
+        self.optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, weight_decay=5e-4)
+
+    def __call__(self) -> None:
+        """Forward, loss, backward, update."""
+        steps, batch, teacher = self.steps, self.steps.batch, None
+        with torch.autocast("cpu", steps.dtype or torch.bfloat16, enabled=steps.dtype is not None):
+            student = self.student(batch.images)
+            if self.objective.needs_teacher:
+                with torch.no_grad():
+                    teacher = self.teacher(batch.images)
+        self.objective(student, teacher, batch).total.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def main() -> None:
+    """Parse, measure, print, keep."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--pairs", nargs="*", default=PAIRS)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--size", type=int, default=50_000)
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+    print(machine())
+    record: dict[str, object] = {"batch": args.batch, "size": args.size, "repeats": args.repeats}
+    header = ["step", "ms", "over the floor", "images/s"]
+    tables: dict[str, list[list[str]]] = {}
+    for pair in args.pairs:
+        steps = Steps(pair, args.batch, args.size)
+        timed = {"floor": steps.floor} | {n: steps.of(*m) for n, m in METHODS.items()}
+        times = alternate(timed, args.repeats)
+        tables[pair] = [
+            [
+                name, f"{statistics.median(seconds) * 1e3:.0f}",
+                f"{median_ratio(seconds, times['floor']):.2f}",
+                f"{args.batch / statistics.median(seconds):.0f}",
+            ]
+            for name, seconds in times.items()
+        ]  # fmt: skip
+        print(f"\n{pair}: B={args.batch} N={args.size}, medians of {args.repeats} repeats")
+        print(table(header, tables[pair]))
+    keep("step", record | {"header": header, "tables": tables})
+
+
+if __name__ == "__main__":
+    main()
