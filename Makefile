@@ -18,8 +18,13 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-benchmarks: $(VENV)/.installed
+# DATA_DIR holds CIFAR-10, for the epochs.
+DATA_DIR ?= data
+benchmarks: $(VENV)/.installed-benchmarks
 	$(BIN)/python benchmarks/contrast.py
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/epoch.py --data-dir $(DATA_DIR)
+	$(BIN)/python benchmarks/page.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
@@ -30,6 +35,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-benchmarks: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[benchmarks]"
 	@touch $@ $(VENV)/.installed
 
 clean:

@@ -19,7 +19,7 @@ from measure import alternate, keep, machine, median_ratio, peak_memory_mb, tabl
 from torch import Tensor
 from torch.nn import functional as F
 
-from cktf.contrast import Bank, Queue, random_bank
+from cktf.contrast import Bank, Estimator, Memory, Queue, random_bank
 from cktf.functional.contrast import dense_contrast, sampled_contrast
 from cktf.functional.critics import EPSILON, NCECritic
 
@@ -68,28 +68,33 @@ def build(variant: str, case: Case) -> tuple[Step, Step]:
     positive = F.normalize(torch.randn(case.batch, case.dim), dim=1)
     labels = torch.randint(CLASSES, (case.size,))
     index = torch.randint(case.size, (case.batch,))
-    queue = estimator == "queue"
-    bank = random_bank(case.negatives if queue else case.size, case.dim, storage or "float32")
-    z = float(len(bank)) * 1.5
-    critic = NCECritic(torch.tensor(z).log(), case.negatives, len(bank))
-    if queue:
-        memory = Queue(case.size, labels, case.negatives, "all", case.negatives)
-    else:
-        memory = Bank(case.size, labels, case.negatives, estimator.replace("naive", "sampled"))
+    memory = memory_for(estimator, case, labels)
+    bank = random_bank(memory.rows, case.dim, "bfloat16" if storage == "bfloat16" else "float32")
+    z = float(memory.rows) * 1.5
+    critic = NCECritic(torch.tensor(z).log(), case.negatives, memory.rows)
     draw = memory.draw(index)
 
-    def step() -> None:
-        own = anchor.clone().requires_grad_()
-        if estimator == "naive":
-            loss = naive_nce(own, bank, draw.contrast_index, TAU, z)
-        elif draw.contrast_index is not None:
-            loss = sampled_contrast(own, bank, draw.contrast_index, TAU, critic)
-        else:
+    def side(own: Tensor) -> Tensor:
+        if draw.candidates is not None:
             keys = bank if draw.chosen is None else bank[draw.chosen]
-            loss = dense_contrast(own, positive, keys, draw.candidates, TAU, critic)
-        loss.backward()
+            return dense_contrast(own, positive, keys, draw.candidates, TAU, critic)
+        assert draw.contrast_index is not None
+        if estimator == "naive":
+            return naive_nce(own, bank, draw.contrast_index, TAU, z)
+        return sampled_contrast(own, bank, draw.contrast_index, TAU, critic)
+
+    def step() -> None:
+        side(anchor.clone().requires_grad_()).backward()  # type: ignore[no-untyped-call]
 
     return step, lambda: memory.draw(index)
+
+
+def memory_for(estimator: str, case: Case, labels: Tensor) -> Memory:
+    """The memory of a variant: the published code draws as `sampled` does."""
+    if estimator == "queue":
+        return Queue(case.size, labels, case.negatives, "all", case.negatives)
+    names: dict[str, Estimator] = {"all": "all", "shared": "shared"}
+    return Bank(case.size, labels, case.negatives, names.get(estimator, "sampled"))
 
 
 def memory_of(variant: str) -> float:
@@ -117,7 +122,7 @@ def at_the_papers_settings(repeats: int) -> tuple[list[list[object]], dict[str, 
 
 
 def scaling(repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Median milliseconds of a side with its share of nothing, by what is changed and variant."""
+    """Median milliseconds of a side, by what is changed and by variant."""
     found: dict[str, dict[str, list[float]]] = {}
     for what, values in SCALING.items():
         found[what] = {}

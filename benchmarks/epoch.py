@@ -9,12 +9,14 @@ records. The bare steps repeat one batch that is there already. Both are timed i
 import argparse
 import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from measure import alternate, keep, machine, median_ratio, table
 
-from cktf.data import ImageSet, MemoryLoader, load_dataset
+from cktf.batch import Batch
+from cktf.data import ImageSet, Loader, MemoryLoader, load_dataset
 from cktf.engine import RunFolder, Trainer, Training
 from cktf.engine.progress import TrainingProgress
 from cktf.models import Normalized, create
@@ -28,16 +30,16 @@ OPTIONS = {"cktf": {"estimator": "shared"}}
 class Bare:
     """A loader that gives the first batch of an epoch as often as the epoch is long."""
 
-    def __init__(self, loader: MemoryLoader) -> None:
+    def __init__(self, loader: Loader) -> None:
         self.batch = next(iter(loader.epoch(1)))
         self.steps, self.samples, self.batch_size = len(loader), loader.samples, loader.batch_size
 
     def __len__(self) -> int:
         return self.steps
 
-    def epoch(self, number: int, *, cover: bool = False):
+    def epoch(self, number: int, *, cover: bool = False) -> Iterator[Batch]:
         """The same batch again and again."""
-        return (self.batch for _ in range(self.steps))
+        return iter([self.batch] * self.steps)
 
 
 def trainer(method: str, data: ImageSet, folder: Path) -> Trainer:
@@ -64,10 +66,8 @@ def rates(method: str, data: ImageSet, repeats: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         whole = trainer(method, data, Path(folder))
         loader, bare = whole.train, Bare(whole.train)
-        # The schedule counts steps; here it must not end.
-        whole.scheduler.step = lambda: None
 
-        def epoch(loader: MemoryLoader | Bare) -> None:
+        def epoch(loader: Loader) -> None:
             whole.train = loader
             with TrainingProgress("", 1, len(loader), 0, show=False) as progress:
                 whole._epoch(1, progress)

@@ -52,8 +52,8 @@ class Steps:
         images = torch.rand(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
         self.batch = Batch(images, labels[index], index)
         with torch.no_grad(), evaluating(student):
-            examples = [Tap(n, needs=EVERYTHING)(images[:8]) for n in (student, teacher)]
-        self.setting = Setting(*examples, size, labels)
+            own, other = (Tap(n, needs=EVERYTHING)(images[:8]) for n in (student, teacher))
+        self.setting = Setting(own, other, size, labels)
 
     def floor(self) -> None:
         """Both networks, and nothing else."""
@@ -62,7 +62,7 @@ class Steps:
             with torch.no_grad():
                 self.teacher(self.batch.images)
             logits: Tensor = self.student(self.batch.images)
-        logits.float().square().mean().backward()
+        logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
 
     def of(self, method: str, options: dict[str, object]) -> "Step":
         """A step of one method."""

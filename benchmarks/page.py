@@ -1,0 +1,95 @@
+"""Write docs/performance.md and its plot from what the benchmarks kept in results/performance.
+
+python benchmarks/page.py
+"""
+
+import json
+from typing import Any
+
+import matplotlib
+from matplotlib import pyplot as plt
+from measure import RESULTS, table
+
+DOCS = RESULTS.parents[1] / "docs"
+PLOT = "performance-scaling.svg"
+LABELS = {
+    "size": "N, samples in the training set",
+    "negatives": "K, negatives",
+    "dim": "D, length of a row",
+    "batch": "B, batch size",
+}
+
+
+def read(name: str) -> dict[str, Any]:
+    """What a benchmark kept."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def plot(contrast: dict[str, Any]) -> None:
+    """Time of one side against each of N, K, D and B."""
+    matplotlib.rcParams["svg.hashsalt"] = "cktf"
+    figure, axes = plt.subplots(1, len(LABELS), figsize=(14, 3.4), layout="constrained")
+    for axis, (what, label) in zip(axes, LABELS.items(), strict=True):
+        for variant, times in contrast["scaling"][what].items():
+            axis.loglog(contrast["scaled"][what], times, "o-", label=variant.split()[0])
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("ms, one side, forward + backward")
+    axes[0].legend()
+    figure.savefig(DOCS / PLOT, metadata={"Date": None})
+
+
+def sections() -> list[str]:
+    """The page, part by part."""
+    contrast, step, epoch = read("contrast"), read("step"), read("epoch")
+    plot(contrast)
+    case = contrast["case"]
+    parts = [
+        "# Performance",
+        "Written by `make benchmarks` from the commands named below: change those, not this page.\n"
+        "All times are medians of repeats that take turns within one process; what counts is the\n"
+        "ratio within a table. " + f"Machine: {contrast['machine']}.",
+        "## The contrastive loss",
+        f"`benchmarks/contrast.py`: one anchor side, forward and backward, B={case['batch']}, "
+        f"K={case['negatives']}, N={case['size']}, D={case['dim']}.\nThe draw is made once a batch "
+        "for all sides (ten of them in CKTF on three stages); memory is that of\na draw and a side "
+        "beside the banks.",
+        table(contrast["header"], contrast["rows"]),
+        "What limits each: `sampled`, the two products with all N rows, then the gather and the "
+        "scatter of\nB·K numbers; `all`, the products and B·N exponentials; `shared`, the products "
+        "with K rows and\ncopying them; `queue`, the products with M rows. bfloat16 rows halve the "
+        "memory everywhere, and save\ntime only where the hardware multiplies them: elsewhere they "
+        "are converted block by block.",
+        f"![Time of one side against N, K, D and B]({PLOT})",
+    ]
+    for what, label in LABELS.items():
+        rows = [
+            [name, *(f"{ms:.1f}" for ms in times)]
+            for name, times in contrast["scaling"][what].items()
+        ]
+        parts += [
+            f"Milliseconds by {label}:",
+            table(["variant", *(f"{v:,}" for v in contrast["scaled"][what])], rows),
+        ]
+    parts += [
+        "## A training step",
+        f"`benchmarks/step.py`, B={step['batch']}, N={step['size']}, K=16384, {step['machine']}.\n"
+        "The floor is the teacher's forward pass with the student's forward and backward.",
+    ]
+    for pair, rows in step["tables"].items():
+        parts += [f"### {' to '.join(pair.split(':'))}", table(step["header"], rows)]
+    parts += [
+        "What limits it: the networks, but for a small pair; then ten sides' products.",
+        "## Whole epochs",
+        f"`benchmarks/epoch.py`: wrn_16_2 to resnet8 on {epoch['images']:,} images of CIFAR-10, "
+        "loading, augmentation,\nprogress and records included, against the same steps on one "
+        "batch that is there already.",
+        table(epoch["header"], epoch["rows"]),
+        "What limits it: the batched crop-and-flip, which is the same for every method.",
+    ]
+    return parts
+
+
+if __name__ == "__main__":
+    (DOCS / "performance.md").write_text("\n\n".join(sections()) + "\n")
