@@ -29,6 +29,7 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "cktf sampled": ("cktf", {"estimator": "sampled"}),
     "cktf all": ("cktf", {"estimator": "all"}),
     "cktf shared": ("cktf", {"estimator": "shared"}),
+    "cktf shared, K=4096": ("cktf", {"estimator": "shared", "negatives": 4096}),
     "cktf queue": ("cktf", {"memory": "queue"}),
     "cktf batch": ("cktf", {"memory": "batch"}),
     "cktf shared, no norm": ("cktf", {"estimator": "shared", "module_norm": "none"}),
