@@ -34,6 +34,8 @@ def plot(contrast: dict[str, Any]) -> None:
         for variant, times in contrast["scaling"][what].items():
             axis.loglog(contrast["scaled"][what], times, "o-", label=variant.split()[0])
         axis.set_xlabel(label)
+        axis.set_xticks(contrast["scaled"][what], [f"{v:,}" for v in contrast["scaled"][what]])
+        axis.xaxis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("ms, one side, forward + backward")
     axes[0].legend()
