@@ -47,8 +47,8 @@ class Method:
     def options(self) -> dict[str, inspect.Parameter]:
         """The method's options with their types and defaults."""
         parameters = dict(inspect.signature(self.objective).parameters)
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            # CKTF hands all others on to CRD.
+        if "contrast" in parameters:
+            # `**contrast` is handed on to CRD.
             parameters |= inspect.signature(crd.CRD).parameters
         return {
             name: parameter
