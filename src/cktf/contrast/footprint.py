@@ -69,7 +69,7 @@ def _too_much(footprint: Footprint, needed: int, where: str, free: int) -> Metho
 
 
 _ADVICE = (
-    "Use memory=queue, whose size is queue_size whatever the training set; or storage=bfloat16, half "
+    "Use memory=queue, of queue_size rows whatever the training set; or storage=bfloat16, half "
     "the size; or estimator=shared with place=FOLDER, which maps the banks from files."
 )
 
