@@ -10,6 +10,7 @@ import cktf
 from cktf.batch import Batch
 from cktf.contrast import Footprint
 from cktf.data import DatasetLoader, ImageSet, MemoryLoader
+from cktf.engine import Trainer
 from cktf.errors import MethodError
 from cktf.objectives import CRD
 from cktf.taps import Features
@@ -81,8 +82,18 @@ class TestForward:
         crd.loss(student[:B], teacher[:B], torch.arange(B))
         assert crd.student_normalizer > 0
 
-    def test_a_run_fills_before_it_trains_and_leaves_the_student_as_it_was(self, tmp_path):
-        """Only the contrast differs: with no weight on it, nothing else may."""
+    def test_a_run_fills_before_it_trains_and_leaves_the_student_as_it_was(
+        self, tmp_path, monkeypatch
+    ):
+        fill = Trainer._fill
+
+        def checked(trainer):
+            before = {n: t.clone() for n, t in trainer.student.model.state_dict().items()}
+            fill(trainer)
+            after = trainer.student.model.state_dict()
+            assert all(torch.equal(before[name], after[name]) for name in before)
+
+        monkeypatch.setattr(Trainer, "_fill", checked)
         forward = distil(tmp_path / "forward", init="forward")
         assert "memories filled from 56 training images" in (forward.folder / "log.txt").read_text()
         plain = distil(tmp_path / "plain")

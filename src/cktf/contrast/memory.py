@@ -127,14 +127,19 @@ class Bank(Memory):
 
     def draw(self, index: Tensor) -> Draw:
         """Positives are the batch's own rows, which it then updates."""
-        slots = gathered(index)
         if self.sampler is not None:
             return self.given(self.sampler.draw(index, self.negatives), index)
-        if self.estimator == "all":
-            chosen, keys = None, torch.arange(self.rows, device=index.device)
+        slots = gathered(index)
+        if self.estimator == "shared":
+            chosen = self._shared(index.device)
+            keys = self._ids(chosen)
         else:
-            chosen = keys = self._shared(index.device)
-        candidates = Candidates(self._ids(index), self._ids(keys), self.negatives)
+            chosen = None
+            # Every row in order: its ids are the labels as they stand, without N look-ups a step.
+            keys = (
+                torch.arange(self.rows, device=index.device) if self.labels is None else self.labels
+            )
+        candidates = Candidates(self._ids(index), keys, self.negatives)
         return Draw(index, slots, candidates=candidates, chosen=chosen)
 
     @staticmethod
