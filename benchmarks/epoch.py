@@ -17,7 +17,7 @@ from measure import alternate, keep, machine, median_ratio, table
 
 from cktf.batch import Batch
 from cktf.data import ImageSet, Loader, MemoryLoader, load_dataset
-from cktf.engine import RunFolder, Trainer, Training
+from cktf.engine import MAIN, RunFolder, Stage, Trainer, Training
 from cktf.engine.progress import TrainingProgress
 from cktf.models import Normalized, create
 from cktf.objectives import Setting, compose
@@ -55,10 +55,13 @@ def trainer(method: str, data: ImageSet, folder: Path) -> Trainer:
     taps = [Tap(n, needs=objective.needs) for n in networks]
     run = RunFolder(folder / method)
     run.create(1.0)
-    return Trainer(
-        taps[0], taps[1] if objective.needs_teacher else None, objective, loader, None, CLASSES,
-        Training(epochs=1000), run, show=False,
-    )  # fmt: skip
+    pair = taps[0], taps[1] if objective.needs_teacher else None
+    stage = Stage(MAIN, objective, *pair, epochs=1000)
+    made = Trainer(
+        networks[0], [stage], loader, None, CLASSES, Training(epochs=1000), run, show=False
+    )
+    made._begin(stage, None)
+    return made
 
 
 def rates(method: str, data: ImageSet, repeats: int) -> dict[str, list[float]]:
@@ -70,7 +73,7 @@ def rates(method: str, data: ImageSet, repeats: int) -> dict[str, list[float]]:
         def epoch(loader: Loader) -> None:
             whole.train = loader
             with TrainingProgress("", 1, len(loader), 0, show=False) as progress:
-                whole._epoch(1, progress)
+                whole._epoch(whole.stages[0], 1, 1, progress)
 
         timed = {"epoch": lambda: epoch(loader), "steps": lambda: epoch(bare)}
         return alternate(timed, repeats, warmup=0)

@@ -102,7 +102,7 @@ MISTAKES = {
     f"{DISTILL} --set student=custom": ["student: the recipe says 'custom'"],
     # methods
     f"{DISTILL} --method cktff": ["method: There is no method 'cktff'", "Did you mean 'cktf'?"],
-    f"{DISTILL} --method kd+": ["method: There is no method ''", "Known: ce, cktf, crd, kd"],
+    f"{DISTILL} --method kd+": ["method: There is no method ''", "Known: ab, at, cc, ce, cktf"],
     f"{DISTILL} --method kd:much": ["method: A weight is a number", "gives 'much'", "cktf+kd:0.9"],
     f"{DISTILL} --method crd:-1": ["method: A weight is a number of 0 or more", "gives '-1'"],
     f"{DISTILL} --method kd+crd+kd": ["'kd+crd+kd' names 'kd' twice"],
@@ -265,7 +265,9 @@ def test_methods_lists_the_methods_with_their_papers(run):
     assert result.exit_code == 0
     assert {"ce", "kd", "crd", "cktf"} <= rows.keys()
     for name, paper in (("kd", "1503.02531"), ("crd", "1910.10699"), ("cktf", "2303.07599")):
-        assert rows[name][-1] == paper
+        assert f"arXiv {paper}" in " ".join(rows[name])
+    assert rows["at"][-2:] == ["1000", "yes"]
+    assert rows["ab"][-3:] == ["1", "no", "yes"]
 
 
 def test_datasets_lists_the_data_sets_with_their_size(run):

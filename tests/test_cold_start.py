@@ -87,10 +87,10 @@ class TestForward:
     ):
         fill = Trainer._fill
 
-        def checked(trainer):
-            before = {n: t.clone() for n, t in trainer.student.model.state_dict().items()}
-            fill(trainer)
-            after = trainer.student.model.state_dict()
+        def checked(trainer, stage):
+            before = {n: t.clone() for n, t in trainer.student.state_dict().items()}
+            fill(trainer, stage)
+            after = trainer.student.state_dict()
             assert all(torch.equal(before[name], after[name]) for name in before)
 
         monkeypatch.setattr(Trainer, "_fill", checked)

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from cktf import functional
+from cktf.batch import Batch
 from cktf.functional import kd_loss
 from cktf.objectives import CKTF, CRD
+from cktf.objectives.vid import VID
 from cktf.taps import Features
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -125,3 +128,49 @@ def test_cktf(report, match):
             error(stage.grad, f(f"grad_student_block_{k}")),
             GRADIENT,
         )
+
+
+@pytest.mark.parametrize("name", ["at", "nst", "ab", "fsp", "kdsvd"])
+def test_lists_of_maps(report, name):
+    f = Fixture(name)
+    count = sum(key.startswith("student") for key in f.arrays)
+    student = [f.leaf(f"student_{k}") for k in range(count)]
+    teacher = [f(f"teacher_{k}") for k in range(count)]
+    loss = getattr(functional, f"{name}_loss")(student, teacher)
+    report(f"{name} loss", error(loss, f("loss")), LOSS)
+    if name != "kdsvd":
+        loss.backward()
+        for k, leaf in enumerate(student):
+            report(f"{name} gradient {k}", error(leaf.grad, f(f"grad_{k}")), GRADIENT)
+
+
+@pytest.mark.parametrize("name", ["sp", "cc", "rkd", "pkt", "ft"])
+def test_pairs(report, name):
+    f = Fixture(name)
+    student = f.leaf("student")
+    loss = getattr(functional, f"{name}_loss")(student, f("teacher"))
+    loss.backward()
+    report(f"{name} loss", error(loss, f("loss")), LOSS)
+    report(f"{name} gradient", error(student.grad, f("grad")), GRADIENT)
+
+
+def test_vid(report):
+    """With its regressor, through the objective."""
+    f = Fixture("vid")
+    vid = VID([16], [24])
+    stage = vid.stages[0]
+    with torch.no_grad():
+        for k in (1, 2, 3):
+            stage.mean[2 * k - 2].weight.copy_(f(f"conv{k}"))
+        stage.log_scale.copy_(f("log_scale"))
+    student, logits = f.leaf("student"), torch.zeros(8, 10)
+    index = torch.arange(8)
+    loss = vid(
+        Features(logits, stages=(student,)),
+        Features(logits, stages=(f("teacher"),)),
+        Batch(logits, index, index),
+    )
+    loss.total.backward()
+    report("vid loss", error(loss.total, f("loss")), LOSS)
+    report("vid gradient", error(student.grad, f("grad")), GRADIENT)
+    report("vid scale gradient", error(stage.log_scale.grad, f("grad_log_scale")), GRADIENT)

@@ -11,7 +11,8 @@ from cktf.errors import MethodError, ShapeError
 from cktf.functional import kd_loss
 from cktf.models import create
 from cktf.objectives import CKTF, CRD, METHODS, Setting, compose, features_read, parse
-from cktf.taps import Tap, infer_paths
+from cktf.objectives.adapters import Regressor
+from cktf.taps import Features, Tap, infer_paths
 
 N, B, CLASSES = 40, 6, 5
 ALONE = [name for name in METHODS if name != "ce"]
@@ -35,6 +36,8 @@ class Tiny(nn.Module):
 
 
 PAIRS = {"resnet-wrn": ("resnet8", "wrn_16_2"), "tiny-resnet": (None, "resnet20")}
+# FSP takes networks of equal widths only.
+EQUAL = {"resnet-wrn": ("wrn_16_1", "resnet20"), "tiny-resnet": ("resnet8", "wrn_40_1")}
 
 
 class Case:
@@ -42,7 +45,7 @@ class Case:
 
     def __init__(self, method: str, pair: str, dtype: torch.dtype = torch.float32):
         torch.manual_seed(0)
-        names = PAIRS[pair]
+        names = (EQUAL if "fsp" in method else PAIRS)[pair]
         self.networks = [create(n, CLASSES) if n else Tiny() for n in names]
         self.networks[1].eval().requires_grad_(False)
         images = torch.rand(B, 3, 32, 32)
@@ -51,7 +54,7 @@ class Case:
         self.batch = Batch(images, labels[index], index)
         reads = features_read(method)
         self.taps = [
-            Tap(n, getattr(n, "feature_paths", None) or infer_paths(n, images), reads - {"preacts"})
+            Tap(n, getattr(n, "feature_paths", None) or infer_paths(n, images), reads)
             for n in self.networks
         ]
         self.dtype = dtype
@@ -64,9 +67,13 @@ class Case:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             return [tap(self.batch.images) for tap in self.taps]
 
-    def loss(self):
+    def loss(self, objective=None):
         torch.manual_seed(1)
-        return self.objective(*self.features(), self.batch)
+        return (objective or self.objective)(*self.features(), self.batch)
+
+    def losses(self):
+        """Of the sum, and of the phases before it."""
+        return [self.loss(), *(self.loss(phase.objective) for phase in self.objective.phases())]
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -75,11 +82,11 @@ class TestContract:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_finite_scalar_with_gradient_to_the_student_alone(self, method, pair, dtype):
         case = Case(method, pair, dtype)
-        loss = case.loss()
-        assert loss.total.shape == ()
-        assert loss.total.dtype == torch.float32
-        assert loss.total.isfinite()
-        loss.total.backward()
+        for loss in case.losses():
+            assert loss.total.shape == ()
+            assert loss.total.dtype == torch.float32
+            assert loss.total.isfinite()
+            loss.total.backward()
         student, teacher = case.networks
         first = next(p for p in student.parameters() if p.dim() == 4)
         assert first.grad.isfinite().all()
@@ -91,7 +98,7 @@ class TestContract:
 
     def test_state_dict_round_trip_and_deep_copy(self, method, pair):
         case = Case(method, pair)
-        case.loss().total.backward()
+        sum(loss.total for loss in case.losses()).backward()
         twin = copy.deepcopy(case.objective)
         fresh = Case(method, pair).objective
         fresh.load_state_dict(case.objective.state_dict())
@@ -108,8 +115,10 @@ class TestContract:
         case = Case(method, pair)
         student = case.taps[0](case.batch.images)
         teacher = case.taps[1](case.batch.images[:3])
-        with pytest.raises(ShapeError, match="one batch"):
-            case.objective(student, teacher, case.batch)
+        phases = [phase.objective for phase in case.objective.phases() if phase.trains_student]
+        for objective in [case.objective, *phases] if method not in {"ab", "fsp"} else phases:
+            with pytest.raises(ShapeError, match=r"one batch|one shape"):
+                objective(student, teacher, case.batch)
 
 
 class TestMethodStrings:
@@ -133,6 +142,9 @@ class TestMethodStrings:
             ("cktf+kd", {"ce": 1.0, "cktf": 1.0, "kd": 1.0}),
             ("ce:0.5 + kd:2", {"ce": 0.5, "kd": 2.0}),
             ("kd:1+crd:0", {"ce": 1.0, "kd": 1.0}),
+            ("at:500+sp+kd", {"ce": 1.0, "at": 500.0, "sp": 3000.0, "kd": 1.0}),
+            ("fitnet", {"ce": 1.0, "fitnet": 100.0}),
+            ("ab", {"ce": 1.0}),
         ],
     )
     def test_published_weights(self, method, expected):
@@ -147,6 +159,16 @@ class TestMethodStrings:
         objective = self.weights(method)
         cktf = objective.terms["cktf"]
         assert (objective.weights["cktf"], cktf.beta, cktf.theta) == (weight, beta, theta)
+
+    def test_what_only_initialises_is_no_part_of_the_sum(self):
+        objective = self.weights("cktf+ab:2+ft")
+        assert objective.weights == {"ce": 1.0, "cktf": 0.8, "ft": 200.0}
+        assert "preacts" not in objective.needs
+        phases = {phase.name: phase for phase in objective.phases()}
+        assert (phases["ab"].weight, phases["ab"].trains_student) == (2.0, True)
+        assert (phases["ft"].weight, phases["ft"].trains_student) == (1.0, False)
+        with pytest.raises(MethodError, match="ab only initialise"):
+            self.weights("ab", labels=False)
 
     def test_without_labels_there_is_no_cross_entropy(self):
         assert self.weights("kd", labels=False).weights == {"kd": 1.0}
@@ -311,3 +333,76 @@ def test_kd_between_other_classes_is_refused():
     student = Tap(create("resnet8", 7), needs=["embedding"])(case.batch.images)
     with pytest.raises(MethodError, match="the student has 7, the teacher 5"):
         compose("kd", Setting(student, case.setting.teacher, N, case.setting.labels))
+
+
+class TestClassic:
+    def test_fsp_needs_equal_widths(self):
+        case = Case("at", "resnet-wrn")
+        student, teacher = (
+            Tap(create(name, CLASSES), needs=["stem", "stages"])(case.batch.images)
+            for name in ("resnet8", "wrn_16_2")
+        )
+        message = r"the student has \[16, 16, 32, 64\], the teacher \[16, 32, 64, 128\]"
+        with pytest.raises(MethodError, match=message):
+            compose("fsp", Setting(student, teacher, N, None))
+
+    @pytest.mark.parametrize("method", sorted({"fitnet", "at", "sp", "vid", "ft", "nst", "kdsvd"}))
+    def test_networks_without_stages_are_refused(self, method):
+        features = Features(torch.zeros(B, CLASSES), torch.zeros(B, 4))
+        with pytest.raises(MethodError, match="compares stage maps, and the student has none"):
+            compose(method, Setting(features, features, N, None))
+
+    def test_networks_without_preactivations_are_refused(self):
+        features = Features(torch.zeros(B, CLASSES), stages=(torch.zeros(B, 3, 4, 4),))
+        with pytest.raises(MethodError, match="before their activation, and none are known"):
+            compose("ab", Setting(features, features, N, torch.arange(N) % CLASSES))
+
+    @pytest.mark.parametrize("method", [m for m in ALONE if m not in {"ce", "ab", "fsp"}])
+    def test_without_labels(self, method):
+        case = Case(method, "resnet-wrn")
+        setting = Setting(case.setting.student, case.setting.teacher, N, None)
+        objective = compose(
+            method, setting, {name: SMALL[name] for name in SMALL if name == method}
+        )
+        assert list(objective.weights) == [method]
+        batch = Batch(case.batch.images, None, case.batch.index)
+        assert objective(*case.features(), batch).total.isfinite()
+
+    def test_fitnet_in_two_stages(self):
+        setting = Case("fitnet", "resnet-wrn").setting
+        objective = compose("fitnet+kd", setting, {"fitnet": {"staged": True}})
+        assert objective.weights == {"ce": 1.0, "kd": 1.0}
+        assert [(p.name, p.weight) for p in objective.phases()] == [("fitnet", 100.0)]
+        assert not compose("fitnet+kd", setting).phases()
+
+    @pytest.mark.parametrize(
+        ("student", "teacher", "kind", "pools"),
+        [((3, 16, 16), (5, 8, 8), nn.Conv2d, False),
+         ((3, 8, 8), (5, 16, 16), nn.ConvTranspose2d, False),
+         ((3, 8, 8), (5, 6, 7), nn.Conv2d, False), ((3, 8, 8), (5, 8, 8), nn.Conv2d, False),
+         ((3, 56, 56), (5, 8, 8), nn.Conv2d, True), ((3, 7, 7), (5, 12, 12), nn.Conv2d, True),
+         ((3, 8, 4), (5, 4, 8), nn.Conv2d, True)],
+    )  # fmt: skip
+    @pytest.mark.parametrize("relu", [True, False])
+    def test_regressors_bring_maps_together(self, student, teacher, kind, pools, relu):
+        maps = torch.randn(B, *student), torch.randn(B, *teacher)
+        regressor = Regressor(maps[0].shape, maps[1].shape, relu=relu)
+        assert isinstance(regressor.layers[0], kind)
+        own, other = regressor(*maps)
+        assert own.shape == other.shape
+        assert (other is maps[1]) == (not pools)
+        assert (own.min() >= 0) == relu
+
+    @pytest.mark.parametrize(
+        ("method", "option", "message"),
+        [("rkd", {"distance_weight": -1.0}, "weights are 0 or more"),
+         ("cc", {"embedding_dim": 0}, "1 or more"),
+         ("rkd", {"distance_weight": 0.0, "angle_weight": 0.0}, "one is above 0"),
+         ("vid", {"variance": 0.0}, "variance"), ("fitnet", {"hint": 0}, "from 1"),
+         ("ab", {"margin": 0.0}, "margin"), ("ft", {"factor": 0.0}, "at least one"),
+         ("kdsvd", {"rank": 0}, "rank 0"), ("kdsvd", {"axis": "channel"}, "Use axis: width")],
+    )  # fmt: skip
+    def test_options(self, method, option, message):
+        setting = Case("cktf+ab", "resnet-wrn").setting
+        with pytest.raises(MethodError, match=message):
+            compose(method, setting, {method: option})

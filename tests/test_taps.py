@@ -24,6 +24,40 @@ def test_zoo_features_fit_together(name):
     assert f.stem.shape[-1] == 32
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_inferred_preactivations(inplace):
+    """Of an activation that overwrites its input too; of a linear end; none where it is hidden."""
+    torch.manual_seed(0)
+    a = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(inplace))
+    b = nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU(inplace), nn.Conv2d(6, 6, 1))
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)]
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), a, b, *head).eval()
+    paths = infer_paths(network, IMAGES)
+    assert paths.preacts == ("1.2:input", "2")
+    tap = Tap(network, paths, needs=["preacts", "stages"])
+    features = tap(IMAGES)
+    torch.testing.assert_close(features.preacts[0].relu(), features.stages[0])
+    assert features.preacts[0].min() < 0
+    assert features.preacts[1] is features.stages[1]
+    features.preacts[0].sum().backward()
+    assert a[0].weight.grad.abs().sum() > 0
+
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(4, 5)
+            self.stage = nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1), nn.Softplus())
+
+        def forward(self, x):
+            return self.fc(self.stage(self.conv(x).relu()).abs().mean((2, 3)))
+
+    hidden = Hidden()
+    hidden.stage = type("Functional", (nn.Conv2d,), {
+        "forward": lambda self, x: nn.Conv2d.forward(self, x).relu(),
+    })(4, 4, 3, 2, 1)  # fmt: skip
+    assert infer_paths(hidden.eval(), IMAGES).preacts == ()
+
+
 def test_resnet_preactivations_become_the_stages():
     f = Tap(create("resnet20", 10).eval(), needs=ALL)(IMAGES)
     for before, after in zip(f.preacts, f.stages, strict=True):
@@ -83,9 +117,7 @@ def test_infer_on_an_unseen_network():
 def test_infer_agrees_with_the_zoo():
     network = create("resnet20", 10)
     known = network.feature_paths
-    assert infer_paths(network, IMAGES) == FeaturePaths(
-        known.stem, known.stages, known.blocks, (), known.embedding
-    )
+    assert infer_paths(network, IMAGES) == known
 
 
 def test_infer_on_preactivation_networks_finds_the_activated_maps():

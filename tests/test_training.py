@@ -154,10 +154,10 @@ def test_an_interrupted_run_continues_to_the_same_result(images, tmp_path, monke
     whole = distil(images, tmp_path / "whole", epochs=3)
     epoch = Trainer._epoch
 
-    def interrupted(self, number, progress):
+    def interrupted(self, stage, number, passes, progress):
         if number == 3:
             raise KeyboardInterrupt
-        return epoch(self, number, progress)
+        return epoch(self, stage, number, passes, progress)
 
     monkeypatch.setattr(Trainer, "_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -1,5 +1,7 @@
 """Argument checks whose messages name the rule, what was given and what to try."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -70,4 +72,68 @@ def indices(method: str, index: Tensor, batch: int, size: int) -> None:
             f"{method} keeps one row for each of {size} training samples, given positions "
             f"{int(index.min())} to {int(index.max())}. Set dataset_size to the length of the "
             "training set."
+        )
+
+
+def paired_vectors(method: str, student: Tensor, teacher: Tensor) -> None:
+    """Rows of one batch from both networks, of any lengths."""
+    vectors(method, student, "student_embedding")
+    vectors(method, teacher, "teacher_embedding")
+    same_batch(method, student, teacher)
+
+
+def equal_vectors(method: str, student: Tensor, teacher: Tensor) -> None:
+    """Rows of one batch from both networks, of one length."""
+    paired_vectors(method, student, teacher)
+    if student.shape != teacher.shape:
+        raise ShapeError(
+            f"{method} needs rows of one length: student {_shape(student)}, teacher "
+            f"{_shape(teacher)}. Pass both through linear layers of one output size first."
+        )
+
+
+def several(method: str, student: Tensor) -> None:
+    """A batch of two or more."""
+    if len(student) < 2:
+        raise ShapeError(
+            f"{method} compares the samples of a batch and needs two or more, given {len(student)}."
+        )
+
+
+def paired_maps(
+    method: str, student: Sequence[Tensor], teacher: Sequence[Tensor], *, equal: bool = False
+) -> None:
+    """As many maps [B, C, H, W] of one batch from both networks, of equal shapes if asked."""
+    if not student or len(student) != len(teacher):
+        raise ShapeError(
+            f"{method} needs as many maps from both networks, and at least one: student "
+            f"{len(student)}, teacher {len(teacher)}."
+        )
+    for s, t in zip(student, teacher, strict=True):
+        _map(method, s, "student")
+        _map(method, t, "teacher")
+        if equal:
+            equal_maps(method, s, t)
+        if len({len(s), len(t), len(student[0])}) > 1:
+            same_batch(method, student[0], s)
+            same_batch(method, s, t)
+
+
+def equal_maps(method: str, student: Tensor, teacher: Tensor) -> None:
+    """Two maps [B, C, H, W] of the same shape."""
+    _map(method, student, "student")
+    _map(method, teacher, "teacher")
+    same_batch(method, student, teacher)
+    if student.shape != teacher.shape:
+        raise ShapeError(
+            f"{method} needs maps of one shape: student {_shape(student)}, teacher "
+            f"{_shape(teacher)}. Pass the student's through an adapter first."
+        )
+
+
+def _map(method: str, tensor: Tensor, whose: str) -> None:
+    if tensor.dim() != 4 or not tensor.is_floating_point():
+        raise ShapeError(
+            f"{method} needs the {whose}'s map as floating-point [batch, channels, height, width], "
+            f"given {_shape(tensor)} of {tensor.dtype}."
         )

@@ -34,6 +34,10 @@ def distill(
     data: DataOption = None,
     data_dir: DataDirOption = None,
     epochs: EpochsOption = None,
+    init_epochs: Annotated[
+        int | None,
+        typer.Option("--init-epochs", help="Of methods that first initialise: ab, fsp, ft."),
+    ] = None,
     seed: SeedOption = None,
     out: OutOption = None,
     recipe: RecipeOption = None,
@@ -50,6 +54,7 @@ def distill(
         "data.name": data,
         "data.dir": data_dir,
         "epochs": epochs,
+        "init_epochs": init_epochs,
         "seed": seed,
     }
     train_from_options(

@@ -32,14 +32,25 @@ def methods() -> None:
     from cktf.objectives import METHODS
 
     rows = [
-        (m.name, m.title, ", ".join(m.reads), f"{m.weight:g}", m.paper) for m in METHODS.values()
+        (
+            m.name,
+            m.title,
+            m.paper,
+            ", ".join(m.reads),
+            f"{m.weight:g}",
+            "yes" if m.takes_unlabelled else "no",
+            "yes" if m.initialises else "",
+        )
+        for m in METHODS.values()
     ]
     columns = {
         "method": "left",
-        "what it is": "left",
+        "name": "left",
+        "paper": "left",
         "reads": "left",
         "weight": "right",
-        "paper": "left",
+        "without labels": "left",
+        "first stage": "left",
     }
     _print(columns, rows)
 

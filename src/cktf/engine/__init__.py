@@ -3,12 +3,14 @@
 from cktf.engine.evaluate import Accuracy, evaluate
 from cktf.engine.run_folder import RunFolder, write_atomically
 from cktf.engine.settings import Training, autocast_dtype
-from cktf.engine.trainer import Fitted, Trainer, accelerator, place
+from cktf.engine.trainer import MAIN, Fitted, Stage, Trainer, accelerator, place
 
 __all__ = [
+    "MAIN",
     "Accuracy",
     "Fitted",
     "RunFolder",
+    "Stage",
     "Trainer",
     "Training",
     "accelerator",

@@ -5,7 +5,7 @@ It knows no method by name: whatever is trained is an `Objective` over `Features
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, MultiStepLR, OneCycleLR
 
 from cktf.batch import Batch
 from cktf.data import Loader
@@ -25,12 +25,38 @@ from cktf.engine.progress import TrainingProgress, announce
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.settings import Training, autocast_dtype, peak_memory_mb
 from cktf.errors import CheckpointError, TrainingError
-from cktf.objectives import Objective
+from cktf.objectives import Loss, Objective
 from cktf.taps import Features, Tap
 
 # How often the running loss is read back: a read waits for the device.
 _FINITE_EVERY = 20
-_CHECKPOINT_VERSION = 1
+_CHECKPOINT_VERSION = 2
+
+
+MAIN = "train"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: an objective, and the networks tapped for it.
+
+    Attributes:
+        name: `train` for the last, in which the student is trained on the whole sum.
+        objective: what is minimised; its own parameters train too.
+        student: the tapped network that is trained; None where only the objective trains.
+        teacher: the tapped frozen network; None for an objective that needs none.
+        epochs: passes over the training set.
+        lr: learning rate of a stage before the last, which stays; None follows the schedule.
+        weight: of the loss.
+    """
+
+    name: str
+    objective: Objective
+    student: Tap | None
+    teacher: Tap | None
+    epochs: int
+    lr: float | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,8 +66,8 @@ class Fitted:
     Attributes:
         last: accuracy after the last epoch; None without test data.
         best_top1: the best epoch's, chosen on the test set, in per cent.
-        seconds: spent on training, evaluation left out.
-        images_per_second: of training.
+        seconds: spent on training in all stages, evaluation left out.
+        images_per_second: of the last stage.
         peak_memory_mb: largest memory held.
     """
 
@@ -53,14 +79,14 @@ class Fitted:
 
 
 class Trainer:
-    """Trains one network on one objective.
+    """Trains one network, stage after stage.
 
     Args:
-        student: the tapped network that is trained.
-        teacher: the tapped frozen network; None for an objective that needs none.
-        objective: what is minimised; its own parameters train too.
+        student: the network that is trained.
+        stages: in order; the last is the one that `Training` describes, and its objective holds
+            whatever the others train.
         train: training batches.
-        test: evaluated after every epoch; None for no evaluation.
+        test: evaluated after every epoch of the last stage; None for no evaluation.
         num_classes: logits of the student.
         training: how.
         run: where everything is written.
@@ -70,9 +96,8 @@ class Trainer:
 
     def __init__(
         self,
-        student: Tap,
-        teacher: Tap | None,
-        objective: Objective,
+        student: nn.Module,
+        stages: Sequence[Stage],
         train: Loader,
         test: Loader | None,
         num_classes: int,
@@ -83,68 +108,94 @@ class Trainer:
     ) -> None:
         self.accelerator = accelerator(training)
         self.device = self.accelerator.device
-        self.student, self.teacher, self.objective = student, teacher, objective
+        self.student, self.stages, self.objective = student, stages, stages[-1].objective
         self.train, self.test, self.num_classes = train, test, num_classes
         self.training, self.run, self.title, self.show = training, run, title, show
-        place(student.model, training, self.device)
-        objective.to(self.device)
-        if teacher is not None:
-            place(teacher.model, training, self.device)
-            teacher.model.eval().requires_grad_(False)
-        optimizer = torch.optim.SGD(
-            [*student.model.parameters(), *objective.parameters()],
-            lr=training.lr,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-            nesterov=training.nesterov,
-        )
-        self.scheduler = schedule(optimizer, training, len(train))
-        self.optimizer = optimizer
+        place(student, training, self.device)
+        self.objective.to(self.device)
+        for stage in stages:
+            if stage.teacher is not None:
+                place(stage.teacher.model, training, self.device)
+                stage.teacher.model.eval().requires_grad_(False)
 
     def fit(self) -> Fitted:
         """Train to the end, from the newest checkpoint if the run folder has one."""
-        done = self._resume()
+        state = self._resume()
+        done = 0 if state is None else int(state["epoch"])
         footprint = self.objective.footprint(self.train.batch_size)
         if footprint.step:
             self.run.log(f"memory for contrast: {footprint}")
             announce(f"{self.title}: memory for contrast: {footprint}", self.show)
-        if not done and self.objective.filling:
-            self._fill()
-        training, epochs = self.training, self.training.epochs
-        saved_at = time.monotonic()
-        with TrainingProgress(self.title, epochs, len(self.train), done, self.show) as progress:
-            for epoch in range(done + 1, epochs + 1):
-                row = self._epoch(epoch, progress)
-                self.run.record(row)
-                self.run.log(f"epoch {epoch}/{epochs}: {row}")
-                progress.epoch(epoch, row["loss"], row.get("test_top1"), row["images_per_second"])
-                overdue = 0 < training.checkpoint_minutes <= (time.monotonic() - saved_at) / 60
-                if epoch == epochs or overdue or epoch % training.checkpoint_epochs == 0:
-                    self._save(epoch)
-                    saved_at = time.monotonic()
+        before = 0
+        for stage in self.stages:
+            if done < before + stage.epochs:
+                own = max(done - before, 0)
+                self._begin(stage, state if own else None)
+                self._train(stage, before, own)
+            before += stage.epochs
         rows = self.run.rows()
-        seconds = sum(row["seconds"] for row in rows)
-        images = sum(row["images"] for row in rows)
+        last = [row for row in rows if row["stage"] == MAIN]
+        rate = sum(row["images"] for row in last) / sum(row["seconds"] for row in last)
         return Fitted(
-            last=_accuracy(rows[-1], self.test) if rows else None,
-            best_top1=max((row["test_top1"] for row in rows), default=None) if self.test else None,
-            seconds=seconds,
-            images_per_second=images / seconds if seconds else 0.0,
+            last=_accuracy(last[-1], self.test),
+            best_top1=max(row["test_top1"] for row in last) if self.test else None,
+            seconds=sum(row["seconds"] for row in rows),
+            images_per_second=rate,
             peak_memory_mb=peak_memory_mb(self.device),
         )
 
-    def _epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
-        self.student.model.train()
-        self.objective.train()
-        self.objective.begin_epoch(epoch)
+    def _begin(self, stage: Stage, state: dict[str, Any] | None) -> None:
+        """A new optimiser for a stage, or the one that a checkpoint left inside it."""
+        trained = [] if stage.student is None else list(self.student.parameters())
+        self.optimizer = torch.optim.SGD(
+            [*trained, *stage.objective.parameters()],
+            lr=self.training.lr if stage.lr is None else stage.lr,
+            momentum=self.training.momentum,
+            weight_decay=self.training.weight_decay,
+            nesterov=self.training.nesterov,
+        )
+        self.scheduler: LRScheduler
+        if stage.lr is None:
+            self.scheduler = schedule(self.optimizer, self.training, len(self.train))
+        else:
+            self.scheduler = ConstantLR(self.optimizer, factor=1.0)
+        if state is not None:
+            with self._of_this_run():
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.scheduler.load_state_dict(state["scheduler"])
+        elif stage.objective.filling:
+            self._fill(stage)
+
+    def _train(self, stage: Stage, before: int, done: int) -> None:
+        """The epochs of a stage that are not done; epochs are counted on from stage to stage."""
+        saved_at = time.monotonic()
+        title = self.title if stage.name == MAIN else f"{self.title}: first {stage.name}"
+        with TrainingProgress(title, stage.epochs, len(self.train), done, self.show) as progress:
+            for epoch in range(done + 1, stage.epochs + 1):
+                row = self._epoch(stage, epoch, before + epoch, progress)
+                self.run.record(row)
+                self.run.log(f"{stage.name}: epoch {epoch}/{stage.epochs}: {row}")
+                progress.epoch(epoch, row["loss"], row.get("test_top1"), row["images_per_second"])
+                minutes = (time.monotonic() - saved_at) / 60
+                overdue = 0 < self.training.checkpoint_minutes <= minutes
+                regular = (before + epoch) % self.training.checkpoint_epochs == 0
+                if epoch == stage.epochs or overdue or regular:
+                    self._save(before + epoch)
+                    saved_at = time.monotonic()
+
+    def _epoch(
+        self, stage: Stage, epoch: int, passes: int, progress: TrainingProgress
+    ) -> dict[str, Any]:
+        if stage.student is not None:
+            self.student.train()
+        stage.objective.train()
+        stage.objective.begin_epoch(epoch)
         start, lr = time.perf_counter(), 0.0
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
-        for step, batch in enumerate(self.train.epoch(epoch), start=1):
-            batch = batch.to(self.device)
-            student, teacher = self._features(batch)
-            loss = self.objective(student, teacher, batch)
-            self.accelerator.backward(loss.total)
+        for step, batch in enumerate(self.train.epoch(passes), start=1):
+            loss = self._loss(stage, batch.to(self.device))
+            self.accelerator.backward(stage.weight * loss.total)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             lr = self.optimizer.param_groups[0]["lr"]
@@ -158,6 +209,7 @@ class Trainer:
         seconds = time.perf_counter() - start
         images = len(self.train) * self.train.batch_size
         row: dict[str, Any] = {
+            "stage": stage.name,
             "epoch": epoch,
             "loss": float(total) / len(self.train),
             "terms": {name: float(value) / len(self.train) for name, value in sums.items()},
@@ -166,34 +218,41 @@ class Trainer:
             "seconds": seconds,
             "images_per_second": images / seconds,
         }
-        if self.test is not None:
-            accuracy = self.evaluate(self.student.model, self.test)
+        if self.test is not None and stage.name == MAIN:
+            accuracy = self.evaluate(self.student, self.test)
             row |= {"test_top1": accuracy.top1, "test_top5": accuracy.top5}
         return row
 
-    def _features(self, batch: Batch) -> tuple[Features, Features | None]:
-        """What both networks give for a batch; the teacher without gradient."""
+    def _loss(self, stage: Stage, batch: Batch) -> Loss:
+        """The objective's loss of a batch; adapters compute in the networks' precision."""
         with self._autocast():
-            student = self.student(batch.images)
-            if self.teacher is None:
-                return student, None
-            with torch.no_grad():
-                return student, self.teacher(batch.images)
+            return stage.objective(*self._features(stage, batch), batch)  # type: ignore[no-any-return]
+
+    def _features(self, stage: Stage, batch: Batch) -> tuple[Features, Features | None]:
+        """What both networks give for a batch; the teacher without gradient."""
+        teacher = None
+        with self._autocast():
+            if stage.teacher is not None:
+                with torch.no_grad():
+                    teacher = stage.teacher(batch.images)
+            student = teacher if stage.student is None else stage.student(batch.images)
+        assert student is not None
+        return student, teacher
 
     @torch.no_grad()
-    def _fill(self) -> None:
+    def _fill(self, stage: Stage) -> None:
         """Fill the objective's memories from a pass over the training set.
 
         The student is in training mode, as it will be when these rows are its negatives, but its
         BatchNorm statistics are left as they were.
         """
-        network, samples = self.student.model.train(), 0
+        network, samples = self.student.train(), 0
         buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
         for batch in self.train.epoch(0, cover=True):
             batch = batch.to(self.device)
-            self.objective.fill(*self._features(batch), batch)
+            stage.objective.fill(*self._features(stage, batch), batch)
             samples += len(batch)
-            if self.objective.full_after(samples):
+            if stage.objective.full_after(samples):
                 break
         for buffer, before in buffers:
             buffer.copy_(before)
@@ -227,7 +286,7 @@ class Trainer:
         state = {
             "version": _CHECKPOINT_VERSION,
             "epoch": epoch,
-            "student": self.student.model.state_dict(),
+            "student": self.student.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -238,24 +297,17 @@ class Trainer:
         }
         self.run.save_checkpoint(state, epoch)
 
-    def _resume(self) -> int:
-        """Take up the newest checkpoint; epochs done, 0 for a fresh run."""
+    def _resume(self) -> dict[str, Any] | None:
+        """Take up the newest checkpoint, but for the optimiser; None for a fresh run."""
         state = self.run.last_checkpoint()
         if state is None:
             self.run.keep_rows(0)
-            return 0
-        try:
+            return None
+        with self._of_this_run():
             if state["version"] != _CHECKPOINT_VERSION:
                 raise ValueError(f"it is of version {state['version']}")
-            self.student.model.load_state_dict(state["student"])
+            self.student.load_state_dict(state["student"])
             self.objective.load_state_dict(state["objective"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"The checkpoint in {self.run.path} belongs to another run: {error}. Continue with "
-                "the recipe in that folder, or choose another --out."
-            ) from error
         torch.set_rng_state(state["torch_rng"])
         if state["device_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_rng"])
@@ -263,7 +315,17 @@ class Trainer:
         _set_numpy_state(state["numpy_rng"])
         self.run.keep_rows(state["epoch"])
         self.run.log(f"continued after epoch {state['epoch']}")
-        return int(state["epoch"])
+        return state
+
+    @contextmanager
+    def _of_this_run(self) -> Iterator[None]:
+        try:
+            yield
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"The checkpoint in {self.run.path} belongs to another run: {error}. Continue with "
+                "the recipe in that folder, or choose another --out."
+            ) from error
 
 
 def accelerator(training: Training) -> Accelerator:

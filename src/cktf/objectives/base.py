@@ -1,7 +1,7 @@
 """What every objective is: a weighted sum of terms over the features of two networks."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 import torch
@@ -26,6 +26,11 @@ class Loss:
 
     total: Tensor
     terms: dict[str, Tensor]
+
+
+def loss_of(name: str, value: Tensor) -> Loss:
+    """The loss of an objective of one term."""
+    return Loss(value, {name: value.detach()})
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,26 @@ def present(value: T | None, what: str) -> T:
     return value
 
 
+@dataclass(frozen=True)
+class Phase:
+    """What is trained before the student is trained on the sum; a stage of its own.
+
+    Attributes:
+        name: for the record.
+        objective: what is minimised; its parameters train.
+        lr: learning rate, which stays.
+        trains_student: whether the student runs and trains; without, the teacher's features stand
+            in the student's place.
+        weight: of the loss.
+    """
+
+    name: str
+    objective: "Objective"
+    lr: float
+    trains_student: bool = True
+    weight: float = 1.0
+
+
 class Objective(nn.Module, ABC):
     """Base of all objectives; a class is either abstract or final.
 
@@ -69,16 +94,22 @@ class Objective(nn.Module, ABC):
     Attributes:
         needs: names of the `Features` that it reads, from both networks.
         needs_teacher: whether the teacher runs at all.
+        only_initialises: whether it is minimised in its phases, and no part of the sum after them.
         filling: whether `fill` wants a pass over the training set before training.
     """
 
     needs: frozenset[str] = frozenset({"logits"})
     needs_teacher: bool = True
+    only_initialises: bool = False
     filling: bool = False
 
     @abstractmethod
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
+
+    def phases(self) -> list[Phase]:
+        """What comes before training on the sum, in order."""
+        return []
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before each epoch, which are counted from 1; most objectives do not care."""
@@ -96,13 +127,13 @@ class Objective(nn.Module, ABC):
 
 
 class WeightedSum(Objective):
-    """`Σ weight · term`; a term of weight 0 is not computed.
+    """`Σ weight · term`; a term of weight 0 is not computed, nor one that only initialises.
 
     Args:
         terms: for each name a weight, at least 0, and an objective.
 
     Raises:
-        MethodError: no term, or a negative weight.
+        MethodError: nothing to minimise, or a negative weight.
     """
 
     def __init__(self, terms: dict[str, tuple[float, Objective]]) -> None:
@@ -113,12 +144,27 @@ class WeightedSum(Objective):
             raise MethodError(
                 f"A sum has weights of 0 or more, and at least one above 0; given {given}."
             )
-        self.weights = {name: weight for name, (weight, _) in kept.items()}
         self.terms = nn.ModuleDict({name: objective for name, (_, objective) in kept.items()})
-        parts = [objective for _, objective in kept.values()]
+        self._given = {name: weight for name, (weight, _) in kept.items()}
+        summed = {name: pair for name, pair in kept.items() if not pair[1].only_initialises}
+        if not summed:
+            raise MethodError(
+                f"{' and '.join(kept)} only initialise the student, and nothing is left to train "
+                "it on: there are no labels. Add a method that needs none, such as cktf."
+            )
+        self.weights = {name: weight for name, (weight, _) in summed.items()}
+        parts = [objective for _, objective in summed.values()]
         self.needs = frozenset().union(*(part.needs for part in parts))
         self.needs_teacher = any(part.needs_teacher for part in parts)
         self.filling = any(part.filling for part in parts)
+
+    def phases(self) -> list[Phase]:
+        """The phases of all terms; one on a term's own loss has the term's weight."""
+        return [
+            replace(phase, weight=self._given[name]) if phase.objective is term else phase
+            for name, term in self.terms.items()
+            for phase in cast(Objective, term).phases()
+        ]
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The weighted total; parts of a term are named `term.part`."""
@@ -152,4 +198,4 @@ class WeightedSum(Objective):
         return sum((part.footprint(batch) for part in self._parts()), Footprint())
 
     def _parts(self) -> list[Objective]:
-        return [cast(Objective, term) for term in self.terms.values()]
+        return [cast(Objective, self.terms[name]) for name in self.weights]

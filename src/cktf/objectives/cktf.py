@@ -21,6 +21,7 @@ from typing_extensions import Unpack
 from cktf.batch import Batch
 from cktf.contrast import Bank, ContrastOptions, Draw, Footprint, Memory
 from cktf.errors import MethodError, nearest
+from cktf.functional.maps import paired
 from cktf.functional.module_vector import ModuleNorm, module_grid, module_vector
 from cktf.objectives.base import Loss, Objective, Setting, present
 from cktf.objectives.crd import CRD
@@ -167,16 +168,9 @@ class CKTF(Objective):
         Of the network with more stages, those at even distances are used, the last among them.
         """
         blocks = teacher.blocks if "blocks" in self.needs else tuple((m,) for m in teacher.stages)
-        count = min(len(student.stages), len(blocks))
-        if not count:
+        if not (student.stages and blocks):
             raise MethodError("CKTF compares stages, and one of the networks has none.")
-        return [
-            (
-                student.stages[_spread(k, count, len(student.stages))],
-                blocks[_spread(k, count, len(blocks))],
-            )
-            for k in range(1, count + 1)
-        ]
+        return paired(student.stages, blocks)
 
     def _module(self, student: Tensor, candidates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         teacher = self._choose(student.detach(), candidates).detach()
@@ -203,11 +197,6 @@ def needs_of(match: str) -> frozenset[str]:
     """The features that CKTF reads with a kind of matching."""
     maps = {"stages"} if match == "last" else {"stages", "blocks"}
     return frozenset({"logits", "embedding", "stem"} | maps)
-
-
-def _spread(position: int, count: int, available: int) -> int:
-    """Which of `available` is the position-th of `count` at even distances, the last included."""
-    return round(position * available / count) - 1
 
 
 def _stem_vectors(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ Cross-entropy joins with weight 1 wherever there are labels; `ce` names it, `ce`
 student without a teacher. Without a weight the published ones hold:
 
 - `kd` alone: 0.9 beside a cross-entropy of 0.1; in a sum, or with a weight given, cross-entropy 1.
+- every other method beside a cross-entropy of 1, with its published weight.
 - `cktf` alone, or with `kd`: β 0.8 at the penultimate layer, θ 0.1 at the stem and each module; a
   weight given, or another method beside it, sets both: `cktf:0.8` is 0.8 · (L_penultimate + Σ L_k).
 """
@@ -15,7 +16,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from cktf.errors import MethodError, nearest
-from cktf.objectives import cktf, crd, cross_entropy, kd
+from cktf.objectives import (
+    ab,
+    at,
+    cc,
+    cktf,
+    crd,
+    cross_entropy,
+    fitnet,
+    fsp,
+    ft,
+    kd,
+    kdsvd,
+    nst,
+    pkt,
+    rkd,
+    sp,
+    vid,
+)
 from cktf.objectives.base import Objective, Setting, WeightedSum
 
 # Constructor arguments that the training set decides.
@@ -44,6 +62,16 @@ class Method:
     objective: type[Objective]
     build: Callable[..., Objective]
 
+    @property
+    def initialises(self) -> bool:
+        """Whether it may have a stage of its own before the student trains on the sum."""
+        return self.objective.phases is not Objective.phases
+
+    @property
+    def takes_unlabelled(self) -> bool:
+        """Whether it works on images without labels."""
+        return "labels" not in self.reads and not self.objective.only_initialises
+
     def options(self) -> dict[str, inspect.Parameter]:
         """The method's options with their types and defaults."""
         parameters = dict(inspect.signature(self.objective).parameters)
@@ -57,27 +85,42 @@ class Method:
         }
 
 
+# name, title, paper, weight, what it reads, class, builder
 METHODS = {
-    method.name: method
-    for method in (
-        Method(
-            "ce", "Cross-entropy: the student alone", "",
-            1.0, ("labels",), cross_entropy.CrossEntropy, cross_entropy.build,
-        ),
-        Method(
-            "kd", "Knowledge distillation", "Hinton et al. 2015, arXiv 1503.02531",
-            1.0, ("logits",), kd.KD, kd.build,
-        ),
-        Method(
-            "crd", "Contrastive representation distillation",
-            "Tian et al., ICLR 2020, arXiv 1910.10699",
-            0.8, ("embedding", "index"), crd.CRD, crd.build,
-        ),
-        Method(
-            "cktf", "Contrastive knowledge transfer framework",
-            "Zhao et al., ICASSP 2023, arXiv 2303.07599", 1.0,
-            ("stem", "stages", "blocks", "embedding", "index"), cktf.CKTF, cktf.build,
-        ),
+    row[0]: Method(*row)
+    for row in (
+        ("ce", "Cross-entropy: the student alone", "", 1.0,
+         ("labels",), cross_entropy.CrossEntropy, cross_entropy.build),
+        ("kd", "Knowledge distillation", "arXiv 1503.02531", 1.0,
+         ("logits",), kd.KD, kd.build),
+        ("fitnet", "FitNet: hints for thin deep nets", "arXiv 1412.6550", 100.0,
+         ("stages",), fitnet.FitNet, fitnet.build),
+        ("at", "Attention transfer", "arXiv 1612.03928", 1000.0,
+         ("stages",), at.AT, at.build),
+        ("sp", "Similarity-preserving transfer", "arXiv 1907.09682", 3000.0,
+         ("stages",), sp.SP, sp.build),
+        ("cc", "Correlation congruence", "arXiv 1904.01802", 0.02,
+         ("embedding",), cc.CC, cc.build),
+        ("vid", "Variational information distillation", "arXiv 1904.05835", 1.0,
+         ("stages",), vid.VID, vid.build),
+        ("rkd", "Relational knowledge distillation", "arXiv 1904.05068", 1.0,
+         ("embedding",), rkd.RKD, rkd.build),
+        ("pkt", "Probabilistic knowledge transfer", "arXiv 1803.10837", 30000.0,
+         ("embedding",), pkt.PKT, pkt.build),
+        ("ab", "Activation boundaries", "arXiv 1811.03233", 1.0,
+         ("preacts",), ab.AB, ab.build),
+        ("ft", "Factor transfer", "arXiv 1802.04977", 200.0,
+         ("stages",), ft.FT, ft.build),
+        ("fsp", "Flow of the solution procedure", "CVPR 2017", 50.0,
+         ("stem", "stages"), fsp.FSP, fsp.build),
+        ("nst", "Neuron selectivity transfer", "arXiv 1707.01219", 50.0,
+         ("stages",), nst.NST, nst.build),
+        ("kdsvd", "Singular value decomposition transfer", "arXiv 1807.06819", 1.0,
+         ("stages",), kdsvd.KDSVD, kdsvd.build),
+        ("crd", "Contrastive representation distillation", "arXiv 1910.10699", 0.8,
+         ("embedding", "index"), crd.CRD, crd.build),
+        ("cktf", "Contrastive knowledge transfer framework", "arXiv 2303.07599", 1.0,
+         ("stem", "stages", "blocks", "embedding", "index"), cktf.CKTF, cktf.build),
     )
 }  # fmt: skip
 

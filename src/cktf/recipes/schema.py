@@ -9,6 +9,7 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+from typing_extensions import Self
 
 from cktf.engine import Training
 
@@ -40,9 +41,9 @@ class DataSection(_Section):
 
 
 class OptimizerSection(_Section):
-    """SGD. `lr` is the peak of the schedule."""
+    """SGD. `lr` is the schedule's peak; by default 0.1 for `onecycle`, 0.05 for `multistep`."""
 
-    lr: float = Field(0.05, gt=0)
+    lr: float | None = Field(None, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     nesterov: bool = False
@@ -81,6 +82,13 @@ class CheckpointSection(_Section):
     minutes: float = Field(0.0, ge=0)
 
 
+# The papers' rate for their schedule; for a short cycle the best of 0.05, 0.1, 0.2 and 0.4 by less
+# than a standard error, on images held out of CIFAR-10's training set.
+_PEAK = {"multistep": 0.05, "onecycle": 0.1}
+# The papers' initialisation takes 30 of 240 epochs.
+_INITIAL = 30 / 240
+
+
 class _Recipe(_Section):
     epochs: int = Field(30, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
@@ -90,11 +98,17 @@ class _Recipe(_Section):
     runtime: RuntimeSection = RuntimeSection()
     checkpoint: CheckpointSection = CheckpointSection()
 
+    @model_validator(mode="after")
+    def _defaults(self) -> Self:
+        if self.optimizer.lr is None:
+            self.optimizer = self.optimizer.model_copy(update={"lr": _PEAK[self.schedule.name]})
+        return self
+
     def training(self) -> Training:
         """What the engine is told."""
         return Training(
             epochs=self.epochs,
-            lr=self.optimizer.lr,
+            lr=self.optimizer.lr or _PEAK[self.schedule.name],
             momentum=self.optimizer.momentum,
             weight_decay=self.optimizer.weight_decay,
             nesterov=self.optimizer.nesterov,
@@ -129,6 +143,8 @@ class DistillRecipe(_Recipe):
         student: a network of the library, or `custom`.
         method: names joined by `+`, each with an optional weight.
         options: for a method in the string, its options: `cktf: {negatives: 4096}`.
+        init_epochs: of each initialisation stage, for methods that have one; by default an eighth
+            of `epochs`, which is the papers' 30 of 240.
     """
 
     kind: Literal["distill"] = "distill"
@@ -136,6 +152,13 @@ class DistillRecipe(_Recipe):
     student: Name
     method: Name = "cktf+kd"
     options: dict[str, dict[str, Any]] = {}
+    init_epochs: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _initial(self) -> Self:
+        if self.init_epochs is None:
+            self.init_epochs = max(1, round(_INITIAL * self.epochs))
+        return self
 
 
 Recipe = TrainRecipe | DistillRecipe

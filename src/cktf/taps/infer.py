@@ -8,6 +8,8 @@ The network is run once on example images, and every module's output is noted in
 - *blocks*: the children of a stage that is an `nn.Sequential`, or the stage itself.
 - *stem*: the first convolution's output, followed through the normalisation and activation modules
   right behind it.
+- *preacts*: the input of the activation module that gives a stage's map; the map itself where no
+  activation gives it, as in linear bottlenecks; none of a network where that cannot be told.
 - *embedding*: the input of the last `nn.Linear`.
 
 An output that a later layer overwrites is never chosen.
@@ -117,8 +119,20 @@ def infer_paths(model: nn.Module, example: Tensor) -> FeaturePaths:
         stem=stem.path if stem else stages[0].path,
         stages=tuple(e.path for e in stages),
         blocks=tuple(_blocks(e, maps) for e in stages),
+        preacts=_preacts(stages, once),
         embedding=f"{linear[-1].path}:input",
     )
+
+
+def _preacts(stages: list[_Event], events: list[_Event]) -> tuple[str, ...]:
+    found = []
+    for stage in stages:
+        given = [e for e in events if e.output is stage.output and e.is_of((activation,))]
+        if not given and float(stage.output.min()) >= 0:
+            # Activated by a function, which leaves no place to tap.
+            return ()
+        found.append(f"{given[-1].path}:input" if given else stage.path)
+    return tuple(found)
 
 
 def _stem(events: list[_Event]) -> _Event | None:

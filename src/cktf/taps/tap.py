@@ -158,11 +158,18 @@ class Tap:
 
     def _hook(self, path: str, record: Callable[[str, Any], None]) -> RemovableHandle:
         """Have a module's input or output recorded in each forward pass."""
-        if path.endswith(":input"):
-            return self._modules[path].register_forward_pre_hook(
-                lambda _, args: record(path, args[0] if args else None)
-            )
-        return self._modules[path].register_forward_hook(lambda _, __, out: record(path, out))
+        module = self._modules[path]
+        if not path.endswith(":input"):
+            return module.register_forward_hook(lambda _, __, out: record(path, out))
+
+        def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+            given = args[0] if args else None
+            if isinstance(given, Tensor) and getattr(module, "inplace", False):
+                # The module is about to overwrite it.
+                given = given.clone()
+            record(path, given)
+
+        return module.register_forward_pre_hook(before)
 
     def _compile(self) -> Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]:
         """The network as a compiled function that gives its logits and what was recorded."""

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from cktf.data import labels_of
 from cktf.engine import (
+    MAIN,
     Accuracy,
     Fitted,
     RunFolder,
+    Stage,
     Trainer,
     accelerator,
     place,
@@ -23,7 +25,7 @@ from cktf.engine import (
 )
 from cktf.errors import DataError
 from cktf.models import Normalized, load_weights, save_network
-from cktf.objectives import Setting, WeightedSum, compose, features_read
+from cktf.objectives import Objective, Setting, WeightedSum, compose, features_read
 from cktf.recipes import CUSTOM, Data, DistillRecipe, Recipe, located, to_yaml
 from cktf.taps import FeaturePaths, Features, Tap, evaluating, infer_paths
 
@@ -78,8 +80,7 @@ class Assembly:
     method: str
     num_classes: int
     objective: WeightedSum
-    student: Tap
-    teacher: Tap | None
+    stages: list[Stage]
     same_classes: bool
 
 
@@ -101,13 +102,44 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     teacher_features = None if teacher is None else teacher.features
     setting = Setting(student.features, teacher_features, parts.data.train.samples, labels)
     objective = compose(method, setting, options)
-    compile = recipe.runtime.compile
-    student_tap = Tap(parts.student, student.paths, objective.needs, compile=compile)
-    teacher_tap = None
-    if parts.teacher is not None and teacher is not None and objective.needs_teacher:
-        teacher_tap = Tap(parts.teacher, teacher.paths, objective.needs, compile=compile)
     same = teacher is None or teacher.features.logits.shape[1] == num_classes
-    return Assembly(method, num_classes, objective, student_tap, teacher_tap, same)
+    paths = student.paths, None if teacher is None else teacher.paths
+    stages = _stages(recipe, parts, objective, *paths)
+    return Assembly(method, num_classes, objective, stages, same)
+
+
+def _stages(
+    recipe: Recipe,
+    parts: Parts,
+    objective: WeightedSum,
+    student: FeaturePaths,
+    teacher: FeaturePaths | None,
+) -> list[Stage]:
+    """The phases of the methods, then training on their sum, each with what it reads tapped."""
+
+    def tapped(part: Objective, compile: bool = False) -> tuple[Tap, Tap | None]:
+        own = Tap(parts.student, student, part.needs, compile=compile)
+        if parts.teacher is None or not part.needs_teacher:
+            return own, None
+        return own, Tap(parts.teacher, teacher, part.needs, compile=compile)
+
+    stages = []
+    for phase in objective.phases():
+        own, other = tapped(phase.objective)
+        epochs = recipe.init_epochs if isinstance(recipe, DistillRecipe) else 0
+        stages.append(
+            Stage(
+                phase.name,
+                phase.objective,
+                own if phase.trains_student else None,
+                other,
+                epochs or 0,
+                phase.lr,
+                phase.weight,
+            )
+        )
+    pair = tapped(objective, recipe.runtime.compile)
+    return [*stages, Stage(MAIN, objective, *pair, recipe.epochs)]
 
 
 def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> Run:
@@ -124,9 +156,8 @@ def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> 
     run.create(_checkpoint_mb(parts.student, fitting.objective))
     write_atomically(run.recipe, to_yaml(located(recipe)).encode())
     trainer = Trainer(
-        fitting.student,
-        fitting.teacher,
-        fitting.objective,
+        parts.student,
+        fitting.stages,
         data.train,
         data.test,
         fitting.num_classes,
@@ -145,7 +176,7 @@ def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> 
     save_network(
         parts.student, run.weights, name=parts.student_name, classes=classes, dataset=data.name
     )
-    summary = _summary(recipe, fitting.method, parts, fitted, teacher_accuracy, trainer.device)
+    summary = _summary(recipe, fitting, parts, fitted, teacher_accuracy, trainer.device)
     run.write_summary(summary)
     return Run(run.path, parts.student, summary)
 
@@ -210,7 +241,7 @@ def _check_labels(split: str, labels: Tensor, num_classes: int) -> None:
 
 def _summary(
     recipe: Recipe,
-    method: str,
+    fitting: Assembly,
     parts: Parts,
     fitted: Fitted,
     teacher: Accuracy | None,
@@ -220,12 +251,13 @@ def _summary(
     teacher_parameters = None if parts.teacher is None else _count(parts.teacher)
     last = fitted.last
     return {
-        "method": method,
+        "method": fitting.method,
         "teacher": parts.teacher_name,
         "student": parts.student_name,
         "dataset": parts.data.name,
         "seed": recipe.seed,
         "epochs": recipe.epochs,
+        "init_epochs": {stage.name: stage.epochs for stage in fitting.stages[:-1]},
         "test_top1": None if last is None else last.top1,
         "test_top5": None if last is None else last.top5,
         "test_standard_error": None if last is None else last.standard_error,

@@ -1,0 +1,134 @@
+"""Singular value decomposition transfer (KDSVD): relations of the stages' leading directions.
+
+Source: Lee, Kim, Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition",
+ECCV 2018, arXiv 1807.06819, in the form of its later implementations. Departure:
+the gradient of nearly equal singular values is bounded, where it would be infinite. As in those
+implementations the value depends on the signs that the decomposition gives its vectors.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from cktf import _check
+from cktf.errors import ShapeError
+
+Axis = Literal["channel", "width"]
+
+# The student offers so many vectors more than the teacher keeps.
+_MORE = 3
+# Relative gap of eigenvalues below which their vectors are taken for one plane.
+_GAP = 1e-4
+
+
+class _RightVectors(torch.autograd.Function):
+    """Leading singular values [B, k] and right vectors [B, L, k] of [B, M, L], largest first."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.svd(rows, full_matrices=False)[1:]
+        ctx.save_for_backward(rows, values.square(), vectors.mT)
+        kept = values[:, :count].clone()
+        ctx.mark_non_differentiable(kept)
+        return kept, vectors.mT[..., :count].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Tensor, None]:
+        rows, values, vectors = ctx.saved_tensors
+        count = grad.shape[-1]
+        kept = values[:, None, :count]
+        bound = _GAP * values[:, :1, None].clamp_min(1e-30)
+        along = vectors.mT @ grad
+        # Perturbation theory of rowsᵀ·rows; the rest of the space belongs to the value 0.
+        turn = vectors @ (along * _inverse(kept - values.unsqueeze(2), bound))
+        turn = turn + (grad - vectors @ along) * _inverse(kept, bound)
+        full = turn @ vectors[..., :count].mT
+        return rows @ (full + full.mT), None
+
+
+def _inverse(gap: Tensor, bound: Tensor) -> Tensor:
+    """1/gap, but no more than about 1/bound."""
+    return gap / (gap.square() + bound.square())
+
+
+def _leading(feature_map: Tensor, count: int, axis: Axis) -> tuple[Tensor, Tensor]:
+    """Singular values [B, k], as a unit vector, and right vectors [B, L, k] along an axis."""
+    rows = feature_map.double()
+    rows = rows.flatten(2).mT if axis == "channel" else rows.flatten(1, 2)
+    values, vectors = _RightVectors.apply(rows, min(count, *rows.shape[1:]))
+    return F.normalize(values, dim=1), vectors
+
+
+def _aligned(student: Tensor, teacher: Tensor) -> Tensor:
+    """For each of the teacher's vectors the student's that is closest to it, in its direction."""
+    cosine = student.detach().mT @ teacher
+    best = cosine.abs().argmax(1, keepdim=True)
+    chosen = torch.zeros_like(cosine).scatter_(1, best, cosine.gather(1, best).sign())
+    return student @ chosen
+
+
+def _relation(earlier: Tensor, later: Tensor) -> Tensor:
+    """`exp(−(v[a] − w[b])²/8)` of neighbouring stages' vectors: [B, W', W, k]."""
+    return (-(later.unsqueeze(2) - earlier.unsqueeze(1)).square() / 8).exp()
+
+
+def agreeing_axis(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Axis:
+    """The channels where two networks have equally many, else the width."""
+    equal = all(s.shape[1] == t.shape[1] for s, t in zip(student, teacher, strict=True))
+    return "channel" if equal else "width"
+
+
+def _check_axis(axis: Axis, student: Tensor, teacher: Tensor) -> None:
+    of = 1 if axis == "channel" else 3
+    if student.shape[of] != teacher.shape[of]:
+        raise ShapeError(
+            f"KDSVD compares vectors over the {axis}: student {student.shape[of]}, teacher "
+            f"{teacher.shape[of]}. Pool the larger map first, or use the other axis."
+        )
+
+
+def kdsvd_loss(
+    student_maps: Sequence[Tensor],
+    teacher_maps: Sequence[Tensor],
+    rank: int = 1,
+    axis: Axis | None = None,
+) -> Tensor:
+    """Squared difference of the relations between neighbouring stages, summed, per sample.
+
+    Args:
+        student_maps: two or more [B, C_s, H_s, W_s].
+        teacher_maps: as many [B, C_t, H_t, W_t]; carry no gradient.
+        rank: singular vectors kept of each teacher map.
+        axis: vectors over the `channel`s or over the `width`, in which the two networks agree; by
+            default the channels where they are equal in number, else the width.
+
+    Returns:
+        Scalar float32.
+
+    Raises:
+        ShapeError: unequal numbers of maps, of samples or widths, or a single map.
+
+    >>> maps = [torch.rand(2, 3, 8, 8), torch.rand(2, 5, 4, 4)]
+    >>> kdsvd_loss(maps, maps).item() < 1e-9
+    True
+    """
+    _check.paired_maps("KDSVD", student_maps, teacher_maps)
+    if len(student_maps) < 2:
+        raise ShapeError("KDSVD relates neighbouring maps and needs two or more, given one.")
+    axis = axis or agreeing_axis(student_maps, teacher_maps)
+    vectors = []
+    for s, t in zip(student_maps, teacher_maps, strict=True):
+        _check_axis(axis, s, t)
+        scale, teacher = _leading(t.detach(), rank, axis)
+        student = _aligned(_leading(s, rank + _MORE, axis)[1], teacher)
+        vectors.append((student * scale.unsqueeze(1), teacher * scale.unsqueeze(1)))
+    total = torch.zeros((), device=student_maps[0].device, dtype=torch.float64)
+    for (s0, t0), (s1, t1) in pairwise(vectors):
+        total = total + (_relation(s0, s1) - _relation(t0, t1)).square().sum()
+    return (total / len(student_maps[0])).float()

@@ -1,0 +1,75 @@
+"""Activation boundaries as an objective; the mathematics is in `cktf.functional.ab_loss`.
+
+Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden
+Neurons", AAAI 2019, arXiv 1811.03233.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from cktf.batch import Batch
+from cktf.errors import MethodError
+from cktf.functional import ab_loss
+from cktf.objectives.adapters import Regressor
+from cktf.objectives.base import Loss, Objective, Phase, Setting, loss_of
+from cktf.objectives.pairs import stage_maps
+from cktf.taps import Features
+
+
+class _Same(nn.Module):
+    """No connector where a student's map has its teacher's shape."""
+
+    def forward(
+        self, student: torch.Tensor, teacher: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return student, teacher
+
+
+class AB(Objective):
+    """Switch the same units on and off as the teacher; an initialisation of the student.
+
+    A squared hinge of the student's pre-activations against the signs of the teacher's:
+    `Σ_k 2^{k−n} · 3/(1000·B) · Σ (s+m)²·[s > −m, t ≤ 0] + (s−m)²·[s ≤ m, t > 0]`.
+
+    Args:
+        student, teacher: shapes [B, C, H, W] of the maps before activation, stage by stage.
+        margin: m, how far beyond the boundary a unit is left alone.
+        init_lr: learning rate of the initialisation.
+    """
+
+    needs = frozenset({"logits", "preacts"})
+    only_initialises = True
+
+    def __init__(
+        self,
+        student: Sequence[torch.Size],
+        teacher: Sequence[torch.Size],
+        margin: float = 1.0,
+        init_lr: float = 0.05,
+    ) -> None:
+        super().__init__()
+        if margin <= 0:
+            raise MethodError(f"AB's margin is above 0, given {margin}; 1 is usual.")
+        self.margin, self.init_lr = margin, init_lr
+        self.connectors = nn.ModuleList(
+            _Same() if s == t else Regressor(s, t, relu=False)
+            for s, t in zip(student, teacher, strict=True)
+        )
+
+    def phases(self) -> list[Phase]:
+        """The student's layers and the connectors, on this loss alone."""
+        return [Phase("ab", self, self.init_lr)]
+
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        maps = stage_maps("AB", student, teacher, "preacts")
+        pairs = [c(s, t) for c, s, t in zip(self.connectors, *maps, strict=True)]
+        return loss_of("ab", ab_loss([s for s, _ in pairs], [t for _, t in pairs], self.margin))
+
+
+def build(setting: Setting, **options: float) -> AB:
+    """AB between two networks whose pre-activations are known."""
+    students, teachers = stage_maps("AB", *setting.both("AB"), "preacts")
+    return AB([m.shape for m in students], [m.shape for m in teachers], **options)

@@ -1,0 +1,30 @@
+"""Attention transfer as an objective; the mathematics is in `cktf.functional.at_loss`.
+
+Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928.
+"""
+
+from cktf.batch import Batch
+from cktf.functional import at_loss
+from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.pairs import stage_maps
+from cktf.taps import Features
+
+
+class AT(Objective):
+    """Look where the teacher looks: the energy of every stage's map over its positions.
+
+    `Σ_stages mean (A_S − A_T)²`, with `A(f)` the rows of unit length of the mean of f² over
+    channels.
+    """
+
+    needs = frozenset({"logits", "stages"})
+
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        return loss_of("at", at_loss(*stage_maps("AT", student, teacher)))
+
+
+def build(setting: Setting) -> AT:
+    """AT between two networks with stages."""
+    stage_maps("AT", *setting.both("AT"))
+    return AT()

@@ -1,0 +1,51 @@
+"""Correlation congruence as an objective; the mathematics is in `cktf.functional.cc_loss`.
+
+Source: Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019,
+arXiv 1904.01802.
+"""
+
+from torch import Tensor, nn
+
+from cktf.batch import Batch
+from cktf.errors import MethodError
+from cktf.functional import cc_loss
+from cktf.functional.precision import full_precision
+from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.pairs import embeddings
+from cktf.taps import Features
+
+
+class CC(Objective):
+    """Neighbours in the batch are displaced from the teacher in unlike directions.
+
+    Mean over neighbours of `Σ_d δ_i δ_{i+1}`, with `δ = |s − t|` after a trained linear layer for
+    each network.
+
+    Args:
+        student_dim, teacher_dim: lengths of the embeddings.
+        embedding_dim: of what is compared.
+    """
+
+    needs = frozenset({"logits", "embedding"})
+
+    def __init__(self, student_dim: int, teacher_dim: int, embedding_dim: int = 128) -> None:
+        super().__init__()
+        if embedding_dim < 1:
+            raise MethodError(f"CC's embedding_dim is 1 or more, given {embedding_dim}.")
+        self.student_head = nn.Linear(student_dim, embedding_dim)
+        self.teacher_head = nn.Linear(teacher_dim, embedding_dim)
+
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        return loss_of("cc", self._loss(*embeddings("CC", student, teacher)))
+
+    @full_precision
+    def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        own = self.student_head(student.float())
+        return cc_loss(own, self.teacher_head(teacher.detach().float()))
+
+
+def build(setting: Setting, **options: int) -> CC:
+    """CC between two networks with embeddings."""
+    student, teacher = embeddings("CC", *setting.both("CC"))
+    return CC(student.shape[1], teacher.shape[1], **options)

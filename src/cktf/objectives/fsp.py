@@ -1,0 +1,60 @@
+"""Flow of the solution procedure as an objective; the mathematics is in `cktf.functional.fsp_loss`.
+
+Source: Yim et al., "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and
+Transfer Learning", CVPR 2017.
+"""
+
+from torch import Tensor
+
+from cktf.batch import Batch
+from cktf.errors import MethodError
+from cktf.functional import fsp_loss
+from cktf.objectives.base import Loss, Objective, Phase, Setting, loss_of, present
+from cktf.objectives.pairs import stage_maps
+from cktf.taps import Features
+
+
+class FSP(Objective):
+    """Go from stage to stage as the teacher does; an initialisation of the student.
+
+    Mean squared difference of `(1/HW) Σ f_k f_{k+1}ᵀ` of neighbouring maps, summed. The two
+    networks need equal widths.
+
+    Args:
+        init_lr: learning rate of the initialisation.
+    """
+
+    needs = frozenset({"logits", "stem", "stages"})
+    only_initialises = True
+
+    def __init__(self, init_lr: float = 0.05) -> None:
+        super().__init__()
+        self.init_lr = init_lr
+
+    def phases(self) -> list[Phase]:
+        """The student's layers, on this loss alone."""
+        return [Phase("fsp", self, self.init_lr)]
+
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        return loss_of("fsp", fsp_loss(*_maps(student, teacher)))
+
+
+def _maps(student: Features, teacher: Features | None) -> tuple[list[Tensor], list[Tensor]]:
+    students, teachers = stage_maps("FSP", student, teacher)
+    teacher = present(teacher, "FSP's teacher")
+    stems = present(student.stem, "FSP's stem"), present(teacher.stem, "FSP's stem")
+    return [stems[0], *students], [stems[1], *teachers]
+
+
+def build(setting: Setting, **options: float) -> FSP:
+    """FSP between two networks of equal widths."""
+    students, teachers = _maps(*setting.both("FSP"))
+    widths = [m.shape[1] for m in students], [m.shape[1] for m in teachers]
+    if widths[0] != widths[1]:
+        raise MethodError(
+            "FSP needs equal channels at the stem and at every stage: the student has "
+            f"{widths[0]}, the teacher {widths[1]}. Use networks of equal widths, or another "
+            "method, such as at or cktf."
+        )
+    return FSP(**options)

@@ -1,0 +1,104 @@
+"""Factor transfer as an objective; the mathematics is in `cktf.functional.ft_loss`.
+
+Source: Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer",
+NeurIPS 2018, arXiv 1802.04977, section 3.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cktf.batch import Batch
+from cktf.errors import MethodError
+from cktf.functional import ft_loss
+from cktf.objectives.base import Loss, Objective, Phase, Setting, loss_of, present
+from cktf.objectives.pairs import stage_maps
+from cktf.taps import Features
+
+_SLOPE = 0.1
+
+
+def _layers(layer: type[nn.Module], *channels: int, norm: bool = False) -> nn.Sequential:
+    """3x3 layers from one number of channels to the next, each with its activation."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(channels):
+        layers.append(layer(before, after, 3, padding=1, bias=not norm))
+        layers += [nn.BatchNorm2d(after)] if norm else []
+        layers.append(nn.LeakyReLU(_SLOPE))
+    return nn.Sequential(*layers)
+
+
+class Paraphraser(Objective):
+    """An auto-encoder of the teacher's last map, whose code is the factor; minimises its error.
+
+    Args:
+        channels: of the teacher's map.
+        factor: channels of the code.
+    """
+
+    needs = frozenset({"logits", "stages"})
+
+    def __init__(self, channels: int, factor: int) -> None:
+        super().__init__()
+        self.encoder = _layers(nn.Conv2d, channels, channels, factor, factor)
+        self.decoder = _layers(nn.ConvTranspose2d, factor, factor, channels, channels)
+
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
+        """Mean squared error of the teacher's map."""
+        stage = present(teacher, "FT's teacher").stages[-1].detach().float()
+        restored = self.decoder(self.encoder(stage))
+        return loss_of("paraphraser", F.mse_loss(restored.float(), stage))
+
+
+class FT(Objective):
+    """Follow the teacher's paraphrase of its last map, through a translator.
+
+    Mean of `|F(s) − F(t)|` over factors, with `F(f)` the rows of unit length of the mean of f² over
+    channels. First the paraphraser is trained alone; then it is frozen.
+
+    Args:
+        student_channels, teacher_channels: of the last stage's maps.
+        factor: channels of the factors, as a part of the teacher's.
+        init_lr: learning rate of the paraphraser.
+    """
+
+    needs = frozenset({"logits", "stages"})
+
+    def __init__(
+        self,
+        student_channels: int,
+        teacher_channels: int,
+        factor: float = 0.5,
+        init_lr: float = 0.01,
+    ) -> None:
+        super().__init__()
+        size = int(factor * teacher_channels)
+        if size < 1:
+            raise MethodError(
+                f"FT's factor is a part of the teacher's {teacher_channels} channels, at least one "
+                f"of them; given {factor}."
+            )
+        self.init_lr = init_lr
+        self.paraphraser = Paraphraser(teacher_channels, size)
+        self.translator = _layers(
+            nn.Conv2d, student_channels, student_channels, size, size, norm=True
+        )
+
+    def phases(self) -> list[Phase]:
+        """The paraphraser alone."""
+        return [Phase("ft", self.paraphraser, self.init_lr, trains_student=False)]
+
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        students, teachers = stage_maps("FT", student, teacher)
+        with torch.no_grad():
+            wanted: Tensor = self.paraphraser.encoder(teachers[-1].float())
+        return loss_of("ft", ft_loss(self.translator(students[-1].float()), wanted))
+
+
+def build(setting: Setting, **options: float) -> FT:
+    """FT between two networks with stages."""
+    students, teachers = stage_maps("FT", *setting.both("FT"))
+    return FT(students[-1].shape[1], teachers[-1].shape[1], **options)

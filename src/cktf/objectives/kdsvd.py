@@ -1,0 +1,55 @@
+"""Singular value decomposition transfer as an objective: see `cktf.functional.kdsvd_loss`.
+
+Source: Lee, Kim, Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition",
+ECCV 2018, arXiv 1807.06819.
+"""
+
+from cktf.batch import Batch
+from cktf.errors import MethodError
+from cktf.functional import kdsvd_loss
+from cktf.functional.kdsvd import Axis, agreeing_axis
+from cktf.functional.maps import to_smaller
+from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.pairs import stage_maps
+from cktf.taps import Features
+
+
+class KDSVD(Objective):
+    """The same relations between the leading directions of neighbouring stages.
+
+    `Σ (R_S − R_T)² / B`, with `R = exp(−(v − w)²/8)` over all entries of the leading singular
+    vectors of two neighbouring stages' maps.
+
+    Args:
+        rank: singular vectors kept of each teacher map.
+        axis: vectors over the `channel`s or over the `width`; by default the channels where the
+            networks have equally many, else the width.
+    """
+
+    needs = frozenset({"logits", "stages"})
+
+    def __init__(self, rank: int = 1, axis: Axis | None = None) -> None:
+        super().__init__()
+        if rank < 1:
+            raise MethodError(f"KDSVD keeps 1 singular vector or more, given rank {rank}.")
+        self.rank, self.axis = rank, axis
+
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
+        """The loss of one batch; larger maps are average-pooled."""
+        maps = zip(*stage_maps("KDSVD", student, teacher), strict=True)
+        students, teachers = zip(*(to_smaller(s, t) for s, t in maps), strict=True)
+        return loss_of("kdsvd", kdsvd_loss(students, teachers, self.rank, self.axis))
+
+
+def build(setting: Setting, rank: int = 1, axis: Axis | None = None) -> KDSVD:
+    """KDSVD between two networks with two stages or more."""
+    students, teachers = stage_maps("KDSVD", *setting.both("KDSVD"))
+    if len(students) < 2:
+        raise MethodError("KDSVD relates neighbouring stages, and a network here has only one.")
+    if axis == "channel" and agreeing_axis(students, teachers) != "channel":
+        raise MethodError(
+            "KDSVD over the channels needs equally many: the student has "
+            f"{[m.shape[1] for m in students]}, the teacher {[m.shape[1] for m in teachers]}. Use "
+            "axis: width."
+        )
+    return KDSVD(rank, axis)

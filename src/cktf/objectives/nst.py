@@ -1,0 +1,31 @@
+"""Neuron selectivity transfer as an objective; the mathematics is in `cktf.functional.nst_loss`.
+
+Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
+2017, arXiv 1707.01219.
+"""
+
+from cktf.batch import Batch
+from cktf.functional import nst_loss
+from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.pairs import stage_maps
+from cktf.taps import Features
+
+
+class NST(Objective):
+    """Channels that select the same regions: the distribution of a map's channels over positions.
+
+    `Σ_stages mean k(t, t) + mean k(s, s) − 2 mean k(s, t)` over channels of unit length, with
+    `k(x, y) = (x·y)²`: a squared maximum mean discrepancy.
+    """
+
+    needs = frozenset({"logits", "stages"})
+
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        return loss_of("nst", nst_loss(*stage_maps("NST", student, teacher)))
+
+
+def build(setting: Setting) -> NST:
+    """NST between two networks with stages."""
+    stage_maps("NST", *setting.both("NST"))
+    return NST()

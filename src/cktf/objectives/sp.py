@@ -1,0 +1,30 @@
+"""Similarity-preserving transfer as an objective; the mathematics is in `cktf.functional.sp_loss`.
+
+Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682.
+"""
+
+from cktf.batch import Batch
+from cktf.functional import sp_loss
+from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.pairs import stage_maps
+from cktf.taps import Features
+
+
+class SP(Objective):
+    """Find the same images of a batch alike: products of the last stage's maps.
+
+    `‖G_T − G_S‖² / B²`, with `G` the rows of unit length of `F Fᵀ` over the flattened maps.
+    """
+
+    needs = frozenset({"logits", "stages"})
+
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        students, teachers = stage_maps("SP", student, teacher)
+        return loss_of("sp", sp_loss(students[-1], teachers[-1]))
+
+
+def build(setting: Setting) -> SP:
+    """SP between two networks with stages."""
+    stage_maps("SP", *setting.both("SP"))
+    return SP()

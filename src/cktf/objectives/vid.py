@@ -1,0 +1,81 @@
+"""Variational information distillation as an objective: see `cktf.functional.vid_loss`.
+
+Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019,
+arXiv 1904.05835, section 3.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cktf.batch import Batch
+from cktf.errors import MethodError
+from cktf.functional import vid_loss
+from cktf.functional.maps import to_smaller
+from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.pairs import stage_maps
+from cktf.taps import Features
+
+_EPSILON = 1e-5
+
+
+class _Gaussian(nn.Module):
+    """What a student's map says of its teacher's: a mean, and a variance for each channel."""
+
+    def __init__(self, student_channels: int, teacher_channels: int, variance: float) -> None:
+        super().__init__()
+        self.mean = nn.Sequential(
+            nn.Conv2d(student_channels, teacher_channels, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
+        )
+        start = math.log(math.expm1(variance - _EPSILON))
+        self.log_scale = nn.Parameter(torch.full((teacher_channels,), start))
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        student, teacher = to_smaller(student, teacher)
+        return vid_loss(self.mean(student.float()), teacher, self.log_scale, _EPSILON)
+
+
+class VID(Objective):
+    """Predict the teacher's maps, and how uncertain that is, from the student's.
+
+    `Σ_stages mean ½((μ − t)²/σ² + log σ²)`, with μ from three 1x1 convolutions of the student's map
+    and σ² trained for each channel: a bound on mutual information.
+
+    Args:
+        student_channels, teacher_channels: of the maps, stage by stage.
+        variance: σ² at the start.
+    """
+
+    needs = frozenset({"logits", "stages"})
+
+    def __init__(
+        self,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[int],
+        variance: float = 5.0,
+    ) -> None:
+        super().__init__()
+        if variance <= _EPSILON:
+            raise MethodError(f"VID's variance is above {_EPSILON}, given {variance}.")
+        self.stages = nn.ModuleList(
+            _Gaussian(s, t, variance)
+            for s, t in zip(student_channels, teacher_channels, strict=True)
+        )
+
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        maps = stage_maps("VID", student, teacher)
+        parts = [stage(s, t) for stage, s, t in zip(self.stages, *maps, strict=True)]
+        return loss_of("vid", torch.stack(parts).sum())
+
+
+def build(setting: Setting, **options: float) -> VID:
+    """VID between two networks with stages."""
+    students, teachers = stage_maps("VID", *setting.both("VID"))
+    return VID([m.shape[1] for m in students], [m.shape[1] for m in teachers], **options)
