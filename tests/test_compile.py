@@ -36,6 +36,17 @@ def test_a_compiled_tap_gives_the_same_features_and_gradients():
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
 
 
+def test_one_process_compiles_for_several_taps():
+    """Networks of one class, tapped at different places, one after another."""
+    images = torch.rand(4, 3, 32, 32)
+    for needs in ([], ["embedding"], ["stem", "stages"], ["embedding"]):
+        network = create("resnet8", 10).eval()
+        plain, compiled = (Tap(network, needs=needs, compile=c)(images) for c in (False, True))
+        torch.testing.assert_close(compiled.logits, plain.logits)
+        for name in needs:
+            torch.testing.assert_close(getattr(compiled, name), getattr(plain, name))
+
+
 def test_a_run_with_networks_that_the_user_compiled(tmp_path):
     """They train compiled, and what is saved loads into the plain network."""
     torch.manual_seed(0)

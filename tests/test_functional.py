@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from cktf.errors import ShapeError
 from cktf.functional import kd_loss, nce_loss
 from cktf.functional.contrast import sampled_contrast
-from cktf.functional.critics import EPSILON, MeanScore
+from cktf.functional.critics import EPSILON, MeanScore, _softplus_sums
 from cktf.functional.module_vector import module_grid, module_vector
 
 B, K, N, D = 6, 40, 90, 16
@@ -83,6 +83,17 @@ def test_nce_value_and_gradient_by_definition(tau):
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(fused.grad, naive.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 16, 100, 1023])
+def test_sums_of_softplus(width):
+    """With few logarithms, as exact as with all of them; entries of minus infinity add nothing."""
+    x = torch.randn(5, width) * 8 - 4
+    x[0] = -math.inf
+    x[1] += 300
+    x[2] -= 300
+    expected = F.softplus(x.double()).sum(1)
+    torch.testing.assert_close(_softplus_sums(x).double(), expected, rtol=1e-6, atol=1e-30)
 
 
 def test_nce_gradient_is_scaled_by_what_follows():

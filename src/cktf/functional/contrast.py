@@ -71,7 +71,8 @@ class _Sampled(torch.autograd.Function):
         temperature: float,
         critic: Critic,
     ) -> Tensor:
-        positive, drawn = keys[contrast_index[:, 0]].float(), contrast_index[:, 1:]
+        positive = keys.index_select(0, contrast_index[:, 0]).float()
+        drawn = contrast_index[:, 1:]
         with torch.autocast(anchor.device.type, enabled=False):
             rows = anchor.float() / temperature
             every = torch.empty(len(rows), len(keys), device=rows.device, dtype=_dtype(keys))

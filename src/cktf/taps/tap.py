@@ -176,10 +176,13 @@ class Tap:
         seen: dict[str, Tensor] = {}
         for path in self._modules:
             self._hook(path, seen.__setitem__)
+        # What is compiled for one tap also runs for another of a like network, whose hooks are not
+        # compared; that it looks up the paths by name sets apart those that tap elsewhere.
+        paths = tuple(self._modules)
 
         def run(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             seen.clear()
-            return self.model(images), dict(seen)
+            return self.model(images), {path: seen[path] for path in paths}
 
         return torch.compile(run)
 
