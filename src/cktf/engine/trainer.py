@@ -5,7 +5,7 @@ It knows no method by name: whatever is trained is an `Objective` over `Features
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -26,7 +26,7 @@ from cktf.engine.run_folder import RunFolder
 from cktf.engine.settings import Training, autocast_dtype, peak_memory_mb
 from cktf.errors import CheckpointError, TrainingError
 from cktf.objectives import Loss, Objective
-from cktf.taps import Features, Tap
+from cktf.taps import Features, SharedTap, Tap
 
 # How often the running loss is read back: a read waits for the device.
 _FINITE_EVERY = 20
@@ -53,7 +53,7 @@ class Stage:
     name: str
     objective: Objective
     student: Tap | None
-    teacher: Tap | None
+    teacher: Tap | SharedTap | None
     epochs: int
     lr: float | None = None
     weight: float = 1.0
@@ -120,6 +120,12 @@ class Trainer:
 
     def fit(self) -> Fitted:
         """Train to the end, from the newest checkpoint if the run folder has one."""
+        for _ in self.steps():
+            pass
+        return self.fitted()
+
+    def steps(self) -> Iterator[None]:
+        """What `fit` does, stopping after every step, so that several runs can take turns."""
         state = self._resume()
         done = 0 if state is None else int(state["epoch"])
         footprint = self.objective.footprint(self.train.batch_size)
@@ -131,8 +137,11 @@ class Trainer:
             if done < before + stage.epochs:
                 own = max(done - before, 0)
                 self._begin(stage, state if own else None)
-                self._train(stage, before, own)
+                yield from self._train(stage, before, own)
             before += stage.epochs
+
+    def fitted(self) -> Fitted:
+        """What came of a run that is at its end."""
         rows = self.run.rows()
         last = [row for row in rows if row["stage"] == MAIN]
         rate = sum(row["images"] for row in last) / sum(row["seconds"] for row in last)
@@ -166,13 +175,13 @@ class Trainer:
         elif stage.objective.filling:
             self._fill(stage)
 
-    def _train(self, stage: Stage, before: int, done: int) -> None:
+    def _train(self, stage: Stage, before: int, done: int) -> Iterator[None]:
         """The epochs of a stage that are not done; epochs are counted on from stage to stage."""
         saved_at = time.monotonic()
         title = self.title if stage.name == MAIN else f"{self.title}: first {stage.name}"
         with TrainingProgress(title, stage.epochs, len(self.train), done, self.show) as progress:
             for epoch in range(done + 1, stage.epochs + 1):
-                row = self._epoch(stage, epoch, before + epoch, progress)
+                row = yield from self._epoch(stage, epoch, before + epoch, progress)
                 self.run.record(row)
                 self.run.log(f"{stage.name}: epoch {epoch}/{stage.epochs}: {row}")
                 progress.epoch(epoch, row["loss"], row.get("test_top1"), row["images_per_second"])
@@ -185,12 +194,12 @@ class Trainer:
 
     def _epoch(
         self, stage: Stage, epoch: int, passes: int, progress: TrainingProgress
-    ) -> dict[str, Any]:
+    ) -> Generator[None, None, dict[str, Any]]:
         if stage.student is not None:
             self.student.train()
         stage.objective.train()
         stage.objective.begin_epoch(epoch)
-        start, lr = time.perf_counter(), 0.0
+        start, elsewhere, lr = time.perf_counter(), 0.0, 0.0
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
         for step, batch in enumerate(self.train.epoch(passes), start=1):
@@ -206,7 +215,10 @@ class Trainer:
             if step % _FINITE_EVERY == 0 or step == len(self.train):
                 self._check_finite(total, sums, epoch, step)
             progress.step()
-        seconds = time.perf_counter() - start
+            left = time.perf_counter()
+            yield
+            elsewhere += time.perf_counter() - left
+        seconds = time.perf_counter() - start - elsewhere
         images = len(self.train) * self.train.batch_size
         row: dict[str, Any] = {
             "stage": stage.name,

@@ -60,7 +60,7 @@ def _softplus_sums(x: Tensor) -> Tensor:
     terms = x.abs().neg_().exp_()
     for _ in range(4):
         half = terms.shape[1] // 2
-        low, high, odd = terms.split([half, half, terms.shape[1] - 2 * half], dim=1)
+        low, high, odd = torch.split(terms, [half, half, terms.shape[1] - 2 * half], dim=1)
         joined = torch.addcmul(low, low, high).add_(high)
         terms = joined if not odd.shape[1] else torch.cat([joined, odd], dim=1)
     return terms.log1p_().sum(1) + x.clamp_min(0).sum(1)

@@ -2,6 +2,7 @@
 
 from cktf.workflows.evaluation import evaluate
 from cktf.workflows.run import Run, assemble
+from cktf.workflows.together import distill_together
 from cktf.workflows.train import Objects, distill, prepare, run_recipe, teach
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Run",
     "assemble",
     "distill",
+    "distill_together",
     "evaluate",
     "prepare",
     "run_recipe",

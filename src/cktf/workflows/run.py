@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Generator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +28,7 @@ from cktf.errors import DataError
 from cktf.models import Normalized, load_weights, save_network
 from cktf.objectives import Objective, Setting, WeightedSum, compose, features_read
 from cktf.recipes import CUSTOM, Data, DistillRecipe, Recipe, located, to_yaml
-from cktf.taps import FeaturePaths, Features, Tap, evaluating, infer_paths
+from cktf.taps import FeaturePaths, Features, SharedTap, Tap, evaluating, infer_paths
 
 _EXAMPLES = 8
 
@@ -56,6 +57,7 @@ class Parts:
         teacher: the frozen network; None to train on labels alone.
         student_name, teacher_name: for the record.
         data: its images.
+        shared: the teacher's tap, where several runs take turns with one teacher.
     """
 
     student: nn.Module
@@ -63,6 +65,7 @@ class Parts:
     student_name: str
     teacher_name: str | None
     data: Data
+    shared: SharedTap | None = None
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,12 @@ def _stages(
 ) -> list[Stage]:
     """The phases of the methods, then training on their sum, each with what it reads tapped."""
 
-    def tapped(part: Objective, compile: bool = False) -> tuple[Tap, Tap | None]:
+    def tapped(part: Objective, compile: bool = False) -> tuple[Tap, Tap | SharedTap | None]:
         own = Tap(parts.student, student, part.needs, compile=compile)
         if parts.teacher is None or not part.needs_teacher:
             return own, None
+        if parts.shared is not None:
+            return own, parts.shared.also(teacher, part.needs)
         return own, Tap(parts.teacher, teacher, part.needs, compile=compile)
 
     stages = []
@@ -148,6 +153,18 @@ def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> 
     Raises:
         CktfError: networks, data and method do not fit; nothing was trained then.
     """
+    steps = executing(recipe, parts, run, show)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+def executing(
+    recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True
+) -> Generator[None, None, Run]:
+    """What `execute` does, stopping before the first step and after every one."""
     if run.finished:
         return _read(run, parts.student)
     fitting, data = assemble(recipe, parts), parts.data
@@ -170,7 +187,9 @@ def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> 
     if parts.teacher is not None and data.test is not None and fitting.same_classes:
         place(parts.teacher, recipe.training(), trainer.device)
         teacher_accuracy = trainer.evaluate(parts.teacher, data.test)
-    fitted = trainer.fit()
+    yield
+    yield from trainer.steps()
+    fitted = trainer.fitted()
     parts.student.eval()
     classes = data.classes or tuple(f"class {c}" for c in range(fitting.num_classes))
     save_network(

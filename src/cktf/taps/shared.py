@@ -1,0 +1,44 @@
+"""One tap of a frozen network for several readers of the same images, in turn."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from cktf.models.paths import FeaturePaths
+from cktf.taps.features import Features
+from cktf.taps.tap import Tap
+
+
+class SharedTap:
+    """Taps everything that any of its readers needs, and keeps the features of the last images.
+
+    So several students that see the same batches cost one pass of their teacher.
+
+    Args:
+        model: the frozen network.
+        compile: run it through `torch.compile`.
+    """
+
+    def __init__(self, model: nn.Module, *, compile: bool = False) -> None:
+        self.model, self.compile = model, compile
+        self._needs: frozenset[str] = frozenset()
+        self._tap: Tap | None = None
+        self._images: Tensor | None = None
+        self._features: Features | None = None
+
+    def also(self, paths: FeaturePaths | None, needs: Iterable[str]) -> "SharedTap":
+        """The same tap, with what another reader needs too; the last images are forgotten."""
+        self._needs |= frozenset(needs)
+        self._tap = Tap(self.model, paths, self._needs, compile=self.compile)
+        self._images = None
+        return self
+
+    def __call__(self, images: Tensor) -> Features:
+        """Features of images [B, C, H, W]: of the last call if they are the same."""
+        if self._tap is None:
+            raise RuntimeError("SharedTap.also says what is needed; it comes before the first use.")
+        known = self._images is not None and torch.equal(images, self._images)
+        if not known or self._features is None:
+            self._images, self._features = images, self._tap(images)
+        return self._features

@@ -1,0 +1,81 @@
+"""Several students of one teacher, trained in turn, a step each: one pass of the teacher for all.
+
+Students with the same seed and data see the same batches, so that the teacher, often the larger
+part of the time, runs once for all of them. Each run is the same, bit for bit, as if it were alone.
+"""
+
+import random
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cktf.errors import RecipeError
+from cktf.recipes import DistillRecipe
+from cktf.taps import SharedTap
+from cktf.workflows.run import Run, executing
+from cktf.workflows.train import prepare
+
+
+@dataclass
+class _Turn:
+    """One run, and the state of all random generators when it last stopped."""
+
+    steps: Generator[None, None, Run]
+    state: tuple[Any, ...] | None = None
+    run: Run | None = None
+
+    def step(self) -> None:
+        devices = range(torch.cuda.device_count())
+        if self.state is not None:
+            torch.set_rng_state(self.state[0])
+            random.setstate(self.state[1])
+            np.random.set_state(self.state[2])
+            for device in devices:
+                torch.cuda.set_rng_state(self.state[3][device], device)
+        try:
+            next(self.steps)
+        except StopIteration as end:
+            self.run = end.value
+        self.state = (
+            torch.get_rng_state(),
+            random.getstate(),
+            np.random.get_state(),
+            [torch.cuda.get_rng_state(device) for device in devices],
+        )
+
+
+def distill_together(recipes: Sequence[tuple[DistillRecipe, Path]]) -> list[Run]:
+    """Train students that differ in the method only, from one teacher; continues what is there.
+
+    Args:
+        recipes: each with its run folder; of one teacher, data set, seed and runtime.
+
+    Returns:
+        The runs, in order. Their times leave out what the teacher did for another.
+
+    Raises:
+        CktfError: a mistake in any of them, before anything is trained.
+    """
+    first = recipes[0][0]
+    for recipe, _ in recipes:
+        for name in ("teacher", "data", "seed", "runtime"):
+            if getattr(recipe, name) != getattr(first, name):
+                raise RecipeError(
+                    [f"{name}: students are trained together from one teacher on the same batches."]
+                )
+    shared: SharedTap | None = None
+    turns = []
+    for recipe, out in recipes:
+        run, parts = prepare(recipe, out, resume=True)
+        assert parts.teacher is not None
+        shared = shared or SharedTap(parts.teacher, compile=recipe.runtime.compile)
+        parts = replace(parts, teacher=shared.model, shared=shared)
+        turns.append(_Turn(executing(recipe, parts, run, show=False)))
+    while left := [turn for turn in turns if turn.run is None]:
+        for turn in left:
+            turn.step()
+    return [turn.run for turn in turns if turn.run is not None]

@@ -1,0 +1,92 @@
+"""Students that take turns with one teacher end as they would alone."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_training import cifar, images, rows_of
+
+import cktf
+from cktf.errors import RecipeError
+from cktf.recipes import make_recipe
+from cktf.taps import SharedTap, Tap
+from cktf.workflows import distill_together, run_recipe
+
+__all__ = ["cifar", "images"]  # fixtures
+METHODS = {"cktf+kd": {"cktf": {"negatives": 16}}, "at+ab": {}, "ce": {}}
+
+
+def parameters(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def recipe(teacher, data, method, options, **more):
+    return make_recipe(
+        {
+            "kind": "distill", "teacher": str(teacher), "student": "resnet8", "method": method,
+            "options": options, "epochs": 2, "init_epochs": 1,
+            "data": {"name": "cifar10", "dir": data}, **more,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture
+def teacher(cifar, tmp_path):
+    run = cktf.teach(
+        "resnet14", train="cifar10", epochs=1, out=tmp_path / "teacher", show=False,
+        overrides={"data.dir": cifar},
+    )  # fmt: skip
+    return run.folder
+
+
+def test_together_as_alone(teacher, cifar, tmp_path, monkeypatch):
+    calls = []
+    call = Tap.__call__
+
+    def counted(self, images):
+        calls.append(self.model)
+        return call(self, images)
+
+    recipes = {m: recipe(teacher, cifar, m, options) for m, options in METHODS.items()}
+    for method, given in recipes.items():
+        run_recipe(given, tmp_path / "alone" / method, show=False)
+    monkeypatch.setattr(Tap, "__call__", counted)
+    runs = distill_together([(r, tmp_path / "together" / m) for m, r in recipes.items()])
+    for method, run in zip(METHODS, runs, strict=True):
+        alone = tmp_path / "alone" / method
+        weights = [load_file(f / "student.safetensors") for f in (alone, run.folder)]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+        rows = [[row["terms"] for row in rows_of(f)] for f in (alone, run.folder)]
+        assert rows[0] == rows[1]
+    teachers = [
+        model for model in calls if parameters(model) == runs[0].summary["teacher_parameters"]
+    ]
+    # Each run tries it once; then it sees every batch of the three passes of the longest once.
+    assert len(teachers) == 3 + 3 * (300 // 64)
+
+
+def test_runs_that_are_done_are_taken_as_they_are(teacher, cifar, tmp_path):
+    jobs = [(recipe(teacher, cifar, m, {}), tmp_path / m) for m in ("kd", "at")]
+    first = distill_together(jobs[:1])
+    both = distill_together(jobs)
+    assert both[0].summary == first[0].summary
+    assert both[1].summary["method"] == "at"
+
+
+def test_students_of_other_batches_are_refused(teacher, cifar, tmp_path):
+    jobs = [(recipe(teacher, cifar, "kd", {}, seed=seed), tmp_path / str(seed)) for seed in (0, 1)]
+    with pytest.raises(RecipeError, match="seed: students are trained together"):
+        distill_together(jobs)
+
+
+def test_a_shared_tap_runs_once_for_the_same_images():
+    network = cktf.models.create("resnet8", 10).eval()
+    shared = SharedTap(network)
+    with pytest.raises(RuntimeError, match="before the first use"):
+        shared(torch.rand(2, 3, 32, 32))
+    shared.also(network.feature_paths, ["embedding"]).also(network.feature_paths, ["stages"])
+    images = torch.rand(2, 3, 32, 32)
+    first = shared(images)
+    assert first.embedding is not None
+    assert len(first.stages) == 3
+    assert shared(images.clone()) is first
+    assert shared(images + 1) is not first
