@@ -19,7 +19,7 @@ from measure import alternate, keep, machine, median_ratio, peak_memory_mb, tabl
 from torch import Tensor
 from torch.nn import functional as F
 
-from cktf.contrast import Bank, Estimator, Memory, Queue, random_bank
+from cktf.contrast import Bank, Estimator, Memory, Queue, random_bank, rows_of
 from cktf.functional.contrast import dense_contrast, sampled_contrast
 from cktf.functional.critics import EPSILON, NCECritic
 
@@ -76,7 +76,7 @@ def build(variant: str, case: Case) -> tuple[Step, Step]:
 
     def side(own: Tensor) -> Tensor:
         if draw.candidates is not None:
-            keys = bank if draw.chosen is None else bank[draw.chosen]
+            keys = rows_of(bank, draw.chosen, bank.device)
             return dense_contrast(own, positive, keys, draw.candidates, TAU, critic)
         assert draw.contrast_index is not None
         if estimator == "naive":

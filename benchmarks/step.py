@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cktf.batch import Batch
 from cktf.engine import Training, autocast_dtype, place
 from cktf.models import create
-from cktf.objectives import Objective, Setting, compose
+from cktf.objectives import Objective, Setting, WeightedSum, compose
 from cktf.taps import Tap, evaluating
 
 PAIRS = ("resnet32x4:resnet8x4", "resnet56:resnet20", "wrn_40_2:wrn_16_2")
@@ -34,7 +34,7 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "cktf batch": ("cktf", {"memory": "batch"}),
     "cktf shared, no norm": ("cktf", {"estimator": "shared", "module_norm": "none"}),
 }
-EVERYTHING = ("embedding", "stem", "stages")
+EVERYTHING = ("embedding", "stem", "stages", "preacts")
 
 
 class Steps:
@@ -59,16 +59,23 @@ class Steps:
     def floor(self) -> None:
         """Both networks, and nothing else."""
         self.student.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+        with self.autocast():
             with torch.no_grad():
                 self.teacher(self.batch.images)
             logits: Tensor = self.student(self.batch.images)
         logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
 
+    def autocast(self) -> torch.autocast:
+        """The precision that training takes on this machine."""
+        return torch.autocast("cpu", self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+    def compose(self, method: str, options: dict[str, dict[str, object]]) -> WeightedSum:
+        """The objective of a method between the two networks."""
+        return compose(method, self.setting, options)
+
     def of(self, method: str, options: dict[str, object]) -> "Step":
         """A step of one method."""
-        chosen = {method: options} if options else {}
-        return Step(self, compose(method, self.setting, chosen))
+        return Step(self, self.compose(method, {method: options} if options else {}))
 
 
 class Step:
@@ -85,12 +92,13 @@ class Step:
     def __call__(self) -> None:
         """Forward, loss, backward, update."""
         steps, batch, teacher = self.steps, self.steps.batch, None
-        with torch.autocast("cpu", steps.dtype or torch.bfloat16, enabled=steps.dtype is not None):
-            student = self.student(batch.images)
+        with steps.autocast():
             if self.objective.needs_teacher:
                 with torch.no_grad():
                     teacher = self.teacher(batch.images)
-        self.objective(student, teacher, batch).total.backward()
+            student = self.student(batch.images)
+            loss = self.objective(student, teacher, batch)
+        loss.total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -39,7 +39,7 @@ def methods() -> None:
             ", ".join(m.reads),
             f"{m.weight:g}",
             "yes" if m.takes_unlabelled else "no",
-            "yes" if m.initialises else "",
+            m.first_stage,
         )
         for m in METHODS.values()
     ]

@@ -1,6 +1,6 @@
 """Objectives: what a student minimises, one file per paper."""
 
-from cktf.objectives.base import Loss, Objective, Setting, WeightedSum
+from cktf.objectives.base import Loss, Objective, Phase, Setting, WeightedSum
 from cktf.objectives.cktf import CKTF
 from cktf.objectives.crd import CRD
 from cktf.objectives.cross_entropy import CrossEntropy
@@ -16,6 +16,7 @@ __all__ = [
     "Loss",
     "Method",
     "Objective",
+    "Phase",
     "Setting",
     "WeightedSum",
     "compose",

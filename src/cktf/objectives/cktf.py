@@ -31,7 +31,11 @@ Match = Literal["last", "first", "random", "smallest", "largest"]
 
 
 class CKTF(Objective):
-    """The paper's objective between any two networks that have stages and an embedding.
+    """Pick the teacher's representation of a sample among others', at every depth of the network.
+
+    At the stem, at every module and at the penultimate layer the student's representation of a
+    sample must tell the teacher's of the same sample from those of thousands of others, and the
+    other way round: a bound on their mutual information.
 
     Args:
         student, teacher: features of one example batch: their shapes size the heads.

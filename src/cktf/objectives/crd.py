@@ -47,7 +47,10 @@ from cktf.taps import Features
 
 
 class CRD(Objective):
-    """The contrastive objective on one pair of representations.
+    """Pick the teacher's representation of a sample among those of thousands of others.
+
+    `−log(P₊ / (P₊ + c)) − Σ_k log(c / (P_k + c))`, with `P = exp(s·t/τ) / Z` for the sample's own
+    pair and for K negatives, c = K/N; with the student as anchor and with the teacher.
 
     Args:
         student_dim: length of the student's vectors.

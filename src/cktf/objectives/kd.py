@@ -15,6 +15,8 @@ from cktf.taps import Features
 class KD(Objective):
     """Match the teacher's softened class probabilities.
 
+    `T² · mean KL(softmax(teacher/T) ‖ softmax(student/T))`.
+
     Args:
         temperature: T > 0, by which both logits are divided.
     """

@@ -63,9 +63,15 @@ class Method:
     build: Callable[..., Objective]
 
     @property
-    def initialises(self) -> bool:
-        """Whether it may have a stage of its own before the student trains on the sum."""
-        return self.objective.phases is not Objective.phases
+    def first_stage(self) -> str:
+        """Whether it has a stage before the student trains on the sum: `yes`, an option, or empty.
+
+        >>> METHODS["ab"].first_stage, METHODS["fitnet"].first_stage, METHODS["at"].first_stage
+        ('yes', 'if staged', '')
+        """
+        if self.objective.phases is Objective.phases:
+            return ""
+        return "if staged" if "staged" in self.options() else "yes"
 
     @property
     def takes_unlabelled(self) -> bool:
