@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 RESULTS = Path(__file__).parents[1] / "results" / "performance"
 
@@ -39,6 +40,18 @@ def peak_memory_mb(step: Callable[[], object]) -> float:
     before = _status("VmRSS")
     step()
     return (_status("VmHWM") - before) / 1024
+
+
+def peak_allocated_mb(step: Callable[[], object]) -> float:
+    """MiB of tensors that a step holds at most, beside those that were there before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    held = peak = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak / 2**20
 
 
 def _status(name: str) -> int:

@@ -5,20 +5,19 @@
 The first table is of whole training steps, alone and with CKTF added (16384 negatives drawn once
 for the batch, N = 50,000), relative to a step of the student alone; those with a first stage have a
 row for its step. The second is of the losses alone, forward and backward, on the two networks'
-features, against the formulation of the published results, which `tests/naive.py` keeps. Times take
-turns in one process, memory is measured in a process of its own.
+features, against the formulation of the published results, which `tests/naive.py` keeps. Memory is
+that of the tensors which a step holds at most, beside those that stay.
 """
 
 import argparse
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import alternate, keep, machine, median_ratio, peak_memory_mb, table
+from measure import alternate, keep, machine, median_ratio, peak_allocated_mb, table
 from step import Step, Steps
 from torch import Tensor
 from torch.nn import functional as F
@@ -115,25 +114,6 @@ def _read(name: str, features: Features, objective: Objective) -> Any:
     return stages[-1] if name in {"sp", "ft"} else stages
 
 
-def memory_of(kind: str, pair: str, batch: int) -> float:
-    """Peak MiB of a step or a loss, measured in a process of its own."""
-    command = [sys.executable, __file__, "--memory-of", kind, "--pair", pair, "--batch", str(batch)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def measure_memory(kind: str, steps: Steps) -> float:
-    """What `memory_of` runs: `step METHOD`, or `ours NAME`, or `published NAME`."""
-    what, _, name = kind.partition(" ")
-    if what == "step":
-        method = name.removesuffix(": first stage")
-        step: Callable[[], object] = timed(steps, method)[name]
-        # Once before, so that what stays (momentum, networks' buffers) is there.
-        step()
-    else:
-        step = losses(name, steps)[what]
-    return peak_memory_mb(step)
-
-
 def main() -> None:
     """Parse, measure, print, keep."""
     parser = argparse.ArgumentParser(
@@ -142,17 +122,13 @@ def main() -> None:
     parser.add_argument("--pair", default=PAIR)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--memory-of")
     args = parser.parse_args()
     steps = Steps(args.pair, args.batch, size=50_000)
-    if args.memory_of:
-        print(measure_memory(args.memory_of, steps))
-        return
     print(machine())
     print(f"{args.pair.replace(':', ' to ')}, B={args.batch}, medians of {args.repeats} repeats")
-    whole = table_of_steps(steps, args.pair, args.batch, args.repeats)
+    whole = table_of_steps(steps, args.repeats)
     print(table(*whole))
-    alone = table_of_losses(steps, args.pair, args.batch, args.repeats)
+    alone = table_of_losses(steps, args.repeats)
     print(f"\n{table(*alone)}")
     keep("methods", {
         "pair": args.pair, "batch": args.batch, "repeats": args.repeats, "steps": whole,
@@ -160,9 +136,7 @@ def main() -> None:
     })  # fmt: skip
 
 
-def table_of_steps(
-    steps: Steps, pair: str, batch: int, repeats: int
-) -> tuple[list[str], list[list[str]]]:
+def table_of_steps(steps: Steps, repeats: int) -> tuple[list[str], list[list[str]]]:
     """Steps relative to the student alone."""
     base = steps.compose(ALONE, {})
     rows = []
@@ -172,7 +146,7 @@ def table_of_steps(
             several |= timed(steps, f"cktf+{name}")
         times = alternate({"": Step(steps, base), **several}, repeats)
         for method, seconds in list(times.items())[1:]:
-            memory = memory_of(f"step {method}", pair, batch)
+            memory = peak_allocated_mb(several[method])
             ratio = median_ratio(seconds, times[""])
             ms = statistics.median(seconds) * 1e3
             rows.append([method, f"{ms:.0f}", f"{ratio:.2f}", f"{memory:.0f}"])
@@ -183,14 +157,13 @@ def table_of_steps(
     )
 
 
-def table_of_losses(
-    steps: Steps, pair: str, batch: int, repeats: int
-) -> tuple[list[str], list[list[str]]]:
+def table_of_losses(steps: Steps, repeats: int) -> tuple[list[str], list[list[str]]]:
     """Losses here and as published."""
     rows = []
     for name in CLASSIC:
-        times = alternate(losses(name, steps), repeats)
-        memory = {kind: memory_of(f"{kind} {name}", pair, batch) for kind in times}
+        both = losses(name, steps)
+        times = alternate(both, repeats)
+        memory = {kind: peak_allocated_mb(loss) for kind, loss in both.items()}
         rows.append([
             name,
             *(f"{statistics.median(times[kind]) * 1e3:.1f}" for kind in (OURS, PUBLISHED)),

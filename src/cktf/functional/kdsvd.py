@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from cktf import _check
 from cktf.errors import ShapeError
+from cktf.functional.precision import full_precision
 
 Axis = Literal["channel", "width"]
 
@@ -43,7 +44,7 @@ class _RightVectors(torch.autograd.Function):
         rows, values, vectors = ctx.saved_tensors
         count = grad.shape[-1]
         kept = values[:, None, :count]
-        bound = _GAP * values[:, :1, None].clamp_min(1e-30)
+        bound = _GAP * values[:, :1, None].clamp_min(1e-12)
         along = vectors.mT @ grad
         # Perturbation theory of rowsᵀ·rows; the rest of the space belongs to the value 0.
         turn = vectors @ (along * _inverse(kept - values.unsqueeze(2), bound))
@@ -59,7 +60,7 @@ def _inverse(gap: Tensor, bound: Tensor) -> Tensor:
 
 def _leading(feature_map: Tensor, count: int, axis: Axis) -> tuple[Tensor, Tensor]:
     """Singular values [B, k], as a unit vector, and right vectors [B, L, k] along an axis."""
-    rows = feature_map.double()
+    rows = feature_map if feature_map.dtype == torch.float64 else feature_map.float()
     rows = rows.flatten(2).mT if axis == "channel" else rows.flatten(1, 2)
     values, vectors = _RightVectors.apply(rows, min(count, *rows.shape[1:]))
     return F.normalize(values, dim=1), vectors
@@ -93,6 +94,7 @@ def _check_axis(axis: Axis, student: Tensor, teacher: Tensor) -> None:
         )
 
 
+@full_precision
 def kdsvd_loss(
     student_maps: Sequence[Tensor],
     teacher_maps: Sequence[Tensor],
@@ -128,7 +130,7 @@ def kdsvd_loss(
         scale, teacher = _leading(t.detach(), rank, axis)
         student = _aligned(_leading(s, rank + _MORE, axis)[1], teacher)
         vectors.append((student * scale.unsqueeze(1), teacher * scale.unsqueeze(1)))
-    total = torch.zeros((), device=student_maps[0].device, dtype=torch.float64)
+    total = torch.zeros((), device=student_maps[0].device)
     for (s0, t0), (s1, t1) in pairwise(vectors):
         total = total + (_relation(s0, s1) - _relation(t0, t1)).square().sum()
     return (total / len(student_maps[0])).float()

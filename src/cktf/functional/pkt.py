@@ -42,4 +42,4 @@ def pkt_loss(student_embedding: Tensor, teacher_embedding: Tensor, eps: float = 
     _check.paired_vectors("PKT", student_embedding, teacher_embedding)
     student = _neighbours(student_embedding, eps)
     teacher = _neighbours(teacher_embedding.detach(), eps)
-    return (teacher * ((teacher + eps).log() - (student + eps).log())).mean()
+    return (teacher * ((teacher + eps) / (student + eps)).log()).mean()

@@ -1,18 +1,22 @@
 """Find where a network that we have never seen keeps its features.
 
-The network is run once on example images, and every module's output is noted in order. Then:
+The network is run once on example images, and every module's output is noted in order. Its *trunk*
+is the chain of modules that it is put together from: what a container holds is looked at one by
+one, a block is taken as a whole, so that what it widens inside is nobody's feature. Then:
 
-- *stages*: the last map at each resolution, for resolutions of more than one pixel, as long as no
-  larger map follows it (so squeeze-and-excitation vectors and the maps of a decoder are passed by).
-  Pooling layers and dropout end no stage.
-- *blocks*: the children of a stage that is an `nn.Sequential`, or the stage itself.
-- *stem*: the first convolution's output, followed through the normalisation and activation modules
-  right behind it.
+- *stages*: the trunk's last map at each resolution of more than one pixel, as long as no larger one
+  follows. Pooling layers and dropout end no stage. Where there is one resolution only, as in vision
+  transformers, the blocks at quarter depths.
+- *blocks*: the trunk's maps of a stage's shape up to it.
 - *preacts*: the input of the activation module that gives a stage's map; the map itself where no
   activation gives it, as in linear bottlenecks; none of a network where that cannot be told.
-- *embedding*: the input of the last `nn.Linear`.
+- *stem*: the first convolution's output, followed through the normalisation and activation modules
+  right behind it.
+- *embedding*: the input of the classifier, the last `nn.Linear` or convolution that gives as many
+  numbers as there are logits.
 
-An output that a later layer overwrites is never chosen.
+Tokens and maps whose channels come last are maps too (`cktf.taps.folding`). An output that a later
+layer overwrites is never chosen.
 """
 
 from collections.abc import Iterator
@@ -26,8 +30,13 @@ from torch.nn.modules import activation, batchnorm, dropout, instancenorm, norma
 
 from cktf.errors import TapError
 from cktf.models.paths import FeaturePaths
+from cktf.taps.folding import as_map
 
 _AFTER_CONVOLUTION = (activation, batchnorm, instancenorm, normalization)
+_NO_STAGE = (pooling, dropout)
+# A block has at most two resolutions inside; what has more is put together from blocks.
+_OF_A_BLOCK = 2
+_QUARTERS = 4
 
 
 @dataclass
@@ -36,13 +45,15 @@ class _Event:
     module: nn.Module
     output: Tensor
     version: int
+    map: Tensor | None
 
     def is_of(self, groups: tuple[Any, ...]) -> bool:
         return type(self.module).__module__ in {group.__name__ for group in groups}
 
     @property
     def size(self) -> tuple[int, int]:
-        height, width = self.output.shape[-2:]
+        assert self.map is not None
+        height, width = self.map.shape[-2:]
         return height, width
 
     @property
@@ -50,19 +61,19 @@ class _Event:
         return self.output._version == self.version
 
 
-def _run(model: nn.Module, example: Tensor) -> list[_Event]:
+def _run(model: nn.Module, example: Tensor) -> tuple[list[_Event], Any]:
     events: list[_Event] = []
     handles = []
     try:
         for path, module in model.named_modules():
             if path:
-                handles.append(module.register_forward_hook(_note(events, path)))
+                handles.append(module.register_forward_hook(_note(events, path, example.shape)))
         with torch.no_grad(), evaluating(model):
-            model(example)
+            logits = model(example)
     finally:
         for handle in handles:
             handle.remove()
-    return events
+    return events, logits
 
 
 @contextmanager
@@ -77,39 +88,40 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _note(events: list[_Event], path: str) -> Any:
+def _note(events: list[_Event], path: str, images: torch.Size) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            events.append(_Event(path, module, output, output._version))
+            found = as_map(output, images)
+            events.append(_Event(path, module, output, output._version, found))
 
     return hook
 
 
 def infer_paths(model: nn.Module, example: Tensor) -> FeaturePaths:
-    """Paths of the features of any convolutional classifier.
+    """Paths of the features of any image classifier.
 
     Args:
         model: from images to logits; its mode and weights are left as they are.
         example: [B, C, H, W], a few images of the size that it will see.
 
     Raises:
-        TapError: no `nn.Linear` ran, or no map of more than one pixel was found.
+        TapError: no classifier ran, or no map of more than one pixel was found.
     """
-    events = _run(model, example)
+    events, logits = _run(model, example)
     counts: dict[str, int] = {}
     for event in events:
         counts[event.path] = counts.get(event.path, 0) + 1
     once = [e for e in events if counts[e.path] == 1]
     name = type(model).__name__
-    linear = [e for e in once if isinstance(e.module, nn.Linear) and e.output.dim() == 2]
-    if not linear:
+    classifier = _classifier(once, logits)
+    if classifier is None:
         raise TapError(
             f"{name} runs no nn.Linear that gives [B, classes], so its embedding cannot be found. "
             "Say where it is: feature_paths = FeaturePaths(embedding='path.of.classifier:input')."
         )
-    maps = [e for e in once if e.output.dim() == 4 and len(e.output) == len(example) and e.intact]
     stem = _stem(once)
-    stages = _stages(maps, stem)
+    trunk = _trunk(model, once, stem)
+    stages = _stages(trunk or [e for e in once if e is stem and e.map is not None])
     if not stages:
         raise TapError(
             f"{name} has no feature map of more than one pixel. Say where its stages are: "
@@ -117,22 +129,22 @@ def infer_paths(model: nn.Module, example: Tensor) -> FeaturePaths:
         )
     return FeaturePaths(
         stem=stem.path if stem else stages[0].path,
-        stages=tuple(e.path for e in stages),
-        blocks=tuple(_blocks(e, maps) for e in stages),
+        stages=tuple(_outermost(e, once).path for e in stages),
+        blocks=tuple(_blocks(e, trunk) for e in stages),
         preacts=_preacts(stages, once),
-        embedding=f"{linear[-1].path}:input",
+        embedding=f"{classifier.path}:input",
     )
 
 
-def _preacts(stages: list[_Event], events: list[_Event]) -> tuple[str, ...]:
-    found = []
-    for stage in stages:
-        given = [e for e in events if e.output is stage.output and e.is_of((activation,))]
-        if not given and float(stage.output.min()) >= 0:
-            # Activated by a function, which leaves no place to tap.
-            return ()
-        found.append(f"{given[-1].path}:input" if given else stage.path)
-    return tuple(found)
+def _classifier(events: list[_Event], logits: Any) -> _Event | None:
+    """The last layer that gives as many numbers as there are logits; else the last linear one."""
+    linear = [e for e in events if isinstance(e.module, nn.Linear) and e.output.dim() == 2]
+    if isinstance(logits, Tensor):
+        layers = [e for e in events if isinstance(e.module, nn.Linear | nn.Conv2d)]
+        giving = [e for e in layers if e.output.flatten(1).shape == logits.shape]
+        if giving:
+            return giving[-1]
+    return linear[-1] if linear else None
 
 
 def _stem(events: list[_Event]) -> _Event | None:
@@ -147,32 +159,90 @@ def _stem(events: list[_Event]) -> _Event | None:
     return stem if stem.intact else None
 
 
-def _stages(maps: list[_Event], stem: _Event | None) -> list[_Event]:
+def _trunk(model: nn.Module, events: list[_Event], stem: _Event | None) -> list[_Event]:
+    """The maps of the chain of blocks, in the order in which they ran."""
+    taken = {path for path, _ in _units(model, "", events)}
+    after = events.index(stem) if stem else -1
+    return [
+        e
+        for e in events[after + 1 :]
+        if e.path in taken
+        and e.map is not None
+        and min(e.size) > 1
+        and e.intact
+        and not e.is_of(_NO_STAGE)
+        and not isinstance(e.module, nn.Linear)
+    ]
+
+
+def _units(module: nn.Module, path: str, events: list[_Event]) -> Iterator[tuple[str, nn.Module]]:
+    """What a network is put together from: blocks, and layers beside them."""
+    inside = [e for e in events if not path or e.path.startswith(f"{path}.")]
+    # Single pixels are of squeeze-and-excitation, which a block may have.
+    sizes = {e.size for e in inside if e.map is not None and min(e.size) > 1}
+    ran = any(e.path == path for e in events)
+    if path and ran and not isinstance(module, nn.Sequential) and len(sizes) <= _OF_A_BLOCK:
+        yield path, module
+        return
+    children = list(module.named_children())
+    if not children:
+        yield path, module
+    for name, child in children:
+        yield from _units(child, f"{path}.{name}".lstrip("."), events)
+
+
+def _stages(trunk: list[_Event]) -> list[_Event]:
     last: dict[tuple[int, int], _Event] = {}
-    # A container that ends with a pooling gives the pooling's own tensor.
-    pooled = {id(e.output) for e in maps if e.is_of((pooling,))}
-    for event in maps:
-        if min(event.size) > 1 and id(event.output) not in pooled and not event.is_of((dropout,)):
-            last.pop(event.size, None)
-            last[event.size] = event
+    for event in trunk:
+        last.pop(event.size, None)
+        last[event.size] = event
     ordered = list(last.values())
     stages = [
-        e
-        for i, e in enumerate(ordered)
-        if all(_fits(later.size, e.size) for later in ordered[i:])
-        # The stem, or a container that ends with it, is no stage.
-        and (stem is None or e.output is not stem.output)
+        e for i, e in enumerate(ordered) if all(_fits(later.size, e.size) for later in ordered[i:])
     ]
-    return stages or ordered
+    return _quarters(stages[0], trunk) if len(stages) == 1 else stages
+
+
+def _quarters(stage: _Event, trunk: list[_Event]) -> list[_Event]:
+    """Of a network of one resolution, the blocks at quarter depths."""
+    shape = stage.map.shape if stage.map is not None else None
+    blocks = [
+        e for e in trunk if e.map is not None and e.map.shape == shape and list(e.module.children())
+    ]
+    if len(blocks) < _QUARTERS:
+        return [stage]
+    return [blocks[round(len(blocks) * k / _QUARTERS) - 1] for k in range(1, _QUARTERS + 1)]
 
 
 def _fits(smaller: tuple[int, int], larger: tuple[int, int]) -> bool:
     return smaller[0] <= larger[0] and smaller[1] <= larger[1]
 
 
-def _blocks(stage: _Event, maps: list[_Event]) -> tuple[str, ...]:
-    if not isinstance(stage.module, nn.Sequential):
-        return (stage.path,)
-    children = {f"{stage.path}.{name}" for name, _ in stage.module.named_children()}
-    found = [e.path for e in maps if e.path in children and e.output.shape == stage.output.shape]
-    return tuple(found) or (stage.path,)
+def _outermost(event: _Event, events: list[_Event]) -> _Event:
+    """The largest module that gives this very output: its name says most."""
+    same = [e for e in events if e.output is event.output and event.path.startswith(e.path)]
+    return min([event, *same], key=lambda e: len(e.path))
+
+
+def _blocks(stage: _Event, trunk: list[_Event]) -> tuple[str, ...]:
+    """What stands beside a stage's last block in its container, with maps of the same shape."""
+    parent = stage.path.rpartition(".")[0]
+    found = []
+    for event in trunk:
+        if event.path.rpartition(".")[0] == parent and event.output.shape == stage.output.shape:
+            found.append(event.path)
+        if event is stage:
+            break
+    return tuple(found) if parent else (stage.path,)
+
+
+def _preacts(stages: list[_Event], events: list[_Event]) -> tuple[str, ...]:
+    found = []
+    for stage in stages:
+        given = [e for e in events if e.output is stage.output and e.is_of((activation,))]
+        if not given and float(stage.output.min()) >= 0:
+            # Activated by a function, which leaves no place to tap.
+            return ()
+        outer = _outermost(stage, events)
+        found.append(f"{given[-1].path}:input" if given else outer.path)
+    return tuple(found)

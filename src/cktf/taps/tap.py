@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from cktf.errors import TapError, nearest
 from cktf.models.paths import FeaturePaths
 from cktf.taps.features import FEATURES, Features
+from cktf.taps.folding import as_map
 
 
 class _Recorder:
@@ -154,7 +155,7 @@ class Tap:
                 for handle in handles:
                     handle.remove()
         _check_logits(self.model, logits, len(images))
-        return self._assemble(logits, recorder)
+        return self._assemble(logits, recorder, images.shape)
 
     def _hook(self, path: str, record: Callable[[str, Any], None]) -> RemovableHandle:
         """Have a module's input or output recorded in each forward pass."""
@@ -186,9 +187,23 @@ class Tap:
 
         return torch.compile(run)
 
-    def _assemble(self, logits: Tensor, recorder: _Recorder) -> Features:
-        take, paths, needs = recorder.take, self.paths, self.needs
-        embedding = take(paths.embedding) if "embedding" in needs else None
+    def _assemble(self, logits: Tensor, recorder: _Recorder, images: torch.Size) -> Features:
+        paths, needs = self.paths, self.needs
+
+        def take(path: str) -> Tensor:
+            value = recorder.take(path)
+            found = as_map(value, images)
+            if found is None:
+                raise TapError(
+                    "A map is [B, C, H, W] or [B, H, W, C], or tokens [B, T, C], of the images' "
+                    f"proportions; {path!r} gives {tuple(value.shape)} for images "
+                    f"{tuple(images)}. Tap another module."
+                )
+            return found
+
+        embedding = recorder.take(paths.embedding) if "embedding" in needs else None
+        if embedding is not None and embedding.dim() == 4 and embedding.shape[2:] == (1, 1):
+            embedding = embedding.flatten(1)
         if embedding is not None and embedding.dim() != 2:
             raise TapError(
                 f"The embedding is one vector per image, [B, D]; {paths.embedding!r} gives "
