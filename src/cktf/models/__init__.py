@@ -3,6 +3,7 @@
 from cktf.models.checkpoints import load_network, load_weights, save_network
 from cktf.models.normalized import Normalized
 from cktf.models.paths import FeaturePaths
+from cktf.models.translate import to_published_keys
 from cktf.models.zoo import check_name, create, names
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "load_weights",
     "names",
     "save_network",
+    "to_published_keys",
 ]

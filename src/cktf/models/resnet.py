@@ -2,8 +2,10 @@
 
 Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385,
 section 4.2; widths of the `x4` networks from Tian et al., "Contrastive Representation
-Distillation", ICLR 2020. Departures: activations are modules and never in place, so that every map
-can be read by its path; the last pooling is global, so that other sizes than 32 pixels work.
+Distillation", ICLR 2020; blocks of a single convolution (resnet5, resnet5x4, resnet17x4) from Zhao
+et al., "A Contrastive Knowledge Transfer Framework for Model Compression and Transfer Learning",
+ICASSP 2023. Departures: activations are modules and never in place, so that every map can be read
+by its path; the last pooling is global, so that other sizes than 32 pixels work.
 """
 
 from collections.abc import Sequence
@@ -17,6 +19,30 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
 
 
+def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+class SingleBlock(nn.Module):
+    """One 3x3 convolution and a shortcut: [B, C_in, H, W] -> [B, C_out, H/stride, W/stride]."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, out_channels, stride)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.relu1 = nn.ReLU()
+        self.downsample = _downsample(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's map, after its activation."""
+        return self.relu1(self.bn1(self.conv1(x)) + self.downsample(x))  # type: ignore[no-any-return]
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut: [B, C_in, H, W] -> [B, C_out, H/stride, W/stride]."""
 
@@ -28,12 +54,7 @@ class BasicBlock(nn.Module):
         self.conv2 = _conv3x3(out_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.relu2 = nn.ReLU()
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
-                nn.BatchNorm2d(out_channels),
-            )
+        self.downsample = _downsample(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's map, after its activation."""
@@ -43,19 +64,25 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A stem of one convolution, three stages of basic blocks, a linear classifier.
+    """A stem of one convolution, three stages of residual blocks, a linear classifier.
 
     Args:
-        depth: layers with weights, 6n + 2.
+        depth: layers with weights, 6n + 2; with blocks of one convolution 3n + 2.
         widths: channels of the stem and of the three stages.
         num_classes: outputs of the classifier.
+        convolutions: 3x3 convolutions of a block, 1 or 2.
     """
 
-    def __init__(self, depth: int, widths: Sequence[int], num_classes: int) -> None:
+    def __init__(
+        self, depth: int, widths: Sequence[int], num_classes: int, convolutions: int = 2
+    ) -> None:
         super().__init__()
-        if (depth - 2) % 6:
-            raise ValueError(f"A CIFAR ResNet has 6n + 2 layers, not {depth}.")
-        self.blocks_per_stage = (depth - 2) // 6
+        if convolutions not in (1, 2):
+            raise ValueError(f"A block has 1 or 2 convolutions, not {convolutions}.")
+        if (depth - 2) % (3 * convolutions):
+            raise ValueError(f"A CIFAR ResNet has {3 * convolutions}n + 2 layers, not {depth}.")
+        self.convolutions = convolutions
+        self.blocks_per_stage = (depth - 2) // (3 * convolutions)
         stem, *stages = widths
         self.conv1 = _conv3x3(3, stem)
         self.bn1 = nn.BatchNorm2d(stem)
@@ -70,8 +97,9 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def _stage(self, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-        rest = (BasicBlock(out_channels, out_channels, 1) for _ in range(self.blocks_per_stage - 1))
-        return nn.Sequential(BasicBlock(in_channels, out_channels, stride), *rest)
+        block = SingleBlock if self.convolutions == 1 else BasicBlock
+        rest = (block(out_channels, out_channels, 1) for _ in range(self.blocks_per_stage - 1))
+        return nn.Sequential(block(in_channels, out_channels, stride), *rest)
 
     @property
     def feature_paths(self) -> FeaturePaths:
@@ -82,7 +110,7 @@ class CifarResNet(nn.Module):
             stem="relu",
             stages=tuple(stages),
             blocks=tuple(tuple(f"{s}.{i}" for i in range(last + 1)) for s in stages),
-            preacts=tuple(f"{s}.{last}.relu2:input" for s in stages),
+            preacts=tuple(f"{s}.{last}.relu{self.convolutions}:input" for s in stages),
             embedding="fc:input",
         )
 

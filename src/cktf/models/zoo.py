@@ -6,20 +6,44 @@ from functools import partial
 from torch import nn
 
 from cktf.errors import ModelError, nearest
+from cktf.models.imagenet_resnet import BasicBlock, Bottleneck, ImageNetResNet
+from cktf.models.mobilenet import MobileNetV2
 from cktf.models.resnet import CifarResNet
+from cktf.models.shufflenet import ShuffleNetV1, ShuffleNetV2
+from cktf.models.vgg import VGG
 from cktf.models.wrn import WideResNet
 
 _Builder = Callable[[int], nn.Module]
 
+# Depths of the CIFAR ResNets whose blocks have one convolution.
+_SINGLE = (5, 17)
+# Convolutions of each of the five blocks.
+_VGG = {
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+# Blocks of each of the four stages.
+_BASIC = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+_BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
 
 def _resnet(depth: int, widths: tuple[int, ...]) -> _Builder:
-    return partial(CifarResNet, depth, widths)
+    return partial(CifarResNet, depth, widths, convolutions=1 if depth in _SINGLE else 2)
 
 
 _ZOO: dict[str, _Builder] = {
-    **{f"resnet{d}": _resnet(d, (16, 16, 32, 64)) for d in (8, 14, 20, 32, 44, 56, 110)},
-    **{f"resnet{d}x4": _resnet(d, (32, 64, 128, 256)) for d in (8, 32)},
+    **{f"resnet{d}": _resnet(d, (16, 16, 32, 64)) for d in (5, 8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{d}x4": _resnet(d, (32, 64, 128, 256)) for d in (5, 8, 17, 32)},
     **{f"wrn_{d}_{w}": partial(WideResNet, d, w) for d in (16, 40) for w in (1, 2)},
+    **{f"vgg{d}": partial(VGG, layers) for d, layers in _VGG.items()},
+    "MobileNetV2": MobileNetV2,
+    "ShuffleV1": ShuffleNetV1,
+    "ShuffleV2": ShuffleNetV2,
+    **{f"ResNet{d}": partial(ImageNetResNet, BasicBlock, n) for d, n in _BASIC.items()},
+    **{f"ResNet{d}": partial(ImageNetResNet, Bottleneck, n) for d, n in _BOTTLENECK.items()},
 }
 
 
@@ -27,7 +51,7 @@ def names() -> list[str]:
     """Names that `create` knows, in the order in which they are listed to users.
 
     >>> names()[:2]
-    ['resnet8', 'resnet14']
+    ['resnet5', 'resnet8']
     """
     return list(_ZOO)
 
@@ -35,7 +59,10 @@ def names() -> list[str]:
 def check_name(name: str) -> None:
     """Raise ModelError, with the nearest name, unless `name` is a network of the library."""
     if name not in _ZOO:
-        raise ModelError(f"There is no network {name!r}. {nearest(name, _ZOO)}")
+        # ResNet18 and resnet20 are of two families: letters decide before digits do.
+        alike = [known for known in _ZOO if known.lower() == name.lower()]
+        hint = f"Did you mean {alike[0]!r}?" if alike else nearest(name, _ZOO)
+        raise ModelError(f"There is no network {name!r}. {hint}")
 
 
 def create(name: str, num_classes: int) -> nn.Module:
