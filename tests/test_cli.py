@@ -71,7 +71,7 @@ def run(workshop, monkeypatch):
     monkeypatch.chdir(workshop)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    monkeypatch.setattr("cktf.engine.Trainer.fit", train)
+    monkeypatch.setattr("cktf.engine.Trainer.steps", train)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return lambda line: CliRunner().invoke(app, shlex.split(line))
 
@@ -116,9 +116,9 @@ MISTAKES = {
     f"{BY} wrn_16_2": ["'wrn_16_2' is a network without trained weights", "cktf train --model wrn"],
     f"{BY} empty": ["teacher: empty holds no student.safetensors", "--resume auto"],
     f"{BY} cut.safetensors": ["teacher: cut.safetensors", "is damaged"],
-    f"{BY} file": ["teacher: file is not a safetensors file"],
-    f"{BY} foreign.safetensors": ["does not say which network", "cktf.models.load_weights"],
-    f"{BY} own.safetensors": ["'MyNetwork', which is not a network of this library"],
+    f"{BY} file": ["teacher: file is no checkpoint, or is damaged"],
+    f"{BY} foreign.safetensors": ["no network of this library has just these", "--teacher-weights"],
+    f"{BY} own.safetensors": ["'MyNetwork', which cannot be built from its name", "load_weights"],
     f"{BY} animals.safetensors": ["knows 3 classes (it was trained on animals)", "data has 10"],
     # fields
     f"{TRAIN} --epochs 0": ["epochs: ", "equal to 1, given 0"],

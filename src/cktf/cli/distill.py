@@ -19,15 +19,29 @@ from cktf.cli.common import (
     train_from_options,
 )
 
+TapsOption = Annotated[
+    str | None,
+    typer.Option(metavar="PATH,PATH,…", help="Modules that end its stages; else they are found."),
+]
+
 
 @reports_errors
 def distill(
     teacher: Annotated[
-        str | None, typer.Option("--teacher", help="A run folder, or a file of weights.")
+        str | None, typer.Option("--teacher", help="A run folder, a file of weights, or a network.")
+    ] = None,
+    teacher_weights: Annotated[
+        str | None, typer.Option("--teacher-weights", help="A file, for a teacher by name.")
     ] = None,
     student: Annotated[
-        str | None, typer.Option("--student", help="A network: see cktf models.")
+        str | None,
+        typer.Option(
+            "--student",
+            help="A network: cktf models, timm:NAME, torchvision:NAME, file.py:function.",
+        ),
     ] = None,
+    student_taps: TapsOption = None,
+    teacher_taps: TapsOption = None,
     method: Annotated[
         str | None, typer.Option("--method", help="Names joined by +: see cktf methods.")
     ] = None,
@@ -49,7 +63,10 @@ def distill(
     """Train a student from a teacher."""
     given = {
         "teacher": teacher,
+        "teacher_weights": teacher_weights,
         "student": student,
+        "student_taps": student_taps and student_taps.split(","),
+        "teacher_taps": teacher_taps and teacher_taps.split(","),
         "method": method,
         "data.name": data,
         "data.dir": data_dir,

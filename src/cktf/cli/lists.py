@@ -18,12 +18,16 @@ def _print(columns: dict[str, str], rows: Sequence[tuple[str, ...]]) -> None:
 
 def models() -> None:
     """List the networks of the library."""
+    import torch
+
     from cktf.models import create, names
 
     rows = []
     for name in names():
-        parameters = sum(p.numel() for p in create(name, num_classes=10).parameters())
-        rows.append((name, f"{parameters:,}"))
+        # Counted without memory for the weights.
+        with torch.device("meta"):
+            network = create(name, num_classes=10)
+        rows.append((name, f"{sum(p.numel() for p in network.parameters()):,}"))
     _print({"network": "left", "parameters (10 classes)": "right"}, rows)
 
 

@@ -7,6 +7,7 @@ import typer
 from cktf import __version__
 from cktf.cli.distill import distill
 from cktf.cli.evaluate import evaluate
+from cktf.cli.inspect import inspect
 from cktf.cli.lists import datasets, methods, models
 from cktf.cli.quickstart import quickstart
 from cktf.cli.train import train
@@ -36,7 +37,7 @@ def options(
     """Train a small classifier from a large one, by contrastive knowledge transfer."""
 
 
-for command in (quickstart, train, distill, evaluate, models, methods, datasets):
+for command in (quickstart, train, distill, evaluate, inspect, models, methods, datasets):
     app.command()(command)
 
 

@@ -1,6 +1,7 @@
 """The training loop, evaluation and run folders."""
 
 from cktf.engine.evaluate import Accuracy, evaluate
+from cktf.engine.progress import announce
 from cktf.engine.run_folder import RunFolder, write_atomically
 from cktf.engine.settings import Training, autocast_dtype
 from cktf.engine.trainer import MAIN, Fitted, Stage, Trainer, accelerator, place
@@ -14,6 +15,7 @@ __all__ = [
     "Trainer",
     "Training",
     "accelerator",
+    "announce",
     "autocast_dtype",
     "evaluate",
     "place",

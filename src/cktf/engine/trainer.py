@@ -118,14 +118,11 @@ class Trainer:
                 place(stage.teacher.model, training, self.device)
                 stage.teacher.model.eval().requires_grad_(False)
 
-    def fit(self) -> Fitted:
-        """Train to the end, from the newest checkpoint if the run folder has one."""
-        for _ in self.steps():
-            pass
-        return self.fitted()
-
     def steps(self) -> Iterator[None]:
-        """What `fit` does, stopping after every step, so that several runs can take turns."""
+        """Train to the end, from the newest checkpoint if the run folder has one.
+
+        It stops after every step, so that several runs can take turns.
+        """
         state = self._resume()
         done = 0 if state is None else int(state["epoch"])
         footprint = self.objective.footprint(self.train.batch_size)

@@ -1,19 +1,36 @@
 """Networks by name, checkpoints, and what a network says about itself."""
 
-from cktf.models.checkpoints import load_network, load_weights, save_network
+from cktf.models.checkpoints import (
+    is_ours,
+    load_network,
+    load_state,
+    load_weights,
+    save_network,
+)
+from cktf.models.foreign import fingerprint, read_state, seems_to_be
 from cktf.models.normalized import Normalized
 from cktf.models.paths import FeaturePaths
+from cktf.models.sources import Source, build_source, parse_source, resize_classifier
 from cktf.models.translate import to_published_keys
 from cktf.models.zoo import check_name, create, names
 
 __all__ = [
     "FeaturePaths",
     "Normalized",
+    "Source",
+    "build_source",
     "check_name",
     "create",
+    "fingerprint",
+    "is_ours",
     "load_network",
+    "load_state",
     "load_weights",
     "names",
+    "parse_source",
+    "read_state",
+    "resize_classifier",
     "save_network",
+    "seems_to_be",
     "to_published_keys",
 ]

@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cktf.errors import CheckpointError
+from cktf.errors import CheckpointError, ModelError
+from cktf.models.foreign import seems_to_be
 from cktf.models.normalized import Normalized
-from cktf.models.zoo import create, names
+from cktf.models.sources import build_source, parse_source
+from cktf.models.translate import to_published_keys
 
 _SHOWN = 3
 
@@ -31,6 +35,7 @@ def save_network(
     if isinstance(network, Normalized):
         described["mean"] = network.mean.flatten().tolist()
         described["std"] = network.std.flatten().tolist()
+        described["size"] = network.size
         network = network.network
     state = {
         key: value.detach().cpu().clone().contiguous()
@@ -82,15 +87,23 @@ def load_network(path: Path) -> tuple[nn.Module, dict[str, object]]:
     """
     described = describe(path)
     name = str(described["network"])
-    if name not in names():
+    try:
+        source = parse_source(name)
+        if source.is_own_code:
+            raise ModelError("it is built by code of its user's, which a file cannot have run")
+        # Its weights come from the file, not from where they once came.
+        arguments = {k: v for k, v in source.arguments.items() if k != "pretrained"}
+        classes = len(described["classes"])  # type: ignore[arg-type]
+        network = build_source(replace(source, arguments=arguments), classes).network
+    except ModelError as error:
         raise CheckpointError(
-            f"{path} holds {name!r}, which is not a network of this library. Build it yourself, "
-            "load it with cktf.models.load_weights, and pass it to cktf.distill."
-        )
-    network = create(name, num_classes=len(described["classes"]))  # type: ignore[arg-type]
+            f"{path} holds {name!r}, which cannot be built from its name: {error} Build it "
+            "yourself, load it with cktf.models.load_weights, and pass it to cktf.distill."
+        ) from error
     load_weights(network, path)
     if "mean" in described:
-        network = Normalized(network, described["mean"], described["std"])  # type: ignore[arg-type]
+        seen: dict[str, Any] = {key: described.get(key) for key in ("mean", "std", "size")}
+        network = Normalized(network, **seen)
     return network, described
 
 
@@ -110,13 +123,39 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
         raise CheckpointError(
             f"{path} is not a safetensors file, or is damaged ({error})."
         ) from error
+    load_state(network, state, path)
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load weights that were read from a file; every key and shape must match.
+
+    Raises:
+        CheckpointError: weights of another network: the message names the keys that differ, and the
+            network of the library that they seem to belong to.
+    """
+    name = getattr(network, "zoo_name", None)
+    if name is not None:
+        state = to_published_keys(state, name)
     differences = _differences(network.state_dict(), state)
     if differences:
-        raise CheckpointError(
-            f"The weights in {path} do not fit {type(network).__name__}: {'; '.join(differences)}. "
-            "Build the network that the weights were saved from."
+        found = seems_to_be(state)
+        seems = (
+            "" if found is None else f" They seem to be those of {found[0]}, {found[1]} classes."
         )
-    network.load_state_dict(state)
+        raise CheckpointError(
+            f"The weights in {path} do not fit {name or type(network).__name__}: "
+            f"{'; '.join(differences)}.{seems} Build the network that the weights were saved from."
+        )
+    network.load_state_dict(dict(state))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file was written by `save_network`."""
+    try:
+        describe(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cktf.errors import ModelError
 from cktf.models.paths import FeaturePaths
@@ -12,13 +13,14 @@ from cktf.models.paths import FeaturePaths
 class Normalized(nn.Module):
     """`network((images - mean) / std)`.
 
-    Each network carries its own mean and std, so that a teacher and a student that expect different
-    inputs take the same batch.
+    Each network carries its own mean, std and size of images, so that a teacher and a student that
+    expect different inputs take the same batch.
 
     Args:
         network: from normalised images to logits.
         mean: one per channel, of images in [0, 1].
         std: one per channel, positive.
+        size: height and width that images are resized to; None takes them as they come.
 
     Raises:
         ModelError: mean and std of unequal length, or a std that is not positive.
@@ -27,14 +29,20 @@ class Normalized(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: int | None = None,
+    ) -> None:
         super().__init__()
         if len(mean) != len(std) or min(std) <= 0:
             raise ModelError(
                 f"Normalisation needs a mean and a positive std per channel: mean {tuple(mean)}, "
                 f"std {tuple(std)}."
             )
-        self.network = network
+        self.network, self.size = network, size
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -44,6 +52,13 @@ class Normalized(nn.Module):
         paths: FeaturePaths | None = getattr(self.network, "feature_paths", None)
         return None if paths is None else paths.prefixed("network")
 
+    def seen(self, images: torch.Size) -> torch.Size:
+        """The shape in which images of a shape reach the network."""
+        return images if self.size is None else torch.Size((*images[:2], self.size, self.size))
+
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in [0, 1] -> logits [B, classes]."""
+        height, width = self.seen(images.shape)[2:]
+        if images.shape[2:] != (height, width):
+            images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
         return self.network((images - self.mean) / self.std)  # type: ignore[no-any-return]

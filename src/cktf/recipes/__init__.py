@@ -6,12 +6,10 @@ from cktf.recipes.build import (
     build_test,
     check,
     custom_loader,
-    load_teacher,
     loader_of_test,
-    new_network,
-    teacher_file,
 )
 from cktf.recipes.files import assign, located, make_recipe, put, read_recipe, recipe_of, to_yaml
+from cktf.recipes.networks import Teacher, load_teacher, new_network, teacher_file
 from cktf.recipes.schema import CUSTOM, DistillRecipe, Recipe, TrainRecipe
 
 __all__ = [
@@ -19,6 +17,7 @@ __all__ = [
     "Data",
     "DistillRecipe",
     "Recipe",
+    "Teacher",
     "TrainRecipe",
     "assign",
     "build_data",

@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
 
 from cktf.data import DatasetLoader, ImageSet, Loader, MemoryLoader, dataset_info, load_dataset
-from cktf.errors import CheckpointError, CktfError, DataError, ModelError, RecipeError, nearest
-from cktf.models import Normalized, check_name, create, load_network, names
+from cktf.errors import CktfError, DataError, RecipeError, nearest
+from cktf.models import parse_source
 from cktf.objectives import METHODS, parse
+from cktf.recipes.networks import check_teacher
 from cktf.recipes.schema import CUSTOM, DataSection, DistillRecipe, Recipe, TrainRecipe
 
 _TEST_BATCH = 500
-_STUDENT_FILE = "student.safetensors"
 
 
 @dataclass(frozen=True)
@@ -79,13 +78,13 @@ def check(recipe: Recipe) -> Problems:
     network = recipe.model if isinstance(recipe, TrainRecipe) else recipe.student
     if network != CUSTOM:
         with problems.collect("model" if isinstance(recipe, TrainRecipe) else "student"):
-            check_name(network)
+            parse_source(network)
     if isinstance(recipe, DistillRecipe):
         with problems.collect("method"):
             _check_options(recipe, problems)
         if recipe.teacher != CUSTOM:
             with problems.collect("teacher"):
-                teacher_file(recipe.teacher)
+                check_teacher(recipe.teacher, recipe.teacher_weights)
     if recipe.runtime.device == "cuda" and not torch.cuda.is_available():
         problems.found.append("runtime.device: PyTorch sees no 'cuda' here. Use cpu or auto.")
     return problems
@@ -113,30 +112,6 @@ def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
             except ValidationError as error:
                 message = error.errors()[0]["msg"]
                 problems.found.append(f"options.{name}.{option}: {message}, given {value!r}.")
-
-
-def teacher_file(teacher: str) -> Path:
-    """The weights that a teacher's name stands for: in a run folder, or the file itself.
-
-    Raises:
-        CheckpointError: nothing there.
-    """
-    path = Path(teacher).expanduser()
-    if path.is_dir():
-        if not (path / _STUDENT_FILE).is_file():
-            raise CheckpointError(
-                f"{path} holds no {_STUDENT_FILE}: the run is unfinished, or it is no run folder. "
-                "Finish it with --resume auto."
-            )
-        return path / _STUDENT_FILE
-    if path.is_file():
-        return path
-    if teacher in names():
-        raise CheckpointError(
-            f"{teacher!r} is a network without trained weights here. Train it first: cktf train "
-            f"--model {teacher} --out runs/teacher; then --teacher runs/teacher."
-        )
-    raise CheckpointError(f"{teacher} is neither a run folder nor a file of weights.")
 
 
 def _load(section: DataSection, split: str) -> ImageSet:
@@ -205,33 +180,3 @@ def check_batches(samples: int, batch_size: int) -> None:
             f"The training set has {samples} images, fewer than one batch of {batch_size}. Use "
             "--set data.batch_size=… of at most that."
         )
-
-
-def new_network(name: str, data: ImageSet) -> Normalized:
-    """A network with fresh weights that normalises images as its training data asks."""
-    return Normalized(create(name, len(data.classes)), data.mean, data.std)
-
-
-def load_teacher(teacher: str, classes: tuple[str, ...] | None) -> tuple[nn.Module, str]:
-    """A trained network and its name.
-
-    Raises:
-        CheckpointError: weights that are missing or damaged.
-        ModelError: as many classes as the data has are asked for, and it has others.
-    """
-    path = teacher_file(teacher)
-    network, described = load_network(path)
-    own = described["classes"]
-    assert isinstance(own, list)
-    if classes is not None and len(own) != len(classes):
-        raise ModelError(
-            f"{path} knows {len(own)} classes (it was trained on {described['dataset']}), and the "
-            f"data has {len(classes)}. Use its own data set, or a network trained on this one."
-        )
-    if classes is not None and described["dataset"] != CUSTOM and tuple(own) != classes:
-        raise ModelError(
-            f"{path} knows other classes (of {described['dataset']}: {own[0]}, {own[1]}, …) than "
-            f"the data has ({classes[0]}, {classes[1]}, …). Use its own data set, or a network "
-            "trained on this one."
-        )
-    return network, str(described["network"])

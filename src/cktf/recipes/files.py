@@ -133,9 +133,20 @@ def located(recipe: Recipe) -> Recipe:
 
     data = recipe.data.model_copy(update={"dir": absolute(recipe.data.dir)})
     update: dict[str, Any] = {"data": data}
-    if isinstance(recipe, DistillRecipe) and Path(recipe.teacher).expanduser().exists():
-        update["teacher"] = absolute(recipe.teacher)
+    if isinstance(recipe, DistillRecipe):
+        there = Path(recipe.teacher).expanduser().exists()
+        update["teacher"] = absolute(recipe.teacher) if there else _located(recipe.teacher)
+        update["teacher_weights"] = absolute(recipe.teacher_weights)
+        update["student"] = _located(recipe.student)
+    else:
+        update["model"] = _located(recipe.model)
     return recipe.model_copy(update=update)
+
+
+def _located(line: str) -> str:
+    """A network's line with the absolute path of its file, if it is of one."""
+    file, py, rest = line.partition(".py:")
+    return f"{Path(file).expanduser().absolute()}{py}{rest}" if py else line
 
 
 def to_yaml(recipe: Recipe) -> str:

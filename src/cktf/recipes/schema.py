@@ -128,7 +128,7 @@ class TrainRecipe(_Recipe):
     """Train a network on labels alone.
 
     Attributes:
-        model: a network of the library, or `custom` for a user's own.
+        model: a network: see `cktf.models.sources`; or `custom` for a user's own object.
     """
 
     kind: Literal["train"] = "train"
@@ -139,8 +139,11 @@ class DistillRecipe(_Recipe):
     """Train a student from a teacher.
 
     Attributes:
-        teacher: a run folder or a weights file, or `custom` for a user's own network.
-        student: a network of the library, or `custom`.
+        teacher: a run folder, a weights file or a network, or `custom` for a user's own object.
+        teacher_weights: a file of weights, for a teacher that is a network.
+        student: a network: see `cktf.models.sources`; or `custom`.
+        student_taps, teacher_taps: paths of the modules whose outputs are the network's stages,
+            where those that are found are not what is meant.
         method: names joined by `+`, each with an optional weight.
         options: for a method in the string, its options: `cktf: {negatives: 4096}`.
         init_epochs: of each initialisation stage, for methods that have one; by default an eighth
@@ -149,7 +152,10 @@ class DistillRecipe(_Recipe):
 
     kind: Literal["distill"] = "distill"
     teacher: Name
+    teacher_weights: str | None = None
     student: Name
+    student_taps: list[str] = []
+    teacher_taps: list[str] = []
     method: Name = "cktf+kd"
     options: dict[str, dict[str, Any]] = {}
     init_epochs: int | None = Field(None, ge=1)

@@ -1,9 +1,16 @@
 """Maps out of what networks call their features: tokens, and maps whose channels come last."""
 
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
+
+from cktf.models.normalized import Normalized
 
 # Tokens that stand for no place: of the class, of distillation, and registers.
 _MOST_EXTRA = 16
+
+
+def seen(model: nn.Module, images: Size) -> Size:
+    """The shape of images inside a model, which may resize them."""
+    return model.seen(images) if isinstance(model, Normalized) else images
 
 
 def as_map(value: Tensor, images: Size) -> Tensor | None:

@@ -5,7 +5,7 @@ is the chain of modules that it is put together from: what a container holds is 
 one, a block is taken as a whole, so that what it widens inside is nobody's feature. Then:
 
 - *stages*: the trunk's last map at each resolution of more than one pixel, as long as no larger one
-  follows. Pooling layers and dropout end no stage. Where there is one resolution only, as in vision
+  follows. Pooling, padding and dropout end no stage. Where there is one resolution only, as in vision
   transformers, the blocks at quarter depths.
 - *blocks*: the trunk's maps of a stage's shape up to it.
 - *preacts*: the input of the activation module that gives a stage's map; the map itself where no
@@ -26,14 +26,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import activation, batchnorm, dropout, instancenorm, normalization, pooling
+from torch.nn.modules import (
+    activation,
+    batchnorm,
+    dropout,
+    instancenorm,
+    normalization,
+    padding,
+    pooling,
+)
 
 from cktf.errors import TapError
 from cktf.models.paths import FeaturePaths
-from cktf.taps.folding import as_map
+from cktf.taps.folding import as_map, seen
 
 _AFTER_CONVOLUTION = (activation, batchnorm, instancenorm, normalization)
-_NO_STAGE = (pooling, dropout)
+_NO_STAGE = (pooling, dropout, padding)
 # A block has at most two resolutions inside; what has more is put together from blocks.
 _OF_A_BLOCK = 2
 _QUARTERS = 4
@@ -67,7 +75,9 @@ def _run(model: nn.Module, example: Tensor) -> tuple[list[_Event], Any]:
     try:
         for path, module in model.named_modules():
             if path:
-                handles.append(module.register_forward_hook(_note(events, path, example.shape)))
+                handles.append(
+                    module.register_forward_hook(_note(events, path, seen(model, example.shape)))
+                )
         with torch.no_grad(), evaluating(model):
             logits = model(example)
     finally:
@@ -180,7 +190,7 @@ def _units(module: nn.Module, path: str, events: list[_Event]) -> Iterator[tuple
     inside = [e for e in events if not path or e.path.startswith(f"{path}.")]
     # Single pixels are of squeeze-and-excitation, which a block may have.
     sizes = {e.size for e in inside if e.map is not None and min(e.size) > 1}
-    ran = any(e.path == path for e in events)
+    ran = any(e.path == path and e.map is not None for e in events)
     if path and ran and not isinstance(module, nn.Sequential) and len(sizes) <= _OF_A_BLOCK:
         yield path, module
         return
@@ -209,9 +219,10 @@ def _quarters(stage: _Event, trunk: list[_Event]) -> list[_Event]:
     blocks = [
         e for e in trunk if e.map is not None and e.map.shape == shape and list(e.module.children())
     ]
-    if len(blocks) < _QUARTERS:
+    count = min(_QUARTERS, len(blocks))
+    if count < 2:
         return [stage]
-    return [blocks[round(len(blocks) * k / _QUARTERS) - 1] for k in range(1, _QUARTERS + 1)]
+    return [blocks[round(len(blocks) * k / count) - 1] for k in range(1, count + 1)]
 
 
 def _fits(smaller: tuple[int, int], larger: tuple[int, int]) -> bool:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from cktf.errors import TapError, nearest
 from cktf.models.paths import FeaturePaths
 from cktf.taps.features import FEATURES, Features
-from cktf.taps.folding import as_map
+from cktf.taps.folding import as_map, seen
 
 
 class _Recorder:
@@ -155,7 +155,7 @@ class Tap:
                 for handle in handles:
                     handle.remove()
         _check_logits(self.model, logits, len(images))
-        return self._assemble(logits, recorder, images.shape)
+        return self._assemble(logits, recorder, seen(self.model, images.shape))
 
     def _hook(self, path: str, record: Callable[[str, Any], None]) -> RemovableHandle:
         """Have a module's input or output recorded in each forward pass."""

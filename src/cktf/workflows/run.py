@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from cktf.engine import (
     Stage,
     Trainer,
     accelerator,
+    announce,
     place,
     write_atomically,
 )
@@ -58,6 +59,7 @@ class Parts:
         student_name, teacher_name: for the record.
         data: its images.
         shared: the teacher's tap, where several runs take turns with one teacher.
+        note: what was loaded as the teacher, for the log.
     """
 
     student: nn.Module
@@ -66,6 +68,7 @@ class Parts:
     teacher_name: str | None
     data: Data
     shared: SharedTap | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,10 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     method = recipe.method if isinstance(recipe, DistillRecipe) else "ce"
     options = recipe.options if isinstance(recipe, DistillRecipe) else {}
     set_seed(recipe.seed)
-    student, teacher = _dry_run(parts, method)
+    taps: tuple[list[str], list[str]] = ([], [])
+    if isinstance(recipe, DistillRecipe):
+        taps = recipe.student_taps, recipe.teacher_taps
+    student, teacher = _dry_run(parts, method, *taps)
     num_classes = int(student.features.logits.shape[1])
     labels = labels_of(parts.data.raw_train)
     _check_labels("training", labels, num_classes)
@@ -187,6 +193,10 @@ def executing(
     if parts.teacher is not None and data.test is not None and fitting.same_classes:
         place(parts.teacher, recipe.training(), trainer.device)
         teacher_accuracy = trainer.evaluate(parts.teacher, data.test)
+    if parts.note:
+        measured = "" if teacher_accuracy is None else f": top-1 {teacher_accuracy.top1:.2f} %"
+        run.log(f"teacher: {parts.note}{measured}")
+        announce(f"teacher: {parts.note}{measured}", show)
     yield
     yield from trainer.steps()
     fitted = trainer.fitted()
@@ -213,25 +223,32 @@ def _checkpoint_mb(student: nn.Module, objective: nn.Module) -> float:
     return sum(t.numel() * t.element_size() for t in kept) / 2**20
 
 
-def _dry_run(parts: Parts, method: str) -> tuple[_Tried, _Tried | None]:
+def _dry_run(
+    parts: Parts, method: str, student_taps: list[str], teacher_taps: list[str]
+) -> tuple[_Tried, _Tried | None]:
     """Both networks on a few images: where their features are, and of which shapes."""
     reads = features_read(method)
     if parts.data.test is not None:
         tested = next(iter(parts.data.test.epoch(0))).images[:_EXAMPLES]
-        _try(parts.student, "student", parts.student_name, tested, {"logits"})
+        _try(parts.student, "student", parts.student_name, tested, {"logits"}, [])
     images = next(iter(parts.data.train.epoch(1))).images[:_EXAMPLES]
-    student = _try(parts.student, "student", parts.student_name, images, reads)
+    student = _try(parts.student, "student", parts.student_name, images, reads, student_taps)
     if parts.teacher is None:
         return student, None
-    return student, _try(parts.teacher, "teacher", parts.teacher_name or CUSTOM, images, reads)
+    name = parts.teacher_name or CUSTOM
+    return student, _try(parts.teacher, "teacher", name, images, reads, teacher_taps)
 
 
-def _try(network: nn.Module, role: str, name: str, images: Tensor, reads: set[str]) -> _Tried:
+def _try(
+    network: nn.Module, role: str, name: str, images: Tensor, reads: set[str], taps: list[str]
+) -> _Tried:
     parameter = next(network.parameters(), None)
     images = images if parameter is None else images.to(parameter.device)
     try:
         with torch.no_grad(), evaluating(network):
             paths = _paths(network, images, reads)
+            if taps:
+                paths = _named(network, paths, taps)
             there = {n for n in reads - {"logits"} if getattr(paths, n)}
             return _Tried(paths, Tap(network, paths, there)(images))
     except (RuntimeError, ValueError, TypeError) as error:
@@ -246,6 +263,13 @@ def _paths(network: nn.Module, images: Tensor, reads: set[str]) -> FeaturePaths:
     if known is not None:
         return known
     return infer_paths(network, images) if reads > {"logits"} else FeaturePaths()
+
+
+def _named(network: nn.Module, paths: FeaturePaths, stages: list[str]) -> FeaturePaths:
+    """The same paths but for the stages, which the user names as the network itself does."""
+    prefix = "network." if isinstance(network, Normalized) else ""
+    named = tuple(path if path.startswith(prefix) else prefix + path for path in stages)
+    return replace(paths, stages=named, blocks=tuple((path,) for path in named), preacts=())
 
 
 def _check_labels(split: str, labels: Tensor, num_classes: int) -> None:

@@ -17,6 +17,7 @@ from cktf.recipes import (
     Data,
     DistillRecipe,
     Recipe,
+    Teacher,
     TrainRecipe,
     build_data,
     check,
@@ -212,15 +213,17 @@ def prepare(
     if not (problems.about("data") or problems.about("train")):
         with problems.collect("data"):
             data = _data(recipe, objects)
-    teacher, teacher_name = None, None
+    teacher: Teacher | None = None
     if isinstance(recipe, DistillRecipe) and not problems.about("teacher"):
         with problems.collect("teacher"):
-            teacher, teacher_name = _teacher(recipe, objects, data)
+            teacher = _teacher(recipe, objects, data)
     problems.stop_if_any()
     assert data is not None
     set_seed(recipe.seed)
     student, name = _student(recipe, objects, data)
-    return run, Parts(student, teacher, name, teacher_name, data)
+    if teacher is None:
+        return run, Parts(student, None, name, None, data)
+    return run, Parts(student, teacher.network, name, teacher.name, data, note=teacher.note)
 
 
 def _check_same(recipe: Recipe, run: RunFolder) -> None:
@@ -304,10 +307,16 @@ def _data(recipe: Recipe, objects: Objects) -> Data:
     )
 
 
-def _teacher(recipe: DistillRecipe, objects: Objects, data: Data | None) -> tuple[nn.Module, str]:
+def _teacher(recipe: DistillRecipe, objects: Objects, data: Data | None) -> Teacher:
     if isinstance(objects.teacher, nn.Module):
-        return objects.teacher, _name_of(objects.teacher)
-    return load_teacher(recipe.teacher, None if data is None else data.classes)
+        return Teacher(objects.teacher, _name_of(objects.teacher), "")
+    raw = None if data is None else data.raw_train
+    return load_teacher(
+        recipe.teacher,
+        None if data is None else data.classes,
+        raw if isinstance(raw, ImageSet) else None,
+        recipe.teacher_weights,
+    )
 
 
 def _name_of(network: nn.Module) -> str:

@@ -1,0 +1,292 @@
+"""Networks from anywhere, by one line.
+
+| line | what it is |
+|---|---|
+| `resnet8x4` | a network of this library |
+| `timm:NAME`, `torchvision:NAME` | one of those libraries |
+| `path/to/file.py:function`, `package.module:Class` | a user's own |
+
+Behind each may stand arguments, `timm:resnet18(pretrained=True)`, and the size of its images,
+`timm:vit_tiny_patch16_224@96`. A user's own is called with `num_classes` where it takes that.
+"""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from cktf.errors import ModelError, nearest
+from cktf.models.zoo import check_name, create
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LINE = re.compile(r"(?P<where>[^()@]+?)(?P<arguments>\(.*\))?(?:@(?P<size>\d+))?")
+_LIBRARIES = ("timm", "torchvision")
+# Of a network of this library where nobody says how many.
+_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network comes from.
+
+    Attributes:
+        line: as the user gave it.
+        library: `timm`, `torchvision`, a Python file or module, or empty for this library.
+        name: of the network there.
+        arguments: what it is built with, by name.
+        size: height and width of its images; None: as they come.
+    """
+
+    line: str
+    library: str
+    name: str
+    arguments: dict[str, Any]
+    size: int | None
+
+    @property
+    def is_own_code(self) -> bool:
+        """Whether it runs code of the user's."""
+        return self.library not in ("", *_LIBRARIES)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A network as it comes from its source.
+
+    Attributes:
+        network: from normalised images to logits.
+        mean, std: per channel, of what it was trained on; None where it is not, or nobody says.
+        size: height and width of its images; None: as they come.
+    """
+
+    network: nn.Module
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: int | None = None
+
+
+def parse_source(line: str) -> Source:
+    """What a line names, checked as far as that needs no building.
+
+    Raises:
+        ModelError: a line of no such form, or a network, module or file that is not there.
+
+    >>> parse_source("timm:resnet18(pretrained=True)@96")
+    Source(line='timm:resnet18(pretrained=True)@96', library='timm', name='resnet18', ...)
+    """
+    match = _LINE.fullmatch(line.strip())
+    if match is None:
+        raise ModelError(f"{line!r} names no network. {_FORMS}")
+    library, colon, name = match["where"].rpartition(":")
+    size = None if match["size"] is None else int(match["size"])
+    source = Source(line, library, name.strip(), _arguments(line, match["arguments"]), size)
+    if colon and not library:
+        raise ModelError(f"{line!r} names no network. {_FORMS}")
+    if not library:
+        check_name(source.name)
+    elif library in _LIBRARIES:
+        _check_listed(source)
+    else:
+        _check_own(source)
+    return source
+
+
+def build_source(source: Source, num_classes: int | None) -> Built:
+    """The network, with fresh weights unless its arguments ask for others.
+
+    Args:
+        source: where it comes from.
+        num_classes: of its logits; None leaves as many as its source gives.
+
+    Raises:
+        ModelError: its source fails, or the weights that it asks for are not on this machine.
+    """
+    arguments = dict(source.arguments)
+    if num_classes is not None and not source.is_own_code:
+        arguments.setdefault("num_classes", num_classes)
+    try:
+        if not source.library:
+            network = create(source.name, **({"num_classes": _CLASSES} | arguments))
+            return Built(network, size=source.size)
+        if source.library == "timm":
+            return _timm(source, arguments)
+        if source.library == "torchvision":
+            return _torchvision(source, arguments)
+        return _own(source, arguments, num_classes)
+    except ModelError:
+        raise
+    except Exception as error:
+        # Whatever a foreign library or file raises is told as what it is: its failure.
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise ModelError(
+            f"{source.line} could not be built ({reason}). Weights have to be on this machine, and "
+            "its arguments have to be those that it takes."
+        ) from error
+
+
+def _timm(source: Source, arguments: dict[str, Any]) -> Built:
+    import timm
+
+    if source.size is not None and _takes_size(source.name):
+        arguments.setdefault("img_size", source.size)
+    network = timm.create_model(source.name, **arguments)
+    described: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+    pretrained = bool(arguments.get("pretrained"))
+    fixed = pretrained or described.get("fixed_input_size")
+    size = source.size or arguments.get("img_size")
+    size = size or (described["input_size"][-1] if fixed else None)
+    if not pretrained:
+        return Built(network, size=size)
+    return Built(network, described["mean"], described["std"], size)
+
+
+def _takes_size(name: str) -> bool:
+    """Whether a network of timm is built for one size of images, and can be told which."""
+    import timm
+
+    described = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return bool(described is not None and described.fixed_input_size)
+
+
+def _torchvision(source: Source, arguments: dict[str, Any]) -> Built:
+    from torchvision import models
+
+    pretrained = arguments.pop("pretrained", False)
+    if pretrained:
+        arguments["weights"], classes = "DEFAULT", arguments.pop("num_classes", None)
+    network = models.get_model(source.name, **arguments)
+    if pretrained and classes is not None:
+        resize_classifier(network, classes)
+    vision = source.name.startswith(("vit", "swin", "maxvit"))
+    size = arguments.get("image_size", 224 if vision or pretrained else None)
+    if not pretrained:
+        return Built(network, size=source.size or size)
+    return Built(network, IMAGENET_MEAN, IMAGENET_STD, source.size or size)
+
+
+def _own(source: Source, arguments: dict[str, Any], num_classes: int | None) -> Built:
+    function = getattr(_module(source), source.name)
+    if num_classes is not None and "num_classes" in inspect.signature(function).parameters:
+        arguments.setdefault("num_classes", num_classes)
+    network = function(**arguments)
+    if not isinstance(network, nn.Module):
+        raise ModelError(
+            f"{source.line} gives a {type(network).__name__}; a network is a torch.nn.Module."
+        )
+    return Built(network, size=source.size)
+
+
+def resize_classifier(network: nn.Module, num_classes: int) -> None:
+    """Replace the last linear layer by a new one for so many classes, if it has others.
+
+    Raises:
+        ModelError: no linear layer to replace.
+    """
+    linear = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)]
+    if not linear:
+        raise ModelError(
+            f"{type(network).__name__} has no nn.Linear to replace by one of {num_classes} classes."
+            " Build it with as many classes as the data has."
+        )
+    path, last = linear[-1]
+    if last.out_features != num_classes:
+        fresh = nn.Linear(last.in_features, num_classes, bias=last.bias is not None)
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, fresh)
+
+
+_FORMS = (
+    "Give a network of cktf models, timm:NAME, torchvision:NAME, path/to/file.py:function or "
+    "package.module:Class; arguments may follow in brackets."
+)
+
+
+def _arguments(line: str, text: str | None) -> dict[str, Any]:
+    """Arguments by name, of plain values only: nothing is evaluated."""
+    if not text:
+        return {}
+    try:
+        call = ast.parse(f"f{text}", mode="eval").body
+        assert isinstance(call, ast.Call) and not call.args
+        return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg or _none()}
+    except (SyntaxError, ValueError, AssertionError) as error:
+        raise ModelError(
+            f"{line!r}: arguments are given by name, with plain values: (depth=3, pretrained=True)."
+        ) from error
+
+
+def _none() -> bool:
+    raise ValueError("**arguments are no plain values")
+
+
+def _check_listed(source: Source) -> None:
+    known = _listed(source.library)
+    bare = source.name.partition(".")[0]
+    if bare not in known:
+        raise ModelError(f"{source.library} has no network {bare!r}. {nearest(bare, known)}")
+
+
+def _listed(library: str) -> list[str]:
+    if library == "torchvision":
+        from torchvision import models
+
+        return list(models.list_models(module=models))
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelError(
+            "timm is not installed: pip install 'cktf[timm]' brings its networks."
+        ) from error
+    return list(timm.list_models())
+
+
+def _check_own(source: Source) -> None:
+    if source.library.endswith(".py"):
+        path = Path(source.library).expanduser()
+        if not path.is_file():
+            raise ModelError(f"{source.line}: there is no file {path}.")
+        defined = _defined_in(path)
+        if source.name not in defined:
+            raise ModelError(f"{path} defines no {source.name!r}. {nearest(source.name, defined)}")
+        return
+    try:
+        found = importlib.util.find_spec(source.library)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise ModelError(f"There is no Python module {source.library!r}. {_FORMS}")
+
+
+def _defined_in(path: Path) -> list[str]:
+    """Names that a file defines at its top, without running it."""
+    try:
+        tree = ast.parse(path.read_text())
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is no Python file: {error}.") from error
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    own = [node.name for node in tree.body if isinstance(node, kinds)]
+    imported = [
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    return own + imported
+
+
+def _module(source: Source) -> ModuleType:
+    if not source.library.endswith(".py"):
+        return importlib.import_module(source.library)
+    path = Path(source.library).expanduser().resolve()
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,204 @@
+"""From names to networks: the student that a recipe asks for, and its trained teacher."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from cktf.data import ImageSet
+from cktf.errors import CheckpointError, ModelError
+from cktf.models import (
+    Normalized,
+    Source,
+    build_source,
+    create,
+    fingerprint,
+    is_ours,
+    load_network,
+    load_state,
+    parse_source,
+    read_state,
+    resize_classifier,
+    seems_to_be,
+)
+from cktf.models.sources import IMAGENET_MEAN, IMAGENET_STD
+from cktf.recipes.schema import CUSTOM
+
+_STUDENT_FILE = "student.safetensors"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network.
+
+    Attributes:
+        network: from images in [0, 1] to logits.
+        name: for the record.
+        note: what was loaded, for the log.
+    """
+
+    network: nn.Module
+    name: str
+    note: str
+
+
+def new_network(line: str, data: ImageSet) -> Normalized:
+    """A network for the classes of a data set, which normalises and resizes images itself.
+
+    Raises:
+        ModelError: it is not there, or cannot be built.
+    """
+    built = build_source(parse_source(line), len(data.classes))
+    mean, std = (data.mean, data.std) if built.mean is None else (built.mean, built.std)
+    assert std is not None
+    return Normalized(built.network, mean, std, built.size)
+
+
+def check_teacher(teacher: str, weights: str | None) -> None:
+    """Make sure that there is such a teacher, as far as that can be seen without loading it.
+
+    Raises:
+        CheckpointError: no file, or no trained weights.
+        ModelError: no such network.
+    """
+    path = Path(teacher).expanduser()
+    if path.exists():
+        teacher_file(teacher)
+        if weights is not None:
+            raise CheckpointError(
+                f"{teacher} has weights of its own. Leave teacher_weights away, or name the "
+                "network that they belong to as the teacher."
+            )
+        return
+    try:
+        source = parse_source(teacher)
+    except ModelError as error:
+        raise CheckpointError(
+            f"{teacher} is neither a run folder nor a file of weights nor a network. {error}"
+        ) from error
+    if weights is not None:
+        if not Path(weights).expanduser().is_file():
+            raise CheckpointError(f"teacher_weights: there is no file {weights}.")
+    elif not source.is_own_code and not source.arguments.get("pretrained"):
+        advice = "give its weights with --teacher-weights FILE"
+        if source.library:
+            advice += f", or ask for {source.line}(pretrained=True)"
+        raise CheckpointError(
+            f"{teacher!r} is a network without trained weights here. Train it first (cktf train "
+            f"--model {teacher} --out runs/teacher; then --teacher runs/teacher), or {advice}."
+        )
+
+
+def teacher_file(teacher: str) -> Path:
+    """The weights that a teacher's name stands for: in a run folder, or the file itself.
+
+    Raises:
+        CheckpointError: nothing there.
+    """
+    path = Path(teacher).expanduser()
+    if path.is_dir():
+        if not (path / _STUDENT_FILE).is_file():
+            raise CheckpointError(
+                f"{path} holds no {_STUDENT_FILE}: the run is unfinished, or it is no run folder. "
+                "Finish it with --resume auto."
+            )
+        return path / _STUDENT_FILE
+    if path.is_file():
+        return path
+    raise CheckpointError(f"{teacher} is neither a run folder nor a file of weights.")
+
+
+def load_teacher(
+    teacher: str,
+    classes: tuple[str, ...] | None,
+    data: ImageSet | None = None,
+    weights: str | None = None,
+) -> Teacher:
+    """A trained network.
+
+    Args:
+        teacher: a run folder, a file of weights, or a network.
+        classes: of the data; a network that was trained here has to know the same.
+        data: whose mean and std a network takes that does not say its own.
+        weights: a file, for a network.
+
+    Raises:
+        CheckpointError: weights that are missing, damaged, or of another network.
+        ModelError: other classes, or a network that cannot be built.
+    """
+    check_teacher(teacher, weights)
+    if Path(teacher).expanduser().exists():
+        path = teacher_file(teacher)
+        return _ours(path, classes) if is_ours(path) else _published(path, data)
+    source = parse_source(teacher)
+    if weights is None:
+        built = build_source(source, None)
+        mean = built.mean, built.std
+        return Teacher(_seeing(built.network, *mean, built.size, data), teacher, f"built {teacher}")
+    return _with_weights(source, Path(weights).expanduser(), data)
+
+
+def _ours(path: Path, classes: tuple[str, ...] | None) -> Teacher:
+    network, described = load_network(path)
+    own = described["classes"]
+    assert isinstance(own, list)
+    if classes is not None and len(own) != len(classes):
+        raise ModelError(
+            f"{path} knows {len(own)} classes (it was trained on {described['dataset']}), and the "
+            f"data has {len(classes)}. Use its own data set, or a network trained on this one."
+        )
+    if classes is not None and described["dataset"] != CUSTOM and tuple(own) != classes:
+        raise ModelError(
+            f"{path} knows other classes (of {described['dataset']}: {own[0]}, {own[1]}, …) than "
+            f"the data has ({classes[0]}, {classes[1]}, …). Use its own data set, or a network "
+            "trained on this one."
+        )
+    name = str(described["network"])
+    return Teacher(network, name, f"loaded {name} from {path}, sha256 {fingerprint(path)}…")
+
+
+def _published(path: Path, data: ImageSet | None) -> Teacher:
+    """A file that does not say whose weights it holds: of the network that has just these."""
+    state = read_state(path)
+    found = seems_to_be(state)
+    if found is None:
+        raise CheckpointError(
+            f"{path} holds {len(state)} tensors ({', '.join(list(state)[:3])}, …), and no network "
+            "of this library has just these. Name the network: --teacher NETWORK "
+            f"--teacher-weights {path}."
+        )
+    name, classes = found
+    network = create(name, classes)
+    load_state(network, state, path)
+    note = f"loaded {name} from {path} by its weights, sha256 {fingerprint(path)}…"
+    return Teacher(_seeing(network, None, None, None, data), name, note)
+
+
+def _with_weights(source: Source, path: Path, data: ImageSet | None) -> Teacher:
+    state = read_state(path)
+    built = build_source(source, None)
+    # The classifier's own rows say how many classes the weights know.
+    own = built.network.state_dict()
+    rows = {
+        len(v) for k, v in state.items() if k in own and v.dim() == 1 and v.shape != own[k].shape
+    }
+    if len(rows) == 1:
+        resize_classifier(built.network, rows.pop())
+    load_state(built.network, state, path)
+    note = f"loaded {source.line} from {path}, sha256 {fingerprint(path)}…"
+    network = _seeing(built.network, built.mean, built.std, built.size, data)
+    return Teacher(network, source.line, note)
+
+
+def _seeing(
+    network: nn.Module,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    size: int | None,
+    data: ImageSet | None,
+) -> Normalized:
+    """A network that normalises as its source says, or as the data's own networks do."""
+    if mean is None or std is None:
+        own = (IMAGENET_MEAN, IMAGENET_STD) if data is None else (data.mean, data.std)
+        mean, std = own
+    return Normalized(network, mean, std, size)

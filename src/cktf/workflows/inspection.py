@@ -1,0 +1,67 @@
+"""What would be compared of a network: where its features are, and what it costs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cktf.models import build_source, parse_source
+from cktf.models.normalized import Normalized
+from cktf.taps import FeaturePaths, Features, Tap, evaluating, infer_paths
+
+_BATCH = 2
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A network as it shows itself on images of a size.
+
+    Attributes:
+        paths: where its features are.
+        features: of a batch of two images.
+        input: shape [C, H, W] of the images that reach it.
+        parameters: trainable ones.
+        macs: multiplications and additions for one image.
+    """
+
+    paths: FeaturePaths
+    features: Features
+    input: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+def inspect(network: nn.Module | str, images: tuple[int, int, int] = (3, 32, 32)) -> Inspection:
+    """Run a network on random images and note what a transfer would read.
+
+    Args:
+        network: a module, or a line that names one.
+        images: shape [C, H, W]; a network of one size resizes them.
+
+    Raises:
+        CktfError: it cannot be built, or its features cannot be found: the message says how to
+            name them.
+    """
+    if isinstance(network, str):
+        built = build_source(parse_source(network), None)
+        network = Normalized(built.network, [0.0] * images[0], [1.0] * images[0], built.size)
+    example = torch.rand(_BATCH, *images)
+    with evaluating(network):
+        with torch.no_grad():
+            paths = getattr(network, "feature_paths", None) or infer_paths(network, example)
+            wanted = ("embedding", "stem", "stages", "preacts")
+            features = Tap(network, paths, {n for n in wanted if getattr(paths, n)})(example)
+        # The counter follows the graph of gradients.
+        counter: Any = FlopCounterMode(display=False)
+        with counter:
+            network(example)
+    shape = network.seen(example.shape) if isinstance(network, Normalized) else example.shape
+    return Inspection(
+        paths,
+        features,
+        tuple(shape[1:]),
+        sum(p.numel() for p in network.parameters() if p.requires_grad),
+        counter.get_total_flops() // (2 * _BATCH),
+    )

@@ -1,0 +1,127 @@
+"""What a network shows of itself, and transfer between networks of any family."""
+
+import pytest
+import torch
+from test_training import Small, images, rows_of
+from typer.testing import CliRunner
+
+import cktf
+from cktf.cli.main import app
+from cktf.errors import RecipeError, TapError
+from cktf.models import create
+from cktf.taps import Tap, infer_paths
+from cktf.taps.folding import as_map
+from cktf.workflows import inspect
+
+__all__ = ["images"]  # a fixture
+
+
+def test_macs_by_hand():
+    """A convolution, a pooling that costs nothing, a linear layer."""
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(8, 4, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Linear(4, 5),
+    )  # fmt: skip
+    found = inspect(network, (3, 16, 16))
+    assert found.macs == 16 * 16 * 8 * 3 * 9 + 8 * 8 * 4 * 8 + 4 * 5
+    assert found.parameters == 8 * 3 * 9 + 8 + 8 * 4 + 4 + 4 * 5 + 5
+
+
+def test_inspect_prints_what_would_be_compared(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    result = CliRunner().invoke(app, ["inspect", "timm:test_vit3", "--input", "3x64x64"])
+    assert result.exit_code == 0
+    assert "network.blocks" in result.output
+    assert "stage 4" in result.output
+    assert "million multiply-adds for an image of 3 x 160 x 160" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["resnet8", "--input", "32"], "CHANNELSxHEIGHTxWIDTH"), (["resnet9"], "Did you mean"),
+     (["resnet8", "--input", "3x0x3"], "CHANNELSxHEIGHTxWIDTH")],
+)  # fmt: skip
+def test_mistakes(arguments, message):
+    result = CliRunner().invoke(app, ["inspect", *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+# The stages that each family is known for, of images of 64 pixels.
+FAMILIES = {
+    "timm:test_resnet": 5, "timm:test_vit3": 4, "timm:test_convnext": 4, "timm:test_efficientnet": 5,
+    "timm:test_byobnet": 5, "timm:mobilenetv3_small_050": 5, "timm:regnetx_002": 5,
+    "timm:resnetv2_50x1_bit": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", FAMILIES)
+def test_families(line):
+    found = inspect(f"{line}@64" if "vit" in line else line, (3, 64, 64))
+    shapes = [tuple(stage.shape) for stage in found.features.stages]
+    assert len(shapes) == FAMILIES[line]
+    sizes = [shape[-1] for shape in shapes]
+    assert sizes == sorted(sizes, reverse=True)
+    assert found.features.embedding.dim() == 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "given", "expected"),
+    [((2, 3, 32, 32), (2, 7, 8, 8), (2, 7, 8, 8)), ((2, 3, 32, 32), (2, 8, 8, 7), (2, 7, 8, 8)),
+     ((2, 3, 32, 32), (2, 65, 5), (2, 5, 8, 8)), ((2, 3, 32, 64), (2, 8 + 1, 5), (2, 5, 2, 4)),
+     ((2, 3, 30, 50), (2, 6, 4, 7), (2, 6, 4, 7)), ((2, 3, 32, 32), (3, 7, 8, 8), None),
+     ((2, 3, 32, 32), (2, 7, 8, 4), None), ((2, 3, 32, 32), (2, 7), None)],
+)  # fmt: skip
+def test_what_is_a_map(shape, given, expected):
+    found = as_map(torch.rand(given), torch.Size(shape))
+    assert (None if found is None else tuple(found.shape)) == expected
+
+
+def test_tokens_fold_row_by_row():
+    grid = torch.arange(2 * 12).view(2, 3, 4).float()
+    tokens = torch.cat([torch.full((2, 1, 1), -1.0), grid.flatten(1).unsqueeze(2)], dim=1)
+    torch.testing.assert_close(as_map(tokens, torch.Size([2, 3, 30, 40])).squeeze(1), grid)
+
+
+def test_a_map_of_other_proportions_is_refused():
+    network = create("resnet8", 10)
+    paths = infer_paths(network, torch.rand(2, 3, 32, 32))
+    tap = Tap(network, paths.__class__(stem="fc"), needs=["stem"])
+    with pytest.raises(TapError, match="of the images' proportions"):
+        tap(torch.rand(2, 3, 32, 32))
+
+
+def test_stages_by_name(images, tmp_path):
+    torch.manual_seed(0)
+    for taps, terms in ((["a"], ["module1"]), (["a", "b"], ["module1", "module2"])):
+        run = cktf.distill(
+            Small(width=16), Small(), train=images[0], method="cktf", epochs=1, show=False,
+            out=tmp_path / str(len(taps)), options={"cktf": {"negatives": 64}},
+            overrides={"student_taps": taps, "teacher_taps": taps},
+        )  # fmt: skip
+        row = rows_of(run.folder)[0]
+        assert [t for t in row["terms"] if "module" in t] == [f"cktf.{name}" for name in terms]
+    with pytest.raises((RecipeError, TapError), match="no module 'c'"):
+        cktf.distill(
+            Small(width=16), Small(), train=images[0], method="cktf", epochs=1, show=False,
+            out=tmp_path / "no", overrides={"student_taps": ["c"]},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"), [("timm:test_vit3@32", "resnet8"), ("resnet8", "timm:test_vit3@32")]
+)
+def test_between_a_convolutional_network_and_a_transformer(images, tmp_path, teacher, student):
+    from cktf.recipes import new_network
+
+    torch.manual_seed(0)
+    networks = [new_network(line, images[0]) for line in (teacher, student)]
+    run = cktf.distill(
+        *networks, train=images[0], test=images[1], method="cktf+kd+at+vid+fitnet+sp+nst", epochs=1,
+        out=tmp_path / "run", options={"cktf": {"negatives": 64}}, show=False,
+        overrides={"optimizer.lr": 0.01},
+    )  # fmt: skip
+    row = rows_of(run.folder)[0]
+    assert {"cktf.stem", "cktf.module1", "at", "vid", "fitnet", "sp", "nst"} <= set(row["terms"])
+    assert all(value == value for value in row["terms"].values())

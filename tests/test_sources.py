@@ -1,0 +1,238 @@
+"""Networks from anywhere, and weights that others saved."""
+
+import argparse
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from cktf.data import load_dataset
+from cktf.errors import CheckpointError, ModelError
+from cktf.models import (
+    Normalized,
+    build_source,
+    create,
+    load_network,
+    parse_source,
+    read_state,
+    save_network,
+    seems_to_be,
+)
+from cktf.recipes import load_teacher, new_network
+
+IMAGES = torch.rand(2, 3, 32, 32)
+OWN = """
+from torch import nn
+print("ran")
+
+def small(num_classes, width=4):
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(width, num_classes))
+
+def fixed():
+    return small(3)
+
+def number(num_classes):
+    return num_classes
+
+def broken(num_classes):
+    raise RuntimeError("out of luck")
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return str(path)
+
+
+class TestLines:
+    @pytest.mark.parametrize(
+        ("line", "library", "name", "arguments", "size"),
+        [("resnet8", "", "resnet8", {}, None), (" vgg13@64 ", "", "vgg13", {}, 64),
+         ("timm:resnet18", "timm", "resnet18", {}, None),
+         ("timm:resnet18.a1_in1k(pretrained=True)", "timm", "resnet18.a1_in1k",
+          {"pretrained": True}, None),
+         ("torchvision:resnet18(norm_layer=None)@96", "torchvision", "resnet18",
+          {"norm_layer": None}, 96),
+         ("torch.nn:Linear(in_features=3, out_features=[1, 2])", "torch.nn", "Linear",
+          {"in_features": 3, "out_features": [1, 2]}, None)],
+    )  # fmt: skip
+    def test_parts(self, line, library, name, arguments, size):
+        source = parse_source(line)
+        assert (source.library, source.name) == (library, name)
+        assert (source.arguments, source.size) == (arguments, size)
+        assert source.is_own_code == (library == "torch.nn")
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [("", "names no network"), (":x", "names no network"), ("resnet9", "Did you mean"),
+         ("timm:resnet81", "Did you mean"), ("torchvision:resnt18", "Did you mean 'resnet18'"),
+         ("nowhere.at.all:x", "no Python module"), ("no.py:f", "no file no.py"),
+         ("timm:resnet18(3)", "by name, with plain values"),
+         ("timm:resnet18(x=open('y'))", "by name, with plain values"),
+         ("timm:resnet18(**{'x': 1})", "by name, with plain values"),
+         ("timm:resnet18(x=)", "by name, with plain values")],
+    )  # fmt: skip
+    def test_mistakes(self, line, message):
+        with pytest.raises(ModelError, match=message):
+            parse_source(line)
+
+    def test_a_file_is_not_run_to_be_checked(self, own, capsys):
+        parse_source(f"{own}:small")
+        with pytest.raises(ModelError, match="Did you mean 'small'"):
+            parse_source(f"{own}:smal")
+        assert capsys.readouterr().out == ""
+
+
+class TestBuilding:
+    @pytest.mark.parametrize(
+        "line", ["timm:mobilenetv3_small_050", "torchvision:mobilenet_v3_small", "vgg8", "resnet8"]
+    )
+    def test_as_many_classes_as_the_data(self, line):
+        built = build_source(parse_source(line), 7)
+        assert built.network.eval()(IMAGES).shape == (2, 7)
+        assert built.mean is None
+
+    def test_own_code(self, own):
+        assert build_source(parse_source(f"{own}:small(width=6)"), 5).network[0].out_channels == 6
+        assert build_source(parse_source(f"{own}:fixed"), 5).network(IMAGES).shape == (2, 3)
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [("number", "gives a int"), ("broken", "out of luck"), ("small(depth=3)", "depth")],
+    )
+    def test_what_fails_says_so(self, own, name, message):
+        with pytest.raises(ModelError, match=message):
+            build_source(parse_source(f"{own}:{name}"), 5)
+
+    def test_a_network_of_one_size_sees_its_own(self):
+        data = load_dataset("fashion-mini", None, "test")
+        vit = new_network("timm:test_vit", data)
+        assert vit.size == 160
+        smaller = new_network("timm:test_vit@64", data)
+        assert smaller.size == 64
+        assert smaller.eval()(IMAGES).shape == (2, 10)
+        assert new_network("timm:test_vit@64", data).network.patch_embed.img_size == (64, 64)
+        assert new_network("resnet8@48", data).size == 48
+        seen = []
+        network = Normalized(nn.Identity(), [0.0] * 3, [1.0] * 3, 16)
+        network.network.register_forward_hook(lambda m, a, out: seen.append(out.shape))
+        network(IMAGES)
+        assert seen == [(2, 3, 16, 16)]
+
+    def test_saved_and_built_again_by_its_line(self, tmp_path):
+        torch.manual_seed(0)
+        data = load_dataset("fashion-mini", None, "test")
+        network = new_network("timm:test_vit@32", data).eval()
+        path = tmp_path / "a.safetensors"
+        save_network(network, path, name="timm:test_vit@32", classes=data.classes, dataset="x")
+        again, _ = load_network(path)
+        torch.testing.assert_close(again.eval()(IMAGES), network(IMAGES))
+        assert again.size == 32
+
+    def test_a_file_does_not_run_code_that_it_names(self, own, tmp_path, capsys):
+        path = tmp_path / "a.safetensors"
+        save_network(nn.Linear(2, 2), path, name=f"{own}:small", classes=["a", "b"], dataset="x")
+        with pytest.raises(CheckpointError, match="cannot have run"):
+            load_network(path)
+        assert capsys.readouterr().out == ""
+
+
+class Runs:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+FORMS = {
+    "plain": lambda s: s,
+    "published": lambda s: {"epoch": 240, "model": s, "accuracy": 72.5},
+    "with options": lambda s: {"opt": argparse.Namespace(lr=0.05), "model": s},
+    "parallel": lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+    "compiled": lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
+}
+
+
+class TestWeights:
+    @pytest.mark.parametrize("form", FORMS)
+    def test_forms_in_circulation(self, form, tmp_path):
+        network = create("resnet8", 100).eval()
+        path = tmp_path / "teacher.pth"
+        torch.save(FORMS[form](network.state_dict()), path)
+        state = read_state(path)
+        assert state.keys() == network.state_dict().keys()
+        assert seems_to_be(state) == ("resnet8", 100)
+        teacher = load_teacher(str(path), None)
+        assert teacher.name == "resnet8"
+        assert "sha256" in teacher.note
+        normal = (IMAGES - teacher.network.mean) / teacher.network.std
+        torch.testing.assert_close(teacher.network.eval()(IMAGES), network(normal))
+
+    @pytest.mark.parametrize(
+        "name",
+        ["wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "ResNet18", "resnet5x4"],
+    )
+    def test_networks_are_known_by_their_weights(self, name):
+        with torch.device("meta"):
+            network = create(name, 37)
+        assert seems_to_be(network.state_dict()) == (name, 37)
+
+    def test_safetensors_and_a_named_network(self, tmp_path):
+        network = build_source(parse_source("timm:mobilenetv3_small_050"), 5).network.eval()
+        path = tmp_path / "w.safetensors"
+        save_file(network.state_dict(), path)
+        with pytest.raises(CheckpointError, match="no network of this library has just these"):
+            load_teacher(str(path), None)
+        teacher = load_teacher("timm:mobilenetv3_small_050", None, weights=str(path))
+        assert teacher.network.eval()(IMAGES).shape == (2, 5)
+
+    def test_weights_of_another_network_are_named(self, tmp_path):
+        path = tmp_path / "w.pth"
+        torch.save(create("wrn_16_2", 10).state_dict(), path)
+        message = r"(?s)do not fit resnet8: missing: .*unexpected: .*seem to be those of wrn_16_2"
+        with pytest.raises(CheckpointError, match=message):
+            load_teacher("resnet8", None, weights=str(path))
+
+    def test_nothing_in_a_pickle_runs(self, tmp_path):
+        witness = tmp_path / "witness"
+        path = tmp_path / "evil.pth"
+        torch.save({"model": Runs(f"touch {witness}")}, path)
+        with pytest.raises(CheckpointError, match="could run code, so it was not opened"):
+            read_state(path)
+        assert not witness.exists()
+        # The trap works: opened without care, it runs.
+        torch.load(path, weights_only=False)
+        assert witness.exists()
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(b"", "damaged"), (b"no pickle at all", "damaged")],
+    )
+    def test_damage(self, content, message, tmp_path):
+        path = tmp_path / "w.pth"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=message):
+            read_state(path)
+
+    def test_no_weights(self, tmp_path):
+        path = tmp_path / "w.pth"
+        torch.save({"epoch": 3}, path)
+        with pytest.raises(CheckpointError, match="holds no weights"):
+            read_state(path)
+        with pytest.raises(CheckpointError, match="no checkpoint at"):
+            read_state(tmp_path / "none.pth")
+
+    @pytest.mark.parametrize(
+        ("teacher", "weights", "message"),
+        [("resnet8", None, "without trained weights"), ("timm:resnet18", None, "pretrained=True"),
+         ("resnet8", "none.pth", "no file none.pth"), ("nothing", None, "neither a run folder")],
+    )  # fmt: skip
+    def test_teachers_without_weights(self, teacher, weights, message):
+        with pytest.raises(CheckpointError, match=message):
+            load_teacher(teacher, None, weights=weights)
