@@ -256,7 +256,10 @@ def test_cifar10_needs_a_directory():
 
 
 def test_data_sets_are_known_by_name(mini):
-    assert sorted(DATASETS) == ["cifar10", "fashion-mini", "fashion-mnist"]
+    assert sorted(DATASETS) == [
+        "cifar10", "cifar100", "fashion-mini", "fashion-mnist", "hf:NAME", "imagefolder:DIR",
+        "stl10", "tiny-imagenet",
+    ]  # fmt: skip
     info = dataset_info("fashion-mini")
     assert (info.train, info.test) == (len(mini["train"]), len(mini["test"]))
     with pytest.raises(DataError, match=r"'cifar-10'.*Did you mean 'cifar10'"):

@@ -192,6 +192,16 @@ class TestWeights:
         teacher = load_teacher("timm:mobilenetv3_small_050", None, weights=str(path))
         assert teacher.network.eval()(IMAGES).shape == (2, 5)
 
+    def test_own_code_with_the_weights_of_a_run(self, own, tmp_path):
+        """What the run's file says of its images is kept."""
+        data = load_dataset("fashion-mini", None, "test")
+        network = new_network(f"{own}:small@16", data).eval()
+        path = tmp_path / "student.safetensors"
+        save_network(network, path, name=f"{own}:small@16", classes=data.classes, dataset="x")
+        teacher = load_teacher(f"{own}:small", None, weights=str(path)).network.eval()
+        assert (teacher.size, teacher.mean.tolist()) == (16, network.mean.tolist())
+        torch.testing.assert_close(teacher(IMAGES), network(IMAGES))
+
     def test_weights_of_another_network_are_named(self, tmp_path):
         path = tmp_path / "w.pth"
         torch.save(create("wrn_16_2", 10).state_dict(), path)

@@ -1,10 +1,18 @@
 """`cktf models`, `cktf methods`, `cktf datasets`: what can be named."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from cktf.cli.common import DataDirOption, DebugOption, reports_errors
+
+_BROKEN = 10
 
 
 def _print(columns: dict[str, str], rows: Sequence[tuple[str, ...]]) -> None:
@@ -12,7 +20,7 @@ def _print(columns: dict[str, str], rows: Sequence[tuple[str, ...]]) -> None:
     for name, side in columns.items():
         table.add_column(name, justify="right" if side == "right" else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 
@@ -59,12 +67,25 @@ def methods() -> None:
     _print(columns, rows)
 
 
-def datasets() -> None:
-    """List the data sets."""
+@reports_errors
+def datasets(
+    data: Annotated[
+        str | None, typer.Argument(help="One of them, to look at every image: imagefolder:DIR.")
+    ] = None,
+    data_dir: DataDirOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """List the data sets, or say what is in one."""
+    if data is not None:
+        _survey(data, data_dir)
+        return
     from cktf.data import DATASETS
 
+    def count(number: int | None) -> str:
+        return "any" if number is None else f"{number:,}"
+
     rows = [
-        (d.name, f"{d.classes}", f"{d.train:,}", f"{d.test:,}", d.summary)
+        (d.name, count(d.classes), count(d.train), count(d.test), d.summary)
         for d in DATASETS.values()
     ]
     columns = {
@@ -75,3 +96,38 @@ def datasets() -> None:
         "files": "left",
     }
     _print(columns, rows)
+
+
+def _survey(name: str, directory: Path | None) -> None:
+    from cktf.data import dataset_info, open_dataset, survey
+
+    found = [survey(open_dataset(name, directory, s)) for s in dataset_info(name).splits]
+    rows = []
+    for split in found:
+        balance = ("without labels", "", "")
+        if split.imbalance is not None:
+            smallest, largest = min(split.counts), max(split.counts)
+            per_class = f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
+            balance = f"{len(split.classes):,}", per_class, f"{split.imbalance:.2f}"
+        trained = f"{split.size}x{split.size}"
+        broken = f"{len(split.broken):,}"
+        rows.append((split.split, f"{split.images:,}", *balance, split.pixels, trained, broken))
+    columns = {
+        "split": "left",
+        "images": "right",
+        "classes": "right",
+        "per class": "right",
+        "largest : smallest": "right",
+        "pixels": "left",
+        "trained at": "left",
+        "broken": "right",
+    }
+    _print(columns, rows)
+    note = found[0].note
+    if note:
+        print(note)
+    for split in found:
+        for broken in split.broken[:_BROKEN]:
+            print(f"broken: {broken}")
+        if len(split.broken) > _BROKEN:
+            print(f"broken: {len(split.broken) - _BROKEN:,} more in {split.split}")

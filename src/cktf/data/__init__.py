@@ -1,19 +1,42 @@
 """Data sets by name, batches with their index, batched augmentation."""
 
 from cktf.data.augment import crop_and_flip
-from cktf.data.images import ImageSet
+from cktf.data.images import UNLABELLED, Images, ImageSet
 from cktf.data.loaders import DatasetLoader, Loader, MemoryLoader, labels_of
-from cktf.data.registry import DATASETS, DatasetInfo, dataset_info, load_dataset
+from cktf.data.reading import BrokenImagesError, Reading
+from cktf.data.registry import (
+    DATASETS,
+    FOLDER,
+    DatasetInfo,
+    dataset_info,
+    load_dataset,
+    load_splits,
+    open_dataset,
+)
+from cktf.data.splits import split_validation
+from cktf.data.streamed import Streamed
+from cktf.data.survey import Survey, survey
 
 __all__ = [
     "DATASETS",
+    "FOLDER",
+    "UNLABELLED",
+    "BrokenImagesError",
     "DatasetInfo",
     "DatasetLoader",
     "ImageSet",
+    "Images",
     "Loader",
     "MemoryLoader",
+    "Reading",
+    "Streamed",
+    "Survey",
     "crop_and_flip",
     "dataset_info",
     "labels_of",
     "load_dataset",
+    "load_splits",
+    "open_dataset",
+    "split_validation",
+    "survey",
 ]

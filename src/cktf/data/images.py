@@ -1,33 +1,58 @@
-"""A data set that fits in memory: every image as bytes in one tensor."""
+"""A named data set: its images, as bytes in one tensor or read when asked for, and their labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, cast
 
 from torch import Tensor
+from typing_extensions import TypeVar
 
+from cktf.data.streamed import Streamed
 from cktf.errors import DataError
+
+# The label of every image of a split that has no labels.
+UNLABELLED = -1
+
+
+class Images(Protocol):
+    """Images [N, H, W, C] uint8: a tensor, or what reads one image when it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """N, H, W, C."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, position: Any, /) -> Tensor:
+        """One image [H, W, C]."""
+
+
+ImagesT = TypeVar("ImagesT", bound=Images, default=Tensor, covariant=True)
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """Images and labels in memory; also a map-style data set of `(image, label)`.
+class ImageSet(Generic[ImagesT]):
+    """Images and labels; also a map-style data set of `(image, label)`.
 
     Attributes:
-        images: [N, H, W, C] uint8.
-        labels: [N] int64.
+        images: [N, H, W, C] uint8; a tensor, or `Streamed` for what is too large for memory.
+        labels: [N] int64; all of them UNLABELLED for images without labels.
         classes: the names of the classes, in the order of the labels.
         mean, std: per channel, of images in [0, 1], for networks that are trained on it.
         flip: whether a mirrored image is still one of its class.
         name: what users call it.
+        note: what was found when it was read, beside its numbers.
     """
 
-    images: Tensor
+    images: ImagesT
     labels: Tensor
     classes: Sequence[str]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool = True
     name: str = "data"
+    note: str = ""
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels) or not len(self.images):
@@ -35,15 +60,47 @@ class ImageSet:
                 f"{self.name}: as many labels as images, and at least one; given "
                 f"{len(self.images)} images and {len(self.labels)} labels."
             )
-        if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if self.labelled and not 0 <= low <= high < len(self.classes):
             raise DataError(
-                f"{self.name}: labels run from {int(self.labels.min())} to "
-                f"{int(self.labels.max())}, and there are {len(self.classes)} classes. The files "
-                "may be damaged, or of another data set."
+                f"{self.name}: labels run from {low} to {high}, and there are "
+                f"{len(self.classes)} classes. The files may be damaged, or of another data set."
             )
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels: all of them or none."""
+        return bool((self.labels != UNLABELLED).any())
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         return self.images[position].permute(2, 0, 1).float() / 255, int(self.labels[position])
+
+    def subset(self, positions: Tensor) -> "ImageSet[Images]":
+        """The images at some positions, in that order."""
+        images = self.images
+        chosen: Images = (
+            images.take(positions.tolist()) if isinstance(images, Streamed) else images[positions]
+        )
+        return replace(cast("ImageSet[Images]", self), images=chosen, labels=self.labels[positions])
+
+    def describe(self) -> str:
+        """How many there are, of what size, where they are, and what was found.
+
+        >>> import torch
+        >>> images, labels = torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.tensor([0, 1])
+        >>> ImageSet(images, labels, ("cat", "dog"), (0.5,) * 3, (0.2,) * 3).describe()
+        '2 images of 2 classes, 32x32, in memory (0.0 MB)'
+        """
+        count, height, width, channels = self.images.shape
+        of = f"of {len(self.classes)} classes" if self.labelled else "without labels"
+        where = (
+            "read from disk batch by batch"
+            if isinstance(self.images, Streamed)
+            else f"in memory ({count * height * width * channels / 1e6:,.1f} MB)"
+        )
+        grey = ", grey" if channels == 1 else ""
+        note = f"; {self.note}" if self.note else ""
+        return f"{count:,} images {of}, {height}x{width}{grey}, {where}{note}"

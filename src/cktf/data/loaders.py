@@ -5,18 +5,19 @@ elsewhere in the program: that is what makes a run repeatable and resumable. A t
 out the last, shorter batch; each epoch leaves out other samples.
 """
 
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from cktf.batch import Batch
 from cktf.data.augment import crop_and_flip
-from cktf.data.images import ImageSet
+from cktf.data.images import Images, ImageSet
+from cktf.data.streamed import Streamed
 from cktf.errors import DataError
 
 
@@ -37,10 +38,16 @@ class Loader(Protocol):
         """
 
 
+def _seed(*entropy: int) -> int:
+    # Words of entropy, hashed: neighbouring seeds and epochs must not give related streams.
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
+
+
 def _generator(seed: int, epoch: int) -> torch.Generator:
-    # Two words of entropy, hashed: neighbouring seeds and epochs must not give related streams.
-    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) >> 1)
+    return torch.Generator().manual_seed(_seed(seed, epoch))
+
+
+_PADDING = 4
 
 
 def _batches(samples: int, batch_size: int, train: bool) -> int:
@@ -61,14 +68,20 @@ def _order(
     return batches
 
 
+def _scaled(pixels: Tensor) -> Tensor:
+    """Bytes [B, H, W, C] as floats [B, C, H, W] in [0, 1]."""
+    # A permuted view of [B, H, W, C] is channels-last without a copy.
+    return pixels.permute(0, 3, 1, 2).float().div_(255)
+
+
 class MemoryLoader:
-    """Batches of an `ImageSet`, cropped and flipped if it is for training.
+    """Batches of an `ImageSet` in memory, cropped and flipped if it is for training.
 
     Args:
         data: the images.
         batch_size: B.
         train: shuffle and leave out the last short batch; otherwise in order, all of them.
-        augment: crop and flip each batch.
+        augment: crop and flip each batch, padded by an eighth of a side and at least by 4.
         seed: decides the order and the augmentation.
     """
 
@@ -78,6 +91,8 @@ class MemoryLoader:
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.train, self.augment = train, augment
         self.samples = len(data)
+        self._labels = data.labels if data.labelled else None
+        self._padding = max(_PADDING, min(data.images.shape[1:3]) // 8)
 
     def __len__(self) -> int:
         return _batches(self.samples, self.batch_size, self.train)
@@ -88,11 +103,34 @@ class MemoryLoader:
         for index in _order(self, generator, cover):
             pixels = self.data.images[index]
             if self.augment:
-                pixels = crop_and_flip(pixels, generator, flip=self.data.flip)
-            # A permuted view of [B, H, W, C] is channels-last without a copy.
-            yield Batch(
-                pixels.permute(0, 3, 1, 2).float().div_(255), self.data.labels[index], index
-            )
+                pixels = crop_and_flip(pixels, generator, self._padding, self.data.flip)
+            yield Batch(_scaled(pixels), _at(self._labels, index), index)
+
+
+def _at(labels: Tensor | None, index: Tensor) -> Tensor | None:
+    return None if labels is None else labels[index]
+
+
+class _Pixels(Dataset[tuple[Tensor, int]]):
+    """The images of an `ImageSet` with their positions, as bytes, a quarter of what floats take.
+
+    Args:
+        data: the images.
+        draw: seed and epoch, which with the position decide the augmentation; None for none.
+    """
+
+    def __init__(self, data: ImageSet[Images], draw: tuple[int, int] | None) -> None:
+        self.data, self.draw = data, draw
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        images = self.data.images
+        if self.draw is None:
+            return images[position], position
+        seed = _seed(*self.draw, position)
+        return cast(Streamed, images).augmented(position, seed, self.data.flip), position
 
 
 class _Indexed(Dataset[tuple[Tensor, int, int]]):
@@ -164,8 +202,13 @@ class DatasetLoader:
         data: has `__len__` and `__getitem__`; images as tensors [C, H, W], pictures or arrays.
         batch_size: B.
         train: shuffle and leave out the last short batch.
+        augment: crop, scale and flip at random, of an `ImageSet` that is streamed; the same for
+            any number of workers.
         workers: processes; 0 loads in this one.
-        seed: decides the order.
+        seed: decides the order and the augmentation.
+
+    Raises:
+        DataError: augmentation of a data set that is not streamed.
     """
 
     def __init__(
@@ -174,13 +217,18 @@ class DatasetLoader:
         batch_size: int,
         *,
         train: bool,
+        augment: bool = False,
         workers: int = 0,
         seed: int = 0,
     ) -> None:
-        self.data, self.batch_size, self.train = data, batch_size, train
+        self.data, self.batch_size, self.train, self.augment = data, batch_size, train, augment
         self.workers, self.seed = workers, seed
         self.samples = len(data)
-        self._indexed = _Indexed(data)
+        if augment and not (isinstance(data, ImageSet) and isinstance(data.images, Streamed)):
+            raise DataError(
+                "DatasetLoader augments images that are streamed. Use MemoryLoader for an ImageSet "
+                "in memory; let a data set of your own augment its samples itself."
+            )
 
     def __len__(self) -> int:
         return _batches(self.samples, self.batch_size, self.train)
@@ -188,15 +236,31 @@ class DatasetLoader:
     def epoch(self, number: int, *, cover: bool = False) -> Iterator[Batch]:
         """The batches of epoch `number`; with `cover` none is left out."""
         generator = _generator(self.seed, number)
-        loader = DataLoader(
-            self._indexed,
-            batch_sampler=[b.tolist() for b in _order(self, generator, cover)],
+        order = [b.tolist() for b in _order(self, generator, cover)]
+        if not isinstance(self.data, ImageSet):
+            own = self._loader(_Indexed(self.data), order, generator, _collate)
+            for images, labels, index in own:
+                yield Batch(images.contiguous(memory_format=torch.channels_last), labels, index)
+            return
+        kept = self.data.labels if self.data.labelled else None
+        data = _Pixels(self.data, (self.seed, number) if self.augment else None)
+        for pixels, index in self._loader(data, order, generator, default_collate):
+            yield Batch(_scaled(pixels), _at(kept, index), index)
+
+    def _loader(
+        self,
+        data: Dataset,
+        order: list[list[int]],
+        generator: torch.Generator,
+        collate: Callable[[list[Any]], Any],
+    ) -> DataLoader:
+        return DataLoader(
+            data,
+            batch_sampler=order,
             num_workers=self.workers,
             generator=generator,
-            collate_fn=_collate,
+            collate_fn=collate,
         )
-        for images, labels, index in loader:
-            yield Batch(images.contiguous(memory_format=torch.channels_last), labels, index)
 
 
 def labels_of(data: Any) -> Tensor:

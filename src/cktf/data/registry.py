@@ -1,13 +1,21 @@
-"""Data sets by name."""
+"""Data sets by name, and by name and place: `imagefolder:DIR`, `hf:NAME`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from cktf.data.cifar import load_cifar10
+from cktf.data.cifar import load_cifar10, load_cifar100
 from cktf.data.fashion import load_fashion_mini, load_fashion_mnist
-from cktf.data.images import ImageSet
+from cktf.data.folder import open_folder
+from cktf.data.hub import open_hub
+from cktf.data.images import Images, ImageSet
+from cktf.data.reading import BrokenImagesError, Reading, Source, read, source_of
+from cktf.data.stl10 import open_stl10
+from cktf.data.tiny_imagenet import open_tiny_imagenet
 from cktf.errors import DataError, nearest
+
+_Open = Callable[[Path | None, str, Reading], Source]
 
 
 @dataclass(frozen=True)
@@ -16,36 +24,69 @@ class DatasetInfo:
 
     Attributes:
         name: what users call it.
-        classes: how many classes it has.
-        train, test: how many images.
+        classes: how many classes it has; None where its files decide.
+        train, test: how many images; None where its files decide.
         summary: one line on what it is and where its files come from.
         needs_directory: whether `--data-dir` must be given.
-        load: reads "train" or "test" from a directory.
+        open: finds "train", "test" or another split in a directory.
+        splits: what `open` knows.
     """
 
     name: str
-    classes: int
-    train: int
-    test: int
+    classes: int | None
+    train: int | None
+    test: int | None
     summary: str
     needs_directory: bool
-    load: Callable[[Path | None, str], ImageSet]
+    open: _Open
+    splits: tuple[str, ...] = ("train", "test")
 
 
+def _whole(load: Callable[[Path | None, str], ImageSet]) -> _Open:
+    """For a small data set that is read as it is."""
+    return lambda directory, split, _: source_of(load(directory, split), split)
+
+
+FOLDER, HUB = "imagefolder", "hf"
 DATASETS = {
     info.name: info
     for info in (
         DatasetInfo(
             "fashion-mini", 10, 10_000, 5_000,
-            "a quarter of Fashion-MNIST, inside this package", False, load_fashion_mini,
+            "a quarter of Fashion-MNIST, inside this package", False, _whole(load_fashion_mini),
         ),
         DatasetInfo(
             "fashion-mnist", 10, 60_000, 10_000,
-            "IDX files in --data-dir, or Debian's dataset-fashion-mnist", False, load_fashion_mnist,
+            "IDX files in --data-dir, or Debian's dataset-fashion-mnist", False,
+            _whole(load_fashion_mnist),
         ),
         DatasetInfo(
             "cifar10", 10, 50_000, 10_000,
-            "binary or Python layout in --data-dir; downloaded if absent", True, load_cifar10,
+            "binary or Python layout in --data-dir; downloaded if absent", True,
+            _whole(load_cifar10),
+        ),
+        DatasetInfo(
+            "cifar100", 100, 50_000, 10_000,
+            "binary or Python layout in --data-dir; downloaded if absent", True,
+            _whole(load_cifar100),
+        ),
+        DatasetInfo(
+            "stl10", 10, 5_000, 8_000,
+            "stl10_binary in --data-dir; also the split unlabeled", True, open_stl10,
+            ("train", "test", "unlabeled"),
+        ),
+        DatasetInfo(
+            "tiny-imagenet", 200, 100_000, 10_000,
+            "tiny-imagenet-200 in --data-dir", True, open_tiny_imagenet,
+        ),
+        DatasetInfo(
+            f"{FOLDER}:DIR", None, None, None,
+            "a folder for each class, in DIR or in DIR/train and DIR/test", False, open_folder,
+        ),
+        DatasetInfo(
+            f"{HUB}:NAME", None, None, None,
+            "Hugging Face datasets (pip install 'cktf[hf]'), NAME of the Hub or a folder", False,
+            partial(open_hub, "NAME"),
         ),
     )
 }  # fmt: skip
@@ -60,15 +101,71 @@ def dataset_info(name: str) -> DatasetInfo:
     >>> dataset_info("cifar10").classes
     10
     """
+    kind, colon, place = name.partition(":")
+    if kind == FOLDER:
+        known = DATASETS[f"{FOLDER}:DIR"]
+        root = Path(place).expanduser()
+        opens: _Open = lambda directory, split, reading: open_folder(  # noqa: E731
+            root if place else directory, split, reading
+        )
+        return DatasetInfo(
+            name, None, None, None, known.summary, needs_directory=not place, open=opens
+        )
+    if kind == HUB and colon:
+        known = DATASETS[f"{HUB}:NAME"]
+        return DatasetInfo(name, None, None, None, known.summary, False, partial(open_hub, place))
     if name not in DATASETS:
         raise DataError(f"There is no data set {name!r}. {nearest(name, DATASETS)}")
     return DATASETS[name]
 
 
-def load_dataset(name: str, directory: Path | None, split: str) -> ImageSet:
-    """Read one split, "train" or "test", of a named data set into memory.
+def open_dataset(
+    name: str, directory: Path | None, split: str, reading: Reading | None = None
+) -> Source:
+    """Find one split of a named data set, without reading its images.
+
+    Raises:
+        DataError: unknown name or split, or files that are missing or not as they should be.
+    """
+    info = dataset_info(name)
+    if split not in info.splits:
+        raise DataError(f"{name} has no split {split!r}; it has {', '.join(info.splits)}.")
+    return info.open(directory, split, reading or Reading())
+
+
+def load_dataset(
+    name: str, directory: Path | None, split: str, reading: Reading | None = None
+) -> ImageSet[Images]:
+    """Read one split of a named data set: into memory, or, if it is large, for reading by batches.
+
+    Args:
+        name: as `cktf datasets` lists it.
+        directory: where its files are.
+        split: "train", "test"; STL-10 also has "unlabeled".
+        reading: size of the images, what to do with broken ones, and how much memory to use.
 
     Raises:
         DataError: unknown name, or files that are missing or damaged.
     """
-    return dataset_info(name).load(directory, split)
+    return read(open_dataset(name, directory, split, reading), reading)
+
+
+def load_splits(
+    name: str, directory: Path | None, splits: Sequence[str], reading: Reading | None = None
+) -> list[ImageSet[Images]]:
+    """Read several splits; what is broken in any of them is named in one error.
+
+    Raises:
+        DataError: as `load_dataset`.
+    """
+    loaded, broken = [], []
+    for split in splits:
+        try:
+            loaded.append(load_dataset(name, directory, split, reading))
+        except BrokenImagesError as error:
+            broken.append(error)
+    if broken:
+        found = [image for error in broken for image in error.found]
+        whole = sum(len(data) for data in loaded)
+        raise BrokenImagesError(broken[0].name, found, whole + sum(error.count for error in broken))
+    return loaded

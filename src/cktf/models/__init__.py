@@ -1,6 +1,7 @@
 """Networks by name, checkpoints, and what a network says about itself."""
 
 from cktf.models.checkpoints import (
+    describe,
     is_ours,
     load_network,
     load_state,
@@ -21,6 +22,7 @@ __all__ = [
     "build_source",
     "check_name",
     "create",
+    "describe",
     "fingerprint",
     "is_ours",
     "load_network",

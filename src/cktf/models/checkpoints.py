@@ -97,8 +97,9 @@ def load_network(path: Path) -> tuple[nn.Module, dict[str, object]]:
         network = build_source(replace(source, arguments=arguments), classes).network
     except ModelError as error:
         raise CheckpointError(
-            f"{path} holds {name!r}, which cannot be built from its name: {error} Build it "
-            "yourself, load it with cktf.models.load_weights, and pass it to cktf.distill."
+            f"{path} holds {name!r}, which cannot be built from its name: {error} Name the network "
+            f"yourself: --teacher NETWORK --teacher-weights {path}; or in Python with "
+            "cktf.models.load_weights."
         ) from error
     load_weights(network, path)
     if "mean" in described:

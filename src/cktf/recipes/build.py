@@ -2,21 +2,35 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from cktf.data import DatasetLoader, ImageSet, Loader, MemoryLoader, dataset_info, load_dataset
+from cktf.data import (
+    DatasetLoader,
+    Images,
+    ImageSet,
+    Loader,
+    MemoryLoader,
+    Reading,
+    Streamed,
+    dataset_info,
+    load_splits,
+    split_validation,
+)
 from cktf.errors import CktfError, DataError, RecipeError, nearest
 from cktf.models import parse_source
 from cktf.objectives import METHODS, parse
 from cktf.recipes.networks import check_teacher
 from cktf.recipes.schema import CUSTOM, DataSection, DistillRecipe, Recipe, TrainRecipe
 
-_TEST_BATCH = 500
+# Images in a batch without gradients, and pixels, for larger images.
+_TEST_BATCH, _TEST_PIXELS = 500, 500 * 64 * 64
+# What a named data set does, and a user's own does itself.
+_NAMED_ONLY = ("image_size", "channels", "skip_broken", "validation")
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,9 @@ class Data:
         raw_train, raw_test: what the batches are made from.
         name: for the record.
         classes: their names; None for a user's own data, whose networks decide.
+        validation: batches of what was held out of the training images; None where nothing was.
+        raw_validation: what these are made from.
+        found: one line on what was read, and how it is fed; empty for a user's own data.
     """
 
     train: Loader
@@ -37,6 +54,9 @@ class Data:
     raw_test: Any
     name: str
     classes: tuple[str, ...] | None
+    validation: Loader | None = None
+    raw_validation: Any = None
+    found: str = ""
 
 
 class Problems:
@@ -75,6 +95,13 @@ def check(recipe: Recipe) -> Problems:
                 problems.found.append(
                     f"data.dir: {recipe.data.name} needs a folder: --data-dir DIR."
                 )
+    else:
+        problems.found += [
+            f"data.{field}: is for data sets by name, given {getattr(recipe.data, field)!r}. Do it "
+            "in your own data set."
+            for field in _NAMED_ONLY
+            if getattr(recipe.data, field) != DataSection.model_fields[field].default
+        ]
     network = recipe.model if isinstance(recipe, TrainRecipe) else recipe.student
     if network != CUSTOM:
         with problems.collect("model" if isinstance(recipe, TrainRecipe) else "student"):
@@ -114,9 +141,10 @@ def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
                 problems.found.append(f"options.{name}.{option}: {message}, given {value!r}.")
 
 
-def _load(section: DataSection, split: str) -> ImageSet:
+def _load(section: DataSection, *splits: str) -> list[ImageSet[Images]]:
     directory = None if section.dir is None else Path(section.dir).expanduser()
-    return load_dataset(section.name, directory, split)
+    reading = Reading(section.image_size, section.channels, section.skip_broken)
+    return load_splits(section.name, directory, splits, reading)
 
 
 def build_test(section: DataSection) -> tuple[Loader, tuple[str, ...]]:
@@ -125,37 +153,52 @@ def build_test(section: DataSection) -> tuple[Loader, tuple[str, ...]]:
     Raises:
         DataError: files that are missing or damaged.
     """
-    test = _load(section, "test")
-    return loader_of_test(test), tuple(test.classes)
+    (test,) = _load(section, "test")
+    return loader_of_test(test, section.workers), tuple(test.classes)
 
 
 def build_data(section: DataSection, seed: int) -> Data:
-    """A named data set in memory.
+    """A named data set, in memory or read from disk batch by batch.
 
     Raises:
         DataError: files that are missing or damaged.
     """
-    train, test = _load(section, "train"), _load(section, "test")
+    train, test = _load(section, "train", "test")
+    held = None
+    if section.validation:
+        kept, out = split_validation(train.labels, section.validation, seed)
+        train, held = train.subset(kept), replace(train.subset(out), note="")
+    named = {"train": train, "validation": held, "test": test}
+    found = [f"{split}: {data.describe()}" for split, data in named.items() if data is not None]
     return Data(
-        train=memory_loader(train, section, seed),
-        test=loader_of_test(test),
+        train=loader_of_train(train, section, seed),
+        test=loader_of_test(test, section.workers),
         raw_train=train,
         raw_test=test,
         name=section.name,
         classes=tuple(train.classes),
+        validation=None if held is None else loader_of_test(held, section.workers),
+        raw_validation=held,
+        found=f"{section.name}: {' | '.join(found)}",
     )
 
 
-def memory_loader(train: ImageSet, section: DataSection, seed: int) -> MemoryLoader:
-    """Training batches of images in memory."""
-    check_batches(len(train), section.batch_size)
-    return MemoryLoader(train, section.batch_size, train=True, augment=section.augment, seed=seed)
+def loader_of_train(train: ImageSet[Images], section: DataSection, seed: int) -> Loader:
+    """Training batches of images in memory, or of images that are streamed."""
+    size, augment = section.batch_size, section.augment
+    check_batches(len(train), size)
+    if not isinstance(train.images, Streamed):
+        kept = cast("ImageSet", train)
+        return MemoryLoader(kept, size, train=True, augment=augment, seed=seed)
+    return DatasetLoader(
+        train, size, train=True, augment=augment, workers=section.workers, seed=seed
+    )
 
 
 def custom_loader(train: Any, section: DataSection, seed: int) -> Loader:
     """Training batches of a user's own data set."""
     if isinstance(train, ImageSet):
-        return memory_loader(train, section, seed)
+        return loader_of_train(train, section, seed)
     check_batches(len(train), section.batch_size)
     return DatasetLoader(
         train,
@@ -168,9 +211,13 @@ def custom_loader(train: Any, section: DataSection, seed: int) -> Loader:
 
 def loader_of_test(test: Any, workers: int = 0) -> Loader:
     """All of a test set, in order."""
-    if isinstance(test, ImageSet):
-        return MemoryLoader(test, _TEST_BATCH, train=False)
-    return DatasetLoader(test, _TEST_BATCH, train=False, workers=workers)
+    if not isinstance(test, ImageSet):
+        return DatasetLoader(test, _TEST_BATCH, train=False, workers=workers)
+    _, height, width, _ = test.images.shape
+    size = max(1, min(_TEST_BATCH, _TEST_PIXELS // (height * width)))
+    if isinstance(test.images, Streamed):
+        return DatasetLoader(test, size, train=False, workers=workers)
+    return MemoryLoader(test, size, train=False)
 
 
 def check_batches(samples: int, batch_size: int) -> None:

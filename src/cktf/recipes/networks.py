@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from cktf.models import (
     Source,
     build_source,
     create,
+    describe,
     fingerprint,
     is_ours,
     load_network,
@@ -176,17 +178,19 @@ def _published(path: Path, data: ImageSet | None) -> Teacher:
 
 def _with_weights(source: Source, path: Path, data: ImageSet | None) -> Teacher:
     state = read_state(path)
-    built = build_source(source, None)
+    # A file of ours knows more than the weights.
+    said: dict[str, Any] = describe(path) if is_ours(path) else {}
+    built = build_source(source, len(said["classes"]) if said else None)
     # The classifier's own rows say how many classes the weights know.
     own = built.network.state_dict()
-    rows = {
-        len(v) for k, v in state.items() if k in own and v.dim() == 1 and v.shape != own[k].shape
-    }
+    known = [k for k, v in state.items() if k in own and v.dim() == 1]
+    rows = {len(state[k]) for k in known if state[k].shape != own[k].shape}
     if len(rows) == 1:
         resize_classifier(built.network, rows.pop())
     load_state(built.network, state, path)
     note = f"loaded {source.line} from {path}, sha256 {fingerprint(path)}…"
-    network = _seeing(built.network, built.mean, built.std, built.size, data)
+    mean, std = said.get("mean", built.mean), said.get("std", built.std)
+    network = _seeing(built.network, mean, std, said.get("size", built.size), data)
     return Teacher(network, source.line, note)
 
 

@@ -1,5 +1,6 @@
 """The typed description of an experiment: all that decides its result, in one YAML file."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -7,10 +8,12 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    field_validator,
     model_validator,
 )
 from typing_extensions import Self
 
+from cktf.data import FOLDER
 from cktf.engine import Training
 
 Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
@@ -30,7 +33,13 @@ class DataSection(_Section):
         dir: its folder, where it needs one.
         augment: crop and flip training images; a user's own data set augments itself.
         batch_size: images per step; 2 or more, since BatchNorm and contrast compare images.
-        workers: processes that load a user's own data set.
+        workers: processes that load a user's own data set, or a named one that is too large for
+            memory.
+        image_size: pixels of a side; by default the data set's own, and for folders of images of
+            many sizes what suits them.
+        channels: 3, or 1 for grey images.
+        skip_broken: leave out images that cannot be read, in place of stopping.
+        validation: fraction of each class held out of the training images.
     """
 
     name: Name = "fashion-mini"
@@ -38,6 +47,19 @@ class DataSection(_Section):
     augment: bool = True
     batch_size: int = Field(64, ge=2)
     workers: int = Field(0, ge=0)
+    image_size: int | None = Field(None, ge=8, le=1024)
+    channels: Literal[1, 3] = 3
+    skip_broken: bool = False
+    validation: float = Field(0.0, ge=0, lt=1)
+
+    @field_validator("name")
+    @classmethod
+    def _absolute(cls, name: str) -> str:
+        """A folder in the name means the same wherever the recipe is read."""
+        kind, colon, place = name.partition(":")
+        if kind != FOLDER or not place:
+            return name
+        return f"{kind}{colon}{Path(place).expanduser().absolute()}"
 
 
 class OptimizerSection(_Section):

@@ -1,0 +1,191 @@
+"""Any folder of images: a folder for each class.
+
+Either `DIR/train/CLASS` with `DIR/test/CLASS` or `DIR/val/CLASS`, or `DIR/CLASS` alone, from which
+a fifth of each class becomes the test split. That choice is the same in every run, whatever the
+run's seed: a teacher must not have been trained on the images its student is tested on.
+"""
+
+import os
+import statistics
+from functools import cache
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from cktf.data.pictures import Files, Pictures
+from cktf.data.reading import Reading, Source, listed
+from cktf.data.splits import split_validation
+from cktf.errors import DataError
+
+# Of the photographs of ImageNet, as is usual for photographs.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TEST_FRACTION, TEST_SEED = 0.2, 0
+_TESTS = ("test", "val", "valid", "validation")
+_SAMPLE = 1000
+_STEP, _LARGEST = 32, 224
+
+_Images = dict[str, list[Path]]
+
+
+def open_folder(directory: Path | None, split: str, reading: Reading) -> Source:
+    """One split, "train" or "test", of a folder of images.
+
+    Raises:
+        DataError: no folder, no classes, classes without images, or splits whose classes differ.
+    """
+    if directory is None:
+        raise DataError("imagefolder needs a folder: imagefolder:DIR, or --data-dir DIR.")
+    name = f"imagefolder:{directory}"
+    if not directory.is_dir():
+        raise DataError(f"{name}: there is no such folder. Give one with a folder for each class.")
+    train, test, how = _splits(name, directory)
+    classes = tuple(train)
+    paths = {"train": _flat(train), "test": _flat(test or {})}
+    labels = {"train": _labels(train), "test": _labels(test or {})}
+    if test is None:
+        kept, held = _held_out(name, labels["train"], classes)
+        whole = paths["train"], labels["train"]
+        for part, positions in (("train", kept), ("test", held)):
+            paths[part] = [whole[0][i] for i in positions.tolist()]
+            labels[part] = whole[1][positions]
+    if reading.image_size is None:
+        size, said = usual_size(Files(paths["train"]))
+        how += f"; {said}"
+    else:
+        size = reading.image_size
+    pictures, note = Files(paths[split]), how if split == "train" else ""
+    return Source(name, split, pictures, labels[split], classes, MEAN, STD, size, note=note)
+
+
+def usual_size(pictures: Pictures) -> tuple[int, str]:
+    """Pixels of a side that suit images of many sizes, and how they were chosen.
+
+    The median of the shorter sides, of at most a thousand of them evenly spread, rounded to a
+    multiple of 32, and from 32 to 224.
+    """
+    step = max(1, -(-len(pictures) // _SAMPLE))
+    sides = []
+    for position in range(0, len(pictures), step):
+        try:
+            with pictures.open(position) as image:
+                sides.append(min(image.size))
+        except Exception:  # a broken image is named when it is read
+            continue
+    median = statistics.median(sides) if sides else _STEP
+    size = min(max(_STEP, round(median / _STEP) * _STEP), _LARGEST)
+    return size, f"shorter sides have a median of {median:g}: image_size {size}"
+
+
+def _splits(name: str, root: Path) -> tuple[_Images, _Images | None, str]:
+    """Training and test images by class, and a word on the layout; None is to be split off."""
+    found = {split: root / split for split in ("train", *_TESTS) if _folders(root / split)}
+    if "train" not in found:
+        own = [folder.name for folder in _folders(root)]
+        if own and set(own) <= {"train", *_TESTS}:
+            raise DataError(
+                f"{name}: training images are in train, in a folder for each class; found "
+                f"{listed(own)}, and in train no folders. Sort the images into folders named like "
+                "their classes, or give the folder of classes itself."
+            )
+        return _classes(name, root), None, "a fifth of each class held out for the test"
+    train = _classes(name, found["train"])
+    tests = [split for split in _TESTS if split in found]
+    flat = [split for split in _TESTS if (root / split).is_dir() and split not in found]
+    if not tests and flat:
+        raise DataError(
+            f"{name}: test images are in a folder for each class, as training images are; "
+            f"{root / flat[0]} has no folders. Sort them, or move it away: a fifth of the training "
+            "images is held out then."
+        )
+    if not tests:
+        return train, None, "a fifth of each class of train held out for the test"
+    test = _classes(name, found[tests[0]])
+    _same_classes(name, tests[0], set(train), set(test))
+    return train, test, f"tested on {tests[0]}"
+
+
+def _same_classes(name: str, split: str, train: set[str], test: set[str]) -> None:
+    unknown, missing = sorted(test - train), sorted(train - test)
+    if unknown or missing:
+        lines = [f"{split} has {listed(unknown)}, which train has not"] if unknown else []
+        lines += [f"{split} lacks {listed(missing)}"] if missing else []
+        raise DataError(
+            f"{name}: train and {split} have the same classes, {len(train)} and {len(test)} were "
+            f"found: {'; '.join(lines)}. Rename, add or remove class folders."
+        )
+
+
+def _folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _classes(name: str, folder: Path) -> _Images:
+    """The images of each class folder, in order."""
+    folders = _folders(folder)
+    if len(folders) < 2:
+        found = f"only {folders[0].name}" if folders else "none"
+        loose = sum(map(_is_image, os.listdir(folder)))
+        beside = f" and {loose:,} images beside" if loose else ""
+        raise DataError(
+            f"{name}: images are in a folder for each class, two or more; in {folder} there is "
+            f"{found}{beside}. Sort the images into folders named like their classes."
+        )
+    images = {folder.name: _images(folder) for folder in folders}
+    empty = [label for label, paths in images.items() if not paths]
+    if len(empty) == len(images):
+        raise DataError(
+            f"{name}: no images in {listed([str(f) for f in folders])}. Their names end like "
+            f"{', '.join(sorted(_USUAL))}, in any case; convert other formats."
+        )
+    if empty:
+        raise DataError(
+            f"{name}: a class has at least one image; none in "
+            f"{listed([str(folder / label) for label in empty])}. Add images or remove the folders."
+        )
+    return images
+
+
+def _images(folder: Path) -> list[Path]:
+    """All images in a folder and the folders in it, in an order that no system changes."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(place, name) for name in sorted(names) if _is_image(name)]
+    return found
+
+
+_USUAL = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+
+
+@cache
+def _endings() -> frozenset[str]:
+    known = Image.registered_extensions()
+    return frozenset(ending for ending, kind in known.items() if kind in Image.OPEN)
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _endings()
+
+
+def _flat(images: _Images) -> list[Path]:
+    return [path for paths in images.values() for path in paths]
+
+
+def _labels(images: _Images) -> torch.Tensor:
+    counts = torch.tensor([len(paths) for paths in images.values()], dtype=torch.int64)
+    return torch.arange(len(images)).repeat_interleave(counts)
+
+
+def _held_out(
+    name: str, labels: torch.Tensor, classes: tuple[str, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    single = [classes[i] for i, count in enumerate(torch.bincount(labels).tolist()) if count < 2]
+    if single:
+        raise DataError(
+            f"{name}: a test split is held out of each class, which takes two images or more; "
+            f"one in {listed(single)}. Add images, or a test folder beside train."
+        )
+    return split_validation(labels, TEST_FRACTION, TEST_SEED)

@@ -1,0 +1,103 @@
+"""One image: opened, turned upright, brought to eight bits a channel, cut to a square.
+
+All that Pillow reads becomes RGB (or grey, if asked): palettes are looked up, CMYK is converted,
+transparent images are laid on white, 16 bits are scaled to 8 where a plain conversion would clip
+them, and a camera's orientation is applied.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+RGB, GREY = 3, 1
+_MODE = {RGB: "RGB", GREY: "L"}
+_ORIENTATION = 0x0112
+
+
+def open_image(source: Path | bytes) -> Image.Image:
+    """An image of which the header is read and nothing decoded."""
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def decode(image: Image.Image, channels: int = RGB, at_least: int | None = None) -> Image.Image:
+    """The image upright, with eight bits in each of `channels` channels.
+
+    Args:
+        image: as it was opened.
+        channels: RGB or GREY.
+        at_least: the image may come reduced, as long as both sides keep so many pixels; this saves
+            most of the time of large JPEGs.
+
+    Raises:
+        ValueError: values of which the range is not known.
+        Exception: what Pillow's decoders raise for a damaged file.
+    """
+    if at_least is not None:
+        image.draft(None, (at_least, at_least))
+    image.load()
+    return to_eight_bits(_upright(image), channels)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if "exif" not in image.info:
+        return image
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1) != 1
+    except Exception:  # a damaged note of the camera; the picture beside it may be whole
+        return image
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def to_eight_bits(image: Image.Image, channels: int = RGB) -> Image.Image:
+    """An image of any mode in mode RGB, or L for one channel.
+
+    >>> to_eight_bits(Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0))
+    (255, 255, 255)
+    """
+    if image.mode == "F":
+        raise ValueError("its values are 32-bit floats, of which the range is not known")
+    if image.mode.startswith("I"):
+        image = _from_sixteen_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == _MODE[channels] else image.convert(_MODE[channels])
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.size and not 0 <= values.min() <= values.max() < 2**16:
+        raise ValueError("its values are 32-bit integers, of which the range is not known")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """The centre of an image, its shorter side scaled to `size`.
+
+    Scaling to the shorter side and then cropping gives the same up to rounding; here what is
+    cropped away is never computed.
+    """
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """[H, W, C] uint8."""
+    array = np.array(image)
+    return torch.from_numpy(array if array.ndim == 3 else array[:, :, None])
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be read, in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    return str(error) or type(error).__name__

@@ -1,0 +1,45 @@
+"""Part of a labelled set held out, class by class."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cktf.errors import DataError
+
+
+def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Positions that stay for training, and positions that are held out.
+
+    Every class gives the same fraction, rounded to the nearest number of images, but at least one,
+    and keeps at least one.
+
+    Args:
+        labels: [N] int64.
+        fraction: of each class, from 0 to below 1; 0 holds out nothing.
+        seed: decides which.
+
+    Returns:
+        Two tensors of positions, each ascending; together every position once.
+
+    Raises:
+        DataError: a fraction out of range, or a class with a single image.
+
+    >>> train, validation = split_validation(torch.tensor([0, 0, 0, 0, 1, 1]), 0.5, seed=0)
+    >>> len(train), len(validation)
+    (3, 3)
+    """
+    if not 0 <= fraction < 1:
+        raise DataError(f"A fraction to hold out is from 0 to below 1, given {fraction:g}.")
+    values = labels.numpy()
+    held = np.zeros(len(values), dtype=bool)
+    random = np.random.default_rng(seed)
+    for label in np.unique(values) if fraction else ():
+        own = np.flatnonzero(values == label)
+        if len(own) < 2:
+            raise DataError(
+                f"To hold out a fraction of {fraction:g}, each class gives at least one image and "
+                f"keeps one; class {label} has a single image. Add images of it, or leave it out."
+            )
+        count = min(max(1, int(fraction * len(own) + 0.5)), len(own) - 1)
+        held[random.choice(own, count, replace=False)] = True
+    return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
