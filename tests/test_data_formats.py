@@ -187,7 +187,7 @@ def columns(images):
     return found.tobytes()
 
 
-NAMES = "airplane bird car cat deer dog horse monkey ship truck".split()
+NAMES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
 STL = {split: pixels(seed, 3, 96, 96, 3) for seed, split in enumerate(("train", "test"))}
 UNLABELED = pixels(9, 4, 96, 96, 3)
 
@@ -353,8 +353,7 @@ def test_what_is_wrong_with_tiny_imagenet_is_said(tiny, name, text, words):
     if text is not None:
         (tiny / name).write_text(text)
     with pytest.raises(DataError, match=words):
-        for split in ("train", "test"):
-            load_dataset("tiny-imagenet", tiny, split)
+        [load_dataset("tiny-imagenet", tiny, split) for split in ("train", "test")]
 
 
 def test_a_class_of_tiny_imagenet_without_images(tiny):

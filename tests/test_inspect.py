@@ -50,7 +50,8 @@ def test_mistakes(arguments, message):
 
 # The stages that each family is known for, of images of 64 pixels.
 FAMILIES = {
-    "timm:test_resnet": 5, "timm:test_vit3": 4, "timm:test_convnext": 4, "timm:test_efficientnet": 5,
+    "timm:test_resnet": 5, "timm:test_vit3": 4, "timm:test_convnext": 4,
+    "timm:test_efficientnet": 5,
     "timm:test_byobnet": 5, "timm:mobilenetv3_small_050": 5, "timm:regnetx_002": 5,
     "timm:resnetv2_50x1_bit": 4,
 }  # fmt: skip

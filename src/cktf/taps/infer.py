@@ -5,7 +5,8 @@ is the chain of modules that it is put together from: what a container holds is 
 one, a block is taken as a whole, so that what it widens inside is nobody's feature. Then:
 
 - *stages*: the trunk's last map at each resolution of more than one pixel, as long as no larger one
-  follows. Pooling, padding and dropout end no stage. Where there is one resolution only, as in vision
+  follows. Pooling, padding and dropout end no stage. Where there is one resolution only, as in
+  vision
   transformers, the blocks at quarter depths.
 - *blocks*: the trunk's maps of a stage's shape up to it.
 - *preacts*: the input of the activation module that gives a stage's map; the map itself where no
