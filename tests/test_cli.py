@@ -299,23 +299,23 @@ def test_a_dry_run_prints_the_recipe_and_writes_nothing(run, workshop, line, exp
     before = contents(workshop)
     result = run(f"{line} --dry-run")
     assert result.exit_code == 0, result.output
-    printed = yaml.safe_load(result.output)
+    printed = yaml.safe_load(result.stdout)
     assert {key: printed[key] for key in expected} == expected
     assert make_recipe(printed).model_dump(mode="json") == printed
     assert contents(workshop) == before
 
 
 def test_options_change_only_their_field(run):
-    plain = yaml.safe_load(run("train --recipe train.yaml --dry-run").output)
+    plain = yaml.safe_load(run("train --recipe train.yaml --dry-run").stdout)
     line = "train --recipe train.yaml --set optimizer.momentum=0.5 --dry-run"
-    changed = yaml.safe_load(run(line).output)
+    changed = yaml.safe_load(run(line).stdout)
     assert plain["optimizer"]["lr"] == changed["optimizer"]["lr"] == 0.25
     plain["optimizer"]["momentum"] = 0.5
     assert changed == plain
 
 
 def test_a_printed_recipe_can_be_used(run, tmp_path):
-    printed = run(f"{DISTILL} --epochs 2 --set optimizer.lr=1e-3 --dry-run").output
+    printed = run(f"{DISTILL} --epochs 2 --set optimizer.lr=1e-3 --dry-run").stdout
     path = tmp_path / "printed.yaml"
     path.write_text(printed)
-    assert run(f"distill --recipe {path} --dry-run").output == printed
+    assert run(f"distill --recipe {path} --dry-run").stdout == printed

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cktf.data import UNLABELLED, MemoryLoader, Reading, Streamed, load_dataset, load_splits
+from cktf.data import UNLABELLED, MemoryLoader, Reading, Streamed, load_dataset
 from cktf.errors import DataError
 
 RNG = np.random.default_rng

@@ -42,7 +42,10 @@ ResumeOption = Annotated[
     ),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything and print the recipe; train nothing.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Try two batches, say what they told, print the recipe; train nothing."
+    ),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -84,8 +87,9 @@ def train_from_options(
         resume: `auto` or a run folder.
         dry_run: only check, and print the recipe.
     """
+    from cktf.cli.rehearsal import show_rehearsal
     from cktf.recipes import recipe_of, to_yaml
-    from cktf.workflows import assemble, prepare, run_recipe
+    from cktf.workflows import prepare, rehearse, run_recipe
 
     continued = resume is not None
     if resume is not None and resume != "auto":
@@ -100,7 +104,7 @@ def train_from_options(
             recipe = out / "recipe.yaml"
     parsed = _recipe(kind, given, recipe, settings)
     if dry_run:
-        assemble(parsed, prepare(parsed, out, resume=continued)[1])
+        show_rehearsal(rehearse(parsed, prepare(parsed, out, resume=continued)[1]))
         print(to_yaml(parsed), end="")
         return
     report(run_recipe(parsed, out, resume=continued))

@@ -10,6 +10,7 @@ from cktf.cli.evaluate import evaluate
 from cktf.cli.inspect import inspect
 from cktf.cli.lists import datasets, methods, models
 from cktf.cli.quickstart import quickstart
+from cktf.cli.rehearsal import FORWARDED, doctor
 from cktf.cli.train import train
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ def options(
 
 for command in (quickstart, train, distill, evaluate, inspect, models, methods, datasets):
     app.command()(command)
+app.command(context_settings=FORWARDED)(doctor)
 
 
 def main() -> None:

@@ -7,7 +7,8 @@
 | `path/to/file.py:function`, `package.module:Class` | a user's own |
 
 Behind each may stand arguments, `timm:resnet18(pretrained=True)`, and the size of its images,
-`timm:vit_tiny_patch16_224@96`. A user's own is called with `num_classes` where it takes that.
+`timm:vit_tiny_patch16_224@96`. A user's own is called with `num_classes` where it takes that, and
+says in a `Normalized` around the network which mean, std and size it expects.
 """
 
 import ast
@@ -23,6 +24,7 @@ from typing import Any
 from torch import nn
 
 from cktf.errors import ModelError, nearest
+from cktf.models.normalized import Normalized
 from cktf.models.zoo import check_name, create
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -180,6 +182,9 @@ def _own(source: Source, arguments: dict[str, Any], num_classes: int | None) -> 
         raise ModelError(
             f"{source.line} gives a {type(network).__name__}; a network is a torch.nn.Module."
         )
+    if isinstance(network, Normalized):
+        mean, std = (tuple(t.flatten().tolist()) for t in (network.mean, network.std))
+        return Built(network.network, mean, std, source.size or network.size)
     return Built(network, size=source.size)
 
 

@@ -6,8 +6,7 @@ one, a block is taken as a whole, so that what it widens inside is nobody's feat
 
 - *stages*: the trunk's last map at each resolution of more than one pixel, as long as no larger one
   follows. Pooling, padding and dropout end no stage. Where there is one resolution only, as in
-  vision
-  transformers, the blocks at quarter depths.
+  vision transformers, the blocks at quarter depths.
 - *blocks*: the trunk's maps of a stage's shape up to it.
 - *preacts*: the input of the activation module that gives a stage's map; the map itself where no
   activation gives it, as in linear bottlenecks; none of a network where that cannot be told.
@@ -189,8 +188,9 @@ def _trunk(model: nn.Module, events: list[_Event], stem: _Event | None) -> list[
 def _units(module: nn.Module, path: str, events: list[_Event]) -> Iterator[tuple[str, nn.Module]]:
     """What a network is put together from: blocks, and layers beside them."""
     inside = [e for e in events if not path or e.path.startswith(f"{path}.")]
-    # Single pixels are of squeeze-and-excitation, which a block may have.
-    sizes = {e.size for e in inside if e.map is not None and min(e.size) > 1}
+    # Single pixels are of squeeze-and-excitation, which a block may have; padding is a block's own.
+    maps = [e for e in inside if e.map is not None and not e.is_of(_NO_STAGE)]
+    sizes = {e.size for e in maps if min(e.size) > 1}
     ran = any(e.path == path and e.map is not None for e in events)
     if path and ran and not isinstance(module, nn.Sequential) and len(sizes) <= _OF_A_BLOCK:
         yield path, module
