@@ -37,10 +37,20 @@ def test_inspect_prints_what_would_be_compared(monkeypatch):
     assert "million multiply-adds for an image of 3 x 160 x 160" in result.output
 
 
+def test_inspect_what_the_user_names():
+    arguments = ["resnet8", "--taps", "layer1,network.layer2", "--embedding", "fc:input"]
+    result = CliRunner().invoke(app, ["inspect", *arguments])
+    assert result.exit_code == 0
+    assert "network.layer1" in result.output
+    assert "stage 2" in result.output
+    assert "stage 3" not in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["resnet8", "--input", "32"], "CHANNELSxHEIGHTxWIDTH"), (["resnet9"], "Did you mean"),
-     (["resnet8", "--input", "3x0x3"], "CHANNELSxHEIGHTxWIDTH")],
+     (["resnet8", "--input", "3x0x3"], "CHANNELSxHEIGHTxWIDTH"),
+     (["resnet8", "--taps", "layer1,layer9"], "no module 'network.layer9'")],
 )  # fmt: skip
 def test_mistakes(arguments, message):
     result = CliRunner().invoke(app, ["inspect", *arguments])
@@ -53,7 +63,7 @@ FAMILIES = {
     "timm:test_resnet": 5, "timm:test_vit3": 4, "timm:test_convnext": 4,
     "timm:test_efficientnet": 5,
     "timm:test_byobnet": 5, "timm:mobilenetv3_small_050": 5, "timm:regnetx_002": 5,
-    "timm:resnetv2_50x1_bit": 4,
+    "timm:resnetv2_50x1_bit": 4, "timm:eva02_tiny_patch14_224": 4, "torchvision:squeezenet1_1": 3,
 }  # fmt: skip
 
 

@@ -196,7 +196,19 @@ class NoLinear(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3)
 
     def forward(self, x):
-        return self.conv(x).mean((2, 3))
+        return self.conv(x).mean((2, 3))[:, 1:]
+
+
+class Everywhere(nn.Module):
+    """A convolution classifies every place, as in SqueezeNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+        self.classifier = nn.Sequential(nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, x):
+        return self.classifier(self.body(x))
 
 
 class Pair(Overwritten):
@@ -228,8 +240,20 @@ def test_infer_avoids_what_is_overwritten():
 
 
 def test_infer_without_a_linear_layer():
-    with pytest.raises(TapError, match=r"no nn\.Linear"):
+    with pytest.raises(TapError, match=r"NoLinear runs no layer .* --student-embedding"):
         infer_paths(NoLinear(), IMAGES)
+    given = FeaturePaths(embedding="conv:input")
+    assert infer_paths(NoLinear(), IMAGES, given).embedding == "conv:input"
+
+
+def test_infer_a_convolution_that_classifies():
+    network = Everywhere()
+    tap = Tap.infer(network, IMAGES)
+    assert tap.paths.stages == ("body",)
+    features = tap(IMAGES)
+    layer = network.classifier[0]
+    again = features.embedding @ layer.weight.flatten(1).T + layer.bias
+    torch.testing.assert_close(again, features.logits)
 
 
 def test_unknown_feature():

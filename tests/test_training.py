@@ -255,8 +255,8 @@ def poisoned(data, count=64):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda i: {"student": NoLinear()}, TapError, r"no nn\.Linear"),
-        (lambda i: {"student": Small(classes=4)}, DataError, "student has 4 classes"),
+        (lambda i: {"student": NoLinear()}, TapError, "has no feature map"),
+        (lambda i: {"student": Small(classes=4)}, DataError, "gives 4 logits, and the data has 10"),
         (lambda i: {"test": []}, RecipeError, "length above 0"),
         (lambda i: {"test": "fashion-mini"}, RecipeError, "not the name of one"),
         (lambda i: {"train": "fashion-mini", "test": i[1]}, RecipeError, "its own test images"),

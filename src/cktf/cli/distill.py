@@ -24,6 +24,11 @@ TapsOption = Annotated[
     typer.Option(metavar="PATH,PATH,…", help="Modules that end its stages; else they are found."),
 ]
 
+EmbeddingOption = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="What its classifier reads, as head:input; else found."),
+]
+
 
 @reports_errors
 def distill(
@@ -42,6 +47,8 @@ def distill(
     ] = None,
     student_taps: TapsOption = None,
     teacher_taps: TapsOption = None,
+    student_embedding: EmbeddingOption = None,
+    teacher_embedding: EmbeddingOption = None,
     method: Annotated[
         str | None, typer.Option("--method", help="Names joined by +: see cktf methods.")
     ] = None,
@@ -67,6 +74,8 @@ def distill(
         "student": student,
         "student_taps": student_taps and student_taps.split(","),
         "teacher_taps": teacher_taps and teacher_taps.split(","),
+        "student_embedding": student_embedding,
+        "teacher_embedding": teacher_embedding,
         "method": method,
         "data.name": data,
         "data.dir": data_dir,

@@ -16,6 +16,12 @@ def inspect(
     images: Annotated[
         str, typer.Option("--input", help="Channels, height and width of the images.")
     ] = "3x32x32",
+    taps: Annotated[
+        str | None, typer.Option(metavar="PATH,PATH,…", help="Its stages; else they are found.")
+    ] = None,
+    embedding: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Its embedding; else it is found.")
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Show a network's stages, embedding, parameters and cost."""
@@ -25,7 +31,9 @@ def inspect(
 
     from cktf.workflows import inspect as look
 
-    found = look(network, _shape(images))
+    found = look(
+        network, _shape(images), stages=taps.split(",") if taps else (), embedding=embedding
+    )
     paths, features = found.paths, found.features
     table = Table(box=box.SIMPLE)
     for column in ("feature", "path", "shape"):

@@ -39,5 +39,11 @@ class FeaturePaths:
             embedding=add(self.embedding),
         )
 
+    def updated(self, given: "FeaturePaths") -> "FeaturePaths":
+        """These, but for what is given; other stages have other blocks and maps before them."""
+        kept = replace(self, blocks=(), preacts=()) if given.stages else self
+        values = {field.name: getattr(given, field.name) for field in fields(given)}
+        return replace(kept, **{name: value for name, value in values.items() if value})
+
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in fields(self))

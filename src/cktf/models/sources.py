@@ -30,7 +30,7 @@ from cktf.models.zoo import check_name, create
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LINE = re.compile(r"(?P<where>[^()@]+?)(?P<arguments>\(.*\))?(?:@(?P<size>\d+))?")
 _LIBRARIES = ("timm", "torchvision")
-# Of a network of this library where nobody says how many.
+# Of a network that has no number of its own, where nobody says how many.
 _CLASSES = 10
 
 
@@ -138,6 +138,9 @@ def _timm(source: Source, arguments: dict[str, Any]) -> Built:
 
     if source.size is not None and _takes_size(source.name):
         arguments.setdefault("img_size", source.size)
+    if not arguments.get("num_classes", _classes_of(source.name)):
+        # Some come without a classifier.
+        arguments["num_classes"] = _CLASSES
     network = timm.create_model(source.name, **arguments)
     described: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     pretrained = bool(arguments.get("pretrained"))
@@ -155,6 +158,13 @@ def _takes_size(name: str) -> bool:
 
     described = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return bool(described is not None and described.fixed_input_size)
+
+
+def _classes_of(name: str) -> int | None:
+    import timm
+
+    described = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return None if described is None else described.num_classes
 
 
 def _torchvision(source: Source, arguments: dict[str, Any]) -> Built:

@@ -166,6 +166,8 @@ class DistillRecipe(_Recipe):
         student: a network: see `cktf.models.sources`; or `custom`.
         student_taps, teacher_taps: paths of the modules whose outputs are the network's stages,
             where those that are found are not what is meant.
+        student_embedding, teacher_embedding: likewise of the vector that the classifier reads;
+            `head:input` is what module `head` is given.
         method: names joined by `+`, each with an optional weight.
         options: for a method in the string, its options: `cktf: {negatives: 4096}`.
         init_epochs: of each initialisation stage, for methods that have one; by default an eighth
@@ -178,6 +180,8 @@ class DistillRecipe(_Recipe):
     student: Name
     student_taps: list[str] = []
     teacher_taps: list[str] = []
+    student_embedding: str | None = None
+    teacher_embedding: str | None = None
     method: Name = "cktf+kd"
     options: dict[str, dict[str, Any]] = {}
     init_epochs: int | None = Field(None, ge=1)

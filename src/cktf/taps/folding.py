@@ -13,6 +13,11 @@ def seen(model: nn.Module, images: Size) -> Size:
     return model.seen(images) if isinstance(model, Normalized) else images
 
 
+def name_of(model: nn.Module) -> str:
+    """What a user knows a network as: the class of what he gave."""
+    return type(model.network if isinstance(model, Normalized) else model).__name__
+
+
 def as_map(value: Tensor, images: Size) -> Tensor | None:
     """A feature as [B, C, H, W]; None if it is no map.
 

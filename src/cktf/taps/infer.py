@@ -13,7 +13,7 @@ one, a block is taken as a whole, so that what it widens inside is nobody's feat
 - *stem*: the first convolution's output, followed through the normalisation and activation modules
   right behind it.
 - *embedding*: the input of the classifier, the last `nn.Linear` or convolution that gives as many
-  numbers as there are logits.
+  numbers as there are logits; a map where a convolution classifies every place.
 
 Tokens and maps whose channels come last are maps too (`cktf.taps.folding`). An output that a later
 layer overwrites is never chosen.
@@ -38,7 +38,7 @@ from torch.nn.modules import (
 
 from cktf.errors import TapError
 from cktf.models.paths import FeaturePaths
-from cktf.taps.folding import as_map, seen
+from cktf.taps.folding import as_map, name_of, seen
 
 _AFTER_CONVOLUTION = (activation, batchnorm, instancenorm, normalization)
 _NO_STAGE = (pooling, dropout, padding)
@@ -47,7 +47,7 @@ _OF_A_BLOCK = 2
 _QUARTERS = 4
 
 
-@dataclass
+@dataclass(eq=False)
 class _Event:
     path: str
     module: nn.Module
@@ -107,12 +107,15 @@ def _note(events: list[_Event], path: str, images: torch.Size) -> Any:
     return hook
 
 
-def infer_paths(model: nn.Module, example: Tensor) -> FeaturePaths:
+def infer_paths(
+    model: nn.Module, example: Tensor, given: FeaturePaths | None = None
+) -> FeaturePaths:
     """Paths of the features of any image classifier.
 
     Args:
         model: from images to logits; its mode and weights are left as they are.
         example: [B, C, H, W], a few images of the size that it will see.
+        given: paths that are known, which are not looked for.
 
     Raises:
         TapError: no classifier ran, or no map of more than one pixel was found.
@@ -122,28 +125,34 @@ def infer_paths(model: nn.Module, example: Tensor) -> FeaturePaths:
     for event in events:
         counts[event.path] = counts.get(event.path, 0) + 1
     once = [e for e in events if counts[e.path] == 1]
-    name = type(model).__name__
+    given = given or FeaturePaths()
+    name = name_of(model)
     classifier = _classifier(once, logits)
-    if classifier is None:
+    if classifier is None and not given.embedding:
         raise TapError(
-            f"{name} runs no nn.Linear that gives [B, classes], so its embedding cannot be found. "
-            "Say where it is: feature_paths = FeaturePaths(embedding='path.of.classifier:input')."
+            f"{name} runs no layer that gives as many numbers as there are logits, so its "
+            "embedding cannot be found. Say where it is: --student-embedding or "
+            "--teacher-embedding path.of.classifier:input, or feature_paths = "
+            "FeaturePaths(embedding=...) in the network."
         )
-    stem = _stem(once)
-    trunk = _trunk(model, once, stem)
-    stages = _stages(trunk or [e for e in once if e is stem and e.map is not None])
-    if not stages:
+    body = once[: once.index(classifier)] if classifier else once
+    stem = _stem(body)
+    trunk = _trunk(model, body, stem)
+    stages = _stages(trunk or [e for e in body if e is stem and e.map is not None])
+    if not (stages or given.stages):
         raise TapError(
-            f"{name} has no feature map of more than one pixel. Say where its stages are: "
-            "feature_paths = FeaturePaths(stages=('path', ...), ...)."
+            f"{name} has no feature map of more than one pixel. Give larger images, or say where "
+            "its stages are: --student-taps or --teacher-taps path,path,..., or feature_paths = "
+            "FeaturePaths(stages=(...)) in the network."
         )
-    return FeaturePaths(
-        stem=stem.path if stem else stages[0].path,
+    found = FeaturePaths(
+        stem=stem.path if stem else (*(s.path for s in stages), *given.stages)[0],
         stages=tuple(_outermost(e, once).path for e in stages),
         blocks=tuple(_blocks(e, trunk) for e in stages),
         preacts=_preacts(stages, once),
-        embedding=f"{classifier.path}:input",
+        embedding=f"{classifier.path}:input" if classifier else "",
     )
+    return found.updated(given)
 
 
 def _classifier(events: list[_Event], logits: Any) -> _Event | None:
@@ -151,7 +160,9 @@ def _classifier(events: list[_Event], logits: Any) -> _Event | None:
     linear = [e for e in events if isinstance(e.module, nn.Linear) and e.output.dim() == 2]
     if isinstance(logits, Tensor):
         layers = [e for e in events if isinstance(e.module, nn.Linear | nn.Conv2d)]
-        giving = [e for e in layers if e.output.flatten(1).shape == logits.shape]
+        # One that classifies every place is averaged later.
+        everywhere = [e for e in layers[-1:] if e.output.shape[:2] == logits.shape]
+        giving = [e for e in layers if e.output.flatten(1).shape == logits.shape] or everywhere
         if giving:
             return giving[-1]
     return linear[-1] if linear else None

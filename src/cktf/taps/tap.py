@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from cktf.errors import TapError, nearest
 from cktf.models.paths import FeaturePaths
 from cktf.taps.features import FEATURES, Features
-from cktf.taps.folding import as_map, seen
+from cktf.taps.folding import as_map, name_of, seen
 
 
 class _Recorder:
@@ -89,7 +89,7 @@ class Tap:
             paths = getattr(model, "feature_paths", None)
             if paths is None:
                 raise TapError(
-                    f"{type(model).__name__} does not say where its features are. Use "
+                    f"{name_of(model)} does not say where its features are. Use "
                     "Tap.infer(model, example_images), or give paths=FeaturePaths(...)."
                 )
         self.model = model
@@ -101,7 +101,7 @@ class Tap:
         for name in sorted(self.needs - {"logits"}):
             if not getattr(paths, name):
                 raise TapError(
-                    f"{type(model).__name__} has no path for its {name}. Give one in "
+                    f"{name_of(model)} has no path for its {name}. Give one in "
                     f"FeaturePaths({name}=...), or use a method that does not need it."
                 )
         self._modules = {path: self._find(path) for path in self._wanted()}
@@ -137,7 +137,7 @@ class Tap:
         modules: dict[str, nn.Module] = dict(self.model.named_modules())
         if name not in modules or not name:
             hint = nearest(name, (n for n in modules if n))
-            raise TapError(f"{type(self.model).__name__} has no module {name!r}. {hint}")
+            raise TapError(f"{name_of(self.model)} has no module {name!r}. {hint}")
         return modules[name]
 
     def __call__(self, images: Tensor) -> Features:
@@ -202,8 +202,11 @@ class Tap:
             return found
 
         embedding = recorder.take(paths.embedding) if "embedding" in needs else None
-        if embedding is not None and embedding.dim() == 4 and embedding.shape[2:] == (1, 1):
-            embedding = embedding.flatten(1)
+        classified = paths.embedding.endswith(":input")
+        if embedding is not None and embedding.dim() == 4:
+            # What a convolution classifies, place by place; elsewhere a map may be one pixel.
+            single = embedding.shape[2:] == (1, 1)
+            embedding = embedding.mean((2, 3)) if classified or single else embedding
         if embedding is not None and embedding.dim() != 2:
             raise TapError(
                 f"The embedding is one vector per image, [B, D]; {paths.embedding!r} gives "
@@ -223,6 +226,6 @@ def _check_logits(model: nn.Module, logits: Any, batch: int) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != batch:
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise TapError(
-            f"A classifier gives logits [B, classes]; {type(model).__name__} gave {given} for "
+            f"A classifier gives logits [B, classes]; {name_of(model)} gave {given} for "
             f"{batch} images. Wrap it in a module that returns only its logits."
         )

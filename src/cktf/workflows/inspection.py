@@ -1,10 +1,11 @@
 """What would be compared of a network: where its features are, and what it costs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cktf.models import build_source, parse_source
@@ -12,6 +13,8 @@ from cktf.models.normalized import Normalized
 from cktf.taps import FeaturePaths, Features, Tap, evaluating, infer_paths
 
 _BATCH = 2
+# How paths begin in a network that normalises its images first.
+_INSIDE = "network."
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,43 @@ class Inspection:
     macs: int
 
 
-def inspect(network: nn.Module | str, images: tuple[int, int, int] = (3, 32, 32)) -> Inspection:
+def find_paths(
+    network: nn.Module, example: Tensor, stages: Sequence[str] = (), embedding: str | None = None
+) -> FeaturePaths:
+    """Where a network's features are: what the user names, what it says itself, what is found.
+
+    Args:
+        network: from images to logits.
+        example: [B, C, H, W], images that it takes.
+        stages: paths that the user gives, as his network names its modules.
+        embedding: likewise.
+    """
+    stages = tuple(stage.removeprefix(_INSIDE) for stage in stages)
+    given = FeaturePaths(
+        stages=stages,
+        blocks=tuple((stage,) for stage in stages),
+        embedding=(embedding or "").removeprefix(_INSIDE),
+    )
+    if isinstance(network, Normalized):
+        given = given.prefixed(_INSIDE.rstrip("."))
+    known: FeaturePaths | None = getattr(network, "feature_paths", None)
+    return known.updated(given) if known else infer_paths(network, example, given)
+
+
+def inspect(
+    network: nn.Module | str,
+    images: tuple[int, int, int] = (3, 32, 32),
+    *,
+    stages: Sequence[str] = (),
+    embedding: str | None = None,
+) -> Inspection:
     """Run a network on random images and note what a transfer would read.
 
     Args:
         network: a module, or a line that names one.
         images: shape [C, H, W]; a network of one size resizes them.
+        stages: paths of them, where those that are found are not what is meant.
+        embedding: likewise.
 
     Raises:
         CktfError: it cannot be built, or its features cannot be found: the message says how to
@@ -50,7 +84,7 @@ def inspect(network: nn.Module | str, images: tuple[int, int, int] = (3, 32, 32)
     example = torch.rand(_BATCH, *images)
     with evaluating(network):
         with torch.no_grad():
-            paths = getattr(network, "feature_paths", None) or infer_paths(network, example)
+            paths = find_paths(network, example, stages, embedding)
             wanted = ("embedding", "stem", "stages", "preacts")
             features = Tap(network, paths, {n for n in wanted if getattr(paths, n)})(example)
         # The counter follows the graph of gradients.

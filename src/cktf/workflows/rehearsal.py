@@ -130,7 +130,8 @@ def _steps(recipe: Recipe, parts: Parts, stage: Stage, device: torch.device) -> 
                 teacher = None if stage.teacher is None else stage.teacher(batch.images)
             student = stage.student(batch.images)
             loss = stage.objective(student, teacher, batch)
-        loss.total.backward()
+        if loss.total.requires_grad:
+            loss.total.backward()
         terms = {name: float(value) for name, value in loss.terms.items()}
         seconds = time.perf_counter() - start
         yield _Step(batch.images, batch.labels, student, teacher, terms, seconds)

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from cktf.errors import DataError
 from cktf.models import Normalized, load_weights, save_network
 from cktf.objectives import Objective, Setting, WeightedSum, compose, features_read
 from cktf.recipes import CUSTOM, Data, DistillRecipe, Recipe, located, to_yaml
-from cktf.taps import FeaturePaths, Features, SharedTap, Tap, evaluating, infer_paths
+from cktf.taps import FeaturePaths, Features, SharedTap, Tap, evaluating
+from cktf.workflows.inspection import find_paths
 
 _EXAMPLES = 8
 
@@ -99,11 +100,9 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     method = recipe.method if isinstance(recipe, DistillRecipe) else "ce"
     options = recipe.options if isinstance(recipe, DistillRecipe) else {}
     set_seed(recipe.seed)
-    taps: tuple[list[str], list[str]] = ([], [])
-    if isinstance(recipe, DistillRecipe):
-        taps = recipe.student_taps, recipe.teacher_taps
-    student, teacher = _dry_run(parts, method, *taps)
+    student, teacher = _dry_run(parts, method, recipe)
     num_classes = int(student.features.logits.shape[1])
+    _check_classes(num_classes, parts)
     labels = labels_of(parts.data.raw_train)
     _check_labels("training", labels, num_classes)
     if parts.data.raw_test is not None:
@@ -223,32 +222,42 @@ def _checkpoint_mb(student: nn.Module, objective: nn.Module) -> float:
     return sum(t.numel() * t.element_size() for t in kept) / 2**20
 
 
-def _dry_run(
-    parts: Parts, method: str, student_taps: list[str], teacher_taps: list[str]
-) -> tuple[_Tried, _Tried | None]:
+def _dry_run(parts: Parts, method: str, recipe: Recipe) -> tuple[_Tried, _Tried | None]:
     """Both networks on a few images: where their features are, and of which shapes."""
     reads = features_read(method)
+    named: dict[str, _Named] = {"student": ([], None), "teacher": ([], None)}
+    if isinstance(recipe, DistillRecipe):
+        named["student"] = recipe.student_taps, recipe.student_embedding
+        named["teacher"] = recipe.teacher_taps, recipe.teacher_embedding
     if parts.data.test is not None:
         tested = next(iter(parts.data.test.epoch(0))).images[:_EXAMPLES]
-        _try(parts.student, "student", parts.student_name, tested, {"logits"}, [])
+        _try(parts.student, "student", parts.student_name, tested, {"logits"})
     images = next(iter(parts.data.train.epoch(1))).images[:_EXAMPLES]
-    student = _try(parts.student, "student", parts.student_name, images, reads, student_taps)
+    student = _try(parts.student, "student", parts.student_name, images, reads, named["student"])
     if parts.teacher is None:
         return student, None
     name = parts.teacher_name or CUSTOM
-    return student, _try(parts.teacher, "teacher", name, images, reads, teacher_taps)
+    return student, _try(parts.teacher, "teacher", name, images, reads, named["teacher"])
+
+
+# Paths of the stages and of the embedding, where the user gives them.
+_Named = tuple[list[str], str | None]
 
 
 def _try(
-    network: nn.Module, role: str, name: str, images: Tensor, reads: set[str], taps: list[str]
+    network: nn.Module,
+    role: str,
+    name: str,
+    images: Tensor,
+    reads: set[str],
+    named: _Named = ([], None),
 ) -> _Tried:
     parameter = next(network.parameters(), None)
     images = images if parameter is None else images.to(parameter.device)
     try:
         with torch.no_grad(), evaluating(network):
-            paths = _paths(network, images, reads)
-            if taps:
-                paths = _named(network, paths, taps)
+            wanted = reads > {"logits"}
+            paths = find_paths(network, images, *named) if wanted else FeaturePaths()
             there = {n for n in reads - {"logits"} if getattr(paths, n)}
             return _Tried(paths, Tap(network, paths, there)(images))
     except (RuntimeError, ValueError, TypeError) as error:
@@ -258,18 +267,15 @@ def _try(
         ) from error
 
 
-def _paths(network: nn.Module, images: Tensor, reads: set[str]) -> FeaturePaths:
-    known: FeaturePaths | None = getattr(network, "feature_paths", None)
-    if known is not None:
-        return known
-    return infer_paths(network, images) if reads > {"logits"} else FeaturePaths()
-
-
-def _named(network: nn.Module, paths: FeaturePaths, stages: list[str]) -> FeaturePaths:
-    """The same paths but for the stages, which the user names as the network itself does."""
-    prefix = "network." if isinstance(network, Normalized) else ""
-    named = tuple(path if path.startswith(prefix) else prefix + path for path in stages)
-    return replace(paths, stages=named, blocks=tuple((path,) for path in named), preacts=())
+def _check_classes(num_classes: int, parts: Parts) -> None:
+    """A network for other classes would be trained, saved and read wrongly."""
+    classes = parts.data.classes
+    if classes is not None and len(classes) != num_classes:
+        raise DataError(
+            f"The student {parts.student_name} gives {num_classes} logits, and the data has "
+            f"{len(classes)} classes. Build it for {len(classes)}: a function in a file is called "
+            "with num_classes if it takes that."
+        )
 
 
 def _check_labels(split: str, labels: Tensor, num_classes: int) -> None:

@@ -1,0 +1,157 @@
+"""Two batches of a planned run: what they tell, and what they leave alone."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from test_cli import run, workshop
+from test_training import Small, images
+from torch import nn
+from typer.testing import CliRunner
+
+from cktf.cli.main import app
+from cktf.data import ImageSet
+from cktf.models import Normalized
+from cktf.recipes import make_recipe
+from cktf.workflows import rehearse
+from cktf.workflows.train import Objects, prepare
+
+__all__ = ["images", "run", "workshop"]  # fixtures
+
+
+def rehearsed(train, tmp_path, *, teacher=None, student=None, method="cktf+kd", **fields):
+    torch.manual_seed(0)
+    objects = Objects(teacher or Small(width=16), student or Small(), train, None)
+    options = {"cktf": {"negatives": 64}} if "cktf" in method else {}
+    recipe = make_recipe(
+        {"kind": "distill", "teacher": "custom", "student": "custom", "method": method,
+         "data": {"name": "custom"}, "options": options, "epochs": 2} | fields
+    )  # fmt: skip
+    return rehearse(recipe, prepare(recipe, tmp_path / "run", objects)[1])
+
+
+class Right(nn.Module):
+    """Knows the label of every image, which is written in its first pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = Small(width=16)
+
+    def forward(self, x):
+        told = nn.functional.one_hot((x[:, 0, 0, 0] * 20).round().long().clamp(0, 9), 10)
+        return self.body(x) * 1e-3 + told
+
+
+def told(images):
+    """Images whose first pixel holds the label, a twentieth for each."""
+    pixels = images.images.permute(0, 3, 1, 2).float() / 255
+    pixels[:, 0, 0, 0] = images.labels / 20
+    return torch.utils.data.TensorDataset(pixels, images.labels)
+
+
+def test_a_good_plan(images, tmp_path):
+    teacher, student = Right(), Small()
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    found = rehearsed(told(images[0]), tmp_path, teacher=teacher, student=student)
+    assert found.advice == []
+    assert [list(t) for t in found.terms] == [
+        ["ce", "cktf", "cktf.stem", "cktf.module1", "cktf.embedding", "kd"]
+    ] * 2
+    assert found.terms[0] != found.terms[1]
+    assert found.gradient > 0
+    assert (found.steps, found.epochs) == (15, 2)
+    assert found.student.features.stages[0].shape == (64, 16, 8, 8)
+    assert found.teacher.parameters > found.student.parameters
+    assert "banks" in found.contrast
+    assert found.step_seconds > 0
+    for key, value in student.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert not (tmp_path / "run").exists()
+
+
+def subset(images, keep):
+    return ImageSet(
+        images.images[keep], images.labels[keep], images.classes, images.mean, images.std
+    )
+
+
+def test_a_teacher_that_guesses(images, tmp_path):
+    assert any("as by guessing" in a for a in rehearsed(images[0], tmp_path).advice)
+
+
+def test_the_wrong_way_round(images, tmp_path):
+    advice = rehearsed(images[0], tmp_path, teacher=Small(), student=Small(width=16)).advice
+    assert any("wrong way round" in a for a in advice)
+
+
+def test_other_classes(images, tmp_path):
+    found = rehearsed(images[0], tmp_path, teacher=Small(7, width=16), method="cktf")
+    assert any("tells 7 classes and the data has 10" in a for a in found.advice)
+
+
+def test_classes_without_images(images, tmp_path):
+    """Of the ten classes one is missing, another has a few images."""
+    labels = images[0].labels
+    few = (labels == 4) & ((labels == 4).cumsum(0) > 5)
+    found = rehearsed(subset(images[0], (labels != 3) & ~few), tmp_path)
+    name = images[0].classes[3]
+    assert any(f"1 of 10 classes have no training image ({name})" in a for a in found.advice)
+    assert any("the smallest 5." in a for a in found.advice)
+
+
+def test_a_frozen_student(images, tmp_path):
+    student = Small().requires_grad_(False)
+    found = rehearsed(images[0], tmp_path, student=student, method="at")
+    assert found.gradient == 0
+    assert any("Are its parameters frozen?" in a for a in found.advice)
+
+
+def test_a_loss_that_is_not_finite(images, tmp_path):
+    teacher = Small(width=16)
+    with torch.no_grad():
+        teacher.fc.weight.fill_(float("inf"))
+    found = rehearsed(images[0], tmp_path, teacher=teacher, method="kd")
+    assert any("it comes from: kd" in a for a in found.advice)
+
+
+def test_what_reaches_a_network(images, tmp_path):
+    teacher = Normalized(Small(width=16), [0.5] * 3, [0.25] * 3, size=48)
+    found = rehearsed(images[0], tmp_path, teacher=teacher, method="kd")
+    assert found.teacher.input == "3 x 48 x 48; mean 0.500 0.500 0.500, std 0.250 0.250 0.250"
+    assert found.teacher.name == "Small"
+
+
+@pytest.mark.parametrize(
+    "line", ["--teacher teacher --student resnet8", "distill --teacher teacher --student resnet8",
+             "--model resnet8", "train --model resnet8"],
+)  # fmt: skip
+def test_doctor_tells_before_training(run, workshop, line):
+    result = run(f"doctor {line} --epochs 3")
+    assert result.exit_code == 0, result.output
+    assert yaml.safe_load(result.stdout)["epochs"] == 3
+    said = re.sub(r"\s+", " ", result.stderr)
+    assert re.search(r"a step [\d,]+ ms; an epoch of 156 steps .*; 3 epochs", said)
+    if "teacher" in line:
+        assert said.count("64 x 8 x 8") == 2
+        assert "The teacher is right on" in said
+        assert "wrong way round" in said
+    assert not (workshop / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("--teacher teacher", "student"), ("train --model resnet9", "Did you mean"),
+     ("distill --teacher none --student resnet8", "none")],
+)  # fmt: skip
+def test_doctor_of_a_mistake(run, line, message):
+    result = run(f"doctor {line}")
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_doctor_helps():
+    result = CliRunner().invoke(app, ["doctor", "distill", "--help"])
+    assert result.exit_code == 0
+    assert "--teacher-taps" in result.output
