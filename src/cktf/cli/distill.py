@@ -18,6 +18,7 @@ from cktf.cli.common import (
     reports_errors,
     train_from_options,
 )
+from cktf.errors import RecipeError
 
 TapsOption = Annotated[
     str | None,
@@ -53,6 +54,10 @@ def distill(
         str | None, typer.Option("--method", help="Names joined by +: see cktf methods.")
     ] = None,
     data: DataOption = None,
+    unlabeled: Annotated[
+        str | None,
+        typer.Option("--unlabeled", help="In place of --data: images whose labels are not read."),
+    ] = None,
     data_dir: DataDirOption = None,
     epochs: EpochsOption = None,
     init_epochs: Annotated[
@@ -68,6 +73,8 @@ def distill(
     debug: DebugOption = False,
 ) -> None:
     """Train a student from a teacher."""
+    if data and unlabeled:
+        raise RecipeError(["--data, --unlabeled: give one of them, the images to train on."])
     given = {
         "teacher": teacher,
         "teacher_weights": teacher_weights,
@@ -77,7 +84,8 @@ def distill(
         "student_embedding": student_embedding,
         "teacher_embedding": teacher_embedding,
         "method": method,
-        "data.name": data,
+        "data.name": unlabeled or data,
+        "data.labels": False if unlabeled else None,
         "data.dir": data_dir,
         "epochs": epochs,
         "init_epochs": init_epochs,

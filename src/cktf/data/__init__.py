@@ -1,7 +1,7 @@
 """Data sets by name, batches with their index, batched augmentation."""
 
 from cktf.data.augment import crop_and_flip
-from cktf.data.images import UNLABELLED, Images, ImageSet
+from cktf.data.images import UNLABELED, UNLABELLED, Images, ImageSet
 from cktf.data.loaders import DatasetLoader, Loader, MemoryLoader, labels_of
 from cktf.data.reading import BrokenImagesError, Reading
 from cktf.data.registry import (
@@ -13,13 +13,14 @@ from cktf.data.registry import (
     load_splits,
     open_dataset,
 )
-from cktf.data.splits import split_validation
+from cktf.data.splits import few_per_class, split_validation
 from cktf.data.streamed import Streamed
 from cktf.data.survey import Survey, survey
 
 __all__ = [
     "DATASETS",
     "FOLDER",
+    "UNLABELED",
     "UNLABELLED",
     "BrokenImagesError",
     "DatasetInfo",
@@ -33,6 +34,7 @@ __all__ = [
     "Survey",
     "crop_and_flip",
     "dataset_info",
+    "few_per_class",
     "labels_of",
     "load_dataset",
     "load_splits",

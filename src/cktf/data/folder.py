@@ -1,18 +1,21 @@
 """Any folder of images: a folder for each class.
 
-Either `DIR/train/CLASS` with `DIR/test/CLASS` or `DIR/val/CLASS`, or `DIR/CLASS` alone, from which
+Images without labels are those in `DIR/unlabeled` or `DIR` itself. Labelled ones are in
+either `DIR/train/CLASS` with `DIR/test/CLASS` or `DIR/val/CLASS`, or `DIR/CLASS` alone, from which
 a fifth of each class becomes the test split. That choice is the same in every run, whatever the
 run's seed: a teacher must not have been trained on the images its student is tested on.
 """
 
 import os
 import statistics
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from cktf.data.images import UNLABELED, UNLABELLED
 from cktf.data.pictures import Files, Pictures
 from cktf.data.reading import Reading, Source, listed
 from cktf.data.splits import split_validation
@@ -34,6 +37,8 @@ def open_folder(directory: Path | None, split: str, reading: Reading) -> Source:
     Raises:
         DataError: no folder, no classes, classes without images, or splits whose classes differ.
     """
+    if split == UNLABELED and directory is not None and directory.is_dir():
+        return _unlabelled(directory, reading)
     if directory is None:
         raise DataError("imagefolder needs a folder: imagefolder:DIR, or --data-dir DIR.")
     name = f"imagefolder:{directory}"
@@ -56,6 +61,22 @@ def open_folder(directory: Path | None, split: str, reading: Reading) -> Source:
         size = reading.image_size
     pictures, note = Files(paths[split]), how if split == "train" else ""
     return Source(name, split, pictures, labels[split], classes, MEAN, STD, size, note=note)
+
+
+def _unlabelled(directory: Path, reading: Reading) -> Source:
+    """Images without labels: of DIR/unlabeled, or of DIR itself, or else those for training."""
+    name, own = f"imagefolder:{directory}", directory / UNLABELED
+    loose = [directory / n for n in sorted(os.listdir(directory)) if _is_image(n)]
+    paths = _images(own) if own.is_dir() else loose
+    if not paths:
+        source = open_folder(directory, "train", reading)
+        labels = torch.full_like(source.labels, UNLABELLED)
+        return replace(source, split=UNLABELED, labels=labels, classes=())
+    size, note = reading.image_size, ""
+    if size is None:
+        size, note = usual_size(Files(paths))
+    labels = torch.full((len(paths),), UNLABELLED)
+    return Source(name, UNLABELED, Files(paths), labels, (), MEAN, STD, size, note=note)
 
 
 def usual_size(pictures: Pictures) -> tuple[int, str]:

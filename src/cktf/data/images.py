@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, cast
 
+import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
 from cktf.data.streamed import Streamed
-from cktf.errors import DataError
+from cktf.errors import DataError, nearest
 
 # The label of every image of a split that has no labels.
 UNLABELLED = -1
+# What a data set calls its split of such images.
+UNLABELED = "unlabeled"
 
 
 class Images(Protocol):
@@ -85,6 +88,33 @@ class ImageSet(Generic[ImagesT]):
             images.take(positions.tolist()) if isinstance(images, Streamed) else images[positions]
         )
         return replace(cast("ImageSet[Images]", self), images=chosen, labels=self.labels[positions])
+
+    def of_classes(self, names: Sequence[str]) -> "ImageSet[Images]":
+        """Only the images of some classes, which are then numbered in the order given.
+
+        Raises:
+            DataError: a name that is not one of the classes or is given twice, fewer than two, or
+                images without labels.
+        """
+        unknown = [name for name in names if name not in self.classes]
+        if unknown:
+            raise DataError(
+                f"{self.name} has no class {unknown[0]!r}. {nearest(unknown[0], self.classes)}"
+            )
+        if len(set(names)) != len(names) or len(names) < 2 or not self.labelled:
+            raise DataError(
+                f"{self.name}: two classes or more, each once, are chosen from labelled images; "
+                f"given {', '.join(names)}{'' if self.labelled else ', and no labels'}."
+            )
+        number = torch.full((len(self.classes),), UNLABELLED)
+        number[[list(self.classes).index(name) for name in names]] = torch.arange(len(names))
+        labels = number[self.labels]
+        positions = torch.flatten((labels != UNLABELLED).nonzero())
+        return replace(self.subset(positions), labels=labels[positions], classes=tuple(names))
+
+    def unlabelled(self) -> "ImageSet[ImagesT]":
+        """The same images without labels, and without classes."""
+        return replace(self, labels=torch.full_like(self.labels, UNLABELLED), classes=())
 
     def describe(self) -> str:
         """How many there are, of what size, where they are, and what was found.

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default
 
 from cktf.batch import Batch
 from cktf.data.augment import crop_and_flip
-from cktf.data.images import Images, ImageSet
+from cktf.data.images import UNLABELLED, Images, ImageSet
 from cktf.data.streamed import Streamed
 from cktf.errors import DataError
 
@@ -136,20 +136,22 @@ class _Pixels(Dataset[tuple[Tensor, int]]):
 class _Indexed(Dataset[tuple[Tensor, int, int]]):
     """A user's data set with each sample's position, checked sample by sample."""
 
-    def __init__(self, data: Any) -> None:
-        self.data = data
+    def __init__(self, data: Any, labelled: bool) -> None:
+        self.data, self.labelled = data, labelled
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
         sample = self.data[position]
-        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+        pair = isinstance(sample, (tuple, list))
+        if self.labelled and not (pair and len(sample) == 2):
             raise DataError(
                 f"A data set gives (image, label); sample {position} is a "
                 f"{type(sample).__name__}. Wrap it so that it gives pairs."
             )
-        image, label = to_tensor(sample[0], position), _to_label(sample[1], position)
+        image = to_tensor(sample[0] if pair else sample, position)
+        label = _to_label(sample[1], position) if self.labelled else UNLABELLED
         if not bool(image.isfinite().all()):
             raise DataError(
                 f"The image of sample {position} holds NaN or infinity. Mend or leave out that "
@@ -206,6 +208,7 @@ class DatasetLoader:
             any number of workers.
         workers: processes; 0 loads in this one.
         seed: decides the order and the augmentation.
+        labelled: whether labels are read; without, samples may be images alone.
 
     Raises:
         DataError: augmentation of a data set that is not streamed.
@@ -220,8 +223,10 @@ class DatasetLoader:
         augment: bool = False,
         workers: int = 0,
         seed: int = 0,
+        labelled: bool = True,
     ) -> None:
         self.data, self.batch_size, self.train, self.augment = data, batch_size, train, augment
+        self.labelled = labelled
         self.workers, self.seed = workers, seed
         self.samples = len(data)
         if augment and not (isinstance(data, ImageSet) and isinstance(data.images, Streamed)):
@@ -238,9 +243,10 @@ class DatasetLoader:
         generator = _generator(self.seed, number)
         order = [b.tolist() for b in _order(self, generator, cover)]
         if not isinstance(self.data, ImageSet):
-            own = self._loader(_Indexed(self.data), order, generator, _collate)
-            for images, labels, index in own:
-                yield Batch(images.contiguous(memory_format=torch.channels_last), labels, index)
+            indexed = _Indexed(self.data, self.labelled)
+            for images, labels, index in self._loader(indexed, order, generator, _collate):
+                images = images.contiguous(memory_format=torch.channels_last)
+                yield Batch(images, labels if self.labelled else None, index)
             return
         kept = self.data.labels if self.data.labelled else None
         data = _Pixels(self.data, (self.seed, number) if self.augment else None)

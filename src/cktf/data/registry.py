@@ -1,15 +1,17 @@
 """Data sets by name, and by name and place: `imagefolder:DIR`, `hf:NAME`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from cktf.data.cifar import load_cifar10, load_cifar100
 from cktf.data.fashion import load_fashion_mini, load_fashion_mnist
 from cktf.data.folder import open_folder
 from cktf.data.hub import open_hub
-from cktf.data.images import Images, ImageSet
+from cktf.data.images import UNLABELED, UNLABELLED, Images, ImageSet
 from cktf.data.reading import BrokenImagesError, Reading, Source, read, source_of
 from cktf.data.stl10 import open_stl10
 from cktf.data.tiny_imagenet import open_tiny_imagenet
@@ -29,7 +31,8 @@ class DatasetInfo:
         summary: one line on what it is and where its files come from.
         needs_directory: whether `--data-dir` must be given.
         open: finds "train", "test" or another split in a directory.
-        splits: what `open` knows.
+        splits: what `cktf datasets` shows.
+        unlabelled: whether it may have images for which nobody has labels.
     """
 
     name: str
@@ -40,6 +43,7 @@ class DatasetInfo:
     needs_directory: bool
     open: _Open
     splits: tuple[str, ...] = ("train", "test")
+    unlabelled: bool = False
 
 
 def _whole(load: Callable[[Path | None, str], ImageSet]) -> _Open:
@@ -73,7 +77,7 @@ DATASETS = {
         DatasetInfo(
             "stl10", 10, 5_000, 8_000,
             "stl10_binary in --data-dir; also the split unlabeled", True, open_stl10,
-            ("train", "test", "unlabeled"),
+            ("train", "test", UNLABELED), unlabelled=True,
         ),
         DatasetInfo(
             "tiny-imagenet", 200, 100_000, 10_000,
@@ -82,6 +86,7 @@ DATASETS = {
         DatasetInfo(
             f"{FOLDER}:DIR", None, None, None,
             "a folder for each class, in DIR or in DIR/train and DIR/test", False, open_folder,
+            unlabelled=True,
         ),
         DatasetInfo(
             f"{HUB}:NAME", None, None, None,
@@ -109,8 +114,9 @@ def dataset_info(name: str) -> DatasetInfo:
             root if place else directory, split, reading
         )
         return DatasetInfo(
-            name, None, None, None, known.summary, needs_directory=not place, open=opens
-        )
+            name, None, None, None, known.summary, needs_directory=not place, open=opens,
+            unlabelled=True,
+        )  # fmt: skip
     if kind == HUB and colon:
         known = DATASETS[f"{HUB}:NAME"]
         return DatasetInfo(name, None, None, None, known.summary, False, partial(open_hub, place))
@@ -128,7 +134,10 @@ def open_dataset(
         DataError: unknown name or split, or files that are missing or not as they should be.
     """
     info = dataset_info(name)
-    if split not in info.splits:
+    if split == UNLABELED and not info.unlabelled:
+        source = info.open(directory, "train", reading or Reading())
+        return replace(source, labels=torch.full_like(source.labels, UNLABELLED), classes=())
+    if split not in {*info.splits, UNLABELED}:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(info.splits)}.")
     return info.open(directory, split, reading or Reading())
 
@@ -141,7 +150,8 @@ def load_dataset(
     Args:
         name: as `cktf datasets` lists it.
         directory: where its files are.
-        split: "train", "test"; STL-10 also has "unlabeled".
+        split: "train", "test"; "unlabeled": images for which nobody has labels (STL-10 and folders
+            have them), or else the training images without theirs.
         reading: size of the images, what to do with broken ones, and how much memory to use.
 
     Raises:

@@ -7,6 +7,36 @@ from torch import Tensor
 from cktf.errors import DataError
 
 
+def few_per_class(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Positions of so many images of each class, ascending.
+
+    For one seed those of a smaller count are among those of a larger one.
+
+    Args:
+        labels: [N] int64.
+        count: of each class.
+        seed: decides which.
+
+    Raises:
+        DataError: a class with fewer.
+
+    >>> few_per_class(torch.tensor([0, 0, 1, 1]), 1, seed=0).shape
+    torch.Size([2])
+    """
+    values = labels.numpy()
+    random = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(values):
+        own = np.flatnonzero(values == label)
+        if len(own) < count:
+            raise DataError(
+                f"{count} images of each class were asked for, and class {label} has {len(own)}. "
+                "Ask for fewer."
+            )
+        chosen.append(random.permutation(own)[:count])
+    return torch.from_numpy(np.sort(np.concatenate(chosen)))
+
+
 def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Positions that stay for training, and positions that are held out.
 

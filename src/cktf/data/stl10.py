@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cktf.data.images import UNLABELLED
+from cktf.data.images import UNLABELED, UNLABELLED
 from cktf.data.pictures import Pictures, array_image
 from cktf.data.reading import Reading, Source
 from cktf.errors import DataError
@@ -23,7 +23,6 @@ CLASSES = (
 )  # fmt: skip
 # Of all pixels of the 5,000 training images.
 MEAN, STD = (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)
-UNLABELED = "unlabeled"
 _SIZE = 96
 _RECORD = 3 * _SIZE * _SIZE
 

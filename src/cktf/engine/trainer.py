@@ -48,6 +48,7 @@ class Stage:
         epochs: passes over the training set.
         lr: learning rate of a stage before the last, which stays; None follows the schedule.
         weight: of the loss.
+        keeps_statistics: the student stays in eval mode: its BatchNorm statistics do not change.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Stage:
     epochs: int
     lr: float | None = None
     weight: float = 1.0
+    keeps_statistics: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ class Trainer:
         self, stage: Stage, epoch: int, passes: int, progress: TrainingProgress
     ) -> Generator[None, None, dict[str, Any]]:
         if stage.student is not None:
-            self.student.train()
+            self.student.train(not stage.keeps_statistics)
         stage.objective.train()
         stage.objective.begin_epoch(epoch)
         start, elsewhere, lr = time.perf_counter(), 0.0, 0.0

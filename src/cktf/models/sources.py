@@ -198,8 +198,13 @@ def _own(source: Source, arguments: dict[str, Any], num_classes: int | None) -> 
     return Built(network, size=source.size)
 
 
-def resize_classifier(network: nn.Module, num_classes: int) -> None:
+def resize_classifier(network: nn.Module, num_classes: int, *, anew: bool = False) -> None:
     """Replace the last linear layer by a new one for so many classes, if it has others.
+
+    Args:
+        network: changed in place.
+        num_classes: of its logits.
+        anew: also if it has as many.
 
     Raises:
         ModelError: no linear layer to replace.
@@ -211,7 +216,7 @@ def resize_classifier(network: nn.Module, num_classes: int) -> None:
             " Build it with as many classes as the data has."
         )
     path, last = linear[-1]
-    if last.out_features != num_classes:
+    if anew or last.out_features != num_classes:
         fresh = nn.Linear(last.in_features, num_classes, bias=last.bias is not None)
         parent, _, name = path.rpartition(".")
         setattr(network.get_submodule(parent), name, fresh)

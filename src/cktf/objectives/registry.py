@@ -6,8 +6,9 @@ student without a teacher. Without a weight the published ones hold:
 
 - `kd` alone: 0.9 beside a cross-entropy of 0.1; in a sum, or with a weight given, cross-entropy 1.
 - every other method beside a cross-entropy of 1, with its published weight.
-- `cktf` alone, or with `kd`: β 0.8 at the penultimate layer, θ 0.1 at the stem and each module; a
-  weight given, or another method beside it, sets both: `cktf:0.8` is 0.8 · (L_penultimate + Σ L_k).
+- `cktf` alone, or with `kd`: β 0.8 at the penultimate layer, θ 0.1 at the stem and each module
+  (1 and 0.04 without labels); a weight given, or another method beside it, sets both: `cktf:0.8`
+  is 0.8 · (L_penultimate + Σ L_k).
 """
 
 import inspect
@@ -134,6 +135,8 @@ METHODS = {
 # method it takes those of Table 2, 0.8 for every layer.
 _KEEPS_CKTF = {"ce", "kd", "cktf"}
 _CKTF_ADDED = 0.8
+# Beside these without labels, as the paper's transfer to STL-10.
+_CKTF_UNLABELLED = {"beta": 1.0, "theta": 0.04}
 _KD_ALONE = {"ce": 0.1, "kd": 0.9}
 
 
@@ -197,7 +200,9 @@ def compose(
     _check_options(given, chosen)
     weights = _weights(given, labelled=setting.labels is not None)
     if "cktf" in given:
-        weights["cktf"] = _place_cktf(given, chosen.setdefault("cktf", {}))
+        weights["cktf"] = _place_cktf(
+            given, chosen.setdefault("cktf", {}), setting.labels is not None
+        )
     return WeightedSum(
         {
             name: (weight, METHODS[name].build(setting, **chosen.get(name, {})))
@@ -215,11 +220,15 @@ def _weights(given: Mapping[str, float | None], labelled: bool) -> dict[str, flo
     return start | filled
 
 
-def _place_cktf(given: Mapping[str, float | None], options: dict[str, Any]) -> float:
+def _place_cktf(
+    given: Mapping[str, float | None], options: dict[str, Any], labelled: bool
+) -> float:
     """Turn CKTF's weight into β and θ, where it has one."""
     weight = given["cktf"]
     if weight is None and not set(given) <= _KEEPS_CKTF:
         weight = _CKTF_ADDED
+    if weight is None and not labelled:
+        options |= _CKTF_UNLABELLED | options
     if weight is None or "beta" in options or "theta" in options:
         if given["cktf"] is not None:
             raise MethodError(

@@ -9,7 +9,13 @@ from cktf.recipes.build import (
     loader_of_test,
 )
 from cktf.recipes.files import assign, located, make_recipe, put, read_recipe, recipe_of, to_yaml
-from cktf.recipes.networks import Teacher, load_teacher, new_network, teacher_file
+from cktf.recipes.networks import (
+    Teacher,
+    going_on_from,
+    load_teacher,
+    new_network,
+    teacher_file,
+)
 from cktf.recipes.schema import CUSTOM, DistillRecipe, Recipe, TrainRecipe
 
 __all__ = [
@@ -24,6 +30,7 @@ __all__ = [
     "build_test",
     "check",
     "custom_loader",
+    "going_on_from",
     "load_teacher",
     "loader_of_test",
     "located",

@@ -10,6 +10,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from cktf.data import (
+    UNLABELED,
     DatasetLoader,
     Images,
     ImageSet,
@@ -18,19 +19,19 @@ from cktf.data import (
     Reading,
     Streamed,
     dataset_info,
+    few_per_class,
     load_splits,
     split_validation,
 )
 from cktf.errors import CktfError, DataError, RecipeError, nearest
-from cktf.models import parse_source
 from cktf.objectives import METHODS, parse
-from cktf.recipes.networks import check_teacher
+from cktf.recipes.networks import check_network, check_teacher
 from cktf.recipes.schema import CUSTOM, DataSection, DistillRecipe, Recipe, TrainRecipe
 
 # Images in a batch without gradients, and pixels, for larger images.
 _TEST_BATCH, _TEST_PIXELS = 500, 500 * 64 * 64
 # What a named data set does, and a user's own does itself.
-_NAMED_ONLY = ("image_size", "channels", "skip_broken", "validation")
+_NAMED_ONLY = ("image_size", "channels", "skip_broken", "validation", "classes", "per_class")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Data:
         classes: their names; None for a user's own data, whose networks decide.
         validation: batches of what was held out of the training images; None where nothing was.
         raw_validation: what these are made from.
+        labelled: whether the training images have labels that may be read.
         found: one line on what was read, and how it is fed; empty for a user's own data.
     """
 
@@ -56,6 +58,7 @@ class Data:
     classes: tuple[str, ...] | None
     validation: Loader | None = None
     raw_validation: Any = None
+    labelled: bool = True
     found: str = ""
 
 
@@ -105,7 +108,9 @@ def check(recipe: Recipe) -> Problems:
     network = recipe.model if isinstance(recipe, TrainRecipe) else recipe.student
     if network != CUSTOM:
         with problems.collect("model" if isinstance(recipe, TrainRecipe) else "student"):
-            parse_source(network)
+            check_network(network)
+    if not recipe.data.labels:
+        problems.found += _without_labels(recipe)
     if isinstance(recipe, DistillRecipe):
         with problems.collect("method"):
             _check_options(recipe, problems)
@@ -115,6 +120,20 @@ def check(recipe: Recipe) -> Problems:
     if recipe.runtime.device == "cuda" and not torch.cuda.is_available():
         problems.found.append("runtime.device: PyTorch sees no 'cuda' here. Use cpu or auto.")
     return problems
+
+
+def _without_labels(recipe: Recipe) -> Iterator[str]:
+    """What cannot be done with images that have no labels."""
+    if isinstance(recipe, TrainRecipe):
+        yield "data.labels: training without a teacher needs labels."
+    else:
+        named = {term.strip().partition(":")[0] for term in recipe.method.split("+")}
+        for name in sorted(named & METHODS.keys()):
+            if "labels" in METHODS[name].reads:
+                yield f"method: {name} needs labels, and there are none. Leave it out."
+    for field in ("validation", "per_class"):
+        if getattr(recipe.data, field):
+            yield f"data.{field}: goes by labels, and there are none."
 
 
 def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
@@ -144,7 +163,8 @@ def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
 def _load(section: DataSection, *splits: str) -> list[ImageSet[Images]]:
     directory = None if section.dir is None else Path(section.dir).expanduser()
     reading = Reading(section.image_size, section.channels, section.skip_broken)
-    return load_splits(section.name, directory, splits, reading)
+    loaded = load_splits(section.name, directory, splits, reading)
+    return [data.of_classes(section.classes) if section.classes else data for data in loaded]
 
 
 def build_test(section: DataSection) -> tuple[Loader, tuple[str, ...]]:
@@ -163,7 +183,11 @@ def build_data(section: DataSection, seed: int) -> Data:
     Raises:
         DataError: files that are missing or damaged.
     """
+    if not section.labels:
+        return _unlabelled(section, seed)
     train, test = _load(section, "train", "test")
+    if section.per_class is not None:
+        train = train.subset(few_per_class(train.labels, section.per_class, seed))
     held = None
     if section.validation:
         kept, out = split_validation(train.labels, section.validation, seed)
@@ -180,6 +204,23 @@ def build_data(section: DataSection, seed: int) -> Data:
         validation=None if held is None else loader_of_test(held, section.workers),
         raw_validation=held,
         found=f"{section.name}: {' | '.join(found)}",
+    )
+
+
+def _unlabelled(section: DataSection, seed: int) -> Data:
+    """Training images without labels: of a split of such images, or of the training images."""
+    # Classes are chosen by labels, which are then forgotten.
+    (data,) = _load(section, "train" if section.classes else UNLABELED)
+    train = data.unlabelled()
+    return Data(
+        train=loader_of_train(train, section, seed),
+        test=None,
+        raw_train=train,
+        raw_test=None,
+        name=section.name,
+        classes=None,
+        labelled=False,
+        found=f"{section.name}: {train.describe()}",
     )
 
 
@@ -206,6 +247,7 @@ def custom_loader(train: Any, section: DataSection, seed: int) -> Loader:
         train=True,
         workers=section.workers,
         seed=seed,
+        labelled=section.labels,
     )
 
 

@@ -44,16 +44,65 @@ class Teacher:
     note: str
 
 
-def new_network(line: str, data: ImageSet) -> Normalized:
+def new_network(line: str, data: ImageSet, num_classes: int | None = None) -> Normalized:
     """A network for the classes of a data set, which normalises and resizes images itself.
+
+    Args:
+        line: which network.
+        data: whose mean and std it takes, unless it comes with its own.
+        num_classes: of its logits; by default those of the data.
 
     Raises:
         ModelError: it is not there, or cannot be built.
     """
-    built = build_source(parse_source(line), len(data.classes))
+    classes = len(data.classes) if num_classes is None else num_classes
+    built = build_source(parse_source(line), classes)
     mean, std = (data.mean, data.std) if built.mean is None else (built.mean, built.std)
     assert std is not None
     return Normalized(built.network, mean, std, built.size)
+
+
+def check_network(line: str) -> None:
+    """Make sure that there is a network to train, as far as that can be seen without loading it.
+
+    Raises:
+        CktfError: neither a network, nor a run folder or file of weights to go on from.
+    """
+    if Path(line).expanduser().exists():
+        teacher_file(line)
+    else:
+        parse_source(line)
+
+
+def going_on_from(line: str, data: ImageSet) -> tuple[nn.Module, str]:
+    """A trained network with a classifier for a data set, new where it told other classes.
+
+    Args:
+        line: a run folder or a file of weights.
+        data: whose classes it is to tell.
+
+    Returns:
+        The network and its name.
+
+    Raises:
+        CheckpointError: weights that are missing or damaged.
+        ModelError: no classifier that could be replaced.
+    """
+    found = load_teacher(line, None, data)
+    told = _classes_told(Path(line).expanduser())
+    if told != tuple(data.classes):
+        resize_classifier(found.network, len(data.classes), anew=True)
+    return found.network, found.name
+
+
+def _classes_told(path: Path) -> tuple[str, ...] | None:
+    """Names of a network's classes, where its file says."""
+    file = teacher_file(str(path))
+    if not is_ours(file):
+        return None
+    classes = describe(file)["classes"]
+    assert isinstance(classes, list)
+    return tuple(classes)
 
 
 def check_teacher(teacher: str, weights: str | None) -> None:

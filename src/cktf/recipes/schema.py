@@ -39,6 +39,9 @@ class DataSection(_Section):
             many sizes what suits them.
         channels: 3, or 1 for grey images.
         skip_broken: leave out images that cannot be read, in place of stopping.
+        labels: whether labels are read; without there is no cross-entropy, and no accuracy.
+        classes: names of those that are kept, in that order; empty for all.
+        per_class: so many training images of each class, drawn by seed; None for all.
         validation: fraction of each class held out of the training images.
     """
 
@@ -50,6 +53,9 @@ class DataSection(_Section):
     image_size: int | None = Field(None, ge=8, le=1024)
     channels: Literal[1, 3] = 3
     skip_broken: bool = False
+    labels: bool = True
+    classes: list[str] = []
+    per_class: int | None = Field(None, ge=1)
     validation: float = Field(0.0, ge=0, lt=1)
 
     @field_validator("name")
@@ -150,11 +156,16 @@ class TrainRecipe(_Recipe):
     """Train a network on labels alone.
 
     Attributes:
-        model: a network: see `cktf.models.sources`; or `custom` for a user's own object.
+        model: a network: see `cktf.models.sources`; a run folder or a file of weights, to go on
+            from with a new classifier where its classes are others; or `custom` for a user's own
+            object.
+        trains: `all` of it, or the `classifier` alone, on features that stay as they are, the
+            statistics of BatchNorm included.
     """
 
     kind: Literal["train"] = "train"
     model: Name
+    trains: Literal["all", "classifier"] = "all"
 
 
 class DistillRecipe(_Recipe):

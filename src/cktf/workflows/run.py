@@ -28,7 +28,7 @@ from cktf.engine import (
 from cktf.errors import DataError
 from cktf.models import Normalized, load_weights, save_network
 from cktf.objectives import Objective, Setting, WeightedSum, compose, features_read
-from cktf.recipes import CUSTOM, Data, DistillRecipe, Recipe, located, to_yaml
+from cktf.recipes import CUSTOM, Data, DistillRecipe, Recipe, TrainRecipe, located, to_yaml
 from cktf.taps import FeaturePaths, Features, SharedTap, Tap, evaluating
 from cktf.workflows.inspection import find_paths
 
@@ -103,8 +103,9 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     student, teacher = _dry_run(parts, method, recipe)
     num_classes = int(student.features.logits.shape[1])
     _check_classes(num_classes, parts)
-    labels = labels_of(parts.data.raw_train)
-    _check_labels("training", labels, num_classes)
+    labels = labels_of(parts.data.raw_train) if parts.data.labelled else None
+    if labels is not None:
+        _check_labels("training", labels, num_classes)
     if parts.data.raw_test is not None:
         _check_labels("test", labels_of(parts.data.raw_test), num_classes)
     teacher_features = None if teacher is None else teacher.features
@@ -149,7 +150,8 @@ def _stages(
             )
         )
     pair = tapped(objective, recipe.runtime.compile)
-    return [*stages, Stage(MAIN, objective, *pair, recipe.epochs)]
+    frozen = isinstance(recipe, TrainRecipe) and recipe.trains == "classifier"
+    return [*stages, Stage(MAIN, objective, *pair, recipe.epochs, keeps_statistics=frozen)]
 
 
 def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> Run:

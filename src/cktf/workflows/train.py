@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 
 from cktf.data import ImageSet
 from cktf.engine import RunFolder
@@ -30,6 +31,8 @@ from cktf.recipes import (
     put,
     read_recipe,
 )
+from cktf.taps import evaluating
+from cktf.workflows.inspection import find_paths
 from cktf.workflows.run import Parts, Run, execute
 
 T = TypeVar("T")
@@ -76,7 +79,8 @@ def distill(
     teacher: nn.Module | str | Path,
     student: nn.Module | str,
     *,
-    train: Any,
+    train: Any = None,
+    unlabeled: Any = None,
     test: Any = None,
     method: str = "cktf+kd",
     epochs: int = 30,
@@ -94,6 +98,8 @@ def distill(
             frozen and put in eval mode.
         student: any module, or the name of a network of the library.
         train: a map-style data set of `(image, label)`, or the name of one of the library's.
+        unlabeled: in its place images whose labels are not read, if they have any: a data set of
+            images, of `(image, anything)`, or a name.
         test: a data set to evaluate on after every epoch; comes with a named one.
         method: names joined by `+`, each with an optional weight: `cktf+kd`, `crd:0.8`.
         epochs: passes over the training set.
@@ -121,6 +127,11 @@ def distill(
         **teacher_compiled,
         **student_compiled,
     }
+    if (train is None) == (unlabeled is None):
+        raise RecipeError(["train, unlabeled: give one of them, the images to train on."])
+    if unlabeled is not None:
+        train = unlabeled
+        put(fields, "data.labels", False)
     recipe = _recipe(fields, train, epochs, seed, overrides)
     return run_recipe(
         recipe,
@@ -220,7 +231,9 @@ def prepare(
     problems.stop_if_any()
     assert data is not None
     set_seed(recipe.seed)
-    student, name = _student(recipe, objects, data)
+    student, name = _student(recipe, objects, data, teacher)
+    if isinstance(recipe, TrainRecipe) and recipe.trains == "classifier":
+        freeze_features(student, next(iter(data.train.epoch(1))).images[:2])
     if teacher is None:
         return run, Parts(student, None, name, None, data)
     return run, Parts(student, teacher.network, name, teacher.name, data, note=teacher.note)
@@ -274,6 +287,11 @@ def _absent(recipe: Recipe, objects: Objects) -> list[str]:
             problems.append(
                 f"{name}: a map-style data set has a length above 0; given {type(value).__name__}."
             )
+    if objects.test is not None and not recipe.data.labels:
+        problems.append(
+            "test: without labels the student does not learn to tell classes. Measure its features "
+            "with cktf.probe."
+        )
     if isinstance(objects.test, str) and recipe.data.name == CUSTOM:
         problems.append("test: give a data set, as for train, not the name of one.")
     return problems
@@ -297,13 +315,17 @@ def _data(recipe: Recipe, objects: Objects) -> Data:
     section, seed, train, test = recipe.data, recipe.seed, objects.train, objects.test
     if section.name != CUSTOM:
         return build_data(section, seed)
+    if isinstance(train, ImageSet) and not section.labels:
+        train = train.unlabelled()
+    named = isinstance(train, ImageSet) and train.labelled
     return Data(
         train=custom_loader(train, section, seed),
         test=None if test is None else loader_of_test(test, section.workers),
         raw_train=train,
         raw_test=test,
         name=train.name if isinstance(train, ImageSet) else CUSTOM,
-        classes=tuple(train.classes) if isinstance(train, ImageSet) else None,
+        classes=tuple(train.classes) if named else None,
+        labelled=section.labels,
     )
 
 
@@ -325,7 +347,9 @@ def _name_of(network: nn.Module) -> str:
     return str(getattr(inner, "zoo_name", type(inner).__name__))
 
 
-def _student(recipe: Recipe, objects: Objects, data: Data) -> tuple[nn.Module, str]:
+def _student(
+    recipe: Recipe, objects: Objects, data: Data, teacher: Teacher | None
+) -> tuple[nn.Module, str]:
     if isinstance(objects.student, nn.Module):
         return objects.student, _name_of(objects.student)
     name = recipe.model if isinstance(recipe, TrainRecipe) else recipe.student
@@ -336,4 +360,29 @@ def _student(recipe: Recipe, objects: Objects, data: Data) -> tuple[nn.Module, s
                 f"pass a module: cktf.models.create({name!r}, num_classes)."
             ]
         )
-    return new_network(name, data.raw_train), name
+    if Path(name).expanduser().exists():
+        return going_on_from(name, data.raw_train)
+    classes = len(data.raw_train.classes)
+    if not data.labelled and teacher is not None:
+        # Nobody knows the classes: the student tells those of its teacher.
+        classes = _logits(teacher.network, data)
+    return new_network(name, data.raw_train, classes), name
+
+
+def freeze_features(network: nn.Module, images: Tensor) -> None:
+    """Leave only the classifier to be trained.
+
+    Args:
+        network: from images to logits.
+        images: [B, C, H, W], an example by which the classifier is found.
+    """
+    path = find_paths(network, images).embedding.removesuffix(":input")
+    network.requires_grad_(False)
+    network.get_submodule(path).requires_grad_(True)
+
+
+def _logits(network: nn.Module, data: Data) -> int:
+    """How many a network gives."""
+    images = next(iter(data.train.epoch(1))).images[:2]
+    with torch.no_grad(), evaluating(network):
+        return int(network(images).shape[1])
