@@ -48,7 +48,9 @@ def open_folder(directory: Path | None, split: str, reading: Reading) -> Source:
     classes = tuple(train)
     paths = {"train": _flat(train), "test": _flat(test or {})}
     labels = {"train": _labels(train), "test": _labels(test or {})}
-    if test is None:
+    if test is None and not reading.hold_out:
+        paths["test"], labels["test"], how = paths["train"], labels["train"], ""
+    elif test is None:
         kept, held = _held_out(name, labels["train"], classes)
         whole = paths["train"], labels["train"]
         for part, positions in (("train", kept), ("test", held)):

@@ -30,12 +30,15 @@ class Reading:
         channels: 3, or 1 for grey images.
         skip_broken: leave out what cannot be read, in place of stopping.
         budget: bytes of pixels up to which a split is kept in memory.
+        hold_out: of a folder of images that has no test split, keep a part for one; without, all of
+            it is any split that is asked for.
     """
 
     image_size: int | None = None
     channels: int = RGB
     skip_broken: bool = False
     budget: int = BUDGET
+    hold_out: bool = True
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,23 @@
 
 from cktf.recipes.build import (
     Data,
+    Problems,
     build_data,
     build_test,
     check,
     custom_loader,
     loader_of_test,
 )
-from cktf.recipes.files import assign, located, make_recipe, put, read_recipe, recipe_of, to_yaml
+from cktf.recipes.files import (
+    assign,
+    located,
+    make_recipe,
+    make_transfer,
+    put,
+    read_recipe,
+    recipe_of,
+    to_yaml,
+)
 from cktf.recipes.networks import (
     Teacher,
     going_on_from,
@@ -16,15 +26,17 @@ from cktf.recipes.networks import (
     new_network,
     teacher_file,
 )
-from cktf.recipes.schema import CUSTOM, DistillRecipe, Recipe, TrainRecipe
+from cktf.recipes.schema import CUSTOM, DistillRecipe, Recipe, TrainRecipe, TransferRecipe
 
 __all__ = [
     "CUSTOM",
     "Data",
     "DistillRecipe",
+    "Problems",
     "Recipe",
     "Teacher",
     "TrainRecipe",
+    "TransferRecipe",
     "assign",
     "build_data",
     "build_test",
@@ -35,6 +47,7 @@ __all__ = [
     "loader_of_test",
     "located",
     "make_recipe",
+    "make_transfer",
     "new_network",
     "put",
     "read_recipe",

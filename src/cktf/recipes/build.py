@@ -1,6 +1,6 @@
 """From names to objects: the only place where a recipe becomes networks and data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from cktf.data import (
     Streamed,
     dataset_info,
     few_per_class,
+    load_dataset,
     load_splits,
     split_validation,
 )
@@ -69,14 +70,15 @@ class Problems:
         self.found: list[str] = []
 
     @contextmanager
-    def collect(self, field: str) -> Iterator[None]:
-        """Note what goes wrong inside, under a field's name."""
+    def collect(self, field: str = "") -> Iterator[None]:
+        """Note what goes wrong inside, under a field's name if it is of one field."""
+        before = f"{field}: " if field else ""
         try:
             yield
         except RecipeError as error:
-            self.found += [f"{field}: {problem}" for problem in error.problems]
+            self.found += [f"{before}{problem}" for problem in error.problems]
         except CktfError as error:
-            self.found.append(f"{field}: {error}")
+            self.found.append(f"{before}{error}")
 
     def about(self, field: str) -> bool:
         """Whether something was found for a field or one inside it."""
@@ -163,8 +165,32 @@ def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
 def _load(section: DataSection, *splits: str) -> list[ImageSet[Images]]:
     directory = None if section.dir is None else Path(section.dir).expanduser()
     reading = Reading(section.image_size, section.channels, section.skip_broken)
-    loaded = load_splits(section.name, directory, splits, reading)
+    if section.test in (None, section.name):
+        loaded = load_splits(section.name, directory, splits, reading)
+    else:
+        reading = replace(reading, hold_out=False)
+        names = {"test": section.test}
+        loaded = [
+            load_dataset(names.get(split) or section.name, directory, split, reading)
+            for split in splits
+        ]
+        check_same_classes(loaded)
     return [data.of_classes(section.classes) if section.classes else data for data in loaded]
+
+
+def check_same_classes(sets: Sequence[ImageSet[Images]]) -> None:
+    """Training and test images from different data sets have the same classes.
+
+    Raises:
+        DataError: they have not.
+    """
+    for other in sets[1:]:
+        if tuple(other.classes) != tuple(sets[0].classes):
+            different = sorted(set(sets[0].classes) ^ set(other.classes)) or ["their order"]
+            raise DataError(
+                f"{sets[0].name} and {other.name} are trained and tested on and have the same "
+                f"classes; different: {', '.join(different[:5])}. Name another --test."
+            )
 
 
 def build_test(section: DataSection) -> tuple[Loader, tuple[str, ...]]:

@@ -3,19 +3,23 @@
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cktf.errors import RecipeError, RunFolderError, nearest
-from cktf.recipes.schema import DistillRecipe, Recipe, TrainRecipe
+from cktf.recipes.schema import DistillRecipe, Recipe, TrainRecipe, TransferRecipe
 
 _KINDS: dict[str, type[TrainRecipe] | type[DistillRecipe]] = {
     "train": TrainRecipe,
     "distill": DistillRecipe,
 }
+
+
+AnyRecipe = TypeVar("AnyRecipe", TrainRecipe, DistillRecipe, TransferRecipe, Recipe)
+RecipeT = TypeVar("RecipeT", bound=BaseModel)
 
 
 def recipe_of(run: Path) -> Path:
@@ -99,7 +103,28 @@ def make_recipe(fields: Mapping[str, Any]) -> Recipe:
     kind = fields.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise RecipeError([f"kind: {kind!r} is neither 'train' nor 'distill'."])
-    schema = _KINDS[kind]
+    return _validated(_KINDS[kind], fields)
+
+
+def make_transfer(fields: Mapping[str, Any]) -> TransferRecipe:
+    """Check the form of all fields of a transfer.
+
+    The images have no labels; the labelled ones are of the same data set where no other is named.
+
+    Raises:
+        RecipeError: as `make_recipe`.
+    """
+    given = {name: dict(v) if isinstance(v, Mapping) else v for name, v in fields.items()}
+    data, labeled = given.setdefault("data", {}), given.setdefault("labeled", {})
+    if isinstance(data, dict) and isinstance(labeled, dict):
+        data["labels"] = False
+        for name, value in data.items():
+            if name not in ("labels", "workers", "batch_size"):
+                labeled.setdefault(name, value)
+    return _validated(TransferRecipe, given)
+
+
+def _validated(schema: type[RecipeT], fields: Mapping[str, Any]) -> RecipeT:
     try:
         return schema.model_validate(dict(fields))
     except ValidationError as error:
@@ -125,7 +150,7 @@ def _fields_at(schema: type[BaseModel], path: list[str]) -> list[str]:
     return list(schema.model_fields)
 
 
-def located(recipe: Recipe) -> Recipe:
+def located(recipe: AnyRecipe) -> AnyRecipe:
     """The same recipe with absolute paths, so that it means the same in any folder."""
 
     def absolute(path: str | None) -> str | None:
@@ -133,13 +158,17 @@ def located(recipe: Recipe) -> Recipe:
 
     data = recipe.data.model_copy(update={"dir": absolute(recipe.data.dir)})
     update: dict[str, Any] = {"data": data}
-    if isinstance(recipe, DistillRecipe):
+    if isinstance(recipe, TransferRecipe):
+        labeled = recipe.labeled.model_copy(update={"dir": absolute(recipe.labeled.dir)})
+        update["labeled"] = labeled
+    if isinstance(recipe, DistillRecipe | TransferRecipe):
         there = Path(recipe.teacher).expanduser().exists()
         update["teacher"] = absolute(recipe.teacher) if there else _located(recipe.teacher)
         update["teacher_weights"] = absolute(recipe.teacher_weights)
         update["student"] = _located(recipe.student)
     else:
-        update["model"] = _located(recipe.model)
+        there = Path(recipe.model).expanduser().exists()
+        update["model"] = absolute(recipe.model) if there else _located(recipe.model)
     return recipe.model_copy(update=update)
 
 
@@ -149,7 +178,7 @@ def _located(line: str) -> str:
     return f"{Path(file).expanduser().absolute()}{py}{rest}" if py else line
 
 
-def to_yaml(recipe: Recipe) -> str:
+def to_yaml(recipe: Recipe | TransferRecipe) -> str:
     """The complete recipe as YAML, defaults included."""
     fields = recipe.model_dump(mode="json")
     kind = fields.pop("kind")

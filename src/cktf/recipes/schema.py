@@ -31,6 +31,7 @@ class DataSection(_Section):
     Attributes:
         name: a data set of the library, or `custom` for a user's own.
         dir: its folder, where it needs one.
+        test: another data set, of the same classes, for the test images; by default its own.
         augment: crop and flip training images; a user's own data set augments itself.
         batch_size: images per step; 2 or more, since BatchNorm and contrast compare images.
         workers: processes that load a user's own data set, or a named one that is too large for
@@ -47,6 +48,7 @@ class DataSection(_Section):
 
     name: Name = "fashion-mini"
     dir: str | None = None
+    test: Name | None = None
     augment: bool = True
     batch_size: int = Field(64, ge=2)
     workers: int = Field(0, ge=0)
@@ -58,11 +60,11 @@ class DataSection(_Section):
     per_class: int | None = Field(None, ge=1)
     validation: float = Field(0.0, ge=0, lt=1)
 
-    @field_validator("name")
+    @field_validator("name", "test")
     @classmethod
-    def _absolute(cls, name: str) -> str:
+    def _absolute(cls, name: str | None) -> str | None:
         """A folder in the name means the same wherever the recipe is read."""
-        kind, colon, place = name.partition(":")
+        kind, colon, place = (name or "").partition(":")
         if kind != FOLDER or not place:
             return name
         return f"{kind}{colon}{Path(place).expanduser().absolute()}"
@@ -168,8 +170,8 @@ class TrainRecipe(_Recipe):
     trains: Literal["all", "classifier"] = "all"
 
 
-class DistillRecipe(_Recipe):
-    """Train a student from a teacher.
+class _Distilling(_Recipe):
+    """What a student from a teacher takes.
 
     Attributes:
         teacher: a run folder, a weights file or a network, or `custom` for a user's own object.
@@ -185,7 +187,6 @@ class DistillRecipe(_Recipe):
             of `epochs`, which is the papers' 30 of 240.
     """
 
-    kind: Literal["distill"] = "distill"
     teacher: Name
     teacher_weights: str | None = None
     student: Name
@@ -202,6 +203,38 @@ class DistillRecipe(_Recipe):
         if self.init_epochs is None:
             self.init_epochs = max(1, round(_INITIAL * self.epochs))
         return self
+
+
+class DistillRecipe(_Distilling):
+    """Train a student from a teacher; the fields are those of its base."""
+
+    kind: Literal["distill"] = "distill"
+
+
+class TransferRecipe(_Distilling):
+    """A student from a teacher on images without labels, then linear probes on few labels.
+
+    Attributes:
+        data: the images without labels.
+        labeled: images with labels, those for the test among them; by default those of `data`.
+        labels_per_class: how many labels each probe has; the largest number counts in the end.
+            Empty for one probe, on all labels.
+        draws: random choices of so many labels, over which a mean and its spread are taken.
+        scratch_epochs: of the student that is trained on the labels alone; by default so many that
+            it takes as many steps as the transfer, but at most 200.
+    """
+
+    kind: Literal["transfer"] = "transfer"
+    method: Name = "cktf"
+    labeled: DataSection = DataSection()
+    labels_per_class: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    draws: int = Field(5, ge=1)
+    scratch_epochs: int | None = Field(None, ge=1)
+
+    def distilling(self) -> DistillRecipe:
+        """The recipe of its first part."""
+        shared = {name: getattr(self, name) for name in _Distilling.model_fields}
+        return DistillRecipe(**shared)
 
 
 Recipe = TrainRecipe | DistillRecipe

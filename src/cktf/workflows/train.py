@@ -23,6 +23,7 @@ from cktf.recipes import (
     build_data,
     check,
     custom_loader,
+    going_on_from,
     load_teacher,
     loader_of_test,
     located,

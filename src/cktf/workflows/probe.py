@@ -1,0 +1,306 @@
+"""Linear probes: what a network's features are worth, by a linear classifier on them.
+
+The features are computed once, in eval mode and without gradient, so that they are frozen to the
+last buffer; the classifier is a multinomial logistic regression, whose regularisation is chosen by
+cross-validation on the labelled images alone.
+"""
+
+import statistics
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cktf.data import Loader, few_per_class
+from cktf.engine import Training, accelerator, autocast_dtype, place
+from cktf.errors import DataError, ModelError, RecipeError
+from cktf.recipes import loader_of_test
+from cktf.taps import Tap, evaluating, name_of
+from cktf.workflows.inspection import find_paths
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
+# Inverse strengths of the regularisation that are tried, on features of unit variance.
+_STRENGTHS = tuple(10.0**k for k in range(-4, 3))
+_FOLDS = 5
+# Labels of a class are too few for cross-validation below this; the strength is then this one.
+_FEWEST, _UNTRIED = 2, 0.1
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A data set as a network sees it.
+
+    Attributes:
+        features: [N, D] float32, what the classifier reads.
+        labels: [N] int64.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def take(self, positions: Tensor) -> "Embedded":
+        """Some of its images."""
+        return Embedded(self.features[positions], self.labels[positions])
+
+
+@dataclass(frozen=True)
+class LinearClassifier:
+    """A linear classifier on features.
+
+    Attributes:
+        weight: [classes, D] float32.
+        bias: [classes] float32.
+        strength: inverse of the regularisation's, as chosen.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    strength: float
+
+    def accuracy(self, data: Embedded) -> float:
+        """Share of images classified rightly, in per cent."""
+        found = (data.features @ self.weight.T + self.bias).argmax(1)
+        return round(100 * float((found == data.labels).float().mean()), 4)
+
+
+@torch.no_grad()
+def embed(network: nn.Module, loader: Loader, training: Training | None = None) -> Embedded:
+    """The embedding of every image of a loader, in its order; the network stays as it is.
+
+    Args:
+        network: from images to logits.
+        loader: labelled batches, neither shuffled nor augmented.
+        training: precision and device; by default those that are fastest here.
+
+    Raises:
+        DataError: images without labels.
+        TapError: what the classifier reads cannot be found.
+    """
+    training = training or Training(epochs=1)
+    device = accelerator(training).device
+    dtype = autocast_dtype(training.precision, device)
+    place(network, training, device)
+    features, labels = [], []
+    with evaluating(network):
+        tap: Tap | None = None
+        for batch in loader.epoch(0):
+            if batch.labels is None:
+                raise DataError("A probe needs labels, and these images have none.")
+            batch = batch.to(device)
+            tap = tap or Tap(network, find_paths(network, batch.images[:2]), ["embedding"])
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                found = tap(batch.images).embedding
+            assert found is not None
+            features.append(found.float().cpu())
+            assert batch.labels is not None
+            labels.append(batch.labels.cpu())
+    return Embedded(torch.cat(features), torch.cat(labels))
+
+
+def fit_classifier(data: Embedded, seed: int = 0) -> LinearClassifier:
+    """The logistic regression that generalises best, by cross-validation within the data.
+
+    Args:
+        data: labelled features; features are brought to unit variance inside.
+        seed: of the folds.
+
+    Raises:
+        DataError: a single class.
+        RecipeError: scikit-learn is not installed.
+    """
+    counts = data.labels.bincount()
+    fewest = int(counts[counts > 0].min())
+    if int((counts > 0).sum()) < 2 or not bool(counts.all()):
+        raise DataError(
+            "A classifier needs images of two classes or more, and of every class; given "
+            f"{counts.tolist()} images of class 0, 1, … Add images, or leave out classes."
+        )
+    mean, std = data.features.mean(0), data.features.std(0, unbiased=False)
+    # A feature that never changes tells nothing.
+    scale = torch.where(std > 0, 1 / std.clamp_min(1e-12), 0)
+    scaled = ((data.features - mean) * scale).double().numpy()
+    model, strength = _regression(scaled, data.labels.numpy(), fewest, seed)
+    weight = torch.from_numpy(model.coef_).float()
+    bias = torch.from_numpy(model.intercept_).float()
+    if len(weight) == 1:
+        # Of two classes it has the second's side only.
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    weight = weight * scale
+    return LinearClassifier(weight, bias - weight @ mean, strength)
+
+
+def _regression(
+    features: Any, labels: Any, fewest: int, seed: int
+) -> tuple["LogisticRegression", float]:
+    try:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    except ImportError as error:
+        raise RecipeError(["A probe needs scikit-learn: pip install 'cktf[transfer]'."]) from error
+    with warnings.catch_warnings():
+        # At the weakest regularisation it goes on for ever on separable data, and loses.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        if fewest < _FEWEST:
+            return LogisticRegression(C=_UNTRIED, max_iter=500).fit(features, labels), _UNTRIED
+        folds = StratifiedKFold(min(_FOLDS, fewest), shuffle=True, random_state=seed)
+        model = LogisticRegression(max_iter=500)
+        search = GridSearchCV(model, {"C": list(_STRENGTHS)}, cv=folds)
+        search.fit(features, labels)
+    return search.best_estimator_, float(search.best_params_["C"])
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What probes of a network's features came to.
+
+    Attributes:
+        labels: of each class, in each point; None for all.
+        top1: in per cent, for each point one of each draw.
+        classifier: of the last point's first draw.
+    """
+
+    labels: list[int | None]
+    top1: list[list[float]]
+    classifier: LinearClassifier
+
+    @property
+    def final(self) -> float:
+        """Mean over the draws of the last point, in per cent."""
+        return statistics.fmean(self.top1[-1])
+
+    def points(self) -> list[dict[str, Any]]:
+        """For the record: labels a class, each draw's accuracy, mean and spread."""
+        return [
+            {
+                "labels_per_class": count,
+                "top1": found,
+                "mean": statistics.fmean(found),
+                "sd": statistics.stdev(found) if len(found) > 1 else None,
+            }
+            for count, found in zip(self.labels, self.top1, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Labels of one point of a curve.
+
+    Attributes:
+        labels: of each class; None for all.
+        draws: positions of the labelled images, for each random choice; one where all are taken.
+    """
+
+    labels: int | None
+    draws: list[Tensor]
+
+
+def choose(labels: Tensor, per_class: Sequence[int], draws: int, seed: int) -> list[Choice]:
+    """Labels for each point of a curve; a draw's smaller choices are within its larger ones.
+
+    Args:
+        labels: [N] int64.
+        per_class: numbers of labels of each class; empty for one point, of all labels.
+        draws: random choices at each point; draw k goes by seed `seed + k`.
+        seed: of the first draw.
+
+    Raises:
+        DataError: a class with fewer images than asked for.
+    """
+    if not per_class:
+        return [Choice(None, [torch.arange(len(labels))])]
+    counts, found = labels.bincount(), []
+    for count in sorted(set(per_class)):
+        times = 1 if bool((counts == count).all()) else draws
+        chosen = [few_per_class(labels, count, seed + draw) for draw in range(times)]
+        found.append(Choice(count, chosen))
+    return found
+
+
+def probe_features(
+    labeled: Embedded, test: Embedded, choices: Sequence[Choice], seed: int = 0
+) -> Probed:
+    """Fit and test classifiers on few labels and on more.
+
+    Args:
+        labeled: features to fit on.
+        test: features to test on.
+        choices: which of the labels, for each point of the curve.
+        seed: of the cross-validation.
+    """
+    fitted = [
+        [fit_classifier(labeled.take(draw), seed) for draw in choice.draws] for choice in choices
+    ]
+    top1 = [[classifier.accuracy(test) for classifier in point] for point in fitted]
+    return Probed([choice.labels for choice in choices], top1, fitted[-1][0])
+
+
+def probe(
+    network: nn.Module,
+    *,
+    labeled: Any,
+    test: Any,
+    labels_per_class: Sequence[int] = (),
+    draws: int = 5,
+    seed: int = 0,
+    runtime: Mapping[str, Any] | None = None,
+) -> Probed:
+    """Measure what a network's features are worth; it is left as it is, to the last buffer.
+
+    Args:
+        network: from images to logits.
+        labeled: map-style data set of `(image, label)` to fit a linear classifier on.
+        test: likewise, to test it on.
+        labels_per_class: numbers of labels, each a point of a curve; empty for all labels.
+        draws: random choices of labels at each point.
+        seed: of the choices and of the cross-validation.
+        runtime: `device`, `precision` and `channels_last`, where not the defaults.
+
+    Raises:
+        CktfError: images without labels, too few of a class, features that cannot be found.
+    """
+    training = Training(epochs=1, seed=seed, **dict(runtime or {}))
+    fitted, tested = (embed(network, loader_of_test(data), training) for data in (labeled, test))
+    choices = choose(fitted.labels, labels_per_class, draws, seed)
+    return probe_features(fitted, tested, choices, seed)
+
+
+def classifying(network: nn.Module, classifier: LinearClassifier, images: Tensor) -> nn.Module:
+    """The network with a linear classifier in the place of its own; changed in place.
+
+    Args:
+        network: whose features the classifier reads.
+        classifier: as fitted on them.
+        images: [B, C, H, W], an example by which its place is found.
+
+    Raises:
+        ModelError: something follows the classifier.
+    """
+    path = find_paths(network, images).embedding.removesuffix(":input")
+    parent, _, name = path.rpartition(".")
+    old = network.get_submodule(path)
+    classes, width = classifier.weight.shape
+    new: nn.Linear | nn.Conv2d = nn.Linear(width, classes)
+    if isinstance(old, nn.Conv2d):
+        new = nn.Conv2d(width, classes, 1)
+    with torch.no_grad():
+        new.weight.copy_(classifier.weight.view_as(new.weight))
+        assert new.bias is not None
+        new.bias.copy_(classifier.bias)
+    setattr(network.get_submodule(parent), name, new.to(images.device))
+    with evaluating(network), torch.no_grad():
+        features = Tap(network, find_paths(network, images), ["embedding"])(images)
+    assert features.embedding is not None
+    expected = features.embedding @ classifier.weight.T + classifier.bias
+    if not torch.allclose(features.logits, expected, rtol=1e-3, atol=1e-3):
+        raise ModelError(
+            f"{name_of(network)} does more to its logits than a linear classifier, so that a "
+            "probe's cannot take its place. Train it: cktf train --model RUN --set "
+            "trains=classifier."
+        )
+    return network
