@@ -4,8 +4,8 @@
     python benchmarks/cifar10.py --list
     python benchmarks/cifar10.py --table
 
-Teacher wrn_16_2, 12 epochs, its weights in results/; student resnet8, 8 epochs, onecycle. A cell is
-one student with one seed; each leaves results/cifar10/CELL-seedS.json when it is done, and is then
+Teacher wrn_16_2, 12 epochs, its weights in results/; student resnet8, 8 epochs, onecycle, both in
+bfloat16. A cell is one student with one seed; each leaves results/cifar10/CELL-seedS.json when it is done, and is then
 not trained again. With `--together 5`, five students take turns with one pass of the teacher: the
 same results, sooner. Several processes may share the work: each takes cells that no other has.
 `--table` prints what there is.
@@ -106,6 +106,8 @@ class Cell(NamedTuple):
             "kind": "distill", "teacher": str(RESULTS / f"cifar10-{TEACHER}.safetensors"),
             "student": STUDENT, "method": method, "options": options, "epochs": EPOCHS,
             "seed": self.seed, "data": {"name": "cifar10", "dir": data_dir},
+            # Named, so that every cell has the same one whatever machine it is trained on.
+            "runtime": {"precision": "bfloat16"},
         }  # fmt: skip
         recipe = make_recipe(fields)
         assert isinstance(recipe, DistillRecipe)

@@ -20,7 +20,7 @@ from cktf.models import create
 from cktf.objectives import Objective, Setting, WeightedSum, compose
 from cktf.taps import Tap, evaluating
 
-PAIRS = ("resnet32x4:resnet8x4", "resnet56:resnet20", "wrn_40_2:wrn_16_2")
+PAIRS = ("resnet32x4:resnet8x4", "resnet56:resnet20", "wrn_40_2:wrn_16_2", "vgg13:vgg8")
 CLASSES = 100
 METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "student alone": ("ce", {}),
