@@ -5,10 +5,10 @@
     python benchmarks/cifar10.py --table
 
 Teacher wrn_16_2, 12 epochs, its weights in results/; student resnet8, 8 epochs, onecycle, both in
-bfloat16. A cell is one student with one seed; each leaves results/cifar10/CELL-seedS.json when it is done, and is then
-not trained again. With `--together 5`, five students take turns with one pass of the teacher: the
-same results, sooner. Several processes may share the work: each takes cells that no other has.
-`--table` prints what there is.
+bfloat16. A cell is one student with one seed; each leaves results/cifar10/CELL-seedS.json when it
+is done, and is then not trained again. With `--together 5`, five students take turns with one pass
+of the teacher: the same results, sooner. Several processes may share the work: each takes cells
+that no other has. `--table` prints what there is.
 """
 
 import argparse

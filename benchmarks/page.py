@@ -44,7 +44,9 @@ def plot(contrast: dict[str, Any]) -> None:
 
 def sections() -> list[str]:
     """The page, part by part."""
-    contrast, step, epoch = read("contrast"), read("step"), read("epoch")
+    contrast, step, epoch, feeding = (
+        read(name) for name in ("contrast", "step", "epoch", "feeding")
+    )
     plot(contrast)
     case = contrast["case"]
     parts = [
@@ -89,6 +91,14 @@ def sections() -> list[str]:
         "batch that is there already.",
         table(epoch["header"], epoch["rows"]),
         "What limits it: the batched crop-and-flip, which is the same for every method.",
+        "## Loading alone",
+        f"`benchmarks/feeding.py`: {feeding['images']:,} images of CIFAR-10, as they are and as "
+        "JPEGs of 256 pixels, in batches of\n"
+        f"{feeding['batch']} with augmentation, {feeding['workers']} workers. The usual is "
+        "torchvision's data set and transforms, an image at a time,\nin PyTorch's `DataLoader`.",
+        table(feeding["header"], feeding["rows"]),
+        "What limits it: from memory, the random crop of each image; streamed, decoding and "
+        "scaling.",
     ]
     return parts
 

@@ -249,6 +249,8 @@ class DatasetLoader:
                 yield Batch(images, labels if self.labelled else None, index)
             return
         kept = self.data.labels if self.data.labelled else None
+        if self.augment:
+            cast(Streamed, self.data.images).prepare(self.data.flip)
         data = _Pixels(self.data, (self.seed, number) if self.augment else None)
         for pixels, index in self._loader(data, order, generator, default_collate):
             yield Batch(_scaled(pixels), _at(kept, index), index)

@@ -59,6 +59,10 @@ class Streamed:
         with _seeded(seed):
             return to_pixels(_transform(self.size, flip)(image))
 
+    def prepare(self, flip: bool = True) -> None:
+        """Load what `augmented` uses: a second that each forked worker would take otherwise."""
+        _transform(self.size, flip)
+
     def take(self, positions: Sequence[int]) -> "Streamed":
         """The images at some positions, in that order."""
         return Streamed(self.pictures.take(positions), self.size, self.channels)
