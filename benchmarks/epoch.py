@@ -18,7 +18,9 @@ from measure import alternate, keep, machine, median_ratio, table
 from cktf.batch import Batch
 from cktf.data import ImageSet, Loader, MemoryLoader, load_dataset
 from cktf.engine import MAIN, RunFolder, Stage, Trainer, Training
+from cktf.engine.numbers import Tally
 from cktf.engine.progress import TrainingProgress
+from cktf.engine.saving import Place
 from cktf.models import Normalized, create
 from cktf.objectives import Setting, compose
 from cktf.taps import Tap, evaluating
@@ -37,9 +39,9 @@ class Bare:
     def __len__(self) -> int:
         return self.steps
 
-    def epoch(self, number: int, *, cover: bool = False) -> Iterator[Batch]:
+    def epoch(self, number: int, *, cover: bool = False, start: int = 0) -> Iterator[Batch]:
         """The same batch again and again."""
-        return iter([self.batch] * self.steps)
+        return iter([self.batch] * (self.steps - start))
 
 
 def trainer(method: str, data: ImageSet, folder: Path) -> Trainer:
@@ -73,7 +75,9 @@ def rates(method: str, data: ImageSet, repeats: int) -> dict[str, list[float]]:
         def epoch(loader: Loader) -> None:
             whole.train = loader
             with TrainingProgress("", 1, len(loader), 0, show=False) as progress:
-                whole._epoch(whole.stages[0], 1, 1, progress)
+                whole.place, whole.tally = Place(), Tally()
+                for _ in whole._epoch(whole.stages[0], 1, 1, progress):
+                    pass
 
         timed = {"epoch": lambda: epoch(loader), "steps": lambda: epoch(bare)}
         return alternate(timed, repeats, warmup=0)

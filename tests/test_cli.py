@@ -126,7 +126,7 @@ MISTAKES = {
     f"{TRAIN} --seed -1": ["seed: ", "given -1"],
     f"{TRAIN} --set optimizer.lr=-1": ["optimizer.lr: ", "greater than 0, given -1"],
     f"{TRAIN} --set optimizer.lr=.nan": ["optimizer.lr: ", "finite number"],
-    f"{TRAIN} --set optimizer.rate=1": ["optimizer.rate: there is no such field", "Known: lr,"],
+    f"{TRAIN} --set optimizer.rate=1": ["optimizer.rate: there is no such field", "Known: clip,"],
     f"{TRAIN} --set optimiser.lr=1": ["optimiser: there is no such field", "'optimizer'?"],
     f"{TRAIN} --set optimizer.lr": ["--set takes field.name=value, given 'optimizer.lr'"],
     f"{TRAIN} --set 'epochs=[1'": ["--set epochs=[1: the value is not YAML"],

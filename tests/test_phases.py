@@ -22,7 +22,7 @@ def distil(images, out, method=METHOD, **more):
     options |= more.pop("options", {})
     return cktf.distill(
         teacher, own, train=images[0], test=images[1], method=method, epochs=2, out=out,
-        options=options, show=False, overrides={"init_epochs": 2}, **more,
+        options=options, show=False, overrides={"init_epochs": 2, "checkpoint.epochs": 1}, **more,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ exits with code 2; `--debug` shows the traceback as well.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class CktfError(Exception):
@@ -51,7 +52,19 @@ class RunFolderError(CktfError):
 
 
 class TrainingError(CktfError):
-    """Training cannot go on: a loss or an image that is not finite."""
+    """Training cannot go on: numbers that are not finite, or too little memory."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked a run to stop; it can be continued.
+
+    Attributes:
+        folder: of the run.
+    """
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

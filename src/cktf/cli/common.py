@@ -1,14 +1,18 @@
 """What the commands share: options, errors, and recipes from the command line."""
 
 import functools
+import shlex
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
-from cktf.errors import CktfError, RecipeError
+from cktf.errors import CktfError, Interrupted, RecipeError
 
 if TYPE_CHECKING:
     from cktf.recipes import Recipe
@@ -18,6 +22,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 USER_MISTAKE = 2
+# That of a service that asks to be tried again: `EX_TEMPFAIL` of sysexits.h.
+CAN_BE_CONTINUED = 75
+_CONTINUED = ("train", "distill", "transfer")
 
 DataOption = Annotated[str | None, typer.Option("--data", help="A data set: see cktf datasets.")]
 DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="Its folder.")]
@@ -47,6 +54,20 @@ DryRunOption = Annotated[
         "--dry-run", help="Try two batches, say what they told, print the recipe; train nothing."
     ),
 ]
+OnNonFiniteOption = Annotated[
+    str | None,
+    typer.Option(
+        "--on-nonfinite",
+        metavar="stop|skip",
+        help="At a loss or gradient that is not finite: stop, or skip and count the step.",
+    ),
+]
+TrustCodeOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code", help="Run the Python file or module that a recipe names as a network."
+    ),
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -56,14 +77,60 @@ def reports_errors(command: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return command(*args, **kwargs)
+            with _sigterm_interrupts():
+                return command(*args, **kwargs)
+        except Interrupted as stopped:
+            how = _how_to_continue(command.__name__, stopped.folder)
+            print(f"cktf: {stopped} {how}", file=sys.stderr)
+            raise typer.Exit(CAN_BE_CONTINUED) from stopped
+        except KeyboardInterrupt as stopped:
+            print("cktf: Stopped before anything was trained.", file=sys.stderr)
+            raise typer.Exit(128 + signal.SIGINT) from stopped
         except CktfError as error:
             if kwargs.get("debug"):
                 raise
             print(f"cktf: {error}", file=sys.stderr)
             raise typer.Exit(USER_MISTAKE) from error
+        except OSError as error:
+            if kwargs.get("debug"):
+                raise
+            at = f": {error.filename}" if error.filename else ""
+            print(
+                f"cktf: A file cannot be read or written ({error.strerror or error}{at}). Look at "
+                "the path, its permissions and the room on its disk.",
+                file=sys.stderr,
+            )
+            raise typer.Exit(USER_MISTAKE) from error
 
     return wrapped
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Until a run listens to it, SIGTERM ends a command as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _how_to_continue(command: str, folder: Path) -> str:
+    """The command by which a run that was stopped goes on."""
+    from cktf.recipes import code_named, read_recipe
+
+    if command not in _CONTINUED:
+        return "Continue with the same command again."
+    recipe = folder / "recipe.yaml"
+    trust = " --trust-code" if recipe.is_file() and code_named(read_recipe(recipe)) else ""
+    return f"Continue with: cktf {command} --resume {shlex.quote(str(folder))}{trust}"
 
 
 def train_from_options(
@@ -75,6 +142,7 @@ def train_from_options(
     out: Path | None,
     resume: str | None,
     dry_run: bool,
+    trust_code: bool,
 ) -> None:
     """Put a recipe together, carry it out and say what came of it.
 
@@ -86,6 +154,7 @@ def train_from_options(
         out: the run folder.
         resume: `auto` or a run folder.
         dry_run: only check, and print the recipe.
+        trust_code: whether code that the recipe names may run.
     """
     from cktf.cli.rehearsal import show_rehearsal
     from cktf.recipes import recipe_of, to_yaml
@@ -102,7 +171,7 @@ def train_from_options(
             raise RecipeError(["--resume auto continues what is in --out; give --out."])
         if recipe is None and (out / "recipe.yaml").is_file():
             recipe = out / "recipe.yaml"
-    parsed = _recipe(kind, given, recipe, settings)
+    parsed = _recipe(kind, given, recipe, settings, trust_code)
     if dry_run:
         show_rehearsal(rehearse(parsed, prepare(parsed, out, resume=continued)[1]))
         print(to_yaml(parsed), end="")
@@ -111,13 +180,20 @@ def train_from_options(
 
 
 def _recipe(
-    kind: str, given: dict[str, Any], recipe: Path | None, settings: list[str] | None
+    kind: str,
+    given: dict[str, Any],
+    recipe: Path | None,
+    settings: list[str] | None,
+    trust_code: bool,
 ) -> "Recipe":
-    from cktf.recipes import assign, make_recipe, put, read_recipe
+    from cktf.recipes import assign, make_recipe, put, read_recipe, refuse_code
 
     fields: dict[str, Any] = {"kind": kind} if recipe is None else read_recipe(recipe)
     if fields.setdefault("kind", kind) != kind:
         raise RecipeError([f"kind: {recipe} says {fields['kind']!r}, and this is cktf {kind}."])
+    if recipe is not None and not trust_code:
+        # What is typed is the user's own word; what a file says may be a stranger's.
+        refuse_code({n: v for n, v in fields.items() if given.get(n) is None}, recipe)
     for name, value in given.items():
         if value is not None:
             put(fields, name, str(value) if isinstance(value, Path) else value)

@@ -10,11 +10,13 @@ from cktf.cli.common import (
     DebugOption,
     DryRunOption,
     EpochsOption,
+    OnNonFiniteOption,
     OutOption,
     RecipeOption,
     ResumeOption,
     SeedOption,
     SetOption,
+    TrustCodeOption,
     reports_errors,
     train_from_options,
 )
@@ -69,6 +71,8 @@ def distill(
     recipe: RecipeOption = None,
     settings: SetOption = None,
     resume: ResumeOption = None,
+    on_nonfinite: OnNonFiniteOption = None,
+    trust_code: TrustCodeOption = False,
     dry_run: DryRunOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -90,7 +94,9 @@ def distill(
         "epochs": epochs,
         "init_epochs": init_epochs,
         "seed": seed,
+        "runtime.on_nonfinite": on_nonfinite,
     }
     train_from_options(
-        "distill", given, recipe=recipe, settings=settings, out=out, resume=resume, dry_run=dry_run
-    )
+        "distill", given, recipe=recipe, settings=settings, out=out, resume=resume, dry_run=dry_run,
+        trust_code=trust_code,
+    )  # fmt: skip

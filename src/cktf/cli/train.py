@@ -10,11 +10,13 @@ from cktf.cli.common import (
     DebugOption,
     DryRunOption,
     EpochsOption,
+    OnNonFiniteOption,
     OutOption,
     RecipeOption,
     ResumeOption,
     SeedOption,
     SetOption,
+    TrustCodeOption,
     reports_errors,
     train_from_options,
 )
@@ -33,6 +35,8 @@ def train(
     recipe: RecipeOption = None,
     settings: SetOption = None,
     resume: ResumeOption = None,
+    on_nonfinite: OnNonFiniteOption = None,
+    trust_code: TrustCodeOption = False,
     dry_run: DryRunOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -43,7 +47,9 @@ def train(
         "data.dir": data_dir,
         "epochs": epochs,
         "seed": seed,
+        "runtime.on_nonfinite": on_nonfinite,
     }
     train_from_options(
-        "train", given, recipe=recipe, settings=settings, out=out, resume=resume, dry_run=dry_run
-    )
+        "train", given, recipe=recipe, settings=settings, out=out, resume=resume, dry_run=dry_run,
+        trust_code=trust_code,
+    )  # fmt: skip

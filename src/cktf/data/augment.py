@@ -24,8 +24,7 @@ def crop_and_flip(
         [B, H, W, C], as given.
     """
     batch, height, width, _ = images.shape
-    offset = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator)
-    mirrored = torch.randint(2, (batch, 1), generator=generator).bool()
+    offset, mirrored = draw_crops(batch, generator, padding)
     rows = torch.arange(height) + offset[0]
     columns = torch.arange(width) + offset[1]
     if flip:
@@ -34,3 +33,9 @@ def crop_and_flip(
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
     place = (sample, rows.unsqueeze(2), columns.unsqueeze(1))
     return padded[tuple(p.to(images.device) for p in place)]
+
+
+def draw_crops(batch: int, generator: torch.Generator, padding: int) -> tuple[Tensor, Tensor]:
+    """Where images are cropped, [2, B, 1] from 0 to twice the padding, and which are mirrored."""
+    offset = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator)
+    return offset, torch.randint(2, (batch, 1), generator=generator).bool()

@@ -5,6 +5,7 @@ elsewhere in the program: that is what makes a run repeatable and resumable. A t
 out the last, shorter batch; each epoch leaves out other samples.
 """
 
+import random
 from collections.abc import Callable, Iterator, Sized
 from contextlib import suppress
 from typing import Any, Protocol, cast
@@ -12,10 +13,17 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+    get_worker_info,
+)
 
 from cktf.batch import Batch
-from cktf.data.augment import crop_and_flip
+from cktf.data.augment import crop_and_flip, draw_crops
 from cktf.data.images import UNLABELLED, Images, ImageSet
 from cktf.data.streamed import Streamed
 from cktf.errors import DataError
@@ -30,9 +38,10 @@ class Loader(Protocol):
     def __len__(self) -> int:
         """Batches in an epoch."""
 
-    def epoch(self, number: int, *, cover: bool = False) -> Iterator[Batch]:
+    def epoch(self, number: int, *, cover: bool = False, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch `number`, which with the seed decides order and augmentation.
 
+        The first `start` are left out, and the others are what they are without that.
         With `cover` one more batch takes up the samples that are left out otherwise, filled up to
         its size with some that came before.
         """
@@ -97,10 +106,13 @@ class MemoryLoader:
     def __len__(self) -> int:
         return _batches(self.samples, self.batch_size, self.train)
 
-    def epoch(self, number: int, *, cover: bool = False) -> Iterator[Batch]:
-        """The batches of epoch `number`; with `cover` none is left out."""
+    def epoch(self, number: int, *, cover: bool = False, start: int = 0) -> Iterator[Batch]:
+        """The batches of epoch `number` from `start` on; with `cover` none is left out."""
         generator = _generator(self.seed, number)
-        for index in _order(self, generator, cover):
+        order = _order(self, generator, cover)
+        for index in order[:start] if self.augment else ():
+            draw_crops(len(index), generator, self._padding)
+        for index in order[start:]:
             pixels = self.data.images[index]
             if self.augment:
                 pixels = crop_and_flip(pixels, generator, self._padding, self.data.flip)
@@ -134,15 +146,21 @@ class _Pixels(Dataset[tuple[Tensor, int]]):
 
 
 class _Indexed(Dataset[tuple[Tensor, int, int]]):
-    """A user's data set with each sample's position, checked sample by sample."""
+    """A user's data set with each sample's position, checked sample by sample.
 
-    def __init__(self, data: Any, labelled: bool) -> None:
-        self.data, self.labelled = data, labelled
+    In a process of its own, what a sample draws at random follows from `draw`, seed and epoch, and
+    its position: it does not depend on what that process read before, as after a resume.
+    """
+
+    def __init__(self, data: Any, labelled: bool, draw: tuple[int, int]) -> None:
+        self.data, self.labelled, self.draw = data, labelled, draw
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
+        if get_worker_info() is not None:
+            _seed_all(_seed(*self.draw, position))
         sample = self.data[position]
         pair = isinstance(sample, (tuple, list))
         if self.labelled and not (pair and len(sample) == 2):
@@ -158,6 +176,12 @@ class _Indexed(Dataset[tuple[Tensor, int, int]]):
                 "sample, and look at the transform that made it."
             )
         return image, label, position
+
+
+def _seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def _to_label(label: Any, position: int) -> int:
@@ -238,12 +262,12 @@ class DatasetLoader:
     def __len__(self) -> int:
         return _batches(self.samples, self.batch_size, self.train)
 
-    def epoch(self, number: int, *, cover: bool = False) -> Iterator[Batch]:
-        """The batches of epoch `number`; with `cover` none is left out."""
+    def epoch(self, number: int, *, cover: bool = False, start: int = 0) -> Iterator[Batch]:
+        """The batches of epoch `number` from `start` on; with `cover` none is left out."""
         generator = _generator(self.seed, number)
-        order = [b.tolist() for b in _order(self, generator, cover)]
+        order = [b.tolist() for b in _order(self, generator, cover)[start:]]
         if not isinstance(self.data, ImageSet):
-            indexed = _Indexed(self.data, self.labelled)
+            indexed = _Indexed(self.data, self.labelled, (self.seed, number))
             for images, labels, index in self._loader(indexed, order, generator, _collate):
                 images = images.contiguous(memory_format=torch.channels_last)
                 yield Batch(images, labels if self.labelled else None, index)

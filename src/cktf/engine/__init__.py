@@ -1,15 +1,19 @@
 """The training loop, evaluation and run folders."""
 
+from cktf.engine.checkpoints import write_atomically
+from cktf.engine.devices import accelerator, place
 from cktf.engine.evaluate import Accuracy, evaluate
 from cktf.engine.progress import announce
-from cktf.engine.run_folder import RunFolder, write_atomically
-from cktf.engine.settings import Training, autocast_dtype, peak_memory_mb
-from cktf.engine.trainer import MAIN, Fitted, Stage, Trainer, accelerator, place
+from cktf.engine.run_folder import RunFolder
+from cktf.engine.settings import OnNonFinite, Training, autocast_dtype, peak_memory_mb
+from cktf.engine.stage import MAIN, Stage
+from cktf.engine.trainer import Fitted, Trainer
 
 __all__ = [
     "MAIN",
     "Accuracy",
     "Fitted",
+    "OnNonFinite",
     "RunFolder",
     "Stage",
     "Trainer",

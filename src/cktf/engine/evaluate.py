@@ -36,7 +36,11 @@ class Accuracy:
 
 @torch.no_grad()
 def evaluate(
-    forward: Callable[[Tensor], Tensor], loader: Loader, num_classes: int, device: torch.device
+    forward: Callable[[Tensor], Tensor],
+    loader: Loader,
+    num_classes: int,
+    device: torch.device,
+    between: Callable[[], None] | None = None,
 ) -> Accuracy:
     """Classify a data set.
 
@@ -45,6 +49,7 @@ def evaluate(
         loader: labelled batches.
         num_classes: as many as there are logits.
         device: where the network is.
+        between: called after every batch.
 
     Raises:
         DataError: data without labels.
@@ -61,6 +66,8 @@ def evaluate(
             raise DataError("Accuracy needs labels, and this data set has none.")
         batch = batch.to(device)
         metrics.update(forward(batch.images).float(), batch.labels)
+        if between is not None:
+            between()
     # Shares are counts over counts; rounding takes float32's noise off the per cent.
     found = {name: round(100 * float(value), 4) for name, value in metrics.compute().items()}
     return Accuracy(found["top1"], found["top5"], loader.samples)

@@ -52,9 +52,9 @@ class TrainingProgress:
     ) -> None:
         self._bar.stop()
 
-    def step(self) -> None:
-        """One batch is done."""
-        self._bar.advance(self._task)
+    def step(self, count: int = 1) -> None:
+        """So many batches are done."""
+        self._bar.advance(self._task, count)
 
     def epoch(self, number: int, loss: float, top1: float | None, rate: float) -> None:
         """Epoch `number` is done."""

@@ -1,18 +1,24 @@
 """One folder per run: enough to resume, evaluate, export and report it."""
 
+import fcntl
 import json
 import os
 import shutil
+import socket
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from cktf.engine.checkpoints import KEPT, Checkpoints, write_atomically
 from cktf.errors import RunFolderError
 
-_KEPT = 2
+# How long results wait for room on a disk before they are given up, and how often they look.
+_PATIENCE, _PAUSE = 3600.0, 10.0
+# Folders that this process writes: what `lockf` keeps apart is processes.
+_own: set[Path] = set()
 
 
 class RunFolder:
@@ -23,7 +29,7 @@ class RunFolder:
 
     Attributes:
         recipe, metrics, summary, weights, log_file: paths of its files.
-        checkpoints: the folder of the last two checkpoints.
+        saved: the checkpoints.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,7 +39,10 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.weights = path / "student.safetensors"
         self.log_file = path / "log.txt"
-        self.checkpoints = path / "checkpoints"
+        self.saved = Checkpoints(path / "checkpoints", self._say)
+        self._rows: list[dict[str, Any]] | None = None
+        self._incomplete = False
+        self._unwritten: list[str] = []
 
     def check(self, *, resume: bool) -> None:
         """Make sure that the run can be written here, without writing anything.
@@ -41,14 +50,24 @@ class RunFolder:
         Raises:
             RunFolderError: it cannot be written, or holds a run and is not to be continued.
         """
-        there = next(p for p in (self.path, *self.path.absolute().parents) if os.path.lexists(p))
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        try:
+            there = next(
+                p for p in (self.path, *self.path.absolute().parents) if os.path.lexists(p)
+            )
+            writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+        except (OSError, ValueError) as error:
+            raise RunFolderError(
+                f"{str(self.path)[:200]!r} cannot be the name of a run folder ({error}). Choose "
+                "another --out."
+            ) from error
+        if not writable:
             raise RunFolderError(
                 f"The run folder {self.path} cannot be written: {there} is "
                 f"{'not yours to write' if there.is_dir() else 'a file'}. Choose another --out."
             )
         # What failed before its first checkpoint holds nothing that could be lost.
-        if not resume and (self._saved() or self.finished):
+        held = self.finished or any(self.saved.folder.glob("*.pt"))
+        if not resume and held:
             raise RunFolderError(
                 f"{self.path} already holds a run. Choose another --out, or continue it with "
                 "--resume auto."
@@ -69,81 +88,125 @@ class RunFolder:
             RunFolderError: the file system does not let us, or is too full.
         """
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.saved.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(
                 f"The run folder {self.path} cannot be written ({error.strerror}). Choose another "
                 "--out."
             ) from error
-        needed, free = (_KEPT + 1) * checkpoint_mb, shutil.disk_usage(self.path).free / 2**20
+        needed, free = (KEPT + 1) * checkpoint_mb, shutil.disk_usage(self.path).free / 2**20
         if free < needed:
             raise RunFolderError(
                 f"{self.path} has {free:.0f} MB left, and this run's checkpoints take "
                 f"{needed:.0f} MB. Make room, or choose another --out."
             )
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep the folder to this run; the lock ends with the process, however that ends.
+
+        Raises:
+            RunFolderError: another run writes there.
+        """
+        key = self.path.resolve()
+        refused = RunFolderError(
+            f"{self.path} is being written by another run{self._holder()}. Wait for it, stop it, "
+            "or choose another --out."
+        )
+        if key in _own:
+            raise refused
+        with (self.path / "lock").open("a+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                raise refused from error
+            except OSError as error:
+                # Some file systems know no locks.
+                self.log(f"{self.path} cannot be locked ({error.strerror})")
+            _own.add(key)
+            try:
+                with suppress(OSError):
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                    file.flush()
+                yield
+            finally:
+                _own.discard(key)
+
+    def _holder(self) -> str:
+        with suppress(OSError):
+            held = (self.path / "lock").read_text()[:200].strip()
+            return f" ({held})" if held else ""
+        return ""
+
     def log(self, line: str) -> None:
-        """Add a dated line to log.txt."""
-        with self.log_file.open("a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        """Add a dated line to log.txt; one that cannot be written waits for the next."""
+        self._unwritten.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        with suppress(OSError), self.log_file.open("a", encoding="utf-8") as file:
+            file.write("".join(self._unwritten))
+            file.flush()
+            self._unwritten = []
+
+    def _say(self, line: str) -> None:
+        self.log(line)
+        print(line, file=sys.stderr, flush=True)
 
     def record(self, row: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Add a line to metrics.jsonl; one that cannot be written is written with the next."""
+        self._rows = [*self.rows(), row]
+        try:
+            if self._incomplete:
+                write_atomically(self.metrics, _lines(self._rows))
+            else:
+                with self.metrics.open("ab") as file:
+                    file.write(_lines([row]))
+            self._incomplete = False
+        except OSError as error:
+            self._incomplete = True
+            self._say(f"{self.metrics} could not be written ({error.strerror}); trying again later")
 
     def rows(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl holds, up to a line that a kill left half-written."""
+        """The lines of metrics.jsonl, up to one that is not whole."""
+        if self._rows is not None:
+            return self._rows
         rows: list[dict[str, Any]] = []
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         with suppress(ValueError):
             rows.extend(json.loads(line) for line in lines)
         return rows
 
-    def keep_rows(self, count: int) -> None:
-        """Drop the lines of epochs that a resumed run trains again."""
-        kept = "".join(json.dumps(row) + "\n" for row in self.rows()[:count])
-        write_atomically(self.metrics, kept.encode())
-
-    def save_checkpoint(self, state: dict[str, Any], epoch: int) -> None:
-        """Write a checkpoint beside the others, then rename it; keep the last two."""
-        path = self.checkpoints / f"epoch-{epoch:05d}.pt"
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
-        for old in self._saved()[:-_KEPT]:
-            old.unlink()
-
-    def last_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read; None if there is none."""
-        for path in reversed(self._saved()):
-            try:
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:
-                # Damage shows as one of many types; whichever, the one before it is used.
-                self.log(f"{path.name} cannot be read ({error}); trying the one before it")
-                continue
-            return state
-        if self._saved():
-            raise RunFolderError(
-                f"None of the checkpoints in {self.checkpoints} can be read. Remove that folder to "
-                "start over, or choose another --out."
-            )
-        return None
-
-    def _saved(self) -> list[Path]:
-        return sorted(self.checkpoints.glob("epoch-*.pt"))
+    def begin_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Start the record from those of a checkpoint: later ones are trained again."""
+        self._rows = rows
+        self.insist(lambda: write_atomically(self.metrics, _lines(rows)), "its record")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
 
+    def insist(self, write: Callable[[], None], what: str) -> None:
+        """Write what must not be lost, waiting for room or for the file system to come back.
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file in one step, so that a crash leaves the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+        Raises:
+            RunFolderError: it did not come back within an hour.
+        """
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                reason = error.strerror or str(error)
+                if time.monotonic() >= until:
+                    raise RunFolderError(
+                        f"{self.path}: {what} could not be written ({reason}). Make room, and "
+                        "continue with --resume auto."
+                    ) from error
+                self._say(
+                    f"{self.path}: {what} could not be written ({reason}); trying again in "
+                    f"{_PAUSE:.0f} s. Make room; Ctrl-C gives up."
+                )
+                time.sleep(_PAUSE)
+
+
+def _lines(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()

@@ -11,6 +11,7 @@ from cktf.functional.precision import multiplies_bfloat16
 
 Precision = Literal["auto", "float32", "bfloat16"]
 ScheduleName = Literal["onecycle", "multistep"]
+OnNonFinite = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Training:
         epochs: passes over the training set.
         lr: peak learning rate of SGD.
         momentum, weight_decay, nesterov: of SGD.
+        clip: length to which a longer gradient is shortened; None leaves it.
         schedule: `onecycle` (up for 30 % of the steps, then down to zero by a cosine) or
             `multistep` (times `gamma` at each milestone).
         milestones: fractions of the run at which `multistep` steps.
@@ -29,8 +31,9 @@ class Training:
         precision: of the networks; losses are formed in float32 whatever it says.
         channels_last: memory format of the networks and images.
         device: `auto`, `cpu` or `cuda`.
-        checkpoint_epochs: save every so many epochs.
-        checkpoint_minutes: and also when so much time has passed at an epoch's end; 0 for never.
+        on_nonfinite: `stop` at a loss or gradient that is not finite, or `skip` such a step.
+        checkpoint_epochs: save after every so many epochs; 0 for never.
+        checkpoint_minutes: and whenever so much time has passed, also inside an epoch; 0 for never.
     """
 
     epochs: int
@@ -38,6 +41,7 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = False
+    clip: float | None = None
     schedule: ScheduleName = "onecycle"
     milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
     gamma: float = 0.1
@@ -45,8 +49,9 @@ class Training:
     precision: Precision = "auto"
     channels_last: bool = True
     device: str = "auto"
-    checkpoint_epochs: int = 1
-    checkpoint_minutes: float = 0.0
+    on_nonfinite: OnNonFinite = "stop"
+    checkpoint_epochs: int = 0
+    checkpoint_minutes: float = 5.0
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:

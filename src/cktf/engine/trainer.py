@@ -3,62 +3,34 @@
 It knows no method by name: whatever is trained is an `Objective` over `Features`.
 """
 
-import random
+import json
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import ConstantLR, LRScheduler, MultiStepLR, OneCycleLR
+from torch import nn
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
 from cktf.batch import Batch
 from cktf.data import Loader
+from cktf.engine.devices import accelerator, place
 from cktf.engine.evaluate import Accuracy, evaluate
+from cktf.engine.numbers import Tally, Undo, gradient_norm, not_finite, out_of_memory
 from cktf.engine.progress import TrainingProgress, announce
+from cktf.engine.randomness import random_state, restore_random_state
 from cktf.engine.run_folder import RunFolder
+from cktf.engine.saving import Place, Saver
 from cktf.engine.settings import Training, autocast_dtype, peak_memory_mb
-from cktf.errors import CheckpointError, TrainingError
-from cktf.objectives import Loss, Objective
-from cktf.taps import Features, SharedTap, Tap
+from cktf.engine.signals import asked_to_stop, listening
+from cktf.engine.stage import MAIN, Stage, schedule
+from cktf.errors import CheckpointError, Interrupted
+from cktf.objectives import Loss
+from cktf.taps import Features
 
-# How often the running loss is read back: a read waits for the device.
-_FINITE_EVERY = 20
-_CHECKPOINT_VERSION = 2
-
-
-MAIN = "train"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a run: an objective, and the networks tapped for it.
-
-    Attributes:
-        name: `train` for the last, in which the student is trained on the whole sum.
-        objective: what is minimised; its own parameters train too.
-        student: the tapped network that is trained; None where only the objective trains.
-        teacher: the tapped frozen network; None for an objective that needs none.
-        epochs: passes over the training set.
-        lr: learning rate of a stage before the last, which stays; None follows the schedule.
-        weight: of the loss.
-        keeps_statistics: the student stays in eval mode: its BatchNorm statistics do not change.
-    """
-
-    name: str
-    objective: Objective
-    student: Tap | None
-    teacher: Tap | SharedTap | None
-    epochs: int
-    lr: float | None = None
-    weight: float = 1.0
-    keeps_statistics: bool = False
+_CHECKPOINT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -68,9 +40,10 @@ class Fitted:
     Attributes:
         last: accuracy after the last epoch; None without test data.
         best_top1: the best epoch's, chosen on the test set, in per cent.
-        seconds: spent on training in all stages, evaluation left out.
+        seconds: spent on training in all stages, evaluation and saving left out.
         images_per_second: of the last stage.
         peak_memory_mb: largest memory held.
+        skipped: steps whose numbers were not finite.
     """
 
     last: Accuracy | None
@@ -78,6 +51,7 @@ class Fitted:
     seconds: float
     images_per_second: float
     peak_memory_mb: float
+    skipped: int
 
 
 class Trainer:
@@ -94,6 +68,7 @@ class Trainer:
         run: where everything is written.
         title: shown beside the progress bar.
         show: whether progress is shown.
+        identity: of the recipe: a checkpoint of another is not continued.
     """
 
     def __init__(
@@ -107,6 +82,7 @@ class Trainer:
         run: RunFolder,
         title: str = "",
         show: bool = True,
+        identity: str = "",
     ) -> None:
         self.accelerator = accelerator(training)
         self.device = self.accelerator.device
@@ -119,25 +95,43 @@ class Trainer:
             if stage.teacher is not None:
                 place(stage.teacher.model, training, self.device)
                 stage.teacher.model.eval().requires_grad_(False)
+        self.place = Place()
+        self.tally = Tally()
+        self.saver, self.identity = Saver(run, training, title, show), identity
+        self._epoch_now = 0
+        # Nothing waits for the CPU; and what is to be skipped has to be known before the update.
+        self._looks_at_once = self.device.type == "cpu" or training.on_nonfinite == "skip"
+        skips = training.on_nonfinite == "skip"
+        self._undo = Undo(student, self.objective) if skips else None
 
     def steps(self) -> Iterator[None]:
         """Train to the end, from the newest checkpoint if the run folder has one.
 
         It stops after every step, so that several runs can take turns.
+
+        Raises:
+            Interrupted: a signal asked for it; the run has saved itself.
+            TrainingError: numbers that are not finite, or too little memory.
         """
         state = self._resume()
-        done = 0 if state is None else int(state["epoch"])
         footprint = self.objective.footprint(self.train.batch_size)
         if footprint.step:
             self.run.log(f"memory for contrast: {footprint}")
             announce(f"{self.title}: memory for contrast: {footprint}", self.show)
         before = 0
-        for stage in self.stages:
-            if done < before + stage.epochs:
-                own = max(done - before, 0)
-                self._begin(stage, state if own else None)
-                yield from self._train(stage, before, own)
-            before += stage.epochs
+        with listening():
+            try:
+                for stage in self.stages:
+                    if self.place.passes < before + stage.epochs:
+                        own = self.place.passes - before
+                        self._begin(stage, state if own or self.place.step else None)
+                        yield from self._train(stage, before, own)
+                    before += stage.epochs
+            except (RuntimeError, MemoryError) as error:
+                told = out_of_memory(error, footprint, self.train.batch_size, self.device)
+                if told is None:
+                    raise
+                raise told from error
 
     def fitted(self) -> Fitted:
         """What came of a run that is at its end."""
@@ -150,13 +144,15 @@ class Trainer:
             seconds=sum(row["seconds"] for row in rows),
             images_per_second=rate,
             peak_memory_mb=peak_memory_mb(self.device),
+            skipped=sum(row["skipped"] for row in rows),
         )
 
     def _begin(self, stage: Stage, state: dict[str, Any] | None) -> None:
         """A new optimiser for a stage, or the one that a checkpoint left inside it."""
         trained = [] if stage.student is None else list(self.student.parameters())
+        self._parameters = [*trained, *stage.objective.parameters()]
         self.optimizer = torch.optim.SGD(
-            [*trained, *stage.objective.parameters()],
+            self._parameters,
             lr=self.training.lr if stage.lr is None else stage.lr,
             momentum=self.training.momentum,
             weight_decay=self.training.weight_decay,
@@ -176,7 +172,6 @@ class Trainer:
 
     def _train(self, stage: Stage, before: int, done: int) -> Iterator[None]:
         """The epochs of a stage that are not done; epochs are counted on from stage to stage."""
-        saved_at = time.monotonic()
         title = self.title if stage.name == MAIN else f"{self.title}: first {stage.name}"
         with TrainingProgress(title, stage.epochs, len(self.train), done, self.show) as progress:
             for epoch in range(done + 1, stage.epochs + 1):
@@ -184,12 +179,9 @@ class Trainer:
                 self.run.record(row)
                 self.run.log(f"{stage.name}: epoch {epoch}/{stage.epochs}: {row}")
                 progress.epoch(epoch, row["loss"], row.get("test_top1"), row["images_per_second"])
-                minutes = (time.monotonic() - saved_at) / 60
-                overdue = 0 < self.training.checkpoint_minutes <= minutes
-                regular = (before + epoch) % self.training.checkpoint_epochs == 0
-                if epoch == stage.epochs or overdue or regular:
-                    self._save(before + epoch)
-                    saved_at = time.monotonic()
+                self.place, self.tally = Place(before + epoch), Tally()
+                if epoch == stage.epochs or self.saver.due_after(before + epoch):
+                    self._save()
 
     def _epoch(
         self, stage: Stage, epoch: int, passes: int, progress: TrainingProgress
@@ -197,40 +189,30 @@ class Trainer:
         if stage.student is not None:
             self.student.train(not stage.keeps_statistics)
         stage.objective.train()
-        stage.objective.begin_epoch(epoch)
-        start, elsewhere, lr = time.perf_counter(), 0.0, 0.0
-        sums: dict[str, Tensor] = {}
-        total = torch.zeros((), device=self.device)
-        for step, batch in enumerate(self.train.epoch(passes), start=1):
-            loss = self._loss(stage, batch.to(self.device))
-            self.accelerator.backward(stage.weight * loss.total)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            lr = self.optimizer.param_groups[0]["lr"]
-            self.scheduler.step()
-            total += loss.total.detach()
-            for name, value in loss.terms.items():
-                sums[name] = sums[name] + value if name in sums else value
-            if step % _FINITE_EVERY == 0 or step == len(self.train):
-                self._check_finite(total, sums, epoch, step)
+        if not self.tally.counted:
+            stage.objective.begin_epoch(epoch)
+        self._epoch_now = epoch
+        progress.step(self.place.step)
+        began = time.perf_counter()
+        for batch in self.train.epoch(passes, start=self.place.step):
+            self._step(stage, batch.to(self.device))
             progress.step()
-            left = time.perf_counter()
+            self.tally.seconds += time.perf_counter() - began
+            self._between_steps()
             yield
-            elsewhere += time.perf_counter() - left
-        seconds = time.perf_counter() - start - elsewhere
-        images = len(self.train) * self.train.batch_size
+            began = time.perf_counter()
+        self._check_recent()
+        images, seconds = self.place.step * self.train.batch_size, self.tally.seconds
         row: dict[str, Any] = {
             "stage": stage.name,
             "epoch": epoch,
-            "loss": float(total) / len(self.train),
-            "terms": {name: float(value) / len(self.train) for name, value in sums.items()},
-            "lr": lr,
+            **self.tally.row(),
             "images": images,
             "seconds": seconds,
             "images_per_second": images / seconds,
         }
         if self.test is not None and stage.name == MAIN:
-            accuracy = self.evaluate(self.student, self.test)
+            accuracy = self.evaluate(self.student, self.test, self._heed)
             row |= {"test_top1": accuracy.top1, "test_top5": accuracy.top5}
         return row
 
@@ -263,17 +245,27 @@ class Trainer:
             batch = batch.to(self.device)
             stage.objective.fill(*self._features(stage, batch), batch)
             samples += len(batch)
+            if (asked := asked_to_stop()) is not None:
+                raise Interrupted(f"Stopped by {asked} before training.", self.run.path)
             if stage.objective.full_after(samples):
                 break
         for buffer, before in buffers:
             buffer.copy_(before)
         self.run.log(f"memories filled from {samples} training images")
 
-    def evaluate(self, network: nn.Module, loader: Loader) -> Accuracy:
-        """Accuracy of a network on a data set, in the precision of training."""
+    def evaluate(
+        self, network: nn.Module, loader: Loader, between: Callable[[], None] | None = None
+    ) -> Accuracy:
+        """Accuracy of a network on a data set, in the precision of training.
+
+        Args:
+            network: is put in eval mode.
+            loader: labelled batches.
+            between: called after every batch.
+        """
         network.eval()
         with self._autocast():
-            return evaluate(network, loader, self.num_classes, self.device)
+            return evaluate(network, loader, self.num_classes, self.device, between)
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -281,107 +273,98 @@ class Trainer:
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             yield
 
-    def _check_finite(self, total: Tensor, sums: dict[str, Tensor], epoch: int, step: int) -> None:
-        if bool(total.isfinite()):
-            return
-        bad = [name for name, value in sums.items() if not bool(value.isfinite())]
-        raise TrainingError(
-            f"The loss is not finite by step {step} of epoch {epoch}, at learning rate "
-            f"{self.optimizer.param_groups[0]['lr']:.3g}; it comes from: "
-            f"{', '.join(bad) or 'the sum'}. Usual causes: NaN in the images, or too large a "
-            f"learning rate: try a tenth with --set optimizer.lr={self.training.lr / 10:g}. "
-            f"Checkpoints are in {self.run.checkpoints}."
-        )
+    def _step(self, stage: Stage, batch: Batch) -> None:
+        """One batch: its loss, its gradient, and unless these are not finite the update."""
+        if self._undo is not None:
+            self._undo.before()
+        loss = self._loss(stage, batch)
+        self.accelerator.backward(stage.weight * loss.total)
+        norm = gradient_norm(self._parameters, self.training.clip)
+        numbers, lr = self.tally.numbers(loss, norm), self.optimizer.param_groups[0]["lr"]
+        look = self.tally.note(self.place.step + 1, lr, numbers) or self._looks_at_once
+        if look and (bad := self.tally.first_bad()) is not None:
+            if self._undo is None:
+                raise not_finite(bad, self._epoch_now, batch, self.student, self._parameters)
+            self._undo.back()
+            self.run.log(f"skipped step {bad[0]} of epoch {self._epoch_now}: {bad[2]} not finite")
+            self.tally.skip(self._epoch_now, bad[0])
+        else:
+            self.optimizer.step()
+            self.tally.add(numbers, lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        self.place = replace(self.place, step=self.place.step + 1)
 
-    def _save(self, epoch: int) -> None:
-        state = {
+    def _between_steps(self) -> None:
+        """Save if it is time to, and stop if that was asked for."""
+        self._heed()
+        if self.saver.overdue:
+            self._save()
+
+    def _heed(self) -> None:
+        """Save and stop if a signal asked for it."""
+        asked = asked_to_stop()
+        if asked is not None:
+            kept = "saved" if self._save() else "it could not be saved; the checkpoint before stays"
+            at = f"step {self.place.step} of epoch {self._epoch_now}"
+            self.run.log(f"stopped by {asked} after {at}: {kept}")
+            raise Interrupted(f"Stopped by {asked} after {at}; {kept}.", self.run.path)
+
+    def _check_recent(self) -> None:
+        """Raise if a step that was not looked at yet was not finite."""
+        if (bad := self.tally.first_bad()) is not None:
+            raise not_finite(bad, self._epoch_now, None, self.student, self._parameters)
+
+    def _save(self) -> bool:
+        self._check_recent()
+        return self.saver.save(self.place, self._state)
+
+    def _state(self) -> dict[str, Any]:
+        """All that decides the next step."""
+        return {
             "version": _CHECKPOINT_VERSION,
-            "epoch": epoch,
+            "identity": self.identity,
+            "place": [self.place.passes, self.place.step],
+            "tally": self.tally.state(),
+            "rows": json.dumps(self.run.rows()),
             "student": self.student.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "torch_rng": torch.get_rng_state(),
-            "device_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
-            "python_rng": random.getstate(),
-            "numpy_rng": _numpy_state(),
+            "random": random_state(self.device),
         }
-        self.run.save_checkpoint(state, epoch)
 
     def _resume(self) -> dict[str, Any] | None:
         """Take up the newest checkpoint, but for the optimiser; None for a fresh run."""
-        state = self.run.last_checkpoint()
+        state = self.run.saved.newest()
         if state is None:
-            self.run.keep_rows(0)
+            self.run.begin_rows([])
             return None
         with self._of_this_run():
             if state["version"] != _CHECKPOINT_VERSION:
-                raise ValueError(f"it is of version {state['version']}")
+                raise ValueError(f"it is of version {state['version']}, not {_CHECKPOINT_VERSION}")
+            if state["identity"] != self.identity:
+                raise ValueError("it was saved under another recipe")
             self.student.load_state_dict(state["student"])
             self.objective.load_state_dict(state["objective"])
-        torch.set_rng_state(state["torch_rng"])
-        if state["device_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["device_rng"])
-        random.setstate(state["python_rng"])
-        _set_numpy_state(state["numpy_rng"])
-        self.run.keep_rows(state["epoch"])
-        self.run.log(f"continued after epoch {state['epoch']}")
+            self.place = Place(*state["place"])
+            self.tally = Tally.restored(state["tally"], self.device)
+            restore_random_state(state["random"], self.device)
+            rows = json.loads(state["rows"])
+        self.run.begin_rows(rows)
+        self.saver.saved = self.place
+        self.run.log(f"continued {self.place}")
         return state
 
     @contextmanager
     def _of_this_run(self) -> Iterator[None]:
         try:
             yield
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"The checkpoint in {self.run.path} belongs to another run: {error}. Continue with "
                 "the recipe in that folder, or choose another --out."
             ) from error
-
-
-def accelerator(training: Training) -> Accelerator:
-    """The devices to train on, and the seed of everything random."""
-    if training.device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("Device 'cuda' was asked for, and PyTorch sees none. Use device=cpu.")
-    # Accelerate remembers the first device of a process; every run chooses its own.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    made = Accelerator(cpu=training.device == "cpu", mixed_precision="no")
-    if made.num_processes > 1 or made.gradient_accumulation_steps > 1:
-        raise TrainingError(
-            "A run is one process without gradient accumulation; the launcher asks for "
-            f"{made.num_processes} processes and {made.gradient_accumulation_steps} steps. Start "
-            "cktf without a launcher."
-        )
-    set_seed(training.seed)
-    return made
-
-
-def place(network: nn.Module, training: Training, device: torch.device) -> None:
-    """Put a network where and how it is to compute."""
-    network.to(device)
-    if training.channels_last:
-        network.to(memory_format=torch.channels_last)
-
-
-def _numpy_state() -> tuple[Tensor, int, int, float]:
-    """NumPy's global generator, in types that a checkpoint may hold."""
-    _, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state(legacy=True))
-    return torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)
-
-
-def _set_numpy_state(state: tuple[Tensor, int, int, float]) -> None:
-    keys, position, has_gauss, gauss = state
-    words = keys.numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", words, position, has_gauss, gauss))
-
-
-def schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LRScheduler:
-    """The learning rate, step by step."""
-    total = training.epochs * steps
-    if training.schedule == "onecycle":
-        return OneCycleLR(optimizer, training.lr, total_steps=total, cycle_momentum=False)
-    at = [round(fraction * total) for fraction in training.milestones]
-    return MultiStepLR(optimizer, at, training.gamma)
 
 
 def _accuracy(row: dict[str, Any], test: Loader | None) -> Accuracy | None:

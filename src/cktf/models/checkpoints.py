@@ -1,7 +1,9 @@
 """Weights on disk: safetensors files that say which network they belong to."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ def save_network(
         name: what `create` calls the network; for a user's own, any name.
         classes: names of the classes in the order of the logits.
         dataset: what it was trained on.
+
+    Raises:
+        OSError: it could not be written; an earlier file is as it was.
     """
     described: dict[str, object] = {"network": name, "classes": list(classes), "dataset": dataset}
     if isinstance(network, Normalized):
@@ -42,8 +47,17 @@ def save_network(
         for key, value in network.state_dict().items()
     }
     partial = path.with_suffix(".partial")
-    save_file(state, partial, metadata={"cktf": json.dumps(described)})
-    partial.replace(path)
+    try:
+        save_file(state, partial, metadata={"cktf": json.dumps(described)})
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except SafetensorError as error:
+        # A full disk, for one, comes as an error of its own.
+        raise OSError(str(error)) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def describe(path: Path) -> dict[str, object]:

@@ -30,6 +30,8 @@ from cktf.models.zoo import check_name, create
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LINE = re.compile(r"(?P<where>[^()@]+?)(?P<arguments>\(.*\))?(?:@(?P<size>\d+))?")
 _LIBRARIES = ("timm", "torchvision")
+# Arguments by which timm opens files, pickles among them, without asking what is in them.
+_OPEN_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
 # Of a network that has no number of its own, where nobody says how many.
 _CLASSES = 10
 
@@ -100,6 +102,13 @@ def parse_source(line: str) -> Source:
     return source
 
 
+def runs_code(line: str) -> bool:
+    """Whether a line names a Python file or module, which building the network would run."""
+    match = _LINE.fullmatch(line.strip())
+    library, colon, _ = (match["where"] if match else line).rpartition(":")
+    return bool(colon) and library not in _LIBRARIES
+
+
 def build_source(source: Source, num_classes: int | None) -> Built:
     """The network, with fresh weights unless its arguments ask for others.
 
@@ -136,6 +145,11 @@ def build_source(source: Source, num_classes: int | None) -> Built:
 def _timm(source: Source, arguments: dict[str, Any]) -> Built:
     import timm
 
+    if asked := sorted(_OPEN_FILES & arguments.keys()):
+        raise ModelError(
+            f"{source.line}: {', '.join(asked)} would have timm open a file, which could run code. "
+            "Give weights with --teacher-weights FILE."
+        )
     if source.size is not None and _takes_size(source.name):
         arguments.setdefault("img_size", source.size)
     if not arguments.get("num_classes", _classes_of(source.name)):

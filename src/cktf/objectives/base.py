@@ -96,12 +96,14 @@ class Objective(nn.Module, ABC):
         needs_teacher: whether the teacher runs at all.
         only_initialises: whether it is minimised in its phases, and no part of the sum after them.
         filling: whether `fill` wants a pass over the training set before training.
+        remembers: whether it keeps what `undo` needs.
     """
 
     needs: frozenset[str] = frozenset({"logits"})
     needs_teacher: bool = True
     only_initialises: bool = False
     filling: bool = False
+    remembers: bool = False
 
     @abstractmethod
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
@@ -124,6 +126,13 @@ class Objective(nn.Module, ABC):
     def footprint(self, batch: int) -> Footprint:
         """What it takes of memory for batches of a size, beside its parameters."""
         return Footprint()
+
+    def memory_rows(self) -> list[Tensor]:
+        """Buffers of its own of which a batch changes some rows, and `undo` puts them back."""
+        return []
+
+    def undo(self) -> None:
+        """Put back the rows that the last batch changed; its parts do so themselves."""
 
 
 class WeightedSum(Objective):

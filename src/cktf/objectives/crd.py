@@ -141,7 +141,8 @@ class CRD(Objective):
             self.register_buffer(f"{side}_bank", rows)
             self.register_buffer(f"{side}_normalizer", torch.zeros(()))
         # Known to Python, so that no step waits for the device to say whether they are set.
-        self._normalized = False
+        self._normalized = self._was_normalized = False
+        self._before: list[tuple[Tensor, Tensor, Tensor]] = []
         self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
 
     def loss(
@@ -180,7 +181,7 @@ class CRD(Objective):
             loss = loss + self._side(
                 teacher, student, self.student_bank, draw, self.teacher_normalizer
             )
-        self._normalized = True
+        self._was_normalized, self._normalized = self._normalized, True
         if self.training:
             self._store(student, teacher, draw, self.momentum if self.memory.mixes else 0.0)
         return loss
@@ -218,6 +219,18 @@ class CRD(Objective):
             dim=self.embedding_dim, storage=self.storage, place=self.place, batch=batch,
         )  # fmt: skip
 
+    def memory_rows(self) -> list[Tensor]:
+        """Both banks."""
+        return [self.student_bank, self.teacher_bank]
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put back the rows that the last batch changed, and know its normalizers anew."""
+        for bank, slots, rows in self._before:
+            bank.index_copy_(0, slots, rows)
+        self._before = []
+        self._normalized = self._was_normalized
+
     def _embeddings(self, student: Features, teacher: Features | None) -> tuple[Tensor, Tensor]:
         own = present(student.embedding, "CRD's student embedding")
         return own, present(present(teacher, "CRD's teacher").embedding, "CRD's teacher embedding")
@@ -230,7 +243,11 @@ class CRD(Objective):
         )
 
     def _store(self, student: Tensor, teacher: Tensor, draw: Draw, momentum: float) -> None:
+        self._before = []
         if draw.slots is not None:
+            if self.remembers:
+                kept = [(b, draw.slots.to(b.device)) for b in self.memory_rows()]
+                self._before = [(b, s, b.index_select(0, s)) for b, s in kept]
             update_bank(self.student_bank, draw.slots, gathered(student), momentum)
             update_bank(self.teacher_bank, draw.slots, gathered(teacher), momentum)
 

@@ -11,12 +11,16 @@ from cktf.recipes.build import (
 )
 from cktf.recipes.files import (
     assign,
+    code_named,
+    decisive,
+    identity,
     located,
     make_recipe,
     make_transfer,
     put,
     read_recipe,
     recipe_of,
+    refuse_code,
     to_yaml,
 )
 from cktf.recipes.networks import (
@@ -41,8 +45,11 @@ __all__ = [
     "build_data",
     "build_test",
     "check",
+    "code_named",
     "custom_loader",
+    "decisive",
     "going_on_from",
+    "identity",
     "load_teacher",
     "loader_of_test",
     "located",
@@ -52,6 +59,7 @@ __all__ = [
     "put",
     "read_recipe",
     "recipe_of",
+    "refuse_code",
     "teacher_file",
     "to_yaml",
 ]

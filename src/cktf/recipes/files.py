@@ -1,5 +1,7 @@
 """Recipes from YAML files, keyword arguments and `field.name=value`, with all mistakes at once."""
 
+import hashlib
+import json
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cktf.errors import RecipeError, RunFolderError, nearest
+from cktf.models import runs_code
 from cktf.recipes.schema import DistillRecipe, Recipe, TrainRecipe, TransferRecipe
 
 _KINDS: dict[str, type[TrainRecipe] | type[DistillRecipe]] = {
@@ -51,6 +54,32 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise RecipeError([f"{path} holds no fields; a recipe is a YAML mapping."])
     return fields
+
+
+def code_named(fields: Mapping[str, Any]) -> list[str]:
+    """Which fields name a Python file or module to build a network by, which would run it."""
+    found = []
+    for name in ("model", "student", "teacher"):
+        line = fields.get(name)
+        if isinstance(line, str) and not Path(line).expanduser().exists() and runs_code(line):
+            found.append(f"{name}: {line}")
+    return found
+
+
+def refuse_code(fields: Mapping[str, Any], path: Path) -> None:
+    """A recipe from a file may name code; it runs only where the user trusts it.
+
+    Raises:
+        RecipeError: it names some.
+    """
+    if named := code_named(fields):
+        raise RecipeError(
+            [
+                f"{line}: {path} names code, and building the network would run it. Read it, and "
+                "add --trust-code if you trust it."
+                for line in named
+            ]
+        )
 
 
 def assign(fields: dict[str, Any], assignments: Iterable[str]) -> None:
@@ -170,6 +199,33 @@ def located(recipe: AnyRecipe) -> AnyRecipe:
         there = Path(recipe.model).expanduser().exists()
         update["model"] = absolute(recipe.model) if there else _located(recipe.model)
     return recipe.model_copy(update=update)
+
+
+# Where a run computes, how often it saves itself and what it does at the unforeseen does not change
+# what it computes.
+_FREE = (
+    "data.dir",
+    "data.workers",
+    "runtime.device",
+    "runtime.on_nonfinite",
+    "checkpoint.epochs",
+    "checkpoint.minutes",
+)
+
+
+def decisive(recipe: Recipe) -> dict[str, Any]:
+    """Fields by dotted name, without those that do not change the result."""
+    flat: dict[str, Any] = {}
+    for name, value in located(recipe).model_dump().items():
+        inner = value.items() if isinstance(value, dict) and name != "options" else [("", value)]
+        flat |= {f"{name}.{part}".rstrip("."): v for part, v in inner}
+    return {name: value for name, value in flat.items() if name not in _FREE}
+
+
+def identity(recipe: Recipe) -> str:
+    """A hash of what decides a recipe's result."""
+    fields = json.dumps(decisive(recipe), sort_keys=True, default=str)
+    return hashlib.sha256(fields.encode()).hexdigest()
 
 
 def _located(line: str) -> str:

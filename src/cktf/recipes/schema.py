@@ -14,7 +14,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from cktf.data import FOLDER
-from cktf.engine import Training
+from cktf.engine import OnNonFinite, Training
 
 Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 CUSTOM = "custom"
@@ -71,12 +71,16 @@ class DataSection(_Section):
 
 
 class OptimizerSection(_Section):
-    """SGD. `lr` is the schedule's peak; by default 0.1 for `onecycle`, 0.05 for `multistep`."""
+    """SGD. `lr` is the schedule's peak; by default 0.1 for `onecycle`, 0.05 for `multistep`.
+
+    A gradient longer than `clip` is shortened to it.
+    """
 
     lr: float | None = Field(None, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     nesterov: bool = False
+    clip: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> "OptimizerSection":
@@ -96,20 +100,26 @@ class ScheduleSection(_Section):
 class RuntimeSection(_Section):
     """Where, in which precision and how the networks compute; losses are formed in float32.
 
-    With `compile` both networks are trained through `torch.compile`, which first takes a minute.
+    With `compile` both networks are trained through `torch.compile`, which first takes a minute. At
+    a loss or gradient that is not finite a run stops, or with `on_nonfinite: skip` leaves that step
+    out and counts it.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     channels_last: bool = True
     compile: bool = False
+    on_nonfinite: OnNonFinite = "stop"
 
 
 class CheckpointSection(_Section):
-    """How often a run saves itself; `minutes` 0 is never by the clock."""
+    """How often a run saves itself: whenever so many minutes have passed, and after so many epochs.
 
-    epochs: int = Field(1, ge=1)
-    minutes: float = Field(0.0, ge=0)
+    0 is never by the clock, or by epochs. The end of each stage is saved in any case.
+    """
+
+    epochs: int = Field(0, ge=0)
+    minutes: float = Field(5.0, ge=0)
 
 
 # The papers' rate for their schedule; for a short cycle the best of 0.05, 0.1, 0.2 and 0.4 by less
@@ -142,6 +152,7 @@ class _Recipe(_Section):
             momentum=self.optimizer.momentum,
             weight_decay=self.optimizer.weight_decay,
             nesterov=self.optimizer.nesterov,
+            clip=self.optimizer.clip,
             schedule=self.schedule.name,
             milestones=self.schedule.milestones,
             gamma=self.schedule.gamma,
@@ -149,6 +160,7 @@ class _Recipe(_Section):
             precision=self.runtime.precision,
             channels_last=self.runtime.channels_last,
             device=self.runtime.device,
+            on_nonfinite=self.runtime.on_nonfinite,
             checkpoint_epochs=self.checkpoint.epochs,
             checkpoint_minutes=self.checkpoint.minutes,
         )

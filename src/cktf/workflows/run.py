@@ -28,7 +28,16 @@ from cktf.engine import (
 from cktf.errors import DataError
 from cktf.models import Normalized, load_weights, save_network
 from cktf.objectives import Objective, Setting, WeightedSum, compose, features_read
-from cktf.recipes import CUSTOM, Data, DistillRecipe, Recipe, TrainRecipe, located, to_yaml
+from cktf.recipes import (
+    CUSTOM,
+    Data,
+    DistillRecipe,
+    Recipe,
+    TrainRecipe,
+    identity,
+    located,
+    to_yaml,
+)
 from cktf.taps import FeaturePaths, Features, SharedTap, Tap, evaluating
 from cktf.workflows.inspection import find_paths
 
@@ -178,7 +187,18 @@ def executing(
     device = accelerator(recipe.training()).device
     fitting.objective.footprint(data.train.batch_size).check(device, built=True)
     run.create(_checkpoint_mb(parts.student, fitting.objective))
-    write_atomically(run.recipe, to_yaml(located(recipe)).encode())
+    with run.locked():
+        return (yield from _train(recipe, parts, fitting, run, show))
+
+
+def _train(
+    recipe: Recipe, parts: Parts, fitting: Assembly, run: RunFolder, show: bool
+) -> Generator[None, None, Run]:
+    """From networks, data and objective that fit to what a finished run holds."""
+    data = parts.data
+    run.insist(
+        lambda: write_atomically(run.recipe, to_yaml(located(recipe)).encode()), "its recipe"
+    )
     trainer = Trainer(
         parts.student,
         fitting.stages,
@@ -189,6 +209,7 @@ def executing(
         run,
         title=f"{parts.student_name} {fitting.method}" if parts.teacher else parts.student_name,
         show=show,
+        identity=identity(recipe),
     )
     teacher_accuracy = None
     if parts.teacher is not None and data.test is not None and fitting.same_classes:
@@ -203,11 +224,13 @@ def executing(
     fitted = trainer.fitted()
     parts.student.eval()
     classes = data.classes or tuple(f"class {c}" for c in range(fitting.num_classes))
-    save_network(
-        parts.student, run.weights, name=parts.student_name, classes=classes, dataset=data.name
+    name, of = parts.student_name, data.name
+    run.insist(
+        lambda: save_network(parts.student, run.weights, name=name, classes=classes, dataset=of),
+        "the student",
     )
     summary = _summary(recipe, fitting, parts, fitted, teacher_accuracy, trainer.device)
-    run.write_summary(summary)
+    run.insist(lambda: run.write_summary(summary), "the summary")
     return Run(run.path, parts.student, summary)
 
 
@@ -322,6 +345,7 @@ def _summary(
         "images_per_second": fitted.images_per_second,
         "seconds": fitted.seconds,
         "peak_memory_mb": fitted.peak_memory_mb,
+        "skipped_steps": fitted.skipped,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("cktf", "torch", "accelerate")},

@@ -23,10 +23,10 @@ from cktf.recipes import (
     build_data,
     check,
     custom_loader,
+    decisive,
     going_on_from,
     load_teacher,
     loader_of_test,
-    located,
     make_recipe,
     new_network,
     put,
@@ -244,26 +244,13 @@ def _check_same(recipe: Recipe, run: RunFolder) -> None:
     """A run is continued with the recipe that it was started with."""
     if not run.recipe.exists():
         return
-    before, now = _flat(make_recipe(read_recipe(run.recipe))), _flat(recipe)
+    before, now = decisive(make_recipe(read_recipe(run.recipe))), decisive(recipe)
     changed = sorted(n for n in before.keys() | now.keys() if before.get(n) != now.get(n))
     if changed:
         raise RunFolderError(
             f"{run.path} was started with another recipe; it differs in: {', '.join(changed)}. "
             f"Continue it with --resume {run.path} alone, or choose another --out."
         )
-
-
-# Where a run computes, and how often it saves itself, does not change what it computes.
-_FREE = ("data.dir", "data.workers", "runtime.device", "checkpoint.epochs", "checkpoint.minutes")
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    """Fields by dotted name, without those that do not change the result."""
-    flat: dict[str, Any] = {}
-    for name, value in located(recipe).model_dump().items():
-        inner = value.items() if isinstance(value, dict) and name != "options" else [("", value)]
-        flat |= {f"{name}.{part}".rstrip("."): v for part, v in inner}
-    return {name: value for name, value in flat.items() if name not in _FREE}
 
 
 def _absent(recipe: Recipe, objects: Objects) -> list[str]:

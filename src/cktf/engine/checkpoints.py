@@ -1,0 +1,181 @@
+"""Checkpoints on disk: written beside, flushed, renamed, each with a manifest; the last two kept.
+
+A checkpoint is `checkpoint-NAME.pt` and its manifest, which ends in `.json`, holds its size and
+SHA-256, and is written last: what has no manifest was never finished. Nothing in a checkpoint can
+run code, and its size is known before memory is taken for it.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import torch
+
+from cktf.errors import RunFolderError
+
+KEPT = 2
+_BLOCK = 1 << 20
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError)
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they are.
+        say: told what is wrong with one.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.folder, self._say = folder, say
+
+    @property
+    def present(self) -> list[Path]:
+        """Those that were finished, oldest first, unread."""
+        return sorted(p.with_suffix(".pt") for p in self.folder.glob("checkpoint-*.json"))
+
+    def save(self, state: dict[str, Any], name: str) -> None:
+        """Write one; the earlier ones stay as they are until it is whole.
+
+        Args:
+            state: tensors, plain values and their containers.
+            name: later ones come later in alphabetical order.
+
+        Raises:
+            OSError: it could not be written; nothing of it is left.
+        """
+        path = self.folder / f"checkpoint-{name}.pt"
+        partial, manifest = path.with_suffix(".partial"), path.with_suffix(".json")
+        try:
+            with partial.open("wb") as file:
+                writer = _Writer(file)
+                try:
+                    torch.save(state, cast(IO[bytes], writer))
+                except RuntimeError as error:
+                    # PyTorch makes an error of its own of one in writing.
+                    raise writer.failure or OSError(str(error)) from error
+                _flush(file)
+            # One of the same name that was found damaged is not whole until its manifest is new.
+            manifest.unlink(missing_ok=True)
+            partial.replace(path)
+            told = {path.name: {"bytes": writer.bytes, "sha256": writer.digest.hexdigest()}}
+            write_atomically(manifest, (json.dumps({"files": told}, indent=1) + "\n").encode())
+        except OSError:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+        with suppress(OSError):
+            self._keep(path)
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest that is whole; None if there is none at all.
+
+        Raises:
+            RunFolderError: all are damaged, or of an earlier version.
+        """
+        for path in reversed(self.present):
+            try:
+                return _read(path)
+            except (*_DAMAGE, zipfile.BadZipFile) as error:
+                self._say(f"{path.name} is damaged ({_line(error)}); trying the one before it")
+        if self.present:
+            raise RunFolderError(
+                f"None of the checkpoints in {self.folder} can be read. Remove that folder to "
+                "start over, or choose another --out."
+            )
+        if next(self.folder.glob("epoch-*.pt"), None):
+            raise RunFolderError(
+                f"The checkpoints in {self.folder} are of an earlier version of cktf, which this "
+                "one cannot continue. Choose another --out."
+            )
+        return None
+
+    def _keep(self, path: Path) -> None:
+        """Drop all but this one and the one before it; later ones were damaged."""
+        before = [p for p in self.present if p < path]
+        kept = {path.stem, *(p.stem for p in before[1 - KEPT :])}
+        for file in self.folder.glob("checkpoint-*"):
+            if file.stem not in kept:
+                file.unlink(missing_ok=True)
+
+
+class _Writer:
+    """A file that knows its size and hash, and keeps the error that it met."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
+        self.failure: OSError | None = None
+
+    def write(self, block: bytes) -> int:
+        try:
+            written = self.file.write(block)
+        except OSError as error:
+            self.failure = error
+            raise
+        self.digest.update(block)
+        self.bytes += written
+        return written
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint whose size and hash are those of its manifest."""
+    told = json.loads(path.with_suffix(".json").read_bytes())["files"][path.name]
+    size = path.stat().st_size
+    if size != told["bytes"]:
+        raise ValueError(f"it has {size:,} bytes in place of {told['bytes']:,}")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    if digest.hexdigest() != told["sha256"]:
+        raise ValueError("its content is not what was written")
+    with zipfile.ZipFile(path) as archive:
+        # As they are written; a compressed one could unpack to any size.
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise ValueError("it is compressed, as none of ours is")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file in one step, so that a crash leaves the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            _flush(file)
+        partial.replace(path)
+        _flush_folder(path.parent)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def _flush(file: BinaryIO) -> None:
+    """Wait until what was written has reached the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """The same for the names in a folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # Some file systems of other machines refuse this, and have nothing to flush.
+        with suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

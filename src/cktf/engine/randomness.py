@@ -1,0 +1,39 @@
+"""The state of all random generators of the process, in types that a checkpoint may hold."""
+
+import random
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Python's, NumPy's, PyTorch's and the device's generators."""
+    return {
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": random.getstate(),
+        "numpy": _numpy_state(),
+    }
+
+
+def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Go on drawing where that state was taken."""
+    torch.set_rng_state(state["torch"])
+    if state["device"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["device"], device)
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    _set_numpy_state(state["numpy"])
+
+
+def _numpy_state() -> tuple[Tensor, int, int, float]:
+    _, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    return torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)
+
+
+def _set_numpy_state(state: tuple[Tensor, int, int, float]) -> None:
+    keys, position, has_gauss, gauss = state
+    words = keys.numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", words, position, has_gauss, gauss))

@@ -1,0 +1,46 @@
+"""One stage of a run, and how its learning rate goes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
+
+from cktf.engine.settings import Training
+from cktf.objectives import Objective
+from cktf.taps import SharedTap, Tap
+
+MAIN = "train"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: an objective, and the networks tapped for it.
+
+    Attributes:
+        name: `train` for the last, in which the student is trained on the whole sum.
+        objective: what is minimised; its own parameters train too.
+        student: the tapped network that is trained; None where only the objective trains.
+        teacher: the tapped frozen network; None for an objective that needs none.
+        epochs: passes over the training set.
+        lr: learning rate of a stage before the last, which stays; None follows the schedule.
+        weight: of the loss.
+        keeps_statistics: the student stays in eval mode: its BatchNorm statistics do not change.
+    """
+
+    name: str
+    objective: Objective
+    student: Tap | None
+    teacher: Tap | SharedTap | None
+    epochs: int
+    lr: float | None = None
+    weight: float = 1.0
+    keeps_statistics: bool = False
+
+
+def schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LRScheduler:
+    """The learning rate, step by step."""
+    total = training.epochs * steps
+    if training.schedule == "onecycle":
+        return OneCycleLR(optimizer, training.lr, total_steps=total, cycle_momentum=False)
+    at = [round(fraction * total) for fraction in training.milestones]
+    return MultiStepLR(optimizer, at, training.gamma)

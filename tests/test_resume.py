@@ -1,0 +1,260 @@
+"""A run that stops anywhere goes on to the same result, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+from test_training import OPTIONS, Small, equal, images, rows_of, weights
+from torch.utils.data import Dataset
+
+import cktf
+from cktf.data import DatasetLoader, ImageSet, MemoryLoader
+from cktf.engine import Trainer
+from cktf.engine.signals import asked_to_stop, listening
+from cktf.errors import Interrupted, RecipeError, RunFolderError
+
+__all__ = ["images"]  # a fixture
+TIMES = {"seconds", "images_per_second"}
+METHODS = {
+    "cktf+kd": {"options": OPTIONS},
+    "queue": {
+        "method": "cktf",
+        "options": {"cktf": {"memory": "queue", "queue_size": 96, "negatives": 32}},
+    },
+    "ab+crd": {
+        "method": "ab+crd",
+        "options": {"crd": {"estimator": "shared", "negatives": 32, "renormalize": [2]}},
+        "overrides": {"init_epochs": 1},
+    },
+    "forward": {
+        "method": "crd",
+        "options": {"crd": {"init": "forward", "critic": "infonce", "negatives": 32}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def few(images):
+    """Five batches of 40 and a test set."""
+    return [
+        ImageSet(data.images[:200], data.labels[:200], data.classes, data.mean, data.std)
+        for data in images
+    ]
+
+
+def distil(few, out, *, method="cktf+kd", overrides=None, **more):
+    torch.manual_seed(0)
+    teacher, student = Small(width=16), Small()
+    overrides = {"data.batch_size": 40} | (overrides or {})
+    return cktf.distill(
+        teacher, student, train=few[0], test=few[1], method=method, epochs=2, out=out,
+        show=False, overrides=overrides, **more,
+    )  # fmt: skip
+
+
+def records(folder):
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows_of(folder)]
+
+
+def last_state(folder):
+    path = max((folder / "checkpoints").glob("*.pt"))
+    return torch.load(path, weights_only=True)
+
+
+def same(a, b):
+    """Whether two states hold the same, but for times."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in TIMES)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, str) and a.startswith("["):
+        return [{k: v for k, v in r.items() if k not in TIMES} for r in json.loads(a)] == [
+            {k: v for k, v in r.items() if k not in TIMES} for r in json.loads(b)
+        ]
+    return a == b
+
+
+def stop_after(monkeypatch, steps):
+    """SIGTERM to this process, after so many steps of a run."""
+    step, done = Trainer._step, []
+
+    def counted(self, *args):
+        step(self, *args)
+        done.append(1)
+        if len(done) == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_goes_on_from_any_step(few, tmp_path, monkeypatch, name):
+    settings = METHODS[name]
+    whole = distil(few, tmp_path / "whole", **settings)
+    run, stops = None, 0
+    while run is None:
+        # Stops at every third step, so that each of the five in an epoch is met.
+        with monkeypatch.context() as patch:
+            stop_after(patch, 3)
+            try:
+                run = distil(few, tmp_path / "cut", resume=True, **settings)
+            except Interrupted:
+                stops += 1
+    assert stops == (5 if "ab" in name else 3)
+    assert equal(weights(whole), weights(run))
+    assert records(whole.folder) == records(run.folder)
+    assert same(last_state(whole.folder), last_state(run.folder))
+
+
+def test_an_evaluation_is_broken_off_and_done_again(few, tmp_path, monkeypatch):
+    whole = distil(few, tmp_path / "whole", method="kd")
+    evaluate, calls = Trainer.evaluate, []
+
+    def stopped(self, network, loader, between=None):
+        if between is not None and not calls:
+            calls.append(1)
+            os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(self, network, loader, between)
+
+    monkeypatch.setattr(Trainer, "evaluate", stopped)
+    with pytest.raises(Interrupted, match="SIGINT after step 5 of epoch 1; saved"):
+        distil(few, tmp_path / "cut", method="kd")
+    assert not rows_of(tmp_path / "cut")
+    run = distil(few, tmp_path / "cut", method="kd", resume=True)
+    assert equal(weights(whole), weights(run))
+    assert records(whole.folder) == records(run.folder)
+
+
+def test_the_clock_saves_within_an_epoch(few, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 4)
+    with pytest.raises(Interrupted):
+        distil(few, tmp_path / "run", method="kd", overrides={"checkpoint.minutes": 1e-9})
+    kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == [f"checkpoint-000000-{n:09d}.{kind}" for n in (3, 4) for kind in ("json", "pt")]
+
+
+def test_without_minutes_only_the_end_is_saved(few, tmp_path):
+    run = distil(few, tmp_path / "run", method="kd", overrides={"checkpoint.minutes": 0})
+    assert [p.name for p in (run.folder / "checkpoints").glob("*.pt")] == [
+        "checkpoint-000002-000000000.pt"
+    ]
+
+
+def test_the_record_comes_from_the_checkpoint(few, tmp_path, monkeypatch):
+    """Lines that were lost or are of epochs that are trained again do not matter."""
+    whole = distil(few, tmp_path / "whole", method="kd")
+    stop_after(monkeypatch, 7)
+    with pytest.raises(Interrupted):
+        distil(few, tmp_path / "cut", method="kd")
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    assert len(metrics.read_text().splitlines()) == 1
+    metrics.write_text('{"epoch": 9}\n{"epo')
+    run = distil(few, tmp_path / "cut", method="kd", resume=True)
+    assert records(whole.folder) == records(run.folder)
+
+
+class Draws(Dataset):
+    """A user's data set that draws at random from all three generators."""
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, position):
+        noise = torch.rand(1) + np.random.rand() + random.random()
+        return torch.full((3, 8, 8), float(noise)), position % 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_random_draws_of_a_data_set_go_on(workers):
+    loader = DatasetLoader(Draws(), 4, train=True, workers=workers, seed=3)
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    batches = loader.epoch(2)
+    first = [next(batches) for _ in range(3)]
+    state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    rest = list(batches)
+    torch.set_rng_state(state[0]), np.random.set_state(state[1]), random.setstate(state[2])
+    again = list(loader.epoch(2, start=3))
+    assert (len(first), len(rest), len(again)) == (3, 3, 3)
+    for a, b in zip(rest, again, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.index, b.index)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_batches_from_any_start(few, augment):
+    loader = MemoryLoader(few[0], 48, train=True, augment=augment, seed=5)
+    whole = list(loader.epoch(4))
+    for start in range(len(loader) + 1):
+        part = list(loader.epoch(4, start=start))
+        assert len(part) == len(whole) - start
+        for a, b in zip(whole[start:], part, strict=True):
+            assert torch.equal(a.images, b.images)
+            assert torch.equal(a.index, b.index)
+
+
+def test_two_runs_do_not_share_a_folder(few, tmp_path, monkeypatch):
+    step, found = Trainer._step, []
+
+    def second(self, *args):
+        step(self, *args)
+        if not found:
+            found.append(1)
+            with pytest.raises(RunFolderError, match=r"being written by another run \(process"):
+                distil(few, tmp_path / "run", method="kd", resume=True)
+
+    monkeypatch.setattr(Trainer, "_step", second)
+    distil(few, tmp_path / "run", method="kd")
+    assert found
+
+
+def test_the_folder_is_free_after_a_failure(few, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            distil(few, tmp_path / "run", method="kd")
+    assert distil(few, tmp_path / "run", method="kd").summary["epochs"] == 2
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(few, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        distil(few, tmp_path / "run", method="kd")
+    monkeypatch.undo()
+    with pytest.raises(RecipeError, match=r"differs in: optimizer\.lr"):
+        distil(few, tmp_path / "run", method="kd", resume=True, overrides={"optimizer.lr": 0.3})
+    # As if a recipe had been put in the folder by hand.
+    (tmp_path / "run" / "recipe.yaml").unlink()
+    with pytest.raises(cktf.errors.CheckpointError, match="saved under another recipe"):
+        distil(few, tmp_path / "run", method="kd", resume=True, overrides={"optimizer.lr": 0.3})
+
+
+def test_signals_are_heard_only_while_a_run_listens():
+    before = signal.getsignal(signal.SIGTERM)
+    with listening():
+        with listening():
+            assert asked_to_stop() is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert asked_to_stop() == "SIGTERM"
+        assert asked_to_stop() == "SIGTERM"
+    assert asked_to_stop() is None
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_in_another_thread_leaves_signals_alone():
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def run():
+        with listening():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [before]
