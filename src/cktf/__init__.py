@@ -10,10 +10,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from cktf import data, functional, models, objectives, taps
-    from cktf.workflows import Run, distill, evaluate, teach
+    from cktf.workflows import Run, distill, evaluate, probe, teach, transfer
 
 _MODULES = ("data", "functional", "models", "objectives", "taps")
-_FUNCTIONS = ("Run", "distill", "evaluate", "teach")
+_FUNCTIONS = ("Run", "distill", "evaluate", "probe", "teach", "transfer")
 
 __all__ = [
     "Run",
@@ -23,8 +23,10 @@ __all__ = [
     "functional",
     "models",
     "objectives",
+    "probe",
     "taps",
     "teach",
+    "transfer",
 ]
 
 

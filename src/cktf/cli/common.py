@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -15,7 +16,6 @@ import typer
 from cktf.errors import CktfError, Interrupted, RecipeError
 
 if TYPE_CHECKING:
-    from cktf.recipes import Recipe
     from cktf.workflows import Run
 
 P = ParamSpec("P")
@@ -133,6 +133,67 @@ def _how_to_continue(command: str, folder: Path) -> str:
     return f"Continue with: cktf {command} --resume {shlex.quote(str(folder))}{trust}"
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for.
+
+    Attributes:
+        fields: of the recipe, not yet checked.
+        out: the run folder.
+        continued: whether a run in it is continued.
+    """
+
+    fields: dict[str, Any]
+    out: Path | None
+    continued: bool
+
+
+def asked(
+    kind: str,
+    given: dict[str, Any],
+    *,
+    recipe: Path | None,
+    settings: list[str] | None,
+    out: Path | None,
+    resume: str | None,
+    trust_code: bool,
+) -> Asked:
+    """Put a recipe's fields together.
+
+    Args:
+        kind: `train`, `distill` or `transfer`.
+        given: values of command-line options by recipe field; None where not given.
+        recipe: a YAML file whose fields the options override.
+        settings: `field=value` assignments, which come last.
+        out: the run folder.
+        resume: `auto` or a run folder.
+        trust_code: whether code that the recipe names may run.
+    """
+    from cktf.recipes import assign, put, read_recipe, recipe_of, refuse_code
+
+    if resume is not None and resume != "auto":
+        if out is not None:
+            raise RecipeError(["--resume RUN continues in RUN itself; leave --out away."])
+        out = Path(resume)
+        recipe = recipe or recipe_of(out)
+    elif resume is not None:
+        if out is None:
+            raise RecipeError(["--resume auto continues what is in --out; give --out."])
+        if recipe is None and (out / "recipe.yaml").is_file():
+            recipe = out / "recipe.yaml"
+    fields: dict[str, Any] = {"kind": kind} if recipe is None else read_recipe(recipe)
+    if fields.setdefault("kind", kind) != kind:
+        raise RecipeError([f"kind: {recipe} says {fields['kind']!r}, and this is cktf {kind}."])
+    if recipe is not None and not trust_code:
+        # What is typed is the user's own word; what a file says may be a stranger's.
+        refuse_code({n: v for n, v in fields.items() if given.get(n) is None}, recipe)
+    for name, value in given.items():
+        if value is not None:
+            put(fields, name, str(value) if isinstance(value, Path) else value)
+    assign(fields, settings or [])
+    return Asked(fields, out, resume is not None)
+
+
 def train_from_options(
     kind: str,
     given: dict[str, Any],
@@ -144,61 +205,21 @@ def train_from_options(
     dry_run: bool,
     trust_code: bool,
 ) -> None:
-    """Put a recipe together, carry it out and say what came of it.
-
-    Args:
-        kind: `train` or `distill`.
-        given: values of command-line options by recipe field; None where not given.
-        recipe: a YAML file whose fields the options override.
-        settings: `field=value` assignments, which come last.
-        out: the run folder.
-        resume: `auto` or a run folder.
-        dry_run: only check, and print the recipe.
-        trust_code: whether code that the recipe names may run.
-    """
+    """Put a recipe together, carry it out and say what came of it; with `dry_run` only try it."""
     from cktf.cli.rehearsal import show_rehearsal
-    from cktf.recipes import recipe_of, to_yaml
+    from cktf.recipes import make_recipe, to_yaml
     from cktf.workflows import prepare, rehearse, run_recipe
 
-    continued = resume is not None
-    if resume is not None and resume != "auto":
-        if out is not None:
-            raise RecipeError(["--resume RUN continues in RUN itself; leave --out away."])
-        out = Path(resume)
-        recipe = recipe or recipe_of(out)
-    elif continued:
-        if out is None:
-            raise RecipeError(["--resume auto continues what is in --out; give --out."])
-        if recipe is None and (out / "recipe.yaml").is_file():
-            recipe = out / "recipe.yaml"
-    parsed = _recipe(kind, given, recipe, settings, trust_code)
+    wanted = asked(
+        kind, given, recipe=recipe, settings=settings, out=out, resume=resume,
+        trust_code=trust_code,
+    )  # fmt: skip
+    parsed = make_recipe(wanted.fields)
     if dry_run:
-        show_rehearsal(rehearse(parsed, prepare(parsed, out, resume=continued)[1]))
+        show_rehearsal(rehearse(parsed, prepare(parsed, wanted.out, resume=wanted.continued)[1]))
         print(to_yaml(parsed), end="")
         return
-    report(run_recipe(parsed, out, resume=continued))
-
-
-def _recipe(
-    kind: str,
-    given: dict[str, Any],
-    recipe: Path | None,
-    settings: list[str] | None,
-    trust_code: bool,
-) -> "Recipe":
-    from cktf.recipes import assign, make_recipe, put, read_recipe, refuse_code
-
-    fields: dict[str, Any] = {"kind": kind} if recipe is None else read_recipe(recipe)
-    if fields.setdefault("kind", kind) != kind:
-        raise RecipeError([f"kind: {recipe} says {fields['kind']!r}, and this is cktf {kind}."])
-    if recipe is not None and not trust_code:
-        # What is typed is the user's own word; what a file says may be a stranger's.
-        refuse_code({n: v for n, v in fields.items() if given.get(n) is None}, recipe)
-    for name, value in given.items():
-        if value is not None:
-            put(fields, name, str(value) if isinstance(value, Path) else value)
-    assign(fields, settings or [])
-    return make_recipe(fields)
+    report(run_recipe(parsed, wanted.out, resume=wanted.continued))
 
 
 def report(run: "Run") -> None:

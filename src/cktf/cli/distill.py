@@ -32,29 +32,34 @@ EmbeddingOption = Annotated[
     typer.Option(metavar="PATH", help="What its classifier reads, as head:input; else found."),
 ]
 
+TeacherOption = Annotated[
+    str | None, typer.Option("--teacher", help="A run folder, a file of weights, or a network.")
+]
+TeacherWeightsOption = Annotated[
+    str | None, typer.Option("--teacher-weights", help="A file, for a teacher by name.")
+]
+StudentOption = Annotated[
+    str | None,
+    typer.Option(
+        "--student",
+        help="A network: cktf models, timm:NAME, torchvision:NAME, file.py:function.",
+    ),
+]
+MethodOption = Annotated[
+    str | None, typer.Option("--method", help="Names joined by +: see cktf methods.")
+]
+
 
 @reports_errors
 def distill(
-    teacher: Annotated[
-        str | None, typer.Option("--teacher", help="A run folder, a file of weights, or a network.")
-    ] = None,
-    teacher_weights: Annotated[
-        str | None, typer.Option("--teacher-weights", help="A file, for a teacher by name.")
-    ] = None,
-    student: Annotated[
-        str | None,
-        typer.Option(
-            "--student",
-            help="A network: cktf models, timm:NAME, torchvision:NAME, file.py:function.",
-        ),
-    ] = None,
+    teacher: TeacherOption = None,
+    teacher_weights: TeacherWeightsOption = None,
+    student: StudentOption = None,
     student_taps: TapsOption = None,
     teacher_taps: TapsOption = None,
     student_embedding: EmbeddingOption = None,
     teacher_embedding: EmbeddingOption = None,
-    method: Annotated[
-        str | None, typer.Option("--method", help="Names joined by +: see cktf methods.")
-    ] = None,
+    method: MethodOption = None,
     data: DataOption = None,
     unlabeled: Annotated[
         str | None,

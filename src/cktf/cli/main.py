@@ -9,9 +9,11 @@ from cktf.cli.distill import distill
 from cktf.cli.evaluate import evaluate
 from cktf.cli.inspect import inspect
 from cktf.cli.lists import datasets, methods, models
+from cktf.cli.probe import probe
 from cktf.cli.quickstart import quickstart
 from cktf.cli.rehearsal import FORWARDED, doctor
 from cktf.cli.train import train
+from cktf.cli.transfer import transfer
 
 app = typer.Typer(
     name="cktf",
@@ -38,7 +40,10 @@ def options(
     """Train a small classifier from a large one, by contrastive knowledge transfer."""
 
 
-for command in (quickstart, train, distill, evaluate, inspect, models, methods, datasets):
+COMMANDS = (
+    quickstart, train, distill, transfer, probe, evaluate, inspect, models, methods, datasets,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 app.command(context_settings=FORWARDED)(doctor)
 

@@ -10,6 +10,7 @@ from cktf.recipes.build import (
     loader_of_test,
 )
 from cktf.recipes.files import (
+    AnyRecipe,
     assign,
     code_named,
     decisive,
@@ -30,11 +31,20 @@ from cktf.recipes.networks import (
     new_network,
     teacher_file,
 )
-from cktf.recipes.schema import CUSTOM, DistillRecipe, Recipe, TrainRecipe, TransferRecipe
+from cktf.recipes.schema import (
+    CUSTOM,
+    DataSection,
+    DistillRecipe,
+    Recipe,
+    TrainRecipe,
+    TransferRecipe,
+)
 
 __all__ = [
     "CUSTOM",
+    "AnyRecipe",
     "Data",
+    "DataSection",
     "DistillRecipe",
     "Problems",
     "Recipe",

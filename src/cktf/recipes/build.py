@@ -133,6 +133,11 @@ def _without_labels(recipe: Recipe) -> Iterator[str]:
         for name in sorted(named & METHODS.keys()):
             if "labels" in METHODS[name].reads:
                 yield f"method: {name} needs labels, and there are none. Leave it out."
+        if named and all(n in METHODS and METHODS[n].objective.only_initialises for n in named):
+            yield (
+                f"method: {' and '.join(sorted(named))} only initialise the student, and without "
+                "labels nothing is left to train it on. Add a method such as cktf."
+            )
     for field in ("validation", "per_class"):
         if getattr(recipe.data, field):
             yield f"data.{field}: goes by labels, and there are none."

@@ -135,6 +135,10 @@ def make_recipe(fields: Mapping[str, Any]) -> Recipe:
     return _validated(_KINDS[kind], fields)
 
 
+# What holds for the labelled images too, of whatever data set, where nothing else is said.
+_SHARED = ("dir", "image_size", "channels", "skip_broken", "augment")
+
+
 def make_transfer(fields: Mapping[str, Any]) -> TransferRecipe:
     """Check the form of all fields of a transfer.
 
@@ -147,9 +151,10 @@ def make_transfer(fields: Mapping[str, Any]) -> TransferRecipe:
     data, labeled = given.setdefault("data", {}), given.setdefault("labeled", {})
     if isinstance(data, dict) and isinstance(labeled, dict):
         data["labels"] = False
-        for name, value in data.items():
-            if name not in ("labels", "workers", "batch_size"):
-                labeled.setdefault(name, value)
+        other = labeled.get("name", data.get("name")) != data.get("name")
+        for name in _SHARED if other else (*_SHARED, "name", "classes"):
+            if name in data:
+                labeled.setdefault(name, data[name])
     return _validated(TransferRecipe, given)
 
 
@@ -206,6 +211,8 @@ def located(recipe: AnyRecipe) -> AnyRecipe:
 _FREE = (
     "data.dir",
     "data.workers",
+    "labeled.dir",
+    "labeled.workers",
     "runtime.device",
     "runtime.on_nonfinite",
     "checkpoint.epochs",
@@ -213,7 +220,7 @@ _FREE = (
 )
 
 
-def decisive(recipe: Recipe) -> dict[str, Any]:
+def decisive(recipe: AnyRecipe) -> dict[str, Any]:
     """Fields by dotted name, without those that do not change the result."""
     flat: dict[str, Any] = {}
     for name, value in located(recipe).model_dump().items():

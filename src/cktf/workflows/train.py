@@ -1,7 +1,6 @@
 """Teach a network on labels, or distil a student from a teacher: recipe in, run folder out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,18 +14,16 @@ from cktf.errors import RecipeError, RunFolderError
 from cktf.models import Normalized
 from cktf.recipes import (
     CUSTOM,
+    AnyRecipe,
     Data,
     DistillRecipe,
     Recipe,
     Teacher,
     TrainRecipe,
-    build_data,
     check,
-    custom_loader,
     decisive,
     going_on_from,
     load_teacher,
-    loader_of_test,
     make_recipe,
     new_network,
     put,
@@ -34,6 +31,7 @@ from cktf.recipes import (
 )
 from cktf.taps import evaluating
 from cktf.workflows.inspection import find_paths
+from cktf.workflows.objects import Objects, absent, data_of
 from cktf.workflows.run import Parts, Run, execute
 
 T = TypeVar("T")
@@ -71,7 +69,7 @@ def teach(
         CktfError: a mistake that can be mended; the message says how.
     """
     model, compiled = _plain(model)
-    fields: dict[str, Any] = {"kind": "train", "model": _name(model)} | compiled
+    fields: dict[str, Any] = {"kind": "train", "model": name_of(model)} | compiled
     recipe = _recipe(fields, train, epochs, seed, overrides)
     return run_recipe(recipe, out, student=model, train=train, test=test, resume=resume, show=show)
 
@@ -121,8 +119,8 @@ def distill(
     student, student_compiled = _plain(student)
     fields: dict[str, Any] = {
         "kind": "distill",
-        "teacher": _name(teacher),
-        "student": _name(student),
+        "teacher": name_of(teacher),
+        "student": name_of(student),
         "method": method,
         "options": {name: dict(values) for name, values in (options or {}).items()},
         **teacher_compiled,
@@ -152,7 +150,8 @@ def _plain(network: T) -> tuple[T, dict[str, Any]]:
     return (network, {}) if inner is None else (inner, {"runtime": {"compile": True}})
 
 
-def _name(network: nn.Module | str | Path) -> str:
+def name_of(network: nn.Module | str | Path) -> str:
+    """What a recipe calls a network."""
     return CUSTOM if isinstance(network, nn.Module) else str(network)
 
 
@@ -191,16 +190,6 @@ def run_recipe(
     return execute(recipe, parts, run, show)
 
 
-@dataclass(frozen=True)
-class Objects:
-    """What stands in for the names in a recipe: only what is not a name counts."""
-
-    teacher: nn.Module | str | Path | None = None
-    student: nn.Module | str | None = None
-    train: Any = None
-    test: Any = None
-
-
 def prepare(
     recipe: Recipe,
     out: str | Path | None = None,
@@ -215,16 +204,16 @@ def prepare(
     """
     objects = objects or Objects()
     problems = check(recipe)
-    problems.found += _absent(recipe, objects)
-    run = RunFolder(_folder(recipe) if out is None else Path(out))
+    problems.found += absent(recipe, objects)
+    run = RunFolder(folder_of(recipe) if out is None else Path(out))
     with problems.collect("out"):
         run.check(resume=resume)
-        if resume:
-            _check_same(recipe, run)
+        if resume and run.recipe.exists():
+            check_same(recipe, make_recipe(read_recipe(run.recipe)), run)
     data: Data | None = None
     if not (problems.about("data") or problems.about("train")):
         with problems.collect("data"):
-            data = _data(recipe, objects)
+            data = data_of(recipe.data, recipe.seed, objects)
     teacher: Teacher | None = None
     if isinstance(recipe, DistillRecipe) and not problems.about("teacher"):
         with problems.collect("teacher"):
@@ -240,11 +229,13 @@ def prepare(
     return run, Parts(student, teacher.network, name, teacher.name, data, note=teacher.note)
 
 
-def _check_same(recipe: Recipe, run: RunFolder) -> None:
-    """A run is continued with the recipe that it was started with."""
-    if not run.recipe.exists():
-        return
-    before, now = decisive(make_recipe(read_recipe(run.recipe))), decisive(recipe)
+def check_same(recipe: AnyRecipe, started: AnyRecipe, run: RunFolder) -> None:
+    """A run is continued with the recipe that it was started with.
+
+    Raises:
+        RunFolderError: it differs.
+    """
+    before, now = decisive(started), decisive(recipe)
     changed = sorted(n for n in before.keys() | now.keys() if before.get(n) != now.get(n))
     if changed:
         raise RunFolderError(
@@ -253,68 +244,19 @@ def _check_same(recipe: Recipe, run: RunFolder) -> None:
         )
 
 
-def _absent(recipe: Recipe, objects: Objects) -> list[str]:
-    """Where the recipe says `custom` and no object was given."""
-    said = {"train": recipe.data.name}
-    if isinstance(recipe, DistillRecipe):
-        said |= {"teacher": recipe.teacher, "student": recipe.student}
-    else:
-        said |= {"student": recipe.model}
-    problems = [
-        f"{name}: the recipe says {CUSTOM!r}, an object made in Python. Pass it to cktf.distill or "
-        "cktf.teach, or name another."
-        for name, value in said.items()
-        if value == CUSTOM and isinstance(getattr(objects, name), str | Path | None)
-    ]
-    if recipe.data.name != CUSTOM and objects.test is not None:
-        problems.append(f"test: {recipe.data.name} brings its own test images. Leave test away.")
-    for name in ("train", "test"):
-        value = getattr(objects, name)
-        given = recipe.data.name == CUSTOM and value is not None and not isinstance(value, str)
-        if given and not (hasattr(value, "__len__") and len(value)):
-            problems.append(
-                f"{name}: a map-style data set has a length above 0; given {type(value).__name__}."
-            )
-    if objects.test is not None and not recipe.data.labels:
-        problems.append(
-            "test: without labels the student does not learn to tell classes. Measure its features "
-            "with cktf.probe."
-        )
-    if isinstance(objects.test, str) and recipe.data.name == CUSTOM:
-        problems.append("test: give a data set, as for train, not the name of one.")
-    return problems
-
-
-def _folder(recipe: Recipe) -> Path:
+def folder_of(recipe: Recipe, kind: str = "") -> Path:
     """A folder of its own for a run that was given none."""
     if isinstance(recipe, DistillRecipe):
         name = f"{recipe.student}-{recipe.method}"
     else:
         name = recipe.model
+    name = f"{name}-{kind}" if kind else name
     stem = f"{name}-{recipe.data.name}-seed{recipe.seed}".replace(":", "=").replace("/", "-")
     number, path = 1, Path("runs") / stem
     while path.exists():
         number += 1
         path = Path("runs") / f"{stem}-{number}"
     return path
-
-
-def _data(recipe: Recipe, objects: Objects) -> Data:
-    section, seed, train, test = recipe.data, recipe.seed, objects.train, objects.test
-    if section.name != CUSTOM:
-        return build_data(section, seed)
-    if isinstance(train, ImageSet) and not section.labels:
-        train = train.unlabelled()
-    named = isinstance(train, ImageSet) and train.labelled
-    return Data(
-        train=custom_loader(train, section, seed),
-        test=None if test is None else loader_of_test(test, section.workers),
-        raw_train=train,
-        raw_test=test,
-        name=train.name if isinstance(train, ImageSet) else CUSTOM,
-        classes=tuple(train.classes) if named else None,
-        labelled=section.labels,
-    )
 
 
 def _teacher(recipe: DistillRecipe, objects: Objects, data: Data | None) -> Teacher:

@@ -9,16 +9,18 @@ import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from cktf.data import Loader, few_per_class
-from cktf.engine import Training, accelerator, autocast_dtype, place
+from cktf.engine import RunFolder, Training, accelerator, autocast_dtype, place
 from cktf.errors import DataError, ModelError, RecipeError
-from cktf.recipes import loader_of_test
+from cktf.recipes import TrainRecipe, build_data, check, load_teacher, loader_of_test
 from cktf.taps import Tap, evaluating, name_of
+from cktf.workflows.curve import CURVE, draw_curve
 from cktf.workflows.inspection import find_paths
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ def fit_classifier(data: Embedded, seed: int = 0) -> LinearClassifier:
     mean, std = data.features.mean(0), data.features.std(0, unbiased=False)
     # A feature that never changes tells nothing.
     scale = torch.where(std > 0, 1 / std.clamp_min(1e-12), 0)
-    scaled = ((data.features - mean) * scale).double().numpy()
+    scaled = ((data.features - mean) * scale).numpy()
     model, strength = _regression(scaled, data.labels.numpy(), fewest, seed)
     weight = torch.from_numpy(model.coef_).float()
     bias = torch.from_numpy(model.intercept_).float()
@@ -163,11 +165,13 @@ class Probed:
         labels: of each class, in each point; None for all.
         top1: in per cent, for each point one of each draw.
         classifier: of the last point's first draw.
+        test_images: how many it was tested on.
     """
 
     labels: list[int | None]
     top1: list[list[float]]
     classifier: LinearClassifier
+    test_images: int
 
     @property
     def final(self) -> float:
@@ -237,7 +241,7 @@ def probe_features(
         [fit_classifier(labeled.take(draw), seed) for draw in choice.draws] for choice in choices
     ]
     top1 = [[classifier.accuracy(test) for classifier in point] for point in fitted]
-    return Probed([choice.labels for choice in choices], top1, fitted[-1][0])
+    return Probed([choice.labels for choice in choices], top1, fitted[-1][0], len(test.labels))
 
 
 def probe(
@@ -270,6 +274,42 @@ def probe(
     return probe_features(fitted, tested, choices, seed)
 
 
+def probe_run(
+    recipe: TrainRecipe, labels_per_class: Sequence[int], draws: int, out: Path
+) -> Probed:
+    """Probe the network that a recipe goes on from, on the data that it names.
+
+    Args:
+        recipe: of training a classifier on frozen features, which is not done here.
+        labels_per_class: numbers of labels, each a point of a curve; empty for all labels.
+        draws: random choices of labels at each point.
+        out: a folder for `summary.json` and the plot.
+
+    Raises:
+        RecipeError: everything that is wrong with it.
+    """
+    problems = check(recipe)
+    with problems.collect("out"):
+        RunFolder(out).check(resume=True)
+    problems.stop_if_any()
+    data = build_data(recipe.data.model_copy(update={"batch_size": 2}), recipe.seed)
+    network = load_teacher(recipe.model, None, data.raw_train).network
+    runtime = {n: getattr(recipe.runtime, n) for n in ("device", "precision", "channels_last")}
+    found = probe(
+        network, labeled=data.raw_train, test=data.raw_test, labels_per_class=labels_per_class,
+        draws=draws, seed=recipe.seed, runtime=runtime,
+    )  # fmt: skip
+    summary = {
+        "network": recipe.model, "dataset": data.name, "seed": recipe.seed,
+        "test_top1": found.final, "test_images": found.test_images, "points": found.points(),
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    if len(found.labels) > 1:
+        draw_curve({"features": found.points()}, {}, out / CURVE)
+    RunFolder(out).write_summary(summary)
+    return found
+
+
 def classifying(network: nn.Module, classifier: LinearClassifier, images: Tensor) -> nn.Module:
     """The network with a linear classifier in the place of its own; changed in place.
 
@@ -281,18 +321,11 @@ def classifying(network: nn.Module, classifier: LinearClassifier, images: Tensor
     Raises:
         ModelError: something follows the classifier.
     """
-    path = find_paths(network, images).embedding.removesuffix(":input")
-    parent, _, name = path.rpartition(".")
-    old = network.get_submodule(path)
-    classes, width = classifier.weight.shape
-    new: nn.Linear | nn.Conv2d = nn.Linear(width, classes)
-    if isinstance(old, nn.Conv2d):
-        new = nn.Conv2d(width, classes, 1)
+    new = new_classifier(network, len(classifier.bias), images)
     with torch.no_grad():
         new.weight.copy_(classifier.weight.view_as(new.weight))
         assert new.bias is not None
         new.bias.copy_(classifier.bias)
-    setattr(network.get_submodule(parent), name, new.to(images.device))
     with evaluating(network), torch.no_grad():
         features = Tap(network, find_paths(network, images), ["embedding"])(images)
     assert features.embedding is not None
@@ -304,3 +337,24 @@ def classifying(network: nn.Module, classifier: LinearClassifier, images: Tensor
             "trains=classifier."
         )
     return network
+
+
+def new_classifier(network: nn.Module, classes: int, images: Tensor) -> nn.Linear | nn.Conv2d:
+    """Put a fresh classifier of so many classes in the place of a network's own.
+
+    Args:
+        network: changed in place.
+        classes: logits of the new one.
+        images: [B, C, H, W], an example by which its place is found.
+    """
+    path = find_paths(network, images).embedding.removesuffix(":input")
+    parent, _, name = path.rpartition(".")
+    old = network.get_submodule(path)
+    assert isinstance(old, nn.Linear | nn.Conv2d)
+    new: nn.Linear | nn.Conv2d
+    if isinstance(old, nn.Conv2d):
+        new = nn.Conv2d(old.in_channels, classes, 1)
+    else:
+        new = nn.Linear(old.in_features, classes)
+    setattr(network.get_submodule(parent), name, new.to(images.device))
+    return new

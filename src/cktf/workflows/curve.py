@@ -1,0 +1,49 @@
+"""The plot of a label curve."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cktf.errors import RecipeError
+
+CURVE = "curve.png"
+
+
+def draw_curve(
+    points: Mapping[str, Sequence[Mapping[str, Any]]], levels: Mapping[str, float], path: Path
+) -> None:
+    """Accuracy over labels of each class, a line with its spread for each network.
+
+    Args:
+        points: for each line `labels_per_class`, `mean` and `sd` of its points, as `Probed.points`
+            gives them.
+        levels: accuracies with the most labels, each a mark there.
+        path: a file that matplotlib knows how to write, such as .png or .svg.
+
+    Raises:
+        RecipeError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RecipeError(["A plot needs matplotlib: pip install 'cktf[transfer]'."]) from error
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    # Without pyplot: no window, and nothing of the user's own figures is touched.
+    FigureCanvasAgg(figure)
+    axis = figure.add_subplot()
+    counts: list[int] = []
+    for name, line in points.items():
+        counts = [point["labels_per_class"] for point in line]
+        means, spread = [p["mean"] for p in line], [p["sd"] or 0.0 for p in line]
+        axis.errorbar(counts, means, spread, fmt="o-", markersize=4, capsize=3, label=name)
+    for name, level in levels.items():
+        axis.plot(counts[-1:], [level], "k*", markersize=9, label=name)
+    axis.set_xscale("log")
+    axis.set_xticks(counts, [str(count) for count in counts])
+    axis.xaxis.minorticks_off()
+    axis.set_xlabel("labels of each class")
+    axis.set_ylabel("top-1 on the test images, %")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="best")
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,94 @@
+"""Objects made in Python, where a recipe says `custom`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cktf.data import ImageSet
+from cktf.recipes import (
+    CUSTOM,
+    Data,
+    DataSection,
+    DistillRecipe,
+    Recipe,
+    build_data,
+    custom_loader,
+    loader_of_test,
+)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What stands in for the names in a recipe: only what is not a name counts."""
+
+    teacher: nn.Module | str | Path | None = None
+    student: nn.Module | str | None = None
+    train: Any = None
+    test: Any = None
+
+
+def absent(recipe: Recipe, objects: Objects) -> list[str]:
+    """Where the recipe says `custom` and no object was given, or one that does not fit."""
+    if isinstance(recipe, DistillRecipe):
+        said = {"teacher": recipe.teacher, "student": recipe.student}
+    else:
+        said = {"student": recipe.model}
+    return [
+        *(_missing(n) for n, value in said.items() if _is_missing(value, getattr(objects, n))),
+        *absent_data(recipe.data, objects),
+    ]
+
+
+def absent_data(section: DataSection, objects: Objects) -> list[str]:
+    """Likewise of the images."""
+    custom = section.name == CUSTOM
+    problems = [_missing("train")] if _is_missing(section.name, objects.train) else []
+    if not custom and objects.test is not None:
+        problems.append(f"test: {section.name} brings its own test images. Leave test away.")
+    for name in ("train", "test"):
+        value = getattr(objects, name)
+        given = custom and value is not None and not isinstance(value, str)
+        if given and not (hasattr(value, "__len__") and len(value)):
+            problems.append(
+                f"{name}: a map-style data set has a length above 0; given {type(value).__name__}."
+            )
+    if objects.test is not None and not section.labels:
+        problems.append(
+            "test: without labels the student does not learn to tell classes. Measure its features "
+            "with cktf.probe."
+        )
+    if isinstance(objects.test, str) and custom:
+        problems.append("test: give a data set, as for train, not the name of one.")
+    return problems
+
+
+def _is_missing(said: str, value: Any) -> bool:
+    return said == CUSTOM and isinstance(value, str | Path | None)
+
+
+def _missing(name: str) -> str:
+    return (
+        f"{name}: the recipe says {CUSTOM!r}, an object made in Python. Pass it to cktf.distill or "
+        "cktf.teach, or name another."
+    )
+
+
+def data_of(section: DataSection, seed: int, objects: Objects) -> Data:
+    """The images that a recipe names, or the objects that stand in for them."""
+    train, test = objects.train, objects.test
+    if section.name != CUSTOM:
+        return build_data(section, seed)
+    if isinstance(train, ImageSet) and not section.labels:
+        train = train.unlabelled()
+    named = isinstance(train, ImageSet) and train.labelled
+    return Data(
+        train=custom_loader(train, section, seed),
+        test=None if test is None else loader_of_test(test, section.workers),
+        raw_train=train,
+        raw_test=test,
+        name=train.name if isinstance(train, ImageSet) else CUSTOM,
+        classes=tuple(train.classes) if named else None,
+        labelled=section.labels,
+    )

@@ -1,0 +1,340 @@
+"""Transfer learning without labels: distil on unlabelled images, then classify on few labels.
+
+Source: Zhao, Chen, Zhao, "A Contrastive Knowledge Transfer Framework for Model Compression and
+Transfer Learning", ICASSP 2023, Figure 2. What the student's features are worth is measured beside
+the teacher's own, those of the student before it learnt anything (the floor), and a student that is
+trained from scratch on the labels alone. The student that counts is the last epoch's: nothing is
+chosen by labels.
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from cktf.data import ImageSet, labels_of
+from cktf.engine import RunFolder, announce, write_atomically
+from cktf.errors import Interrupted, RecipeError, RunFolderError
+from cktf.models import Normalized, load_weights, resize_classifier, save_network
+from cktf.recipes import (
+    CUSTOM,
+    Data,
+    Problems,
+    TrainRecipe,
+    TransferRecipe,
+    custom_loader,
+    loader_of_test,
+    located,
+    make_transfer,
+    new_network,
+    put,
+    read_recipe,
+    to_yaml,
+)
+from cktf.workflows.curve import CURVE, draw_curve
+from cktf.workflows.objects import Objects, absent_data, data_of
+from cktf.workflows.probing import (
+    Choice,
+    Probed,
+    choose,
+    classifying,
+    embed,
+    new_classifier,
+    probe_features,
+)
+from cktf.workflows.run import Parts, Run, assemble, execute
+from cktf.workflows.train import check_same, folder_of, name_of, prepare
+
+_MOST_SCRATCH_EPOCHS = 200
+TEACHER, STUDENT, SCRATCH, FLOOR = "teacher", "student", "scratch", "floor"
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """A finished transfer.
+
+    Attributes:
+        folder: where everything is.
+        student: the network with its classifier of the labelled images' classes.
+        summary: what summary.json holds.
+    """
+
+    folder: Path
+    student: nn.Module
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A transfer that can be carried out.
+
+    Attributes:
+        recipe: of the whole.
+        run: its folder.
+        parts: networks and unlabelled images.
+        untrained: the student as it is before it learns anything.
+        labelled: images to probe with and to test on.
+        choices: which of them are used, for each point of the curve.
+    """
+
+    recipe: TransferRecipe
+    run: RunFolder
+    parts: Parts
+    untrained: nn.Module
+    labelled: Data
+    choices: list[Choice]
+
+
+def transfer(
+    teacher: nn.Module | str | Path,
+    student: nn.Module | str,
+    *,
+    unlabeled: Any,
+    labeled: Any = None,
+    test: Any = None,
+    method: str = "cktf",
+    epochs: int = 30,
+    labels_per_class: Sequence[int] = (),
+    draws: int = 5,
+    out: str | Path | None = None,
+    seed: int = 0,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    show: bool = True,
+) -> Transferred:
+    """Train a student on images without labels, and measure its features on few labels.
+
+    Args:
+        teacher: any trained module, a run folder, a weights file, or a network with weights.
+        student: any module, or the name of a network.
+        unlabeled: images whose labels are not read, if they have any: a data set of images, of
+            `(image, anything)`, or a name.
+        labeled: images for the probes: a data set of `(image, label)`, or a name; by default those
+            of the data set that `unlabeled` names.
+        test: a data set to test on; comes with a named one.
+        method: names joined by `+`, none of which needs labels.
+        epochs: passes over the unlabelled images.
+        labels_per_class: numbers of labels, each a point of a curve; empty for all labels.
+        draws: random choices of labels at each point.
+        out: the run folder; by default a new one in `runs/`.
+        seed: of everything random.
+        options: for a method in the string, its options.
+        overrides: any field of the recipe by dotted name: `{"labeled.classes": ["cat", "dog"]}`.
+        resume: continue the transfer that is in `out`, if there is one.
+        show: whether progress is shown.
+
+    Raises:
+        CktfError: a mistake that can be mended; the message says how.
+    """
+    fields: dict[str, Any] = {
+        "kind": "transfer", "teacher": name_of(teacher), "student": name_of(student),
+        "method": method, "options": {n: dict(values) for n, values in (options or {}).items()},
+        "epochs": epochs, "seed": seed, "labels_per_class": list(labels_per_class), "draws": draws,
+        "data": {"name": unlabeled if isinstance(unlabeled, str) else CUSTOM},
+    }  # fmt: skip
+    if labeled is not None:
+        put(fields, "labeled.name", labeled if isinstance(labeled, str) else CUSTOM)
+    if isinstance(test, str):
+        put(fields, "labeled.test", test)
+        test = None
+    for name, value in (overrides or {}).items():
+        put(fields, name, value)
+    objects = Objects(teacher, student, unlabeled), Objects(train=labeled, test=test)
+    planned = plan(make_transfer(fields), out, *objects, resume=resume)
+    return carry_out(planned, show=show)
+
+
+def plan(
+    recipe: TransferRecipe,
+    out: str | Path | None = None,
+    objects: Objects | None = None,
+    labelled: Objects | None = None,
+    *,
+    resume: bool = False,
+) -> Planned:
+    """Make sure that all of a transfer can be carried out; nothing is written.
+
+    Args:
+        recipe: of the whole.
+        out: the run folder.
+        objects: what stands in for teacher, student and unlabelled images.
+        labelled: what stands in for the labelled images and those for the test.
+        resume: continue what is there.
+
+    Raises:
+        RecipeError: everything that is wrong with it.
+    """
+    distilling, problems = recipe.distilling(), Problems()
+    run = RunFolder(folder_of(distilling, "transfer") if out is None else Path(out))
+    with problems.collect("out"):
+        _check_folder(recipe, run, resume)
+    parts: Parts | None = None
+    data: Data | None = None
+    choices: list[Choice] = []
+    with problems.collect():
+        parts = prepare(distilling, run.path / STUDENT, objects, resume=resume)[1]
+    with problems.collect("labeled"):
+        data = _labelled(recipe, labelled or Objects())
+        labels = labels_of(data.raw_train)
+        choices = choose(labels, recipe.labels_per_class, recipe.draws, recipe.seed)
+    problems.stop_if_any()
+    assert parts is not None and data is not None
+    return Planned(recipe, run, parts, copy.deepcopy(parts.student), data, choices)
+
+
+def _labelled(recipe: TransferRecipe, objects: Objects) -> Data:
+    # Any number of labels will do: the batches of training from scratch are made later.
+    section = recipe.labeled.model_copy(update={"batch_size": 2})
+    problems = Problems()
+    problems.found += absent_data(section, objects)
+    problems.stop_if_any()
+    data = data_of(section, recipe.seed, objects)
+    if data.test is None or not data.labelled:
+        raise RecipeError(["a probe needs labelled images, and others to test on: give test."])
+    return data
+
+
+def _check_folder(recipe: TransferRecipe, run: RunFolder, resume: bool) -> None:
+    run.check(resume=resume)
+    if run.recipe.exists():
+        if not resume:
+            raise RunFolderError(
+                f"{run.path} already holds a run. Choose another --out, or continue it with "
+                "--resume auto."
+            )
+        check_same(recipe, make_transfer(read_recipe(run.recipe)), run)
+
+
+def carry_out(planned: Planned, *, show: bool = True) -> Transferred:
+    """Carry out a transfer; what is done already is not done again.
+
+    Raises:
+        CktfError: networks, data and method do not fit; nothing was trained then.
+        Interrupted: a signal asked it to stop; it can be continued.
+    """
+    try:
+        return _carry_out(planned, show)
+    except Interrupted as stopped:
+        # One of its runs was stopped; what is continued is the whole.
+        raise Interrupted(str(stopped), planned.run.path) from stopped
+
+
+def _carry_out(planned: Planned, show: bool) -> Transferred:
+    recipe, run, parts = planned.recipe, planned.run, planned.parts
+    distilling = recipe.distilling()
+    if not run.finished:
+        assemble(distilling, parts)
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(run.recipe, to_yaml(located(recipe)).encode())
+    distilled = execute(distilling, parts, RunFolder(run.path / STUDENT), show)
+    if run.finished:
+        return _read(planned, distilled.student)
+    scratch = _scratch(planned, show)
+    assert parts.teacher is not None
+    networks = {TEACHER: parts.teacher, STUDENT: distilled.student, FLOOR: planned.untrained}
+    probed = _probe(planned, networks, show)
+    summary = _summary(planned, distilled, scratch, probed)
+    found = summary["points"]
+    if len(planned.choices) > 1:
+        draw_curve(found, {SCRATCH: scratch.summary["test_top1"]}, run.path / CURVE)
+    student = classifying(distilled.student, probed[STUDENT].classifier, _example(planned))
+    count = len(probed[STUDENT].classifier.bias)
+    classes = planned.labelled.classes or tuple(f"class {c}" for c in range(count))
+    save_network(
+        student, run.weights, name=parts.student_name, classes=classes,
+        dataset=planned.labelled.name,
+    )  # fmt: skip
+    run.write_summary(summary)
+    return Transferred(run.path, student, summary)
+
+
+def _example(planned: Planned) -> Tensor:
+    """Two images by which a network's classifier is found."""
+    return next(iter(planned.labelled.train.epoch(1))).images[:2]
+
+
+def _read(planned: Planned, student: nn.Module) -> Transferred:
+    """A transfer that is finished already, with the probe's classifier in the student."""
+    summary = json.loads(planned.run.summary.read_text())
+    new_classifier(student, summary["classes"], _example(planned))
+    load_weights(
+        student.network if isinstance(student, Normalized) else student, planned.run.weights
+    )
+    return Transferred(planned.run.path, student.eval(), summary)
+
+
+def _summary(
+    planned: Planned, distilled: Run, scratch: Run, probed: Mapping[str, Probed]
+) -> dict[str, Any]:
+    data = planned.parts.data
+    return distilled.summary | {
+        "unlabeled": data.name,
+        "unlabeled_images": data.train.samples,
+        "labeled": planned.labelled.name,
+        "classes": len(probed[STUDENT].classifier.bias),
+        "test_images": len(planned.labelled.raw_test),
+        "test_top1": probed[STUDENT].final,
+        "scratch_top1": scratch.summary["test_top1"],
+        "scratch_epochs": scratch.summary["epochs"],
+        **{f"{name}_probe_top1": found.final for name, found in probed.items()},
+        "points": {name: found.points() for name, found in probed.items()},
+    }
+
+
+def _few(data: Any, positions: Any) -> Any:
+    """Some images of a data set."""
+    return data.subset(positions) if isinstance(data, ImageSet) else Subset(data, positions)
+
+
+def _probe(planned: Planned, networks: Mapping[str, nn.Module], show: bool) -> dict[str, Probed]:
+    """Probe networks on the same labels; only those that some choice has are looked at."""
+    drawn = [draw for choice in planned.choices for draw in choice.draws]
+    needed = torch.unique(torch.cat(drawn))
+    choices = [
+        replace(choice, draws=[torch.searchsorted(needed, draw) for draw in choice.draws])
+        for choice in planned.choices
+    ]
+    assert planned.labelled.test is not None
+    loaders = loader_of_test(_few(planned.labelled.raw_train, needed)), planned.labelled.test
+    found, training = {}, planned.recipe.training()
+    for name, network in networks.items():
+        announce(f"probing the {name}'s features", show)
+        fitted, tested = (embed(network, loader, training) for loader in loaders)
+        found[name] = probe_features(fitted, tested, choices, planned.recipe.seed)
+    return found
+
+
+def _scratch(planned: Planned, show: bool) -> Run:
+    """The same student on the most labels alone, for as many steps."""
+    recipe, labelled = planned.recipe, planned.labelled
+    chosen = planned.choices[-1]
+    few = _few(labelled.raw_train, chosen.draws[0])
+    update: dict[str, Any] = {"batch_size": min(recipe.data.batch_size, len(few))}
+    if recipe.labeled.name != CUSTOM:
+        update["per_class"] = chosen.labels
+    section = recipe.labeled.model_copy(update=update)
+    steps = recipe.epochs * len(planned.parts.data.train)
+    own = TrainRecipe(
+        model=recipe.student, data=section, seed=recipe.seed, optimizer=recipe.optimizer,
+        schedule=recipe.schedule, runtime=recipe.runtime, checkpoint=recipe.checkpoint,
+        epochs=recipe.scratch_epochs
+        or min(_MOST_SCRATCH_EPOCHS, max(1, steps // (len(few) // section.batch_size))),
+    )  # fmt: skip
+    data = replace(labelled, train=custom_loader(few, section, recipe.seed), raw_train=few)
+    set_seed(recipe.seed)
+    classes = int(labels_of(labelled.raw_train).max()) + 1
+    if recipe.student == CUSTOM or not isinstance(few, ImageSet):
+        network = copy.deepcopy(planned.untrained)
+        resize_classifier(network, classes)
+    else:
+        network = new_network(recipe.student, few, classes)
+    parts = Parts(network, None, planned.parts.student_name, None, data)
+    return execute(own, parts, RunFolder(planned.run.path / SCRATCH), show)

@@ -1,0 +1,368 @@
+"""Transfer without labels, and probes of features."""
+
+import json
+import shlex
+
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from test_training import Small, images
+from torch.utils.data import Dataset
+from typer.testing import CliRunner
+
+import cktf
+from cktf.cli.main import app
+from cktf.data.cifar_names import CIFAR10
+from cktf.engine import Trainer
+from cktf.errors import CktfError, DataError, Interrupted, RecipeError
+from cktf.models import Normalized, create, load_network, save_network
+from cktf.objectives import METHODS
+from cktf.recipes import make_transfer, read_recipe
+from cktf.workflows import carry_out, plan
+from cktf.workflows.probing import Embedded, choose, fit_classifier
+
+__all__ = ["images"]  # fixtures
+
+
+class Forbidden:
+    """A label that nobody may look at."""
+
+    def _refuse(self, *_):
+        raise AssertionError("a label was read")
+
+    __int__ = __index__ = __float__ = __eq__ = __hash__ = __array__ = __bool__ = _refuse
+
+
+class Secret(Dataset):
+    """Images whose labels must not be read."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, position):
+        return self.data[position][0], Forbidden()
+
+    @property
+    def labels(self):
+        raise AssertionError("labels were read")
+
+    targets = labels
+
+
+def state_of(network):
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    return state | {name: value.clone() for name, value in network.named_buffers()}
+
+
+def same(before, after):
+    return before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+# Distilling without labels
+
+
+@pytest.mark.parametrize("method", ["kd", "crd", "cktf", "at+ab", "cktf+kd"])
+def test_labels_are_never_read(images, tmp_path, method):
+    torch.manual_seed(0)
+    options = {n: {"negatives": 16} for n in ("crd", "cktf") if n in method}
+    run = cktf.distill(
+        Small(width=16), Small(), unlabeled=Secret(images[0]), method=method, epochs=1,
+        out=tmp_path, options=options, show=False, overrides={"init_epochs": 1},
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert "ce" not in rows[-1]["terms"]
+    assert run.summary["test_top1"] is None
+
+
+def test_a_forbidden_label_is_noticed(images, tmp_path):
+    with pytest.raises(AssertionError, match="read"):
+        cktf.distill(Small(), Small(), train=Secret(images[0]), epochs=1, out=tmp_path, show=False)
+
+
+NEEDING = [name for name, method in METHODS.items() if not method.takes_unlabelled]
+
+
+@pytest.mark.parametrize("name", NEEDING)
+def test_methods_that_need_labels_say_so_at_once(images, tmp_path, name):
+    with pytest.raises(RecipeError, match=f"method: {name} (needs labels|only initialise)"):
+        cktf.transfer(
+            Small(), Small(), unlabeled=images[0], labeled=images[0], test=images[1], method=name,
+            out=tmp_path, show=False,
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_which_methods_those_are():
+    assert NEEDING == ["ce", "ab", "fsp"]
+
+
+# Probes
+
+
+def gaussians(count, classes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    centres = torch.randn(classes, 6, generator=torch.Generator().manual_seed(9))
+    noise = torch.randn(count, 6, generator=generator)
+    # Features of very different sizes, one of them constant.
+    found = (centres[labels] + noise) * torch.tensor([1, 100, 0.01, 1, 5, 1])
+    return Embedded(torch.cat([found, torch.ones(count, 1)], 1), labels)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_classifier_is_the_logistic_regression_of_its_strength(classes):
+    data, test = gaussians(200, classes, 0), gaussians(300, classes, 1)
+    found = fit_classifier(data)
+    scaler = StandardScaler().fit(data.features.double().numpy())
+    model = LogisticRegression(C=found.strength, max_iter=1000)
+    model.fit(scaler.transform(data.features.double().numpy()), data.labels.numpy())
+    expected = model.predict(scaler.transform(test.features.double().numpy()))
+    logits = test.features @ found.weight.T + found.bias
+    agreed = float((logits.argmax(1).numpy() == expected).mean())
+    assert agreed > 0.99
+    assert found.accuracy(test) == pytest.approx(
+        100 * (expected == test.labels.numpy()).mean(), abs=1
+    )
+
+
+def test_a_classifier_of_one_label_each_and_of_none():
+    one = gaussians(5, 5, 0)
+    assert fit_classifier(one).accuracy(one) == 100
+    with pytest.raises(DataError, match="of every class; given"):
+        fit_classifier(Embedded(one.features[1:], one.labels[1:]))
+
+
+def test_smaller_draws_are_within_larger_ones():
+    labels = torch.arange(60) % 3
+    few, more, every = choose(labels, [5, 1, 20], draws=3, seed=0)
+    assert (few.labels, more.labels, every.labels) == (1, 5, 20)
+    assert (len(few.draws), len(more.draws), len(every.draws)) == (3, 3, 1)
+    for small, large in zip(few.draws, more.draws, strict=True):
+        assert set(small.tolist()) < set(large.tolist())
+        assert labels[large].bincount().tolist() == [5, 5, 5]
+    assert len({tuple(draw.tolist()) for draw in more.draws}) == 3
+    with pytest.raises(DataError, match="21 images of each class were asked for"):
+        choose(labels, [21], 1, 0)
+
+
+def test_a_probe_changes_nothing_of_a_network(images):
+    network = create("resnet8", 10).train()
+    before, modes = state_of(network), [m.training for m in network.modules()]
+    found = cktf.probe(
+        network, labeled=images[0], test=images[1], labels_per_class=[5, 20], draws=2
+    )
+    assert same(before, state_of(network))
+    assert modes == [m.training for m in network.modules()]
+    assert all(p.grad is None for p in network.parameters())
+    assert [len(point) for point in found.top1] == [2, 2]
+    assert found.final == pytest.approx(sum(found.top1[1]) / 2)
+    # Even random features tell ten kinds of clothes better than chance.
+    assert found.final > 20
+
+
+def test_a_probe_needs_labels(images):
+    with pytest.raises(DataError, match="labels"):
+        cktf.probe(create("resnet8", 10), labeled=images[0].unlabelled(), test=images[1])
+
+
+# The whole of it
+
+
+@pytest.fixture
+def cifar(images, tmp_path):
+    """A folder in CIFAR-10's binary layout, 60 images a file, six of each class."""
+    order = images[0].labels.argsort(stable=True).view(10, -1).T.flatten()
+    for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        part = order[60 * number : 60 * (number + 1)]
+        pixels = images[0].images[part].permute(0, 3, 1, 2).reshape(60, -1)
+        records = torch.cat([images[0].labels[part].byte().unsqueeze(1), pixels], dim=1)
+        (tmp_path / f"{name}.bin").write_bytes(records.numpy().tobytes())
+    return str(tmp_path)
+
+
+@pytest.fixture
+def teacher(images, tmp_path):
+    """What stands in a run folder of one who knows the data set's ten classes."""
+    torch.manual_seed(0)
+    path = tmp_path / "teacher" / "student.safetensors"
+    path.parent.mkdir()
+    network = Normalized(create("resnet8", 10), images[0].mean, images[0].std)
+    save_network(network, path, name="resnet8", classes=CIFAR10, dataset="cifar10")
+    return path.parent
+
+
+def command(line):
+    result = CliRunner().invoke(app, shlex.split(line), env={"COLUMNS": "160"})
+    assert result.exception is None, result.output
+    return result.output
+
+
+def test_transfer(teacher, cifar, tmp_path):
+    out = tmp_path / "run"
+    line = (
+        f"transfer --teacher {teacher} --student resnet8 --unlabeled cifar10 --data-dir {cifar} "
+        f"--labels-per-class 1,3 --draws 3 --epochs 1 --scratch-epochs 1 --out {out} "
+        "--set data.batch_size=16 --set options.cktf.negatives=16"
+    )
+    printed = command(line)
+    for word in ("labels of a class", "teacher", "student", "floor", "scratch", "curve.png", "±"):
+        assert word in printed
+    summary = json.loads((out / "summary.json").read_text())
+    points = summary["points"]
+    assert list(points) == ["teacher", "student", "floor"]
+    for line_of in points.values():
+        assert [p["labels_per_class"] for p in line_of] == [1, 3]
+        assert [len(p["top1"]) for p in line_of] == [3, 3]
+    assert summary["method"] == "cktf"
+    assert summary["test_top1"] == points["student"][-1]["mean"]
+    with Image.open(out / "curve.png") as plot:
+        assert plot.format == "PNG"
+        assert len(plot.convert("L").getcolors()) > 20
+    network, described = load_network(out / "student.safetensors")
+    assert len(described["classes"]) == 10
+    # The student has the features of the first part, and a classifier of its own.
+    first = load_network(out / "student" / "student.safetensors")[0]
+    kept = {k: v for k, v in network.state_dict().items() if "fc" not in k and "linear" not in k}
+    shared = first.state_dict()
+    assert len(kept) < len(shared)
+    assert all(torch.equal(value, shared[name]) for name, value in kept.items())
+    again = plan(make_transfer(read_recipe(out / "recipe.yaml")), out, resume=True)
+    done = carry_out(again, show=False)
+    assert done.summary == summary
+    assert same(state_of(done.student), state_of(network))
+
+
+def test_an_interrupted_transfer_continues_to_the_same_result(
+    teacher, cifar, tmp_path, monkeypatch
+):
+    def go(out, **more):
+        return cktf.transfer(
+            teacher, "resnet8", unlabeled="cifar10", method="crd", epochs=2, out=out, show=False,
+            options={"crd": {"negatives": 8}}, **more,
+            overrides={
+                "data.dir": cifar, "data.batch_size": 16, "labeled.classes": ["cat", "dog"],
+                "scratch_epochs": 2, "checkpoint.epochs": 1,
+            },
+        )  # fmt: skip
+
+    whole = go(tmp_path / "whole")
+    epoch, calls = Trainer._epoch, []
+
+    def cut(trainer, stage, number, passes, progress):
+        calls.append(number)
+        if len(calls) in stops:
+            raise Interrupted("Stopped", trainer.run.path)
+        return (yield from epoch(trainer, stage, number, passes, progress))
+
+    # In the second epoch of the student, and then in the second of the one from scratch.
+    stops = {2, 5}
+    monkeypatch.setattr(Trainer, "_epoch", cut)
+    with pytest.raises(Interrupted) as stopped:
+        go(tmp_path / "cut")
+    # Continued is the whole, not the part that was stopped.
+    assert stopped.value.folder == tmp_path / "cut"
+    with pytest.raises(RecipeError, match=r"already holds a run.*--resume auto"):
+        go(tmp_path / "cut")
+    with pytest.raises(Interrupted):
+        go(tmp_path / "cut", resume=True)
+    done = go(tmp_path / "cut", resume=True)
+    assert calls == [1, 2, 2, 1, 2, 2]
+    timed = {"seconds", "images_per_second", "peak_memory_mb"}
+    for name in whole.summary.keys() - timed:
+        assert done.summary[name] == whole.summary[name], name
+    assert same(state_of(done.student), state_of(whole.student))
+    with pytest.raises(RecipeError, match="started with another recipe; it differs in: epochs"):
+        plan(make_transfer({**read_recipe(done.folder / "recipe.yaml"), "epochs": 3}),
+             done.folder, resume=True)  # fmt: skip
+
+
+def test_transfer_of_objects(images, tmp_path):
+    """A user's own networks and data sets; what was given as the student is trained."""
+    torch.manual_seed(0)
+    teacher, student = Small(width=16), Small(classes=16)
+    before = state_of(teacher)
+    with pytest.raises(CktfError):
+        # KD compares as many logits as the teacher has.
+        cktf.transfer(
+            teacher, student, unlabeled=Secret(images[0]), labeled=images[0], test=images[1],
+            method="kd", epochs=1, out=tmp_path / "kd", show=False,
+        )  # fmt: skip
+    done = cktf.transfer(
+        teacher, student, unlabeled=Secret(images[0]), labeled=images[0], test=images[1],
+        method="cktf", epochs=1, labels_per_class=[2], draws=2, out=tmp_path / "cktf", show=False,
+        options={"cktf": {"negatives": 16}}, overrides={"scratch_epochs": 1},
+    )  # fmt: skip
+    assert done.student is student
+    assert student.fc.out_features == 10
+    assert same(before, state_of(teacher))
+    assert {"scratch_top1", "floor_probe_top1", "teacher_probe_top1"} <= done.summary.keys()
+
+
+# Probes from the command line
+
+
+@pytest.fixture
+def probed(teacher, tmp_path):
+    """A run folder of its own, since probes write into it."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "student.safetensors").write_bytes((teacher / "student.safetensors").read_bytes())
+    return run
+
+
+def test_probe_in_closed_form(probed, cifar):
+    before = (probed / "student.safetensors").read_bytes()
+    line = f"probe {probed} --labeled cifar10 --data-dir {cifar}"
+    assert "all" in command(line)
+    printed = command(f"{line} --labels-per-class 1,3 --draws 2")
+    assert "curve.png" in printed
+    summary = json.loads((probed / "probe" / "summary.json").read_text())
+    assert [p["labels_per_class"] for p in summary["points"]] == [1, 3]
+    assert (probed / "student.safetensors").read_bytes() == before
+
+
+def test_probe_by_sgd_leaves_the_features_as_they_were(probed, cifar):
+    line = f"probe {probed} --labeled cifar10 --data-dir {cifar} --epochs 2"
+    command(f"{line} --sgd --set data.batch_size=16")
+    before, after = (
+        load_network(path / "student.safetensors")[0].state_dict()
+        for path in (probed, probed / "probe-sgd")
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"network.fc.weight", "network.fc.bias"}
+
+
+def test_finetuning_trains_all(probed, cifar):
+    line = f"probe {probed} --labeled cifar10 --data-dir {cifar} --epochs 1"
+    command(f"{line} --finetune --set data.batch_size=16")
+    before, after = (
+        load_network(path / "student.safetensors")[0].state_dict()
+        for path in (probed, probed / "finetuned")
+    )
+    same_still = {name for name in before if torch.equal(before[name], after[name])}
+    assert same_still <= {n for n in before if n in ("mean", "std")}
+
+
+MISTAKES = {
+    "": "labeled: is needed",
+    "--labeled cifar1": "Did you mean 'cifar10'?",
+    "--labeled cifar10 --sgd --finetune": "give one of them",
+    "--labeled cifar10 --sgd --draws 3": "Leave --sgd away for a curve",
+    "--labeled cifar10 --labels-per-class 1,x": "given '1,x'",
+    "--labeled cifar10 --labels-per-class 9999": "9999 images of each class were asked for",
+    "--labeled cifar10 --epochs 3": "add --sgd or --finetune",
+}
+
+
+@pytest.mark.parametrize(("options", "words"), MISTAKES.items(), ids=MISTAKES)
+def test_mistakes_of_a_probe(probed, cifar, options, words):
+    line = f"probe {probed} {options} --data-dir {cifar}"
+    result = CliRunner().invoke(app, shlex.split(line))
+    assert result.exit_code == 2, result.output
+    assert words in result.output
+    assert [p.name for p in probed.iterdir()] == ["student.safetensors"]
