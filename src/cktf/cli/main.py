@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from cktf import __version__
+from cktf.cli.bench import bench, table
 from cktf.cli.distill import distill
 from cktf.cli.evaluate import evaluate
 from cktf.cli.inspect import inspect
@@ -41,7 +42,8 @@ def options(
 
 
 COMMANDS = (
-    quickstart, train, distill, transfer, probe, evaluate, inspect, models, methods, datasets,
+    quickstart, train, distill, transfer, probe, evaluate, inspect, bench, table, models,
+    methods, datasets,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -21,7 +21,9 @@ _KINDS: dict[str, type[TrainRecipe] | type[DistillRecipe]] = {
 }
 
 
-AnyRecipe = TypeVar("AnyRecipe", TrainRecipe, DistillRecipe, TransferRecipe, Recipe)
+AnyRecipe = TypeVar(
+    "AnyRecipe", TrainRecipe, DistillRecipe, TransferRecipe, Recipe, Recipe | TransferRecipe
+)
 RecipeT = TypeVar("RecipeT", bound=BaseModel)
 
 
@@ -220,7 +222,7 @@ _FREE = (
 )
 
 
-def decisive(recipe: AnyRecipe) -> dict[str, Any]:
+def decisive(recipe: Recipe | TransferRecipe) -> dict[str, Any]:
     """Fields by dotted name, without those that do not change the result."""
     flat: dict[str, Any] = {}
     for name, value in located(recipe).model_dump().items():

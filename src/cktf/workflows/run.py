@@ -350,7 +350,7 @@ def _summary(
             "python": platform.python_version(),
             **{name: version(name) for name in ("cktf", "torch", "accelerate")},
         },
-        "device": _describe(device),
+        "device": describe(device),
     }
 
 
@@ -358,7 +358,8 @@ def _count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def _describe(device: torch.device) -> str:
+def describe(device: torch.device) -> str:
+    """A device, as summaries name it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -1,0 +1,118 @@
+"""What a method costs: time of a step and peak memory, measured in a process of its own.
+
+Times of finished runs are not like for like where students took turns or a machine was shared.
+"""
+
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cktf.bench.matrix import Cell, TeacherPlan
+from cktf.engine import RunFolder, accelerator, peak_memory_mb, write_atomically
+
+from cktf.recipes import (
+    CUSTOM,
+    DistillRecipe,
+    Recipe,
+    TransferRecipe,
+    build_data,
+    new_network,
+)
+from cktf.workflows.run import Parts, describe, executing
+
+_WARM_UP, _STEPS = 3, 15
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one method on one pair.
+
+    Attributes:
+        step_seconds: median of a step, with loading its batch.
+        peak_memory_mb: largest memory held; of the device if it has its own, else of the process.
+        hours: what a run takes at that rate, evaluation left out.
+        device: on which this was measured.
+    """
+
+    step_seconds: float
+    peak_memory_mb: float
+    hours: float
+    device: str
+
+
+def measure(cell: Cell) -> Cost:
+    """Cost of a cell, with an untrained teacher: weights do not change it.
+
+    Raises:
+        CktfError: data that is not there.
+    """
+    recipe = cell.recipe()
+    plain = recipe.distilling() if isinstance(recipe, TransferRecipe) else recipe
+    return _apart(plain, cell.teacher.network)
+
+
+def measure_teacher(plan: TeacherPlan) -> Cost:
+    """Cost of a teacher's training."""
+    return _apart(plan.recipe, None)
+
+
+def _apart(recipe: Recipe, teacher: str | None) -> Cost:
+    """A process that has done nothing else, since peak memory is of the whole process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_measure, recipe, teacher).result()
+
+
+def _measure(recipe: Recipe, teacher_name: str | None) -> Cost:
+    data = replace(build_data(recipe.data, recipe.seed), test=None, raw_test=None)
+    distilled = isinstance(recipe, DistillRecipe)
+    name = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
+    classes = len(data.raw_train.classes) or 10
+    teacher = new_network(teacher_name, data.raw_train, classes) if teacher_name else None
+    student = new_network(name, data.raw_train, classes)
+    parts = Parts(student, teacher, name, CUSTOM if distilled else None, data)
+    seconds, at = [], 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        steps = executing(recipe, parts, RunFolder(Path(folder)), show=False)
+        for number, _ in enumerate(steps):
+            now = time.perf_counter()
+            if number > _WARM_UP:
+                seconds.append(now - at)
+            if number == _WARM_UP + _STEPS:
+                break
+            at = time.perf_counter()
+        steps.close()
+    device = accelerator(recipe.training()).device
+    step = statistics.median(seconds)
+    passes = recipe.epochs * len(data.train)
+    return Cost(step, peak_memory_mb(device), step * passes / 3600, describe(device))
+
+
+def costs_in(place: Path) -> dict[str, Cost]:
+    """Costs by `data|pair|method`, as far as they were measured."""
+    path = place / "costs.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return {name: Cost(**cost) for name, cost in found.items()}
+
+
+def cost_key(data: str, pair: str, method: str) -> str:
+    """How a cost is found.
+
+    >>> cost_key("cifar10", "wrn_16_2:resnet8", "KD")
+    'cifar10|wrn_16_2:resnet8|KD'
+    """
+    return "|".join((data, pair, method))
+
+
+def keep_costs(costs: dict[str, Cost], place: Path) -> None:
+    """Write costs beside results."""
+    place.mkdir(parents=True, exist_ok=True)
+    known = costs_in(place) | costs
+    text = json.dumps({name: asdict(cost) for name, cost in known.items()}, indent=1)
+    write_atomically(place / "costs.json", (text + "\n").encode())

@@ -1,0 +1,199 @@
+"""A comparison as Markdown, CSV and LaTeX."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+
+from cktf.bench.statistics import LEVEL, Difference
+from cktf.bench.tables import Comparison, Entry
+
+PUBLISHED = "published"
+_NONE = "–"
+
+
+def markdown(table: Comparison) -> str:
+    """For a README: best in bold, second in italics."""
+
+    def mark(text: str, rank: int) -> str:
+        return {1: f"**{text}**", 2: f"*{text}*"}.get(rank, text)
+
+    heads, rows = _grid(table, mark, " ± ")
+    lines = [f"| {' | '.join(row)} |" for row in (heads, *rows)]
+    lines.insert(1, "|---|" + "---:|" * (len(heads) - 1))
+    notes = _notes(table, "**best**, *second* of a column")
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def latex(table: Comparison) -> str:
+    """For a paper, with booktabs: best in bold, second underlined."""
+
+    def mark(text: str, rank: int) -> str:
+        return {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(rank, text)
+
+    heads, rows = _grid(table, mark, r" $\pm$ ", _latex)
+    body = [" & ".join(row) + r" \\" for row in rows]
+    head = " & ".join(heads) + r" \\"
+    notes = [f"% {line}" for line in _notes(table, "bold: best, underlined: second of a column")]
+    return "\n".join(
+        [
+            *notes,
+            rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
+            r"\toprule", head, r"\midrule", *body, r"\bottomrule",
+            r"\end{tabular}", "",
+        ]
+    )  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    for plain, escaped in (
+        ("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"),
+        ("→", r"$\to$"), ("×", r"$\times$"), ("Δ", r"$\Delta$"), (_NONE, "--"), ("−", "$-$"),
+    ):  # fmt: skip
+        text = text.replace(plain, escaped)
+    return text
+
+
+def csv_rows(table: Comparison) -> str:
+    """A row for each method and pair, with the value of every seed."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["data", "teacher", "student", "method", "n", "mean", "sd", "rank", "baseline",
+         "difference", "low", "high", "relative_time", "peak_memory_mb", PUBLISHED, "by_seed"]
+    )  # fmt: skip
+    for (column, method), entry in table.entries.items():
+        if entry.mean is not None:
+            teacher, _, student = column[1].partition(":")
+            d = entry.difference
+            seeds = " ".join(f"{seed}:{top1:.2f}" for seed, top1 in sorted(entry.values.items()))
+            writer.writerow(
+                [column[0], teacher, student, method, len(entry.values), f"{entry.mean:.4f}",
+                 _plain(entry.deviation), entry.rank or "", table.baseline or "",
+                 *((_plain(d.mean), _plain(d.low), _plain(d.high)) if d else ("", "", "")),
+                 _plain(entry.relative_time), _plain(entry.memory_mb), _plain(entry.published),
+                 seeds]
+            )  # fmt: skip
+    return out.getvalue()
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _grid(
+    table: Comparison,
+    mark: Callable[[str, int], str],
+    plus_minus: str,
+    escape: Callable[[str], str] = str,
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows, as text of some form."""
+    data = {column[0] for column in table.columns}
+    heads, shown = ["method"], _shown(table)
+    for column in table.columns:
+        pair = column[1].replace(":", " → ")
+        heads.append(pair if len(data) == 1 else f"{column[0]}: {pair}")
+        heads += [f"Δ {table.baseline} [{LEVEL:.0%}]"] if "difference" in shown else []
+        heads += [PUBLISHED] if _is_published(table, column) else []
+    heads += ["Δ of all pairs"] if "overall" in shown else []
+    heads += ["time ×"] if "time" in shown else []
+    heads += ["memory MiB"] if "memory" in shown else []
+    rows = [_teacher_row(table, shown)]
+    for method in table.methods:
+        row, own = [method], [table.entries[column, method] for column in table.columns]
+        for column, entry in zip(table.columns, own, strict=True):
+            row.append(_accuracy(entry, mark, plus_minus))
+            row += [escape(_difference(entry.difference))] if "difference" in shown else []
+            row += [_number(entry.published, 2)] if _is_published(table, column) else []
+        row += [escape(_difference(table.overall.get(method)))] if "overall" in shown else []
+        times = [e.relative_time for e in own if e.relative_time is not None]
+        memory = [e.memory_mb for e in own if e.memory_mb is not None]
+        row += [_range(times, 2)] if "time" in shown else []
+        row += [_range(memory, 0)] if "memory" in shown else []
+        rows.append([escape(row[0]), *(cell.replace(_NONE, escape(_NONE)) for cell in row[1:])])
+    rows[0] = [escape(cell) for cell in rows[0]]
+    return [escape(head) for head in heads], rows
+
+
+def _shown(table: Comparison) -> set[str]:
+    """Which columns there is something for."""
+    entries = table.entries.values()
+    shown = {
+        "difference": any(e.difference for e in entries),
+        "overall": len(table.columns) > 1 and bool(table.overall),
+        "time": any(e.relative_time is not None for e in entries),
+        "memory": any(e.memory_mb is not None for e in entries),
+    }
+    return {name for name, wanted in shown.items() if wanted}
+
+
+def _is_published(table: Comparison, column: tuple[str, str]) -> bool:
+    return any(e.published is not None for (c, _), e in table.entries.items() if c == column)
+
+
+def _teacher_row(table: Comparison, shown: set[str]) -> list[str]:
+    row = ["teacher"]
+    for column in table.columns:
+        row.append(_number(table.teachers[column], 2))
+        row += [""] if "difference" in shown else []
+        published = _number(table.published_teachers[column], 2)
+        row += [published] if _is_published(table, column) else []
+    return row + [""] * len(shown - {"difference"})
+
+
+def _accuracy(entry: Entry, mark: Callable[[str, int], str], plus_minus: str) -> str:
+    if entry.mean is None:
+        return _NONE
+    text = f"{entry.mean:.2f}"
+    if entry.deviation is not None:
+        text += f"{plus_minus}{entry.deviation:.2f}"
+    return mark(text, entry.rank)
+
+
+def _difference(found: Difference | None) -> str:
+    if found is None:
+        return ""
+    if found.low is None or found.high is None:
+        return f"{found.mean:+.2f}".replace("-", "−")
+    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]".replace("-", "−")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return _NONE if value is None else f"{value:,.{digits}f}"
+
+
+def _range(values: Sequence[float], digits: int) -> str:
+    """One number, or from the smallest to the largest over the pairs."""
+    if not values:
+        return _NONE
+    low, high = (f"{v:,.{digits}f}" for v in (min(values), max(values)))
+    return low if low == high else f"{low}–{high}"
+
+
+def _notes(table: Comparison, marks: str) -> list[str]:
+    counts = {len(e.values) for e in table.entries.values() if e.values}
+    notes = [f"{table.about}. " if table.about else ""]
+    notes[0] += f"Top-1 %, mean ± standard deviation over seeds; {marks}. {table.conditions}."
+    if len(counts) > 1:
+        notes.append(f"Unfinished: from {min(counts)} to {max(counts)} seeds for each entry.")
+    if table.baseline is not None and any(e.difference for e in table.entries.values()):
+        notes.append(
+            f"Δ: points over {table.baseline} with the same seeds, and the {LEVEL:.0%} confidence "
+            "interval of its mean (Student's t)."
+        )
+        notes += _verdicts(table)
+    if any(_is_published(table, column) for column in table.columns):
+        notes.append("Published: Zhao, Chen, Zhao, ICASSP 2023, Table 1; not measured here.")
+    if any(e.relative_time is not None for e in table.entries.values()):
+        notes.append("Time of a step over that of the student alone; peak memory; by themselves.")
+    return notes
+
+
+def _verdicts(table: Comparison) -> list[str]:
+    """In words, by the interval over all columns."""
+    told = {"ahead": "Ahead of", "behind": "Behind", "open": "Not told apart from"}
+    lines = []
+    for verdict, words in told.items():
+        methods = [m for m, d in table.overall.items() if d.verdict == verdict]
+        if methods:
+            lines.append(f"{words} {table.baseline}: {', '.join(methods)}.")
+    return lines

@@ -1,0 +1,206 @@
+"""What is kept of a cell: one small file, which says by what recipe and of which teacher it is."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cktf.bench.matrix import Cell, CellRecipe, Matrix, TeacherPlan, make_matrix
+from cktf.engine import RunFolder, write_atomically
+from cktf.errors import CktfError, RunFolderError
+from cktf.models import fingerprint
+from cktf.recipes import decisive, make_recipe, make_transfer, put, read_recipe, teacher_file
+
+RESULTS, MATRIX, COSTS = "results", "matrix.yaml", "costs.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A cell that is done.
+
+    Attributes:
+        data, pair, method, seed: which it is; the pair is `teacher:student`.
+        recipe: fields that decide the result, by dotted name; its teacher by the weights.
+        summary: of the run.
+        top1_by_epoch: of the student, in per cent.
+        together: how many students took turns with it; None where nobody knows.
+    """
+
+    data: str
+    pair: str
+    method: str
+    seed: int
+    recipe: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    top1_by_epoch: list[float]
+    together: int | None
+
+    @property
+    def top1(self) -> float:
+        """In per cent, of the last epoch; of a transfer, of its probe."""
+        return float(self.summary["test_top1"])
+
+    def to_json(self) -> bytes:
+        """The file's text."""
+        return (json.dumps(self.__dict__, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def canonical(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as it is read back from JSON."""
+    back: dict[str, Any] = json.loads(json.dumps(dict(fields)))
+    return back
+
+
+def decided_by(recipe: CellRecipe, teacher: str) -> dict[str, Any]:
+    """What decides a cell's result: its recipe, and the weights of its teacher.
+
+    Args:
+        recipe: of the cell.
+        teacher: fingerprint of the weights.
+    """
+    return canonical(decisive(recipe) | {"teacher": f"sha256 {teacher}"})
+
+
+@lru_cache(maxsize=256)
+def _fingerprint(path: Path, _changed: int) -> str:
+    return fingerprint(path)
+
+
+def weights_of(path: Path) -> str:
+    """Fingerprint of the weights in a run folder or file."""
+    file = teacher_file(str(path))
+    return _fingerprint(file, file.stat().st_mtime_ns)
+
+
+def result_of(cell: Cell, folder: Path, teacher: str, together: int | None) -> Result:
+    """The result of a finished run folder."""
+    run = RunFolder(folder)
+    rows = RunFolder(folder / "student").rows() if not run.metrics.exists() else run.rows()
+    curve = [row["test_top1"] for row in rows if row.get("test_top1") is not None]
+    data, pair = cell.column
+    summary = json.loads(run.summary.read_text())
+    decided = decided_by(cell.recipe(), teacher)
+    return Result(data, pair, cell.method, cell.seed, decided, summary, curve, together)
+
+
+def read_result(path: Path) -> Result | None:
+    """A result's file; None for a file of something else."""
+    try:
+        return Result(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def results_in(folder: Path) -> Path:
+    """Where the results of a folder that `cktf bench` was given are: in it, or it itself.
+
+    Raises:
+        RunFolderError: none there.
+    """
+    for place in (folder / RESULTS, folder):
+        if any(read_result(path) for path in place.glob("*.json")):
+            return place
+    raise RunFolderError(
+        f"{folder} holds no results of cktf bench. Give its --out, or a folder of results; a cell "
+        "leaves its result when it is done."
+    )
+
+
+def all_results(place: Path) -> list[Result]:
+    """Results in a folder."""
+    found = [read_result(path) for path in sorted(place.glob("*.json"))]
+    return [result for result in found if result is not None]
+
+
+def keep_matrix(matrix: Matrix, place: Path) -> None:
+    """Put the matrix beside its results, for the order and the names of their table."""
+    place.mkdir(parents=True, exist_ok=True)
+    fields = matrix.model_dump(mode="json", exclude_defaults=True)
+    text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+    write_atomically(place / MATRIX, text.encode())
+
+
+def kept_matrix(place: Path) -> Matrix | None:
+    """The matrix beside results."""
+    path = place / MATRIX
+    return make_matrix(read_recipe(path)) if path.exists() else None
+
+
+def teacher_record(plan: TeacherPlan, weights: Path) -> dict[str, Any]:
+    """What is kept of a teacher."""
+    summary = (weights if weights.is_dir() else weights.parent) / "summary.json"
+    trained = plan.weights is None and summary.is_file()
+    return {
+        "teacher": plan.name,
+        "data": plan.data,
+        "weights": f"sha256 {weights_of(weights)}",
+        "recipe": canonical(decisive(plan.recipe)) if trained else None,
+        "summary": json.loads(summary.read_text()) if trained else None,
+    }
+
+
+class Reusable:
+    """Finished runs and results elsewhere, by what decided them.
+
+    Args:
+        folders: in which run folders and files of results are looked for, at any depth.
+    """
+
+    def __init__(self, folders: list[Path]) -> None:
+        self._runs: dict[str, Path] = {}
+        self._results: dict[str, Result] = {}
+        for folder in folders:
+            if not folder.is_dir():
+                raise RunFolderError(f"--reuse {folder}: there is no such folder.")
+            for path in sorted(folder.rglob("*.json")):
+                self._note(path)
+
+    def _note(self, path: Path) -> None:
+        run = RunFolder(path.parent)
+        if path == run.summary and run.finished:
+            decided = _run_decided_by(run)
+            if decided is not None:
+                self._runs[_key(decided)] = run.path
+        elif result := read_result(path):
+            self._results[_key(completed(result.recipe))] = result
+
+    def find(self, cell: Cell, teacher: str) -> Path | Result | None:
+        """A run folder, or a result alone, of the cell's very recipe."""
+        key = _key(decided_by(cell.recipe(), teacher))
+        return self._runs.get(key) or self._results.get(key)
+
+
+def _key(decided: Mapping[str, Any]) -> str:
+    return json.dumps(decided, sort_keys=True)
+
+
+def completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A kept recipe with fields that there were not yet when it was kept, at their defaults."""
+    fields: dict[str, Any] = {}
+    for name, value in recipe.items():
+        put(fields, name, value)
+    make: Any = make_transfer if fields.get("kind") == "transfer" else make_recipe
+    return canonical(decisive(make(fields)) | {"teacher": recipe["teacher"]})
+
+
+def _run_decided_by(run: RunFolder) -> dict[str, Any] | None:
+    """None for a run that is no cell, or whose teacher is gone."""
+    try:
+        fields = read_recipe(run.recipe)
+        if fields.get("kind") not in ("distill", "transfer"):
+            return None
+        make: Any = make_transfer if fields["kind"] == "transfer" else make_recipe
+        return decided_by(make(fields), weights_of(Path(fields["teacher"])))
+    except CktfError:
+        return None
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Names of the fields in which two recipes differ."""
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            yield name

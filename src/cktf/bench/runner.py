@@ -1,0 +1,339 @@
+"""Carry out a matrix: any number of processes on one folder, stopped and continued at any time.
+
+OUT/teachers/…   a run folder for each teacher, trained once
+OUT/cells/…      a run folder for each cell
+OUT/results/…    what is kept: a small file for each cell, and the matrix
+OUT/failures/…   the error of each cell that failed
+OUT/locks/…      which process has what; the system frees a lock when its process ends
+"""
+
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from cktf.bench.matrix import Cell, Matrix, TeacherPlan, with_weights
+from cktf.bench.results import (
+    Result,
+    Reusable,
+    completed,
+    decided_by,
+    differing,
+    keep_matrix,
+    read_result,
+    result_of,
+    teacher_record,
+    weights_of,
+)
+from cktf.engine import RunFolder, announce, write_atomically
+from cktf.errors import CktfError, RunFolderError
+from cktf.recipes import DistillRecipe, TransferRecipe
+from cktf.workflows import distill_together, run_recipe
+from cktf.workflows.transfer import plan, transfer
+
+Group = list[Cell]
+
+
+@dataclass
+class Bench:
+    """A matrix, its folder, and how it is carried out.
+
+    Attributes:
+        matrix: what is compared.
+        cells: all of its cells, or those that were chosen.
+        out: the folder.
+        results: where results are kept; by default in `out`.
+        together: so many students at most take turns.
+        shard: which share of the cells is done here: number from 1, and of how many.
+        reuse: folders with finished runs or results that are taken over.
+        show: whether lines are printed.
+    """
+
+    matrix: Matrix
+    cells: list[Cell]
+    out: Path
+    results: Path
+    together: int = 1
+    shard: tuple[int, int] = (1, 1)
+    reuse: list[Path] = field(default_factory=list)
+    show: bool = True
+    started: float = field(default_factory=time.time)
+
+    def groups(self) -> list[Group]:
+        """Cells of this shard, in groups that can take turns with one teacher.
+
+        They are counted over the whole matrix, so that shards never overlap.
+        """
+        alike: dict[str, list[Group]] = {}
+        for cell in self.cells:
+            groups = alike.setdefault(_alike(cell), [[]])
+            if len(groups[-1]) == self.together:
+                groups.append([])
+            groups[-1].append(cell)
+        number, of = self.shard
+        return [group for groups in alike.values() for group in groups][number - 1 :: of]
+
+    def result_file(self, cell: Cell) -> Path:
+        """Where a cell's result is kept."""
+        return self.results / f"{cell.slug}.json"
+
+    def folder(self, cell: Cell) -> Path:
+        """The run folder of a cell."""
+        return self.out / "cells" / cell.slug
+
+    def failure(self, slug: str) -> Path:
+        """Where the error of what failed is kept."""
+        return self.out / "failures" / f"{slug}.txt"
+
+
+def _alike(cell: Cell) -> str:
+    """The same for cells whose students see the same batches and teacher."""
+    recipe = cell.recipe()
+    if isinstance(recipe, TransferRecipe):
+        return cell.slug
+    seen = recipe.model_dump(mode="json", include={"data", "seed", "runtime"})
+    return json.dumps([cell.teacher.slug, seen], sort_keys=True)
+
+
+def prepare_bench(bench: Bench) -> None:
+    """Make the folders, note the matrix, and see that what is there is of the same recipes.
+
+    Raises:
+        RunFolderError: results of other recipes, or a folder that cannot be written.
+    """
+    changed = []
+    for cell in bench.cells:
+        result = read_result(bench.result_file(cell))
+        if result is not None:
+            now = decided_by(cell.recipe(), "") | {"teacher": result.recipe["teacher"]}
+            fields = ", ".join(differing(completed(result.recipe), now))
+            changed += [f"{cell.slug}: {fields}"] if fields else []
+    if changed:
+        raise RunFolderError(
+            f"{bench.results} holds results of other recipes than the matrix's; they differ in\n"
+            + "\n".join(f"  - {line}" for line in changed[:10])
+            + "\nChoose another --out, or move them away."
+        )
+    try:
+        for name in ("teachers", "cells", "failures", "locks"):
+            (bench.out / name).mkdir(parents=True, exist_ok=True)
+        keep_matrix(bench.matrix, bench.results)
+    except OSError as error:
+        raise RunFolderError(
+            f"{bench.out} cannot be written ({error.strerror}). Choose another --out."
+        ) from error
+
+
+def run_bench(bench: Bench, jobs: int = 1) -> list[str]:
+    """Train what is missing.
+
+    Args:
+        bench: what, and where.
+        jobs: processes that share the work; each takes cells that no other has.
+
+    Returns:
+        Names of cells and teachers that failed, now or before.
+
+    Raises:
+        CktfError: nothing was trained.
+    """
+    prepare_bench(bench)
+    if jobs == 1:
+        _work(bench)
+    else:
+        context = multiprocessing.get_context("spawn")
+        workers = [
+            context.Process(target=_job, args=(bench, number, jobs)) for number in range(jobs)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    wanted = {name for cell in bench.cells for name in (cell.slug, cell.teacher.slug)}
+    return sorted(name for name in wanted if bench.failure(name).exists())
+
+
+def _job(bench: Bench, number: int, jobs: int) -> None:
+    """One of several processes: on its share of the processor, and a GPU of its own if it can."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    known = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = known.split(",") if known else [str(n) for n in range(torch.cuda.device_count())]
+    if len(devices) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+    _work(bench)
+
+
+def _work(bench: Bench) -> None:
+    """Take what nobody has and is not done, until nothing is left to take."""
+    reusable = Reusable(bench.reuse)
+    groups = bench.groups()
+    progress = True
+    while progress:
+        progress = False
+        for group in groups:
+            with _taken(bench, [cell for cell in group if _open(bench, cell)]) as mine:
+                if mine:
+                    progress = True
+                    _do(bench, mine, reusable)
+
+
+def _open(bench: Bench, cell: Cell) -> bool:
+    """Whether a cell is neither done nor failed since this began."""
+    return not bench.result_file(cell).exists() and not _failed(bench, cell.slug)
+
+
+def _failed(bench: Bench, slug: str) -> bool:
+    path = bench.failure(slug)
+    return path.exists() and path.stat().st_mtime >= bench.started
+
+
+@contextmanager
+def _taken(bench: Bench, cells: Group) -> Iterator[Group]:
+    """Those of the cells that no other process has, for as long as this lasts."""
+    locks: list[IO[str]] = []
+    mine = []
+    try:
+        for cell in cells:
+            locks.append((bench.out / "locks" / cell.slug).open("w"))
+            try:
+                fcntl.flock(locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            # Another process may have done it since it was looked at.
+            if _open(bench, cell):
+                mine.append(cell)
+        yield mine
+    finally:
+        for lock in locks:
+            lock.close()
+
+
+def _do(bench: Bench, cells: Group, reusable: Reusable) -> None:
+    """Train cells of one teacher; if they fail together, each alone."""
+    teacher = _teacher(bench, cells[0].teacher)
+    if teacher is None:
+        for cell in cells:
+            error = f"its teacher failed: see {bench.failure(cell.teacher.slug)}"
+            write_atomically(bench.failure(cell.slug), f"{error}\n".encode())
+        return
+    sha = weights_of(teacher)
+    left = [with_weights(cell, teacher) for cell in cells]
+    left = [cell for cell in left if not _take_over(bench, cell, sha, reusable)]
+    if not left:
+        return
+    try:
+        _train(bench, left, sha)
+    except Exception as error:
+        if len(left) == 1:
+            _note_failure(bench, left[0].slug, error)
+            return
+        announce(f"failed together, each is tried alone: {error}", bench.show)
+        for cell in left:
+            if _open(bench, cell):
+                try:
+                    _train(bench, [cell], sha)
+                except Exception as own:
+                    _note_failure(bench, cell.slug, own)
+
+
+def _take_over(bench: Bench, cell: Cell, teacher: str, reusable: Reusable) -> bool:
+    """Whether a finished run of this very recipe is elsewhere; it is copied then."""
+    found = reusable.find(cell, teacher)
+    if found is None:
+        return False
+    if isinstance(found, Result):
+        data, pair = cell.column
+        named = {"data": data, "pair": pair, "method": cell.method, "seed": cell.seed}
+        _keep(bench, cell, Result(**{**found.__dict__, **named}), "taken over")
+        return True
+    folder = bench.folder(cell)
+    if found.resolve() != folder.resolve():
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(found, folder, ignore=shutil.ignore_patterns("checkpoints", "lock"))
+    _keep(bench, cell, result_of(cell, folder, teacher, None), f"taken over from {found}")
+    return True
+
+
+def _train(bench: Bench, cells: Group, teacher: str) -> None:
+    start = time.monotonic()
+    runs = []
+    for cell in cells:
+        recipe = cell.recipe(str(cell.teacher.weights))
+        if isinstance(recipe, TransferRecipe):
+            folder = bench.folder(cell)
+            transfer(plan(recipe, folder, resume=True), show=False)
+        else:
+            runs.append((recipe, bench.folder(cell)))
+    _distill(bench, cells, runs)
+    for cell in cells:
+        result = result_of(cell, bench.folder(cell), teacher, len(cells))
+        _keep(bench, cell, result, f"{(time.monotonic() - start) / 60:.1f} min")
+
+
+def _distill(bench: Bench, cells: Group, runs: Sequence[tuple[DistillRecipe, Path]]) -> None:
+    if len(runs) > 1:
+        announce(f"{len(runs)} in turn: {'; '.join(c.title for c in cells)}", bench.show)
+        distill_together(runs)
+    elif runs:
+        announce(cells[0].title, bench.show)
+        run_recipe(*runs[0], resume=True, show=False)
+
+
+def _keep(bench: Bench, cell: Cell, result: Result, how: str) -> None:
+    bench.results.mkdir(parents=True, exist_ok=True)
+    write_atomically(bench.result_file(cell), result.to_json())
+    bench.failure(cell.slug).unlink(missing_ok=True)
+    done = sum(bench.result_file(cell).exists() for cell in bench.cells)
+    count = f"[{done}/{len(bench.cells)}]"
+    announce(f"{count} {cell.title}: {result.top1:.2f} % ({how})", bench.show)
+
+
+def _note_failure(bench: Bench, slug: str, error: Exception) -> None:
+    text = str(error) if isinstance(error, CktfError) else traceback.format_exc()
+    write_atomically(bench.failure(slug), f"{text}\n".encode())
+    announce(f"failed: {slug}: {text.strip().splitlines()[-1]}", bench.show)
+
+
+def _teacher(bench: Bench, plan: TeacherPlan) -> Path | None:
+    """A teacher's weights, trained by this process or one that is at it; None if it fails."""
+    folder = plan.weights or bench.out / "teachers" / plan.slug
+    record = bench.results / f"{plan.slug}.json"
+    with (bench.out / "locks" / plan.slug).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _failed(bench, plan.slug):
+            return None
+        try:
+            if plan.weights is None and not RunFolder(folder).finished:
+                announce(f"teacher {plan.name} on {plan.data}", bench.show)
+                run_recipe(plan.recipe, folder, resume=True, show=False)
+            _check_teacher(record, teacher_record(plan, folder))
+        except Exception as error:
+            _note_failure(bench, plan.slug, error)
+            return None
+        bench.failure(plan.slug).unlink(missing_ok=True)
+    return folder
+
+
+def _check_teacher(path: Path, record: dict[str, object]) -> None:
+    """Students of different teachers are not compared in one table."""
+    if path.exists():
+        before = json.loads(path.read_text())["weights"]
+        if before != record["weights"]:
+            raise RunFolderError(
+                f"{path} is of a teacher with other weights ({before}, now {record['weights']}), "
+                "and results of its students are there. Give that one with --teacher NAME=FILE, or "
+                "choose another --out."
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())

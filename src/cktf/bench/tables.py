@@ -1,0 +1,231 @@
+"""The paper's form: methods down, pairs across, from the results of a matrix."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cktf.bench.cost import cost_key, costs_in
+from cktf.bench.matrix import Matrix
+from cktf.bench.published import published
+from cktf.bench.results import Result, all_results, kept_matrix, results_in
+from cktf.bench.statistics import Difference, paired, spread
+from cktf.errors import RecipeError, nearest
+
+Column = tuple[str, str]  # data set, teacher:student
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method on one pair.
+
+    Attributes:
+        values: top-1 in per cent by seed.
+        rank: 1 for the best mean of the column, 2 for the second, 0 for the others.
+        difference: from the baseline with the same seeds; None for the baseline itself.
+        published: top-1 of the paper for this very data set, pair and method.
+        relative_time: of a step, over the student alone; None where it is not known.
+        memory_mb: peak.
+    """
+
+    values: Mapping[int, float]
+    rank: int
+    difference: Difference | None
+    published: float | None
+    relative_time: float | None
+    memory_mb: float | None
+
+    @property
+    def mean(self) -> float | None:
+        """Over seeds; None where there is none."""
+        return statistics.mean(self.values.values()) if self.values else None
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over seeds; None for fewer than two."""
+        return spread(list(self.values.values()))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table, before it is written in some form.
+
+    Attributes:
+        about: what was compared.
+        conditions: one line on epochs, devices and versions.
+        columns: pairs of networks on their data sets.
+        methods: in order.
+        teachers: top-1 of the teacher of each column.
+        published_teachers: likewise, as published.
+        entries: by column and method.
+        overall: differences from the baseline over all columns and seeds, by method.
+        baseline: the method that others are compared with.
+    """
+
+    about: str
+    conditions: str
+    columns: list[Column]
+    methods: list[str]
+    teachers: dict[Column, float | None]
+    published_teachers: dict[Column, float | None]
+    entries: dict[tuple[Column, str], Entry]
+    overall: dict[str, Difference]
+    baseline: str | None
+
+
+def compare(folder: Path, baseline: str | None = None) -> Comparison:
+    """The table of a folder of results.
+
+    Args:
+        folder: that `cktf bench` was given as --out, or its folder of results.
+        baseline: a method; by default the matrix's.
+
+    Raises:
+        CktfError: no results there, or no such method.
+    """
+    place = results_in(folder)
+    results, matrix = all_results(place), kept_matrix(place)
+    columns, methods = _order(results, matrix)
+    if baseline is None and matrix is not None:
+        baseline = matrix.baseline
+    if baseline is not None and baseline not in methods:
+        raise RecipeError(
+            [f"--baseline {baseline}: no result has it. {nearest(baseline, methods)}"]
+        )
+    values: dict[tuple[Column, str], dict[int, float]] = {}
+    for result in results:
+        values.setdefault(((result.data, result.pair), result.method), {})[result.seed] = (
+            result.top1
+        )
+    paper = {((row.dataset, row.pair), row.method): row.top1 for row in published()}
+    strings = {(r.data, r.pair, r.method): str(r.recipe["method"]) for r in results}
+    entries = {}
+    times, memory = _costs(results, place)
+    for column in columns:
+        ranks = _ranks({m: values[column, m] for m in methods if (column, m) in values})
+        for method in methods:
+            own = values.get((column, method), {})
+            base = values.get((column, baseline), {}) if baseline else {}
+            entries[column, method] = Entry(
+                own,
+                ranks.get(method, 0),
+                None if method == baseline else paired(own, base),
+                paper.get((column, _plain(strings.get((*column, method), "")))),
+                times.get((column, method)),
+                memory.get((column, method)),
+            )
+    return Comparison(
+        matrix.about if matrix else "",
+        _conditions(results),
+        columns,
+        methods,
+        {column: _teacher(results, column) for column in columns},
+        {column: paper.get((column, "teacher")) for column in columns},
+        entries,
+        _overall(values, methods, baseline),
+        baseline,
+    )
+
+
+def _plain(method: str) -> str:
+    """A method string as the published figures name it."""
+    return "+".join(sorted(method.split("+")))
+
+
+def _order(results: Sequence[Result], matrix: Matrix | None) -> tuple[list[Column], list[str]]:
+    """Columns and methods that have results, in the matrix's order, then others."""
+    columns = list(dict.fromkeys((r.data, r.pair) for r in results))
+    methods = list(dict.fromkeys(r.method for r in results))
+    if matrix is not None:
+        pairs = [f"{pair.teacher}:{pair.student}" for pair in matrix.pairs]
+        known = [(str(data["name"]), pair) for data in matrix.data for pair in pairs]
+        columns.sort(key=lambda c: known.index(c) if c in known else len(known))
+        names = list(matrix.methods)
+        methods.sort(key=lambda m: names.index(m) if m in names else len(names))
+    return columns, methods
+
+
+def _ranks(values: Mapping[str, Mapping[int, float]]) -> dict[str, int]:
+    """1 for the best mean and 2 for the second, as they are printed; ties share a rank."""
+    means = {m: round(statistics.mean(v.values()), 2) for m, v in values.items()}
+    best = sorted(set(means.values()), reverse=True)[:2]
+    return {m: best.index(mean) + 1 for m, mean in means.items() if mean in best}
+
+
+def _overall(
+    values: Mapping[tuple[Column, str], Mapping[int, float]],
+    methods: Sequence[str],
+    baseline: str | None,
+) -> dict[str, Difference]:
+    def all_of(method: str) -> dict[tuple[Column, int], float]:
+        return {
+            (column, seed): top1
+            for (column, name), seeds in values.items()
+            if name == method
+            for seed, top1 in seeds.items()
+        }
+
+    if baseline is None:
+        return {}
+    found = {m: paired(all_of(m), all_of(baseline)) for m in methods if m != baseline}
+    return {m: difference for m, difference in found.items() if difference is not None}
+
+
+def _teacher(results: Sequence[Result], column: Column) -> float | None:
+    name = "teacher_probe_top1" if _is_transfer(results, column) else "teacher_top1"
+    told = [r.summary.get(name) for r in results if (r.data, r.pair) == column]
+    found = {float(top1) for top1 in told if top1 is not None}
+    return statistics.mean(found) if found else None
+
+
+def _is_transfer(results: Sequence[Result], column: Column) -> bool:
+    """Whether a column's cells are transfers without labels."""
+    return any(r.recipe["kind"] == "transfer" for r in results if (r.data, r.pair) == column)
+
+
+_Costs = dict[tuple[Column, str], float]
+
+
+def _costs(results: Sequence[Result], place: Path) -> tuple[_Costs, _Costs]:
+    """Time of a step over the student alone, and peak memory in MiB.
+
+    As measured by themselves where they were; else of runs that did not take turns.
+    """
+    seconds: _Costs = {}
+    memory: _Costs = {}
+    strings = {((r.data, r.pair), r.method): str(r.recipe["method"]) for r in results}
+    measured = costs_in(place)
+    for column, method in strings:
+        cost = measured.get(cost_key(*column, method))
+        if cost is not None:
+            seconds[column, method] = cost.step_seconds
+            memory[column, method] = cost.peak_memory_mb
+    if not measured:
+        for result in (r for r in results if r.together == 1):
+            key = (result.data, result.pair), result.method
+            seconds.setdefault(key, 1 / result.summary["images_per_second"])
+            memory.setdefault(key, result.summary["peak_memory_mb"])
+    relative: _Costs = {}
+    for key, value in seconds.items():
+        alone = next((seconds[k] for k in seconds if k[0] == key[0] and strings[k] == "ce"), None)
+        if alone is not None:
+            relative[key] = value / alone
+    return relative, memory
+
+
+def _conditions(results: Sequence[Result]) -> str:
+    """What travels with the numbers."""
+
+    def several(values: Sequence[object]) -> str:
+        return ", ".join(map(str, dict.fromkeys(values)))
+
+    seeds = sorted({r.seed for r in results})
+    images = [r.summary["test_images"] for r in results if r.summary.get("test_images")]
+    versions = [r.summary["versions"]["torch"] for r in results]
+    return (
+        f"{len(results)} students, seeds {several(seeds)}; "
+        f"{several([r.summary['epochs'] for r in results])} epochs; accuracy of the last epoch on "
+        f"{several([f'{n:,}' for n in images])} test images; precision "
+        f"{several([r.recipe['runtime.precision'] for r in results])}; "
+        f"{several([r.summary['device'] for r in results])}; PyTorch {several(versions)}"
+    )

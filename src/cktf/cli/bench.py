@@ -1,0 +1,192 @@
+"""`cktf bench` and `cktf table`: a matrix of comparisons, and its table."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cktf.cli.common import (
+    DataDirOption,
+    DebugOption,
+    SetOption,
+    TrustCodeOption,
+    reports_errors,
+)
+from cktf.errors import CktfError, RecipeError
+
+if TYPE_CHECKING:
+    from cktf.bench import Cell
+
+
+@reports_errors
+def bench(
+    matrix: Annotated[
+        str, typer.Argument(help="A matrix by name (cpu-cifar10), or its YAML file.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Its folder; several processes may share it.")],
+    data_dir: DataDirOption = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Trained weights, in place of training."),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME,…", help="Only these methods.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="N,N,…", help="Only these seeds.")] = None,
+    settings: SetOption = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 1,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Only the I-th of N shares of the cells.")
+    ] = "1/1",
+    together: Annotated[
+        int | None,
+        typer.Option(min=1, help="Students that take turns with one pass of their teacher."),
+    ] = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder with finished runs of equal recipes, which are taken over."),
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Where results are kept; by default in --out.")
+    ] = None,
+    costs: Annotated[
+        bool, typer.Option("--costs", help="Measure step time and memory; train nothing.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print cells and estimated hours; train nothing.")
+    ] = False,
+    trust_code: TrustCodeOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train all cells of a matrix: pairs, methods and seeds; skip what is done."""
+    from cktf.bench import Bench, cells_of, chosen, read_matrix, run_bench
+    from cktf.recipes import assign, refuse_code
+
+    read = read_matrix(matrix)
+    fields: dict[str, object] = {}
+    assign(fields, settings or [])
+    where = None if data_dir is None else str(data_dir.expanduser().absolute())
+    cells = cells_of(read, where, _weights(teacher or []), fields)
+    if Path(matrix).exists() and not trust_code:
+        for cell in cells:
+            refuse_code(cell.fields | {"teacher": cell.teacher.network}, Path(matrix))
+    plan = Bench(
+        read,
+        chosen(cells, methods.split(",") if methods else None, _seeds(seeds)),
+        out,
+        results or out / "results",
+        together or read.together,
+        _shard(shard),
+        reuse or [],
+    )
+    if dry_run or costs:
+        _costs(plan.groups(), plan.results, keep=costs)
+        return
+    failed = run_bench(plan, jobs)
+    done = sum(plan.result_file(cell).exists() for cell in plan.cells)
+    print(f"{done} of {len(plan.cells)} cells are done. Table: cktf table {plan.results}")
+    for name in failed:
+        print(f"failed: {name}: see {plan.failure(name)}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
+FORMS = {"md": "table.md", "csv": "table.csv", "latex": "table.tex"}
+
+
+@reports_errors
+def table(
+    folder: Annotated[Path, typer.Argument(help="What cktf bench was given as --out.")],
+    baseline: Annotated[
+        str | None, typer.Option(help="The method that others are compared with.")
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="What is printed: md, csv or latex.")
+    ] = "md",
+    write: Annotated[
+        bool, typer.Option("--write/--no-write", help="Write all three beside the results.")
+    ] = True,
+    debug: DebugOption = False,
+) -> None:
+    """Methods down, pairs across: means, spreads, differences, costs, and published figures."""
+    from cktf.bench import compare, csv_rows, latex, markdown, results_in
+    from cktf.engine import write_atomically
+
+    if form not in FORMS:
+        raise RecipeError([f"--format {form}: choose {', '.join(FORMS)}."])
+    compared = compare(folder, baseline)
+    texts = {"md": markdown(compared), "csv": csv_rows(compared), "latex": latex(compared)}
+    if write:
+        for name, text in texts.items():
+            write_atomically(results_in(folder) / FORMS[name], text.encode())
+    print(texts[form], end="")
+
+
+def _weights(given: list[str]) -> dict[str, str]:
+    found = {}
+    for item in given:
+        name, equals, file = item.partition("=")
+        if not equals or not name or not file:
+            raise RecipeError([f"--teacher takes NAME=FILE, given {item!r}."])
+        found[name] = file
+    return found
+
+
+def _seeds(given: str | None) -> list[int] | None:
+    if given is None:
+        return None
+    if not all(seed.strip().isdigit() for seed in given.split(",")):
+        raise RecipeError([f"--seeds takes numbers joined by commas, given {given!r}."])
+    return [int(seed) for seed in given.split(",")]
+
+
+def _shard(given: str) -> tuple[int, int]:
+    number, slash, of = given.partition("/")
+    if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise RecipeError([f"--shard takes I/N with I from 1 to N, as 2/8; given {given!r}."])
+    return int(number), int(of)
+
+
+def _costs(groups: "list[list[Cell]]", place: Path, *, keep: bool) -> None:
+    """Print every cell with its estimated hours, and their sum."""
+    from cktf.bench import cost_key, costs_in, keep_costs, measure, measure_teacher
+
+    known, measured, total, unknown = costs_in(place), {}, 0.0, 0
+    teachers = {cell.teacher.slug: cell.teacher for group in groups for cell in group}
+    why: set[str] = set()
+    for plan in teachers.values():
+        hours = "trained already"
+        if plan.weights is None:
+            try:
+                taken = measure_teacher(plan).hours
+                hours, total = f"{taken:.2f} h", total + taken
+            except CktfError as error:
+                hours, unknown = "? h", unknown + 1
+                why.add(str(error))
+        print(f"teacher {plan.name} on {plan.data}: {hours}", flush=True)
+    for cell in (cell for group in groups for cell in group):
+        key = cost_key(*cell.column, cell.method)
+        if key not in measured and not (key in known and not keep):
+            try:
+                measured[key] = measure(cell)
+            except CktfError as error:
+                why.add(str(error))
+        cost = measured.get(key) or known.get(key)
+        if cost is None:
+            unknown += 1
+            print(f"{cell.title}: ? h", flush=True)
+            continue
+        total += cost.hours
+        print(
+            f"{cell.title}: {cost.hours:.2f} h ({cost.step_seconds * 1e3:.0f} ms a step, "
+            f"{cost.peak_memory_mb:,.0f} MiB)",
+            flush=True,
+        )
+    cells = sum(map(len, groups))
+    more = f", and {unknown} that could not be measured" if unknown else ""
+    print(f"{cells} cells, {len(teachers)} teachers: about {total:.1f} h one by one{more}")
+    for reason in sorted(why):
+        print(f"! {reason}")
+    if keep:
+        keep_costs(measured, place)

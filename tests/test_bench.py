@@ -1,0 +1,354 @@
+"""Matrices: cells and their recipes, processes that share a folder, kills, failures, and tables."""
+
+import csv
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from cktf.bench import (
+    Bench,
+    all_results,
+    cells_of,
+    compare,
+    csv_rows,
+    latex,
+    make_matrix,
+    markdown,
+    published,
+    read_matrix,
+    run_bench,
+    shipped,
+)
+from cktf.bench.results import Result, completed, decided_by
+from cktf.bench.statistics import paired
+from cktf.cli.main import app
+from cktf.errors import RecipeError, RunFolderError
+from cktf.models import create, save_network
+
+CLASSES = ["Bag", "Sneaker"]
+TINY = {
+    "name": "tiny",
+    "data": {"name": "fashion-mini", "per_class": 16, "classes": CLASSES, "batch_size": 8},
+    "recipe": {"epochs": 2, "optimizer": {"lr": 0.02}},
+    "pairs": ["resnet14:resnet8"],
+    "methods": {"alone": "ce", "KD": "kd", "CKTF": "cktf"},
+    "options": {"cktf": {"negatives": 8}},
+    "seeds": [0, 1],
+    "baseline": "KD",
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A teacher of two classes."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_network(
+        create("resnet14", 2), path, name="resnet14", classes=CLASSES, dataset="fashion-mini"
+    )
+    return path
+
+
+def bench(out, weights=None, **more):
+    matrix = make_matrix(TINY | more.pop("matrix", {}))
+    cells = cells_of(matrix, weights={"resnet14": str(weights)} if weights else None)
+    return Bench(matrix, cells, out, out / "results", show=False, **more)
+
+
+def values(place):
+    return {(r.method, r.seed): r.top1_by_epoch for r in all_results(place / "results")}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, weights):
+    """The matrix in one go, each cell alone."""
+    out = tmp_path_factory.mktemp("done")
+    assert run_bench(bench(out, weights)) == []
+    return out
+
+
+def test_cells_are_recipes(weights):
+    cells = bench(Path("x"), weights).cells
+    assert [(c.method, c.seed) for c in cells] == [
+        (m, s) for s in (0, 1) for m in ("alone", "KD", "CKTF")
+    ]
+    recipe = cells[-1].recipe("t.safetensors")
+    assert recipe.method == "cktf"
+    assert recipe.options == {"cktf": {"negatives": 8}}
+    assert (recipe.seed, recipe.optimizer.lr, recipe.data.batch_size) == (1, 0.02, 8)
+    assert cells[0].recipe().options == {}
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_matrices_follow_the_protocol(name):
+    matrix = read_matrix(name)
+    cells = cells_of(matrix, "/data")
+    assert matrix.name == name
+    assert matrix.seeds == [0, 1, 2]
+    recipes = [cell.recipe() for cell in cells]
+    if not name.startswith("paper-"):
+        wanted = "ce, kd, kd:1, fitnet, at, sp, cc, vid, rkd, pkt, nst, crd, crd+kd, cktf, cktf+kd"
+        assert ", ".join(m.method for m in matrix.methods.values()) == wanted
+        assert {r.runtime.precision for r in recipes} == {"bfloat16"}
+        assert {r.epochs for r in recipes} == {8}
+        return
+    for recipe in recipes + [cell.teacher.recipe for cell in cells]:
+        assert (recipe.epochs, recipe.data.batch_size, recipe.optimizer.lr) == (240, 64, 0.05)
+        assert (recipe.schedule.name, recipe.schedule.gamma) == ("multistep", 0.1)
+        assert [m * 240 for m in recipe.schedule.milestones] == [150, 180, 210]
+        assert (recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (0.9, 5e-4)
+    tau = 0.1 if "cifar100" in name or "table2" in name else 0.07
+    for recipe in recipes:
+        for term in {"crd", "cktf"} & set(recipe.method.split("+")):
+            assert recipe.options[term]["temperature"] == tau
+
+
+def test_table_one_has_every_published_entry():
+    """And no other: FSP where it is published, by the same method strings."""
+    for name in ("cifar100", "tiny-imagenet"):
+        cells = cells_of(read_matrix(f"paper-table1-{name}"), "/data")
+        ours = {(*cell.column, cell.recipe().method) for cell in cells}
+        theirs = {(p.dataset, p.pair, p.method) for p in published() if p.dataset == name}
+        assert ours == {row for row in theirs if row[2] != "teacher"}
+
+
+def test_figure_two_transfers_without_labels():
+    cells = cells_of(read_matrix("paper-figure2"), "/data")
+    recipe, teacher = cells[0].recipe("t"), cells[0].teacher.recipe
+    assert not recipe.data.labels
+    assert recipe.labeled.name == recipe.data.name == "stl10"
+    assert (teacher.data.name, teacher.data.labels) == ("tiny-imagenet", True)
+    assert (teacher.data.image_size, recipe.data.image_size) == (None, 64)
+
+
+def test_mistakes_come_at_once():
+    wrong = TINY | {"methods": {"KD": "kdd", "b": "at"}, "options": {}}
+    with pytest.raises(RecipeError, match="'kdd'"):
+        cells_of(make_matrix(wrong))
+    with pytest.raises(RecipeError, match="Did you mean 'pairs'") as caught:
+        make_matrix({**TINY, "pars": [], "seeds": [-1]})
+    assert len(caught.value.problems) == 2
+    bad = TINY | {"recipe": {"epochs": 2, "optimiser": {}}, "pairs": ["resnet14:resnet9"]}
+    with pytest.raises(RecipeError, match="optimizer"):
+        cells_of(make_matrix(bad))
+    with pytest.raises(RecipeError, match="Did you mean 'cpu-cifar10'"):
+        read_matrix("cpu-cifar")
+    with pytest.raises(RecipeError, match="no pair has it"):
+        cells_of(make_matrix(TINY), weights={"resnet20": "x"})
+
+
+def test_turns_give_what_single_runs_give(done, weights, tmp_path):
+    """With a shard for each seed; what is done is not done again."""
+    for number in (1, 2):
+        half = bench(tmp_path, weights, together=3, shard=(number, 2))
+        assert len(half.groups()) == 1
+        assert run_bench(half) == []
+    assert values(tmp_path) == values(done)
+    assert {r.together for r in all_results(tmp_path / "results")} == {3}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/*")}
+    assert run_bench(bench(tmp_path, weights)) == []
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/*")}
+
+
+def start(matrix, out, *arguments):
+    command = [sys.executable, "-m", "cktf", "bench", str(matrix), "--out", str(out), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.fixture
+def written(weights, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    teachers = {"resnet14": {"weights": str(weights)}}
+    path.write_text(yaml.safe_dump(TINY | {"teachers": teachers}, sort_keys=False))
+    return path
+
+
+def test_two_shards_in_two_processes_give_the_table_of_one(done, written, tmp_path):
+    shards = [start(written, tmp_path / "shared", "--shard", f"{n}/2") for n in (1, 2)]
+    for shard in shards:
+        output = shard.communicate(timeout=300)[0]
+        assert shard.returncode == 0, output
+    tables = [csv_rows(compare(out)) for out in (done, tmp_path / "shared")]
+    columns = ["method", "n", "mean", "sd", "difference", "low", "high", "by_seed"]
+    rows = [[{c: r[c] for c in columns} for r in csv.DictReader(t.splitlines())] for t in tables]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 3
+
+
+def test_killed_and_continued(done, weights, written, tmp_path):
+    """SIGKILL in the middle of a cell, with others done and not begun."""
+    out = tmp_path / "killed"
+    process = start(written, out)
+    deadline = time.monotonic() + 240
+    while not any((out / "cells").glob("*KD*/checkpoints/epoch-00001.pt")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    left = len(list((out / "results").glob("*seed*.json")))
+    assert 1 <= left < 6
+    assert run_bench(bench(out, weights)) == []
+    assert values(out) == values(done)
+
+
+def test_a_failure_is_recorded_and_the_rest_goes_on(weights, tmp_path):
+    """FSP refuses networks of unequal widths; its companions in turn are done all the same."""
+    methods = {"alone": "ce", "FSP": "fsp", "KD": "kd"}
+    pairs = ["resnet14:resnet8x4"]
+    failing = bench(
+        tmp_path, weights, together=3, matrix={"methods": methods, "pairs": pairs, "seeds": [0]}
+    )
+    (name,) = run_bench(failing)
+    assert "FSP" in name
+    assert "16" in failing.failure(name).read_text()
+    assert "Traceback" not in failing.failure(name).read_text()
+    assert {method for method, _ in values(tmp_path)} == {"alone", "KD"}
+
+
+def test_a_teacher_is_trained_once(tmp_path):
+    more = {"teachers": {"resnet14": {"recipe": {"epochs": 1}}}, "seeds": [0]}
+    assert run_bench(bench(tmp_path, matrix=more | {"methods": {"KD": "kd", "alone": "ce"}})) == []
+    (folder,) = (tmp_path / "teachers").iterdir()
+    record = json.loads((tmp_path / "results" / f"{folder.name}.json").read_text())
+    sources = {r.recipe["teacher"] for r in all_results(tmp_path / "results")}
+    assert sources == {record["weights"]}
+    assert record["summary"]["epochs"] == 1
+
+
+def test_finished_runs_are_taken_over(done, weights, tmp_path, monkeypatch):
+    """Run folders or results alone, if recipe and teacher are the same."""
+
+    def refuse(*_, **__):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr("cktf.bench.runner.run_recipe", refuse)
+    for name, source in (("runs", done / "cells"), ("results", done / "results")):
+        taking = bench(tmp_path / name, weights, reuse=[source])
+        assert run_bench(taking) == []
+        assert values(tmp_path / name) == values(done)
+    other = {"recipe": TINY["recipe"] | {"epochs": 1}}
+    assert run_bench(bench(tmp_path / "other", weights, reuse=[done], matrix=other))
+
+
+def test_results_of_another_recipe_are_refused(done, weights):
+    other = {"recipe": TINY["recipe"] | {"epochs": 1}}
+    with pytest.raises(RunFolderError, match="epochs"):
+        run_bench(bench(done, weights, matrix=other))
+
+
+def test_a_kept_recipe_knows_its_fields_later(done, weights):
+    """A field that recipes get some day has its default in results of before."""
+    result = all_results(done / "results")[0]
+    cell = next(c for c in bench(done, weights).cells if (c.method, c.seed) == ("CKTF", 0))
+    assert (result.method, result.seed) == ("CKTF", 0)
+    older = {k: v for k, v in result.recipe.items() if k != "data.skip_broken"}
+    sha = result.recipe["teacher"].removeprefix("sha256 ")
+    assert completed(older) == decided_by(cell.recipe(), sha)
+
+
+def results(place, method, top1, pair="wrn_40_2:wrn_16_2", string=None, together=1):
+    for seed, value in enumerate(top1):
+        recipe = {"kind": "distill", "method": string or method.lower()}
+        recipe |= {"runtime.precision": "float32"}
+        summary = {
+            "test_top1": value, "teacher_top1": 75.0, "epochs": 240, "test_images": 10000,
+            "device": "a machine", "versions": {"torch": "2"}, "peak_memory_mb": 100.0,
+            "images_per_second": 100.0 if string == "ce" else 50.0,
+        }  # fmt: skip
+        found = Result("cifar100", pair, method, seed, recipe, summary, [], together)
+        path = place / f"{method}-{pair.replace(':', '-')}-{seed}.json"
+        path.write_bytes(found.to_json())
+
+
+@pytest.fixture
+def figures(tmp_path):
+    results(tmp_path, "alone", [70.0, 71.0, 72.0], string="ce")
+    results(tmp_path, "KD", [72.0, 73.0, 74.5])
+    results(tmp_path, "CKTF", [74.0, 75.5, 76.0])
+    results(tmp_path, "CKTF", [60.0], pair="vgg13:vgg8")
+    return tmp_path
+
+
+def test_table(figures):
+    """Means, spreads and an interval by the book: t of 2 degrees of freedom is 4.303."""
+    table = compare(figures, baseline="KD")
+    pair = ("cifar100", "wrn_40_2:wrn_16_2")
+    entry = table.entries[pair, "CKTF"]
+    assert entry.mean == pytest.approx(75.16667, abs=1e-4)
+    assert entry.deviation == pytest.approx(statistics.stdev([74.0, 75.5, 76.0]))
+    gains = [2.0, 2.5, 1.5]
+    half = 4.30265 * statistics.stdev(gains) / math.sqrt(3)
+    assert entry.difference[:3] == pytest.approx((2.0, 2.0 - half, 2.0 + half), abs=1e-4)
+    assert entry.published == 75.85
+    assert [table.entries[pair, m].rank for m in ("alone", "KD", "CKTF")] == [0, 2, 1]
+    assert entry.relative_time == pytest.approx(2.0)
+    assert table.overall["CKTF"].pairs == 3
+
+
+def test_table_forms(figures):
+    table = compare(figures, baseline="KD")
+    lines = markdown(table).splitlines()
+    assert "published" in lines[0]
+    row = next(line for line in lines if line.startswith("| CKTF "))
+    assert "**75.17 ± 1.04** | +2.00 [+0.76, +3.24] | 75.85 |" in row
+    assert next(line for line in lines if line.startswith("| KD ")).count("*73.17") == 1
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert "Ahead of KD: CKTF." in lines
+    assert "Unfinished" in markdown(table)
+    assert r"\textbf{75.17 $\pm$ 1.04}" in latex(table)
+    assert r"wrn\_40\_2 $\to$ wrn\_16\_2" in latex(table)
+    rows = list(csv.DictReader(csv_rows(table).splitlines()))
+    cktf = next(r for r in rows if r["method"] == "CKTF" and r["n"] == "3")
+    assert (cktf["published"], cktf["by_seed"]) == ("75.8500", "0:74.00 1:75.50 2:76.00")
+
+
+def test_times_of_students_in_turn_are_not_compared(tmp_path):
+    results(tmp_path, "alone", [70.0], string="ce", together=2)
+    results(tmp_path, "KD", [72.0], together=2)
+    assert all(e.relative_time is None for e in compare(tmp_path).entries.values())
+
+
+def test_paired_needs_common_seeds():
+    assert paired({0: 1.0}, {1: 2.0}) is None
+    assert paired({0: 1.0}, {0: 3.0, 1: 2.0}).low is None
+
+
+def test_command_line(done, written, tmp_path):
+    run = CliRunner().invoke
+    out = tmp_path / "planned"
+    planned = run(app, ["bench", str(written), "--out", str(out), "--seeds", "0", "--dry-run",
+                        "--methods", "KD"])  # fmt: skip
+    assert planned.exit_code == 0, planned.output
+    assert "1 cells, 1 teachers: about" in planned.output
+    assert "ms a step" in planned.output
+    assert not out.exists()
+    shown = run(app, ["table", str(done)])
+    assert shown.exit_code == 0
+    assert shown.output == (done / "results" / "table.md").read_text()
+    for line, message in (
+        (["bench", "cpu-cifar", "--out", "x"], "cpu-cifar10"),
+        (["bench", str(written), "--out", "x", "--shard", "3/2"], "I from 1 to N"),
+        (["bench", str(written), "--out", "x", "--methods", "KDD"], "Did you mean 'KD'"),
+        (["bench", str(written), "--out", "x", "--seeds", "9"], "no 9"),
+        (["bench", "cpu-cifar10", "--out", "x"], "--data-dir"),
+        (["table", str(tmp_path)], "no results"),
+        (["table", str(done), "--baseline", "AT"], "no result has it"),
+    ):
+        failed = run(app, line)
+        assert failed.exit_code == 2
+        assert message in failed.output
