@@ -1,8 +1,9 @@
 """Comparisons of methods: matrices, their cells and tables, and the published figures."""
 
+from cktf.bench.cells import Cell, cells_of, chosen
 from cktf.bench.cost import Cost, cost_key, costs_in, keep_costs, measure, measure_teacher
 from cktf.bench.formats import csv_rows, latex, markdown
-from cktf.bench.matrix import Cell, Matrix, cells_of, chosen, make_matrix, read_matrix, shipped
+from cktf.bench.matrix import Matrix, make_matrix, read_matrix, shipped
 from cktf.bench.published import Published, published
 from cktf.bench.results import Result, all_results, kept_matrix, results_in
 from cktf.bench.runner import Bench, run_bench

@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cktf.bench.matrix import Cell, TeacherPlan
+from cktf.bench.cells import Cell, TeacherPlan
 from cktf.engine import RunFolder, accelerator, peak_memory_mb, write_atomically
-
 from cktf.recipes import (
     CUSTOM,
     DistillRecipe,

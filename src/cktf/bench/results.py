@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from cktf.bench.matrix import Cell, CellRecipe, Matrix, TeacherPlan, make_matrix
+from cktf.bench.cells import Cell, CellRecipe, TeacherPlan
+from cktf.bench.matrix import Matrix, make_matrix
 from cktf.engine import RunFolder, write_atomically
 from cktf.errors import CktfError, RunFolderError
 from cktf.models import fingerprint

@@ -22,7 +22,8 @@ from typing import IO
 
 import torch
 
-from cktf.bench.matrix import Cell, Matrix, TeacherPlan, with_weights
+from cktf.bench.cells import Cell, TeacherPlan, with_weights
+from cktf.bench.matrix import Matrix
 from cktf.bench.results import (
     Result,
     Reusable,

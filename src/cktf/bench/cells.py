@@ -1,0 +1,251 @@
+"""The cells that a matrix stands for: a complete recipe each."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cktf.bench.matrix import Fields, Matrix, MethodEntry, TeacherEntry
+from cktf.errors import RecipeError, nearest
+from cktf.objectives import parse
+from cktf.recipes import (
+    CUSTOM,
+    DistillRecipe,
+    Problems,
+    TrainRecipe,
+    TransferRecipe,
+    check,
+    make_recipe,
+    make_transfer,
+    put,
+)
+
+CellRecipe = DistillRecipe | TransferRecipe
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """One teacher on one data set, shared by all of its students.
+
+    Attributes:
+        name: in the matrix.
+        data: name of the data set of its students.
+        network: what is trained.
+        weights: trained already; None to train by `recipe`.
+        recipe: of its training.
+    """
+
+    name: str
+    data: str
+    network: str
+    weights: Path | None
+    recipe: TrainRecipe
+
+    @property
+    def slug(self) -> str:
+        """Its name, for files."""
+        return slug("teacher", self.data, self.name)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student with one method and one seed on one data set.
+
+    Attributes:
+        data, student, method, seed: what it is; the method by its name in the table.
+        teacher: shared with other cells.
+        fields: of its recipe, but for the teacher.
+    """
+
+    data: str
+    teacher: TeacherPlan
+    student: str
+    method: str
+    seed: int
+    fields: Fields = field(repr=False, compare=False)
+
+    @property
+    def slug(self) -> str:
+        """Its name, for files."""
+        pair = f"{self.teacher.name}-{self.student}"
+        return slug(self.data, pair, self.method, f"seed{self.seed}")
+
+    @property
+    def title(self) -> str:
+        """Its name, for people."""
+        pair = f"{self.teacher.name} → {self.student}"
+        return f"{self.data}, {pair}, {self.method}, seed {self.seed}"
+
+    @property
+    def column(self) -> tuple[str, str]:
+        """Data set and pair."""
+        return self.data, f"{self.teacher.name}:{self.student}"
+
+    def recipe(self, teacher: str = CUSTOM) -> CellRecipe:
+        """Its recipe, with the teacher's weights where they are."""
+        fields = merged(self.fields, {"teacher": teacher})
+        if fields["kind"] == "transfer":
+            return make_transfer(fields)
+        recipe = make_recipe(fields)
+        assert isinstance(recipe, DistillRecipe)
+        return recipe
+
+
+def slug(*parts: str) -> str:
+    """A name for files.
+
+    >>> slug("cifar10", "kd:1", "seed0")
+    'cifar10-kd=1-seed0'
+    """
+    return re.sub(r"[^\w.+=-]", "-", "-".join(parts).replace(":", "="))
+
+
+def merged(*given: Mapping[str, Any]) -> Fields:
+    """Nested fields, the later over the earlier; a dotted name is a field in a section.
+
+    >>> merged({"optimizer": {"lr": 0.1, "momentum": 0.9}}, {"optimizer.lr": 0.01})
+    {'optimizer': {'lr': 0.01, 'momentum': 0.9}}
+    """
+    result: Fields = {}
+    for fields in given:
+        for name, value in fields.items():
+            if isinstance(value, Mapping):
+                before = result.get(name)
+                put(result, name, merged(before if isinstance(before, Mapping) else {}, value))
+            else:
+                put(result, name, value)
+    return result
+
+
+def cells_of(
+    matrix: Matrix,
+    data_dir: str | None = None,
+    weights: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> list[Cell]:
+    """The cells of a matrix: seed by seed, so that a part of them is a whole comparison.
+
+    Args:
+        matrix: what is compared.
+        data_dir: folder of the data sets that do not name their own.
+        weights: of teachers by name, in place of training.
+        settings: fields that override those of every student's recipe.
+
+    Raises:
+        RecipeError: everything that is wrong with any of the recipes.
+    """
+    weights = weights or {}
+    taught = {pair.teacher for pair in matrix.pairs}
+    problems = Problems()
+    for name in weights.keys() - taught:
+        problems.found.append(f"--teacher {name}: no pair has it. {nearest(name, taught)}")
+    for label, entry in matrix.methods.items():
+        with problems.collect(f"methods.{label}"):
+            parse(entry.method)
+    plans: dict[tuple[str, str], TeacherPlan] = {}
+    for data in matrix.data:
+        for name in sorted(taught):
+            with problems.collect(f"teachers.{name}"):
+                plan = _teacher(matrix, name, _data(data, data_dir), weights.get(name))
+                plans[data["name"], name] = plan
+    problems.stop_if_any()
+    cells = list(_cells(matrix, plans, data_dir, settings or {}))
+    _check(cells, problems)
+    problems.stop_if_any()
+    return cells
+
+
+def _data(section: Fields, data_dir: str | None) -> Fields:
+    return merged({"dir": data_dir} if data_dir else {}, section)
+
+
+def _teacher(matrix: Matrix, name: str, data: Fields, weights: str | None) -> TeacherPlan:
+    entry = matrix.teachers.get(name, TeacherEntry())
+    network = entry.network or name
+    own = {"kind": "train", "model": network}
+    if matrix.kind == "transfer":
+        # Its images have labels, and are of another data set.
+        data = {name: value for name, value in data.items() if name == "dir"}
+    recipe = make_recipe(merged(matrix.recipe, {"data": data}, entry.recipe, own))
+    assert isinstance(recipe, TrainRecipe)
+    file = weights or entry.weights
+    where = None if file is None else Path(file).expanduser()
+    if where is not None and not where.exists():
+        raise RecipeError([f"weights: there is no {where}. Name a run folder or a file."])
+    return TeacherPlan(name, recipe.data.name, network, where, recipe)
+
+
+def _cells(
+    matrix: Matrix,
+    plans: Mapping[tuple[str, str], TeacherPlan],
+    data_dir: str | None,
+    settings: Mapping[str, Any],
+) -> Iterator[Cell]:
+    for data in matrix.data:
+        for seed in matrix.seeds:
+            for pair in matrix.pairs:
+                for label, entry in matrix.methods.items():
+                    if label not in pair.without:
+                        fields = merged(
+                            matrix.recipe, {"data": _data(data, data_dir)}, pair.recipe,
+                            entry.recipe, settings,
+                            {"kind": matrix.kind, "student": pair.student, "seed": seed,
+                             "method": entry.method},
+                        )  # fmt: skip
+                        fields["options"] = _options(matrix, entry)
+                        teacher = plans[data["name"], pair.teacher]
+                        yield Cell(data["name"], teacher, pair.student, label, seed, fields)
+
+
+def _options(matrix: Matrix, entry: MethodEntry) -> dict[str, Fields]:
+    terms = parse(entry.method)
+    of_all = {name: values for name, values in matrix.options.items() if name in terms}
+    return merged(of_all, entry.options)
+
+
+def _check(cells: list[Cell], problems: Problems) -> None:
+    """What can be seen without weights and images; the same mistake is named once."""
+    found: dict[str, None] = {}
+    names: dict[str, str] = {}
+    for cell in cells:
+        inner = Problems()
+        with inner.collect():
+            recipe = cell.recipe()
+            distilled = recipe.distilling() if isinstance(recipe, TransferRecipe) else recipe
+            inner.found += check(distilled).found
+        if names.setdefault(cell.slug, cell.title) != cell.title:
+            inner.found.append(f"{cell.title} and {names[cell.slug]} have one name for files.")
+        found |= dict.fromkeys(f"{cell.method}: {problem}" for problem in inner.found)
+    for teacher in {cell.teacher.slug: cell.teacher for cell in cells}.values():
+        if teacher.weights is None:
+            where = f"teachers.{teacher.name}"
+            found |= dict.fromkeys(f"{where}: {p}" for p in check(teacher.recipe).found)
+    problems.found += found
+
+
+def chosen(
+    cells: list[Cell], methods: list[str] | None = None, seeds: list[int] | None = None
+) -> list[Cell]:
+    """Only some of the methods and seeds.
+
+    Raises:
+        RecipeError: one that the matrix has not.
+    """
+    for name, wanted in (("method", methods), ("seed", seeds)):
+        known = {str(getattr(cell, name)) for cell in cells}
+        for value in map(str, wanted or []):
+            if value not in known:
+                raise RecipeError(
+                    [f"--{name}s: the matrix has no {value}. {nearest(value, known)}"]
+                )
+    return [
+        cell
+        for cell in cells
+        if (methods is None or cell.method in methods) and (seeds is None or cell.seed in seeds)
+    ]
+
+
+def with_weights(cell: Cell, weights: Path) -> Cell:
+    """The same cell, with a teacher that is trained."""
+    return replace(cell, teacher=replace(cell.teacher, weights=weights))
