@@ -75,7 +75,12 @@ def distill_together(recipes: Sequence[tuple[DistillRecipe, Path]]) -> list[Run]
         shared = shared or SharedTap(parts.teacher, compile=recipe.runtime.compile)
         parts = replace(parts, teacher=shared.model, shared=shared)
         turns.append(_Turn(executing(recipe, parts, run, show=False)))
-    while left := [turn for turn in turns if turn.run is None]:
-        for turn in left:
-            turn.step()
+    try:
+        while left := [turn for turn in turns if turn.run is None]:
+            for turn in left:
+                turn.step()
+    finally:
+        # Where one fails, the others leave their folders.
+        for turn in turns:
+            turn.steps.close()
     return [turn.run for turn in turns if turn.run is not None]
