@@ -39,8 +39,7 @@ from cktf.bench.results import (
 from cktf.engine import RunFolder, announce, write_atomically
 from cktf.errors import CktfError, RunFolderError
 from cktf.recipes import DistillRecipe, TransferRecipe
-from cktf.workflows import distill_together, run_recipe
-from cktf.workflows.transfer import plan, transfer
+from cktf.workflows import carry_out, distill_together, plan, run_recipe
 
 Group = list[Cell]
 
@@ -272,7 +271,7 @@ def _train(bench: Bench, cells: Group, teacher: str) -> None:
         recipe = cell.recipe(str(cell.teacher.weights))
         if isinstance(recipe, TransferRecipe):
             folder = bench.folder(cell)
-            transfer(plan(recipe, folder, resume=True), show=False)
+            carry_out(plan(recipe, folder, resume=True), show=False)
         else:
             runs.append((recipe, bench.folder(cell)))
     _distill(bench, cells, runs)
