@@ -14,11 +14,13 @@ class Batch:
         images: [B, C, H, W] float32 in [0, 1] (or as a user's own data set gives them).
         labels: [B] int64 classes; None where the data has none.
         index: [B] int64, each sample's position in its data set.
+        view: which of a finite set of augmentations all of them are in; None for new ones.
     """
 
     images: Tensor
     labels: Tensor | None
     index: Tensor
+    view: int | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""

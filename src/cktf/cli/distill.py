@@ -1,6 +1,6 @@
 """`cktf distill`: a student from a teacher."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,6 +48,36 @@ StudentOption = Annotated[
 MethodOption = Annotated[
     str | None, typer.Option("--method", help="Names joined by +: see cktf methods.")
 ]
+TeacherSizeOption = Annotated[
+    int | None, typer.Option("--teacher-size", help="Pixels that the teacher sees on a side.")
+]
+StudentSizeOption = Annotated[
+    int | None, typer.Option("--student-size", help="Likewise the student, of the same images.")
+]
+TeacherCacheOption = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher-cache",
+        metavar="views=N[,dir=DIR]",
+        help="Keep the teacher's outputs for N views of each image on disk.",
+    ),
+]
+
+
+def cache_fields(text: str | None) -> dict[str, Any]:
+    """Fields of the recipe from `views=8,dir=PATH`.
+
+    >>> cache_fields("views=8")
+    {'data.views': 8, 'teacher_cache': 'auto'}
+    """
+    if text is None:
+        return {}
+    given = dict(part.strip().partition("=")[::2] for part in text.split(","))
+    views = given.pop("views", "")
+    folder = given.pop("dir", "auto")
+    if given or not (views.isdecimal() and int(views)) or not folder:
+        raise RecipeError([f"--teacher-cache takes views=8 or views=8,dir=PATH; given {text!r}."])
+    return {"data.views": int(views), "teacher_cache": folder}
 
 
 @reports_errors
@@ -59,6 +89,9 @@ def distill(
     teacher_taps: TapsOption = None,
     student_embedding: EmbeddingOption = None,
     teacher_embedding: EmbeddingOption = None,
+    teacher_size: TeacherSizeOption = None,
+    student_size: StudentSizeOption = None,
+    teacher_cache: TeacherCacheOption = None,
     method: MethodOption = None,
     data: DataOption = None,
     unlabeled: Annotated[
@@ -92,6 +125,9 @@ def distill(
         "teacher_taps": teacher_taps and teacher_taps.split(","),
         "student_embedding": student_embedding,
         "teacher_embedding": teacher_embedding,
+        "teacher_size": teacher_size,
+        "student_size": student_size,
+        **cache_fields(teacher_cache),
         "method": method,
         "data.name": unlabeled or data,
         "data.labels": False if unlabeled else None,

@@ -23,9 +23,13 @@ from cktf.cli.distill import (
     EmbeddingOption,
     MethodOption,
     StudentOption,
+    StudentSizeOption,
     TapsOption,
+    TeacherCacheOption,
     TeacherOption,
+    TeacherSizeOption,
     TeacherWeightsOption,
+    cache_fields,
 )
 from cktf.cli.probe import DrawsOption, LabeledOption, LabelsOption, TestOption, labels_of, table
 
@@ -42,6 +46,9 @@ def transfer(
     teacher_taps: TapsOption = None,
     student_embedding: EmbeddingOption = None,
     teacher_embedding: EmbeddingOption = None,
+    teacher_size: TeacherSizeOption = None,
+    student_size: StudentSizeOption = None,
+    teacher_cache: TeacherCacheOption = None,
     method: MethodOption = None,
     unlabeled: Annotated[
         str | None, typer.Option("--unlabeled", help="Images whose labels are not read.")
@@ -78,6 +85,9 @@ def transfer(
         "teacher_taps": teacher_taps and teacher_taps.split(","),
         "student_embedding": student_embedding,
         "teacher_embedding": teacher_embedding,
+        "teacher_size": teacher_size,
+        "student_size": student_size,
+        **cache_fields(teacher_cache),
         "method": method,
         "data.name": unlabeled,
         "data.dir": data_dir,

@@ -16,6 +16,7 @@ from cktf.data.registry import (
 from cktf.data.splits import few_per_class, split_validation
 from cktf.data.streamed import Streamed
 from cktf.data.survey import Survey, survey
+from cktf.data.views import identity
 
 __all__ = [
     "DATASETS",
@@ -35,6 +36,7 @@ __all__ = [
     "crop_and_flip",
     "dataset_info",
     "few_per_class",
+    "identity",
     "labels_of",
     "load_dataset",
     "load_splits",

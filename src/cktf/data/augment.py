@@ -23,8 +23,12 @@ def crop_and_flip(
     Returns:
         [B, H, W, C], as given.
     """
+    return cropped(images, *draw_crops(len(images), generator, padding), padding, flip)
+
+
+def cropped(images: Tensor, offset: Tensor, mirrored: Tensor, padding: int, flip: bool) -> Tensor:
+    """Images [B, H, W, C] padded, cropped at [2, B, 1] offsets, and some mirrored: [B, 1] bool."""
     batch, height, width, _ = images.shape
-    offset, mirrored = draw_crops(batch, generator, padding)
     rows = torch.arange(height) + offset[0]
     columns = torch.arange(width) + offset[1]
     if flip:

@@ -26,6 +26,7 @@ from cktf.batch import Batch
 from cktf.data.augment import crop_and_flip, draw_crops
 from cktf.data.images import UNLABELLED, Images, ImageSet
 from cktf.data.streamed import Streamed
+from cktf.data.views import Views
 from cktf.errors import DataError
 
 
@@ -92,16 +93,27 @@ class MemoryLoader:
         train: shuffle and leave out the last short batch; otherwise in order, all of them.
         augment: crop and flip each batch, padded by an eighth of a side and at least by 4.
         seed: decides the order and the augmentation.
+        views: of each image so many augmentations, the same for every seed, an epoch each in turn;
+            0 for new ones in every epoch.
     """
 
     def __init__(
-        self, data: ImageSet, batch_size: int, *, train: bool, augment: bool = False, seed: int = 0
+        self,
+        data: ImageSet,
+        batch_size: int,
+        *,
+        train: bool,
+        augment: bool = False,
+        seed: int = 0,
+        views: int = 0,
     ) -> None:
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.train, self.augment = train, augment
         self.samples = len(data)
         self._labels = data.labels if data.labelled else None
         self._padding = max(_PADDING, min(data.images.shape[1:3]) // 8)
+        self.views = views if augment else 1
+        self._views = Views(len(data), self._padding, data.flip)
 
     def __len__(self) -> int:
         return _batches(self.samples, self.batch_size, self.train)
@@ -110,13 +122,28 @@ class MemoryLoader:
         """The batches of epoch `number` from `start` on; with `cover` none is left out."""
         generator = _generator(self.seed, number)
         order = _order(self, generator, cover)
-        for index in order[:start] if self.augment else ():
+        if self.views:
+            yield from self._in_view(order[start:], number % self.views)
+            return
+        for index in order[:start]:
             draw_crops(len(index), generator, self._padding)
         for index in order[start:]:
             pixels = self.data.images[index]
-            if self.augment:
-                pixels = crop_and_flip(pixels, generator, self._padding, self.data.flip)
+            pixels = crop_and_flip(pixels, generator, self._padding, self.data.flip)
             yield Batch(_scaled(pixels), _at(self._labels, index), index)
+
+    def view(self, number: int) -> Iterator[Batch]:
+        """All images in order, in one of a finite set of views."""
+        yield from self._in_view(
+            list(torch.split(torch.arange(self.samples), self.batch_size)), number
+        )
+
+    def _in_view(self, order: list[Tensor], view: int) -> Iterator[Batch]:
+        for index in order:
+            pixels = self.data.images[index]
+            if self.augment:
+                pixels = self._views.of(pixels, index, view)
+            yield Batch(_scaled(pixels), _at(self._labels, index), index, view)
 
 
 def _at(labels: Tensor | None, index: Tensor) -> Tensor | None:
@@ -233,6 +260,7 @@ class DatasetLoader:
         workers: processes; 0 loads in this one.
         seed: decides the order and the augmentation.
         labelled: whether labels are read; without, samples may be images alone.
+        views: of each image so many augmentations, as of `MemoryLoader`.
 
     Raises:
         DataError: augmentation of a data set that is not streamed.
@@ -248,11 +276,13 @@ class DatasetLoader:
         workers: int = 0,
         seed: int = 0,
         labelled: bool = True,
+        views: int = 0,
     ) -> None:
         self.data, self.batch_size, self.train, self.augment = data, batch_size, train, augment
         self.labelled = labelled
         self.workers, self.seed = workers, seed
         self.samples = len(data)
+        self.views = views if augment else int(isinstance(data, ImageSet))
         if augment and not (isinstance(data, ImageSet) and isinstance(data.images, Streamed)):
             raise DataError(
                 "DatasetLoader augments images that are streamed. Use MemoryLoader for an ImageSet "
@@ -272,12 +302,31 @@ class DatasetLoader:
                 images = images.contiguous(memory_format=torch.channels_last)
                 yield Batch(images, labels if self.labelled else None, index)
             return
+        if self.views:
+            yield from self._pixels(order, generator, (0, number % self.views), number % self.views)
+        else:
+            yield from self._pixels(order, generator, (self.seed, number), None)
+
+    def view(self, number: int) -> Iterator[Batch]:
+        """All images in order, in one of a finite set of views."""
+        order = torch.split(torch.arange(self.samples), self.batch_size)
+        batches = [batch.tolist() for batch in order]
+        yield from self._pixels(batches, _generator(0, number), (0, number), number)
+
+    def _pixels(
+        self,
+        order: list[list[int]],
+        generator: torch.Generator,
+        draw: tuple[int, int],
+        view: int | None,
+    ) -> Iterator[Batch]:
+        assert isinstance(self.data, ImageSet)
         kept = self.data.labels if self.data.labelled else None
         if self.augment:
             cast(Streamed, self.data.images).prepare(self.data.flip)
-        data = _Pixels(self.data, (self.seed, number) if self.augment else None)
+        data = _Pixels(self.data, draw if self.augment else None)
         for pixels, index in self._loader(data, order, generator, default_collate):
-            yield Batch(_scaled(pixels), _at(kept, index), index)
+            yield Batch(_scaled(pixels), _at(kept, index), index, view)
 
     def _loader(
         self,

@@ -7,7 +7,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
 from cktf.engine.settings import Training
 from cktf.objectives import Objective
-from cktf.taps import SharedTap, Tap
+from cktf.taps import Tap, TeacherTap
 
 MAIN = "train"
 
@@ -30,7 +30,7 @@ class Stage:
     name: str
     objective: Objective
     student: Tap | None
-    teacher: Tap | SharedTap | None
+    teacher: TeacherTap | None
     epochs: int
     lr: float | None = None
     weight: float = 1.0

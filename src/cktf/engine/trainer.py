@@ -227,7 +227,7 @@ class Trainer:
         with self._autocast():
             if stage.teacher is not None:
                 with torch.no_grad():
-                    teacher = stage.teacher(batch.images)
+                    teacher = stage.teacher.of(batch)
             student = teacher if stage.student is None else stage.student(batch.images)
         assert student is not None
         return student, teacher

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cktf.batch import Batch
 from cktf.contrast import Footprint
 from cktf.errors import MethodError
-from cktf.taps import Features
+from cktf.taps import Features, Kept
 
 T = TypeVar("T")
 
@@ -113,6 +113,22 @@ class Objective(nn.Module, ABC):
         """What comes before training on the sum, in order."""
         return []
 
+    def kept(self) -> Kept:
+        """What of the teacher's features is enough, for a cache of them on disk.
+
+        Raises:
+            MethodError: it reads whole maps, which take too much room.
+        """
+        maps = sorted(self.needs - {"logits", "embedding"})
+        if maps:
+            raise MethodError(
+                f"{type(self).__name__} reads whole maps of the teacher ({', '.join(maps)}), and a "
+                "teacher cache holds logits, embeddings and averages of maps. Train without "
+                "teacher_cache, or with methods that read no more: kd, cc, rkd, pkt, crd, and cktf "
+                "with options.cktf.module_norm=none."
+            )
+        return Kept(embedding="embedding" in self.needs)
+
     def begin_epoch(self, epoch: int) -> None:
         """Called before each epoch, which are counted from 1; most objectives do not care."""
 
@@ -186,6 +202,19 @@ class WeightedSum(Objective):
             if len(loss.terms) > 1:
                 parts |= {f"{name}.{part}": value for part, value in loss.terms.items()}
         return Loss(total, parts)
+
+    def kept(self) -> Kept:
+        """Enough for every term; those that first train on the teacher's maps are refused."""
+        found = Kept()
+        for term in self.terms.values():
+            objective = cast(Objective, term)
+            if objective.phases():
+                raise MethodError(
+                    f"{type(objective).__name__} has a first stage of its own on whole maps, which "
+                    "a teacher cache does not hold. Train without teacher_cache."
+                )
+            found |= objective.kept()
+        return found
 
     def begin_epoch(self, epoch: int) -> None:
         """Tell every term."""

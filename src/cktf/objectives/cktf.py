@@ -25,7 +25,7 @@ from cktf.functional.maps import paired
 from cktf.functional.module_vector import ModuleNorm, module_grid, module_vector
 from cktf.objectives.base import Loss, Objective, Setting, present
 from cktf.objectives.crd import CRD
-from cktf.taps import Features
+from cktf.taps import Features, Kept
 
 Match = Literal["last", "first", "random", "smallest", "largest"]
 
@@ -74,6 +74,11 @@ class CKTF(Objective):
         self.beta, self.theta, self.match, self.module_norm = beta, theta, match, module_norm
         self.needs = needs_of(match)
         vectors = self._vectors(student, teacher)
+        self._kept = Kept(
+            embedding=True,
+            stem=module_grid(_shape(student.stem), _shape(teacher.stem)),
+            stages=_grids(student.stages, teacher.stages),
+        )
         # The first pair makes the memory, and all share it: one draw serves them all.
         source: Memory | None = None
         self.pairs = nn.ModuleList()
@@ -119,6 +124,17 @@ class CKTF(Objective):
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
         return self.loss(student, present(teacher, "CKTF's teacher"), batch.index)
+
+    def kept(self) -> Kept:
+        """The averages of maps that the heads read, as long as nothing reads the maps before."""
+        if self.match != "last" or self.module_norm != "none":
+            raise MethodError(
+                f"CKTF with match={self.match}, module_norm={self.module_norm} reads the teacher's "
+                "whole maps before it averages them, and a teacher cache holds averages. Train "
+                "without teacher_cache, or with options.cktf.match=last and "
+                "options.cktf.module_norm=none."
+            )
+        return self._kept
 
     def begin_epoch(self, epoch: int) -> None:
         """Tell every pair."""
@@ -195,6 +211,18 @@ class CKTF(Objective):
         cosines = [_cosine(student, c) for c in candidates]
         chosen = torch.stack(cosines)
         return candidates[int(chosen.argmin() if self.match == "smallest" else chosen.argmax())]
+
+
+def _shape(stem: Tensor | None) -> torch.Size:
+    return present(stem, "A stem").shape
+
+
+def _grids(
+    student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]
+) -> tuple[tuple[int, tuple[int, int]], ...]:
+    """Which of the teacher's stages are compared, and the grid that each is averaged to."""
+    places = paired(range(len(student)), range(len(teacher)))
+    return tuple((t, module_grid(student[s].shape, teacher[t].shape)) for s, t in places)
 
 
 def needs_of(match: str) -> frozenset[str]:

@@ -26,6 +26,7 @@ from cktf.recipes.files import (
 )
 from cktf.recipes.networks import (
     Teacher,
+    at_size,
     going_on_from,
     load_teacher,
     new_network,
@@ -52,6 +53,7 @@ __all__ = [
     "TrainRecipe",
     "TransferRecipe",
     "assign",
+    "at_size",
     "build_data",
     "build_test",
     "check",

@@ -32,7 +32,15 @@ from cktf.recipes.schema import CUSTOM, DataSection, DistillRecipe, Recipe, Trai
 # Images in a batch without gradients, and pixels, for larger images.
 _TEST_BATCH, _TEST_PIXELS = 500, 500 * 64 * 64
 # What a named data set does, and a user's own does itself.
-_NAMED_ONLY = ("image_size", "channels", "skip_broken", "validation", "classes", "per_class")
+_NAMED_ONLY = (
+    "image_size",
+    "channels",
+    "views",
+    "skip_broken",
+    "validation",
+    "classes",
+    "per_class",
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,7 @@ def check(recipe: Recipe) -> Problems:
     if not recipe.data.labels:
         problems.found += _without_labels(recipe)
     if isinstance(recipe, DistillRecipe):
+        problems.found += _of_cache(recipe)
         with problems.collect("method"):
             _check_options(recipe, problems)
         if recipe.teacher != CUSTOM:
@@ -141,6 +150,22 @@ def _without_labels(recipe: Recipe) -> Iterator[str]:
     for field in ("validation", "per_class"):
         if getattr(recipe.data, field):
             yield f"data.{field}: goes by labels, and there are none."
+
+
+def _of_cache(recipe: DistillRecipe) -> Iterator[str]:
+    """What a teacher cache cannot be of."""
+    if recipe.teacher_cache is None:
+        return
+    if recipe.data.name == CUSTOM:
+        yield (
+            "teacher_cache: your own data set augments its images itself, so that no view comes "
+            "again. Use a data set by name, or train without."
+        )
+    elif recipe.data.augment and not recipe.data.views:
+        yield (
+            "teacher_cache: new augmentations in every epoch have no end. Give a number of views: "
+            "--teacher-cache views=8, or --set data.views=8."
+        )
 
 
 def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
@@ -257,13 +282,13 @@ def _unlabelled(section: DataSection, seed: int) -> Data:
 
 def loader_of_train(train: ImageSet[Images], section: DataSection, seed: int) -> Loader:
     """Training batches of images in memory, or of images that are streamed."""
-    size, augment = section.batch_size, section.augment
+    size, augment, views = section.batch_size, section.augment, section.views
     check_batches(len(train), size)
     if not isinstance(train.images, Streamed):
         kept = cast("ImageSet", train)
-        return MemoryLoader(kept, size, train=True, augment=augment, seed=seed)
+        return MemoryLoader(kept, size, train=True, augment=augment, seed=seed, views=views)
     return DatasetLoader(
-        train, size, train=True, augment=augment, workers=section.workers, seed=seed
+        train, size, train=True, augment=augment, workers=section.workers, seed=seed, views=views
     )
 
 

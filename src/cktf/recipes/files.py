@@ -202,6 +202,8 @@ def located(recipe: AnyRecipe) -> AnyRecipe:
         update["teacher"] = absolute(recipe.teacher) if there else _located(recipe.teacher)
         update["teacher_weights"] = absolute(recipe.teacher_weights)
         update["student"] = _located(recipe.student)
+        if recipe.teacher_cache not in (None, "auto"):
+            update["teacher_cache"] = absolute(recipe.teacher_cache)
     else:
         there = Path(recipe.model).expanduser().exists()
         update["model"] = absolute(recipe.model) if there else _located(recipe.model)
@@ -217,6 +219,7 @@ _FREE = (
     "labeled.workers",
     "runtime.device",
     "runtime.on_nonfinite",
+    "teacher_cache",
     "checkpoint.epochs",
     "checkpoint.minutes",
 )

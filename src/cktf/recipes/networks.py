@@ -62,6 +62,23 @@ def new_network(line: str, data: ImageSet, num_classes: int | None = None) -> No
     return Normalized(built.network, mean, std, built.size)
 
 
+def at_size(network: nn.Module, size: int | None) -> nn.Module:
+    """The same network, which resizes images to a size before it sees them; None: as it is.
+
+    Raises:
+        ModelError: a user's own network, which sees images as they come.
+    """
+    if size is None:
+        return network
+    if not isinstance(network, Normalized):
+        raise ModelError(
+            f"A size, given {size}, is of networks by name or from a run. Resize images in your "
+            "own module, or wrap it in cktf.models.Normalized."
+        )
+    network.size = size
+    return network
+
+
 def check_network(line: str) -> None:
     """Make sure that there is a network to train, as far as that can be seen without loading it.
 
@@ -74,12 +91,14 @@ def check_network(line: str) -> None:
         parse_source(line)
 
 
-def going_on_from(line: str, data: ImageSet) -> tuple[nn.Module, str]:
+def going_on_from(line: str, data: ImageSet, classes: int | None = None) -> tuple[nn.Module, str]:
     """A trained network with a classifier for a data set, new where it told other classes.
 
     Args:
         line: a run folder or a file of weights.
         data: whose classes it is to tell.
+        classes: how many it is to tell where nobody names them; its own classifier stays if it has
+            as many.
 
     Returns:
         The network and its name.
@@ -89,6 +108,9 @@ def going_on_from(line: str, data: ImageSet) -> tuple[nn.Module, str]:
         ModelError: no classifier that could be replaced.
     """
     found = load_teacher(line, None, data)
+    if classes is not None:
+        resize_classifier(found.network, classes)
+        return found.network, found.name
     told = _classes_told(Path(line).expanduser())
     if told != tuple(data.classes):
         resize_classifier(found.network, len(data.classes), anew=True)

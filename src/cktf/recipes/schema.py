@@ -34,6 +34,8 @@ class DataSection(_Section):
         test: another data set, of the same classes, for the test images; by default its own.
         augment: crop and flip training images; a user's own data set augments itself.
         batch_size: images per step; 2 or more, since BatchNorm and contrast compare images.
+        views: augmentations of each image, the same in every run, which epochs take in turn; 0 for
+            new ones in every epoch.
         workers: processes that load a user's own data set, or a named one that is too large for
             memory.
         image_size: pixels of a side; by default the data set's own, and for folders of images of
@@ -50,6 +52,7 @@ class DataSection(_Section):
     dir: str | None = None
     test: Name | None = None
     augment: bool = True
+    views: int = Field(0, ge=0)
     batch_size: int = Field(64, ge=2)
     workers: int = Field(0, ge=0)
     image_size: int | None = Field(None, ge=8, le=1024)
@@ -195,6 +198,10 @@ class _Distilling(_Recipe):
             `head:input` is what module `head` is given.
         method: names joined by `+`, each with an optional weight.
         options: for a method in the string, its options: `cktf: {negatives: 4096}`.
+        student_size, teacher_size: pixels of a side that images are resized to before the network
+            sees them; by default its own, or as they come. Both see the same augmented images.
+        teacher_cache: a folder for the teacher's features of a finite set of views, or `auto` for
+            one in the user's cache; by default none.
         init_epochs: of each initialisation stage, for methods that have one; by default an eighth
             of `epochs`, which is the papers' 30 of 240.
     """
@@ -208,6 +215,9 @@ class _Distilling(_Recipe):
     teacher_embedding: str | None = None
     method: Name = "cktf+kd"
     options: dict[str, dict[str, Any]] = {}
+    student_size: int | None = Field(None, ge=8)
+    teacher_size: int | None = Field(None, ge=8)
+    teacher_cache: str | None = None
     init_epochs: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")

@@ -1,18 +1,25 @@
 """Features from any network."""
 
 from cktf.models.paths import FeaturePaths
+from cktf.taps.cached import CachedTap
 from cktf.taps.features import FEATURES, Features
 from cktf.taps.folding import name_of
 from cktf.taps.infer import evaluating, infer_paths
+from cktf.taps.kept import Kept
 from cktf.taps.shared import SharedTap
 from cktf.taps.tap import Tap
 
+TeacherTap = Tap | SharedTap | CachedTap
+
 __all__ = [
     "FEATURES",
+    "CachedTap",
     "FeaturePaths",
     "Features",
+    "Kept",
     "SharedTap",
     "Tap",
+    "TeacherTap",
     "evaluating",
     "infer_paths",
     "name_of",

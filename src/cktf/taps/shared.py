@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from cktf.batch import Batch
 from cktf.models.paths import FeaturePaths
 from cktf.taps.features import Features
 from cktf.taps.tap import Tap
@@ -42,3 +43,7 @@ class SharedTap:
         if not known or self._features is None:
             self._images, self._features = images, self._tap(images)
         return self._features
+
+    def of(self, batch: Batch) -> Features:
+        """Features of a batch's images."""
+        return self(batch.images)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from cktf.batch import Batch
 from cktf.errors import TapError, nearest
 from cktf.models.paths import FeaturePaths
 from cktf.taps.features import FEATURES, Features
@@ -156,6 +157,10 @@ class Tap:
                     handle.remove()
         _check_logits(self.model, logits, len(images))
         return self._assemble(logits, recorder, seen(self.model, images.shape))
+
+    def of(self, batch: Batch) -> Features:
+        """Run the network on a batch's images."""
+        return self(batch.images)
 
     def _hook(self, path: str, record: Callable[[str, Any], None]) -> RemovableHandle:
         """Have a module's input or output recorded in each forward pass."""

@@ -13,7 +13,8 @@ from cktf.engine import Stage, accelerator, autocast_dtype, peak_memory_mb, plac
 from cktf.models import Normalized
 from cktf.recipes import Recipe
 from cktf.taps import FeaturePaths, Features, Tap
-from cktf.workflows.run import Assembly, Parts, assemble
+from cktf.workflows.parts import Parts
+from cktf.workflows.run import Assembly, assemble
 
 _BATCHES = 2
 # A trained network knows its training images by more than this many times the share of guesses.

@@ -4,6 +4,7 @@ import json
 import platform
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ from cktf.models import Normalized, load_weights, save_network
 from cktf.objectives import Objective, Setting, WeightedSum, compose, features_read
 from cktf.recipes import (
     CUSTOM,
-    Data,
     DistillRecipe,
     Recipe,
     TrainRecipe,
@@ -38,8 +38,10 @@ from cktf.recipes import (
     located,
     to_yaml,
 )
-from cktf.taps import FeaturePaths, Features, SharedTap, Tap, evaluating
+from cktf.taps import CachedTap, FeaturePaths, Features, Tap, TeacherTap, evaluating
+from cktf.workflows.caching import cached
 from cktf.workflows.inspection import find_paths
+from cktf.workflows.parts import Parts
 
 _EXAMPLES = 8
 
@@ -57,28 +59,6 @@ class Run:
     folder: Path
     student: nn.Module
     summary: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The objects of a run.
-
-    Attributes:
-        student: the network to be trained.
-        teacher: the frozen network; None to train on labels alone.
-        student_name, teacher_name: for the record.
-        data: its images.
-        shared: the teacher's tap, where several runs take turns with one teacher.
-        note: what was loaded as the teacher, for the log.
-    """
-
-    student: nn.Module
-    teacher: nn.Module | None
-    student_name: str
-    teacher_name: str | None
-    data: Data
-    shared: SharedTap | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,8 +101,7 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     setting = Setting(student.features, teacher_features, parts.data.train.samples, labels)
     objective = compose(method, setting, options)
     same = teacher is None or teacher.features.logits.shape[1] == num_classes
-    paths = student.paths, None if teacher is None else teacher.paths
-    stages = _stages(recipe, parts, objective, *paths)
+    stages = _stages(recipe, parts, objective, student, teacher)
     return Assembly(method, num_classes, objective, stages, same)
 
 
@@ -130,18 +109,23 @@ def _stages(
     recipe: Recipe,
     parts: Parts,
     objective: WeightedSum,
-    student: FeaturePaths,
-    teacher: FeaturePaths | None,
+    student: _Tried,
+    teacher: _Tried | None,
 ) -> list[Stage]:
     """The phases of the methods, then training on their sum, each with what it reads tapped."""
 
-    def tapped(part: Objective, compile: bool = False) -> tuple[Tap, Tap | SharedTap | None]:
-        own = Tap(parts.student, student, part.needs, compile=compile)
-        if parts.teacher is None or not part.needs_teacher:
+    def tapped(part: Objective, compile: bool = False) -> tuple[Tap, TeacherTap | None]:
+        own = Tap(parts.student, student.paths, part.needs, compile=compile)
+        if parts.teacher is None or teacher is None or not part.needs_teacher:
             return own, None
+        if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
+            # What is kept for one method serves another that reads less.
+            needs = part.needs | ({"embedding"} if teacher.paths.embedding else set())
+            tap = Tap(parts.teacher, teacher.paths, needs, compile=compile)
+            return own, cached(recipe, parts, objective, tap, teacher.features)
         if parts.shared is not None:
-            return own, parts.shared.also(teacher, part.needs)
-        return own, Tap(parts.teacher, teacher, part.needs, compile=compile)
+            return own, parts.shared.also(teacher.paths, part.needs)
+        return own, Tap(parts.teacher, teacher.paths, part.needs, compile=compile)
 
     stages = []
     for phase in objective.phases():
@@ -186,6 +170,9 @@ def executing(
     fitting, data = assemble(recipe, parts), parts.data
     device = accelerator(recipe.training()).device
     fitting.objective.footprint(data.train.batch_size).check(device, built=True)
+    for stage in fitting.stages:
+        if isinstance(stage.teacher, CachedTap):
+            stage.teacher.say = partial(_tell, run, show)
     run.create(_checkpoint_mb(parts.student, fitting.objective))
     with run.locked():
         return (yield from _train(recipe, parts, fitting, run, show))
@@ -234,6 +221,11 @@ def _train(
     return Run(run.path, parts.student, summary)
 
 
+def _tell(run: RunFolder, show: bool, line: str) -> None:
+    run.log(line)
+    announce(line, show)
+
+
 def _read(run: RunFolder, student: nn.Module) -> Run:
     """A run that is finished already, with its weights in the student."""
     load_weights(student.network if isinstance(student, Normalized) else student, run.weights)
@@ -250,6 +242,8 @@ def _checkpoint_mb(student: nn.Module, objective: nn.Module) -> float:
 def _dry_run(parts: Parts, method: str, recipe: Recipe) -> tuple[_Tried, _Tried | None]:
     """Both networks on a few images: where their features are, and of which shapes."""
     reads = features_read(method)
+    if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
+        reads |= {"embedding"}
     named: dict[str, _Named] = {"student": ([], None), "teacher": ([], None)}
     if isinstance(recipe, DistillRecipe):
         named["student"] = recipe.student_taps, recipe.student_embedding

@@ -20,6 +20,7 @@ from cktf.recipes import (
     Recipe,
     Teacher,
     TrainRecipe,
+    at_size,
     check,
     decisive,
     going_on_from,
@@ -32,7 +33,8 @@ from cktf.recipes import (
 from cktf.taps import evaluating
 from cktf.workflows.inspection import find_paths
 from cktf.workflows.objects import Objects, absent, data_of
-from cktf.workflows.run import Parts, Run, execute
+from cktf.workflows.parts import Parts
+from cktf.workflows.run import Run, execute
 
 T = TypeVar("T")
 
@@ -218,10 +220,13 @@ def prepare(
     if isinstance(recipe, DistillRecipe) and not problems.about("teacher"):
         with problems.collect("teacher"):
             teacher = _teacher(recipe, objects, data)
+            at_size(teacher.network, recipe.teacher_size)
     problems.stop_if_any()
     assert data is not None
     set_seed(recipe.seed)
     student, name = _student(recipe, objects, data, teacher)
+    if isinstance(recipe, DistillRecipe):
+        at_size(student, recipe.student_size)
     if isinstance(recipe, TrainRecipe) and recipe.trains == "classifier":
         freeze_features(student, next(iter(data.train.epoch(1))).images[:2])
     if teacher is None:
@@ -290,12 +295,12 @@ def _student(
                 f"pass a module: cktf.models.create({name!r}, num_classes)."
             ]
         )
-    if Path(name).expanduser().exists():
-        return going_on_from(name, data.raw_train)
     classes = len(data.raw_train.classes)
     if not data.labelled and teacher is not None:
         # Nobody knows the classes: the student tells those of its teacher.
         classes = _logits(teacher.network, data)
+    if Path(name).expanduser().exists():
+        return going_on_from(name, data.raw_train, None if data.labelled else classes)
     return new_network(name, data.raw_train, classes), name
 
 

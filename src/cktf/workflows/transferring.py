@@ -29,6 +29,7 @@ from cktf.recipes import (
     Problems,
     TrainRecipe,
     TransferRecipe,
+    at_size,
     custom_loader,
     loader_of_test,
     located,
@@ -40,6 +41,7 @@ from cktf.recipes import (
 )
 from cktf.workflows.curve import CURVE, draw_curve
 from cktf.workflows.objects import Objects, absent_data, data_of
+from cktf.workflows.parts import Parts
 from cktf.workflows.probing import (
     Choice,
     Probed,
@@ -49,7 +51,7 @@ from cktf.workflows.probing import (
     new_classifier,
     probe_features,
 )
-from cktf.workflows.run import Parts, Run, assemble, execute
+from cktf.workflows.run import Run, assemble, execute
 from cktf.workflows.train import check_same, folder_of, name_of, prepare
 
 _MOST_SCRATCH_EPOCHS = 200
@@ -331,10 +333,10 @@ def _scratch(planned: Planned, show: bool) -> Run:
     data = replace(labelled, train=custom_loader(few, section, recipe.seed), raw_train=few)
     set_seed(recipe.seed)
     classes = int(labels_of(labelled.raw_train).max()) + 1
-    if recipe.student == CUSTOM or not isinstance(few, ImageSet):
-        network = copy.deepcopy(planned.untrained)
+    if not isinstance(few, ImageSet) or Path(recipe.student).exists() or recipe.student == CUSTOM:
+        network: nn.Module = copy.deepcopy(planned.untrained)
         resize_classifier(network, classes)
     else:
-        network = new_network(recipe.student, few, classes)
+        network = at_size(new_network(recipe.student, few, classes), recipe.student_size)
     parts = Parts(network, None, planned.parts.student_name, None, data)
     return execute(own, parts, RunFolder(planned.run.path / SCRATCH), show)

@@ -1,0 +1,51 @@
+"""The teacher cache of a run: what is kept, of which images, and where."""
+
+import os
+from pathlib import Path
+
+from cktf.data import DatasetLoader, MemoryLoader, identity
+from cktf.engine import accelerator, autocast_dtype
+from cktf.objectives import WeightedSum
+from cktf.recipes import DistillRecipe
+from cktf.taps import CachedTap, Features, Tap
+from cktf.workflows.parts import Parts
+
+
+def cached(
+    recipe: DistillRecipe, parts: Parts, objective: WeightedSum, tap: Tap, example: Features
+) -> CachedTap:
+    """The teacher's tap, with its features of a finite set of views kept on disk.
+
+    Args:
+        recipe: names the folder, the images and their views, and the precision.
+        parts: of the run.
+        objective: decides what is kept.
+        tap: of the teacher.
+        example: what it gave for a few images.
+
+    Raises:
+        MethodError: the objective reads what is not kept.
+        DataError: the disk has no room.
+    """
+    kept, data, loader = objective.kept(), recipe.data, parts.data.train
+    assert isinstance(loader, MemoryLoader | DatasetLoader)
+    dtype = autocast_dtype(recipe.runtime.precision, accelerator(recipe.training()).device)
+    decides = {
+        "images": identity(parts.data.raw_train),
+        "augment": data.augment,
+        "precision": str(dtype or "float32"),
+    }
+    found = CachedTap(
+        tap, kept, loader.view, data.views if data.augment else 1, loader.samples, decides,
+        _folder(recipe),
+    )  # fmt: skip
+    found.check_room(example)
+    return found
+
+
+def _folder(recipe: DistillRecipe) -> Path:
+    assert recipe.teacher_cache is not None
+    if recipe.teacher_cache != "auto":
+        return Path(recipe.teacher_cache).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "cktf" / "teachers"

@@ -1,0 +1,30 @@
+"""What a run is put together from."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from cktf.recipes import Data
+from cktf.taps import SharedTap
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects of a run.
+
+    Attributes:
+        student: the network to be trained.
+        teacher: the frozen network; None to train on labels alone.
+        student_name, teacher_name: for the record.
+        data: its images.
+        shared: the teacher's tap, where several runs take turns with one teacher.
+        note: what was loaded as the teacher, for the log.
+    """
+
+    student: nn.Module
+    teacher: nn.Module | None
+    student_name: str
+    teacher_name: str | None
+    data: Data
+    shared: SharedTap | None = None
+    note: str = ""

@@ -1,0 +1,414 @@
+"""Finite sets of views, the teacher's features of them on disk, and two renderings of one view."""
+
+import shlex
+from collections import namedtuple
+
+import pytest
+import torch
+from test_training import images, rows_of
+from test_transfer import cifar, command, teacher
+from torch import nn
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+from cktf.batch import Batch
+from cktf.cli.main import app
+from cktf.data import DatasetLoader, MemoryLoader, Reading, load_dataset
+from cktf.errors import DataError, MethodError, RecipeError
+from cktf.models import Normalized, create
+from cktf.objectives import CKTF, METHODS, Setting, compose
+from cktf.recipes import make_recipe
+from cktf.taps import CachedTap, Features, Kept, Tap
+from cktf.workflows import distill_together, run_recipe
+
+__all__ = ["cifar", "images", "teacher"]  # fixtures
+V = 3
+
+
+def same(one, other):
+    return torch.equal(one.images, other.images) and torch.equal(one.index, other.index)
+
+
+# Views
+
+
+def loaders(data, seed, views=V, size=16):
+    some = torch.arange(48)
+    streamed = load_dataset("fashion-mini", None, "test", Reading(budget=0)).subset(some)
+    how = {"train": True, "augment": True, "seed": seed, "views": views}
+    return MemoryLoader(data.subset(some), size, **how), DatasetLoader(streamed, size, **how)
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_view_of_an_image_is_the_same_in_every_epoch_and_run(images, kind):
+    seen = {}
+    for seed in (0, 1):
+        loader = loaders(images[1], seed)[kind]
+        for epoch in (1, 2, 3, 1 + V):
+            for batch in loader.epoch(epoch):
+                assert batch.view == epoch % V
+                for image, position in zip(batch.images, batch.index.tolist(), strict=True):
+                    key = batch.view, position
+                    assert torch.equal(seen.setdefault(key, image), image)
+    assert len(seen) == V * 48
+    # Views differ from each other, and are what the loader gives in order.
+    assert sum(torch.equal(seen[0, i], seen[1, i]) for i in range(48)) < 8
+    for view in range(V):
+        rows = torch.cat([batch.images for batch in loader.view(view)])
+        assert all(torch.equal(rows[i], seen[view, i]) for i in range(48))
+    orders = [torch.cat([b.index for b in loaders(images[1], s)[kind].epoch(1)]) for s in (0, 1)]
+    assert not torch.equal(*orders)
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_resumed_epoch_is_in_the_same_view(images, kind):
+    loader = loaders(images[1], 0)[kind]
+    whole, rest = list(loader.epoch(2)), list(loader.epoch(2, start=1))
+    assert all(same(a, b) for a, b in zip(whole[1:], rest, strict=True))
+
+
+# What is kept
+
+
+class Net(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU())
+        self.down = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU())
+        self.fc = nn.Linear(2 * width, 5)
+
+    def forward(self, x):
+        return self.fc(self.down(self.stem(x)).mean((2, 3)))
+
+
+def features(seed, *sizes, channels=4):
+    generator = torch.Generator().manual_seed(seed)
+    maps = [torch.rand(6, channels, s, s, generator=generator) for s in sizes]
+    return Features(
+        logits=torch.rand(6, 5, generator=generator),
+        embedding=torch.rand(6, 7, generator=generator),
+        stem=maps[0], stages=tuple(maps), blocks=tuple((m,) for m in maps), preacts=tuple(maps),
+    )  # fmt: skip
+
+
+SIZES = [((32, 16, 8), (32, 16, 8)), ((32, 16, 8), (48, 24, 12, 6, 3)), ((8, 4, 2, 1), (24, 6))]
+
+
+@pytest.mark.parametrize(("student", "teacher"), SIZES)
+def test_what_is_kept_for_cktf_leaves_its_loss_as_it_is(student, teacher):
+    s, t = features(0, *student), features(1, *teacher, channels=6)
+    torch.manual_seed(0)
+    cktf = CKTF(s, t, 20, negatives=8, module_norm="none")
+    kept = cktf.kept().of(t)
+    assert all(m.shape[-1] <= 4 for m in (kept.stem, *kept.stages))
+    index, chosen = torch.arange(6), torch.arange(6).view(6, 1) + torch.arange(9)
+    state = {k: v.clone() for k, v in cktf.state_dict().items()}
+    losses = []
+    for given in (t, kept):
+        cktf.load_state_dict(state)
+        losses.append(cktf.loss(s, given, index, chosen))
+    assert losses[0].terms.keys() == losses[1].terms.keys()
+    torch.testing.assert_close(losses[0].total, losses[1].total)
+
+
+READ = {"kd", "cc", "rkd", "pkt", "crd"}
+SETTING = Setting(features(0, 32, 16, 8), features(1, 32, 16, 8), 20, None)
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"ce", "ab", "fsp"}))
+def test_methods_that_read_what_is_kept_and_the_others(name):
+    objective = compose(name, SETTING)
+    if name in READ:
+        kept = objective.kept()
+        assert not kept.stages
+        assert kept.embedding == ("embedding" in METHODS[name].reads)
+    else:
+        with pytest.raises(MethodError, match="cache"):
+            objective.kept()
+
+
+def test_sums_keep_enough_for_every_term():
+    options = {"cktf": {"module_norm": "none", "negatives": 4}}
+    kept = compose("kd+crd+cktf", SETTING, options | {"crd": {"negatives": 4}}).kept()
+    assert kept.embedding
+    assert [grid for _, grid in kept.stages] == [(4, 4), (2, 2), (1, 1)]
+    for method in ("kd+at", "kd+ab"):
+        with pytest.raises(MethodError, match="cache"):
+            compose(method, SETTING).kept()
+
+
+# The cache
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().eval().requires_grad_(False)
+
+
+class Counted:
+    """A view of twenty images, and how often it was asked for."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, view):
+        self.calls.append(view)
+        images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(view))
+        for index in torch.arange(20).split(6):
+            yield Batch(images[index], None, index, view)
+
+
+KEPT = Kept(embedding=True, stem=(2, 2), stages=((0, (1, 1)),))
+
+
+def cache(net, view, folder, kept=KEPT, decides=None):
+    tap = Tap.infer(net, torch.rand(2, 1, 8, 8), ["embedding", "stem", "stages"])
+    said = []
+    found = CachedTap(tap, kept, view, 2, 20, decides or {"images": "a"}, folder)
+    found.said, found.say = said, said.append
+    return found
+
+
+def batch_of(view, number):
+    images = torch.cat([b.images for b in Counted()(number)])
+    index = torch.tensor([7, 0, 19, 7])
+    return Batch(images[index], None, index, number)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_is_read_is_what_the_network_gives(net, tmp_path, number):
+    view = Counted()
+    tap = cache(net, view, tmp_path)
+    batch = batch_of(view, number)
+    for _ in range(2):
+        read, computed = tap.of(batch), tap(batch.images)
+        torch.testing.assert_close(read, computed)
+    assert view.calls == [number]
+    again = Counted()
+    torch.testing.assert_close(cache(net, again, tmp_path).of(batch), computed)
+    assert again.calls == []
+    assert not list(tmp_path.rglob("*partial*"))
+
+
+def test_it_keeps_bfloat16_as_it_is(net, tmp_path):
+    tap = cache(net, Counted(), tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        read = tap.of(batch_of(None, 0))
+        assert read.logits.dtype == torch.bfloat16
+        torch.testing.assert_close(read, tap(batch_of(None, 0).images))
+
+
+def test_what_is_there_serves_a_method_that_reads_less_or_more(net, tmp_path):
+    first, more, less = Counted(), Counted(), Counted()
+    cache(net, first, tmp_path, Kept(embedding=True)).of(batch_of(None, 0))
+    tap = cache(net, more, tmp_path)
+    tap.of(batch_of(None, 0))
+    cache(net, less, tmp_path, Kept()).of(batch_of(None, 0))
+    assert (first.calls, more.calls, less.calls) == ([0], [0], [])
+    # Only what was missing was computed.
+    assert "stem" in tap.said[0]
+    assert "logits" not in tap.said[0]
+
+
+def change(net):
+    with torch.no_grad():
+        net.fc.bias[0] += 1
+
+
+def change_statistics(net):
+    net.stem[1].running_mean[0] += 1
+
+
+CHANGES = {
+    "weights": (change, {}),
+    "statistics": (change_statistics, {}),
+    "images": (None, {"images": "b"}),
+    "precision": (None, {"images": "a", "precision": "bfloat16"}),
+}
+
+
+@pytest.mark.parametrize(("mutate", "decides"), CHANGES.values(), ids=CHANGES)
+def test_another_teacher_or_data_set_has_another_cache(net, tmp_path, mutate, decides):
+    cache(net, Counted(), tmp_path).of(batch_of(None, 0))
+    if mutate:
+        mutate(net)
+    view = Counted()
+    tap = cache(net, view, tmp_path, decides=decides)
+    torch.testing.assert_close(tap.of(batch_of(None, 0)), tap(batch_of(None, 0).images))
+    assert view.calls == [0]
+
+
+def test_size_decides_too():
+    from cktf.taps.cached import hash_of
+
+    network = create("resnet8", 10)
+    found = {hash_of(Normalized(network, [0.5] * 3, [0.5] * 3, size)) for size in (None, 32, 96)}
+    assert len(found | {hash_of(Normalized(network, [0.4] * 3, [0.5] * 3))}) == 4
+
+
+def damage(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+DAMAGES = {
+    "a bit": damage,
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-4]),
+    "gone": lambda path: path.unlink(),
+    "no note": lambda path: path.with_name(path.name + ".json").unlink(),
+    "half a note": lambda path: path.with_name(path.name + ".json").write_text('{"name": "log'),
+    "note of another": lambda path: path.with_name(path.name + ".json").write_text(
+        path.with_name(path.name + ".json").read_text().replace('"a"', '"b"')
+    ),
+}
+
+
+@pytest.mark.parametrize("spoil", DAMAGES.values(), ids=DAMAGES)
+def test_damage_is_seen_and_computed_anew(net, tmp_path, spoil):
+    cache(net, Counted(), tmp_path).of(batch_of(None, 0))
+    (path,) = tmp_path.rglob("logits")
+    spoil(path)
+    view = Counted()
+    tap = cache(net, view, tmp_path)
+    torch.testing.assert_close(tap.of(batch_of(None, 0)), tap(batch_of(None, 0).images))
+    assert view.calls == [0]
+
+
+def test_what_was_cut_off_is_never_used(net, tmp_path):
+    def cut(view):
+        yield next(iter(Counted()(view)))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache(net, cut, tmp_path).of(batch_of(None, 0))
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    view = Counted()
+    tap = cache(net, view, tmp_path)
+    torch.testing.assert_close(tap.of(batch_of(None, 0)), tap(batch_of(None, 0).images))
+    assert view.calls == [0]
+
+
+def test_room_on_the_disk_is_looked_at_first(net, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("cktf.taps.cached.shutil.disk_usage", lambda path: usage(1, 1, 2**28 + 100))
+    tap = cache(net, Counted(), tmp_path)
+    with pytest.raises(DataError, match=r"20 images in 2 views take .* GB, and .* has 0.0 GB left"):
+        tap.check_room(tap._tap(torch.rand(2, 1, 8, 8)))
+
+
+# In runs
+
+
+def recipe(teacher, cifar, cache, **more):
+    return make_recipe(
+        {
+            "kind": "distill", "teacher": str(teacher), "student": "resnet8", "epochs": 3,
+            "method": "kd+crd", "options": {"crd": {"negatives": 8}}, "teacher_cache": cache,
+            "runtime": {"precision": "float32"},
+            "data": {
+                "name": "cifar10", "dir": cifar, "labels": False, "views": 2, "batch_size": 16,
+            },
+            **more,
+        }
+    )  # fmt: skip
+
+
+def test_a_run_with_the_cache_is_that_without(teacher, cifar, tmp_path):
+    plain = run_recipe(recipe(teacher, cifar, None), tmp_path / "plain", show=False)
+    kept = run_recipe(
+        recipe(teacher, cifar, str(tmp_path / "cache")), tmp_path / "kept", show=False
+    )
+    one, other = ([row["loss"] for row in rows_of(run.folder)] for run in (plain, kept))
+    assert one == pytest.approx(other, rel=1e-4)
+    views = {path.parent.name for path in tmp_path.glob("cache/*/view-*/logits")}
+    assert views == {"view-000", "view-001"}
+
+
+def test_students_together_fill_it_once(teacher, cifar, tmp_path, monkeypatch):
+    filled = []
+    fill = CachedTap._fill
+    monkeypatch.setattr(
+        CachedTap, "_fill", lambda tap, view, names: filled.append(view) or fill(tap, view, names)
+    )
+    folder = str(tmp_path / "cache")
+    distill_together(
+        [
+            (recipe(teacher, cifar, folder, method=m, options={}), tmp_path / m)
+            for m in ("pkt", "kd")
+        ]
+    )
+    assert sorted(filled) == [0, 1]
+
+
+MISTAKES = {
+    "--unlabeled cifar10 --set teacher_cache=auto": "Give a number of views",
+    "--unlabeled cifar10 --method at --teacher-cache views=2": "AT reads whole maps",
+    "--unlabeled cifar10 --method cktf --teacher-cache views=2": "module_norm=none",
+    "--unlabeled cifar10 --method kd+ab --teacher-cache views=2": "cache",
+    "--unlabeled cifar10 --method kd --teacher-cache views=0": "given 'views=0'",
+    "--unlabeled cifar10 --method kd --teacher-cache view=2": "given 'view=2'",
+}
+
+
+@pytest.mark.parametrize(("options", "words"), MISTAKES.items(), ids=MISTAKES)
+def test_mistakes_with_the_cache(teacher, cifar, tmp_path, options, words, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    line = (
+        f"distill --teacher {teacher} --student resnet8 --data-dir {cifar} --out {tmp_path / 'x'}"
+    )
+    result = CliRunner().invoke(app, shlex.split(f"{line} {options}"))
+    assert result.exit_code == 2, result.output
+    assert words in result.output
+    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_data_set_of_the_users_own_has_no_views(images, tmp_path):
+    import cktf
+
+    with pytest.raises(RecipeError, match="augments its images itself"):
+        cktf.distill(
+            Net(), Net(), unlabeled=images[0], method="kd", out=tmp_path, show=False,
+            overrides={"teacher_cache": "auto"},
+        )  # fmt: skip
+
+
+# Two renderings
+
+
+def test_both_networks_see_the_same_view_each_in_its_size_and_normalisation(
+    teacher, cifar, tmp_path, monkeypatch
+):
+    seen = {"teacher": [], "student": []}
+    given = []
+    forward = Normalized.forward
+
+    def watched(self, pixels):
+        given.append(pixels)
+        role = "teacher" if self.size == 48 else "student"
+        handle = self.network.register_forward_pre_hook(
+            lambda _, args: seen[role].append((self, pixels, args[0]))
+        )
+        try:
+            return forward(self, pixels)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(Normalized, "forward", watched)
+    line = (
+        f"distill --teacher {teacher} --student resnet8 --unlabeled cifar10 --data-dir {cifar} "
+        f"--method kd --epochs 1 --teacher-size 48 --student-size 16 --out {tmp_path / 'run'} "
+        "--set data.batch_size=50 --set runtime.precision=float32"
+    )
+    command(line)
+    # The last batch: both were given the same images, and each rendered them for itself.
+    (one, first, big), (other, second, small) = seen["teacher"][-1], seen["student"][-1]
+    assert torch.equal(first, second)
+    assert first.shape[-1] == 32
+    assert (big.shape[-1], small.shape[-1]) == (48, 16)
+    for network, size, found in ((one, 48, big), (other, 16, small)):
+        resized = F.interpolate(first, (size, size), mode="bilinear", antialias=True)
+        torch.testing.assert_close(found, (resized - network.mean) / network.std)
+    assert not torch.equal(one.mean, other.mean)
