@@ -13,6 +13,7 @@ from cktf.cli.lists import datasets, methods, models
 from cktf.cli.probe import probe
 from cktf.cli.quickstart import quickstart
 from cktf.cli.rehearsal import FORWARDED, doctor
+from cktf.cli.report import report
 from cktf.cli.train import train
 from cktf.cli.transfer import transfer
 
@@ -42,7 +43,7 @@ def options(
 
 
 COMMANDS = (
-    quickstart, train, distill, transfer, probe, evaluate, inspect, bench, table, models,
+    quickstart, train, distill, transfer, probe, evaluate, inspect, bench, table, report, models,
     methods, datasets,
 )  # fmt: skip
 for command in COMMANDS:

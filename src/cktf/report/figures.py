@@ -1,0 +1,357 @@
+"""Figures as Plotly reads them. Colours in `--name` are the page's, light or dark."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cktf.report.answer import Group, method_name
+from cktf.workflows.analysis import (
+    Analysis,
+    Seen,
+    calibrate,
+    correlations,
+    linear_cka,
+    per_class,
+)
+
+Figure = dict[str, Any]
+COLOURS = 8
+_REFERENCE, _TEACHER = "--muted", "--teacher"
+
+
+def plain(text: object) -> str:
+    """Text that Plotly shows as it is: it reads some HTML.
+
+    >>> plain("<script>")
+    '&lt;script&gt;'
+    """
+    return escape(str(text), quote=False)
+
+
+def colour(number: int) -> str:
+    """Of the run with a number."""
+    return f"--c{number % COLOURS}"
+
+
+def figure(
+    traces: Sequence[Mapping[str, Any]], title: str, x: str = "", y: str = "", **layout: Any
+) -> Figure:
+    """Traces with their axes, and a title for those who do not see it."""
+    axes = {
+        "xaxis": {"title": {"text": plain(x)}, **layout.pop("xaxis", {})},
+        "yaxis": {"title": {"text": plain(y)}, **layout.pop("yaxis", {})},
+    }
+    return {"data": list(traces), "layout": {**axes, **layout}, "title": title}
+
+
+def _line(x: Sequence[Any], y: Sequence[Any], name: str, shade: str, **more: Any) -> Figure:
+    line = {"color": shade, "width": 2, **more.pop("line", {})}
+    return {
+        "type": "scatter", "mode": "lines+markers", "x": list(x), "y": list(y),
+        "name": plain(name), "line": line, "marker": {"color": shade, "size": 5}, **more,
+    }  # fmt: skip
+
+
+def _level(y: float, name: str, shade: str, dash: str) -> tuple[Figure, Figure]:
+    """A line across, and what it is called."""
+    shape = {
+        "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y,
+        "line": {"color": shade, "dash": dash, "width": 1.5},
+    }  # fmt: skip
+    note = {
+        "xref": "paper", "x": 0.005, "y": y, "text": plain(name), "showarrow": False,
+        "xanchor": "left", "yanchor": "bottom", "font": {"color": shade, "size": 12},
+    }  # fmt: skip
+    return shape, note
+
+
+def _whole(traces: Sequence[Figure]) -> Figure:
+    """An axis of epochs: whole numbers."""
+    longest = max(len(trace["x"]) for trace in traces)
+    return {"dtick": 1} if longest <= 12 else {"tickformat": "d"}
+
+
+def names_of(groups: Sequence[Group]) -> list[tuple[Analysis, str]]:
+    """Every run with a name that sets it apart."""
+    return [
+        (run, group.name if len(group.runs) == 1 else f"{group.name}, seed {run.summary['seed']}")
+        for group in groups
+        for run in group.runs
+    ]
+
+
+def accuracy_curves(groups: Sequence[Group]) -> Figure | None:
+    """Test accuracy after each epoch, with the teacher and the student alone as levels."""
+    traces, levels = [], []
+    for number, group in enumerate(groups):
+        for place, run in enumerate(group.runs):
+            rows = [row for row in run.rows if row.get("test_top1") is not None]
+            if rows:
+                x, y = [r["epoch"] for r in rows], [r["test_top1"] for r in rows]
+                traces.append(
+                    _line(x, y, group.name, colour(number), legendgroup=group.name,
+                          showlegend=place == 0,
+                          hovertemplate=f"{plain(group.name)}, seed {run.summary['seed']}<br>"
+                          "epoch %{x}: %{y:.2f} %<extra></extra>")
+                )  # fmt: skip
+    if not traces:
+        return None
+    teachers = {
+        (run.summary["teacher"], run.summary["teacher_top1"])
+        for group in groups
+        for run in group.runs
+        if run.summary.get("teacher_top1") is not None
+    }
+    for name, top1 in sorted(teachers):
+        levels.append(_level(top1, f"teacher {name} {top1:.2f} %", _TEACHER, "dash"))
+    for group in groups:
+        if group.runs[0].summary["method"] == "ce" and len(groups) > 1:
+            levels.append(_level(group.top1, f"alone {group.top1:.2f} %", _REFERENCE, "dot"))
+    return figure(
+        traces, "Accuracy on the test images, epoch by epoch", "epoch", "top-1, %",
+        shapes=[shape for shape, _ in levels], annotations=[note for _, note in levels], height=400,
+        xaxis=_whole(traces),
+    )  # fmt: skip
+
+
+def loss_curves(groups: Sequence[Group]) -> list[tuple[str, Figure]]:
+    """Each term of the losses, epoch by epoch, as it is before its weight."""
+    terms: dict[str, list[Figure]] = {}
+    for number, group in enumerate(groups):
+        for place, run in enumerate(group.runs):
+            curves: dict[str, tuple[list[int], list[float]]] = {}
+            for step, row in enumerate(run.rows, 1):
+                for term, value in row["terms"].items():
+                    x, y = curves.setdefault(term, ([], []))
+                    x.append(step)
+                    y.append(value)
+            for term, (x, y) in curves.items():
+                hover = "%{x}: %{y:.4g}<extra>" + plain(group.name) + "</extra>"
+                terms.setdefault(term, []).append(
+                    _line(x, y, group.name, colour(number), legendgroup=group.name,
+                          showlegend=place == 0, hovertemplate=hover)
+                )  # fmt: skip
+    return [
+        (
+            term,
+            figure(
+                traces,
+                f"Loss term {term}",
+                "pass",
+                "",
+                showlegend=False,
+                height=230,
+                xaxis=_whole(traces),
+            ),
+        )
+        for term, traces in terms.items()
+    ]
+
+
+def frontiers(groups: Sequence[Group]) -> list[tuple[str, Figure]]:
+    """Accuracy against three costs; on the frontier nothing is both cheaper and more accurate."""
+    points: dict[str, tuple[Seen, float, str]] = {}
+    for number, group in enumerate(groups):
+        run = group.runs[0]
+        if run.teacher is not None and run.summary.get("teacher_top1") is not None:
+            name = f"{run.teacher.name} (teacher)"
+            points[name] = run.teacher, run.summary["teacher_top1"], _TEACHER
+        if run.student is not None:
+            points[f"{run.student.name} {group.name}"] = run.student, group.top1, colour(number)
+    if not points:
+        return []
+    device = next(iter(points.values()))[0].device
+    costs: dict[str, dict[str, float]] = {
+        "parameters": {name: seen.parameters for name, (seen, _, _) in points.items()},
+        "multiply-adds for one image": {name: seen.macs for name, (seen, _, _) in points.items()},
+        f"latency on {device}, ms for one image": {
+            name: seen.latency_ms for name, (seen, _, _) in points.items()
+        },
+    }
+    return [(cost, _frontier(points, cost, values)) for cost, values in costs.items()]
+
+
+def _frontier(
+    points: Mapping[str, tuple[Seen, float, str]], cost: str, values: Mapping[str, float]
+) -> Figure:
+    best: list[str] = []
+    for name in sorted(points, key=lambda n: (values[n], -points[n][1])):
+        if not best or points[name][1] > points[best[-1]][1]:
+            best.append(name)
+    line = {
+        "type": "scatter", "mode": "lines", "x": [values[n] for n in best],
+        "y": [points[n][1] for n in best], "line": {"color": _REFERENCE, "dash": "dot", "width": 1},
+        "hoverinfo": "skip", "name": "frontier",
+    }  # fmt: skip
+    dots = {
+        "type": "scatter", "mode": "markers", "x": [values[n] for n in points],
+        "y": [top1 for _, top1, _ in points.values()], "text": [plain(n) for n in points],
+        "marker": {"color": [shade for _, _, shade in points.values()], "size": 11},
+        "hovertemplate": "%{text}<br>%{y:.2f} %<br>%{x:,.3~s} " + plain(cost) + "<extra></extra>",
+    }  # fmt: skip
+    wide = max(values.values()) > 20 * min(values.values())
+    return figure(
+        [line, dots], f"Accuracy against {cost}", cost, "top-1, %", showlegend=False, height=290,
+        xaxis={"type": "log"} if wide else {"rangemode": "tozero", "nticks": 5},
+    )  # fmt: skip
+
+
+def class_accuracies(groups: Sequence[Group], most: int = 30) -> Figure | None:
+    """Of every class: a dot for the teacher and for each method; the classes that differ most."""
+    first = next((g.runs[0] for g in groups if g.runs[0].student is not None), None)
+    if first is None or first.labels is None:
+        return None
+    count = len(first.classes)
+    lines: list[tuple[str, str, Tensor, str]] = []
+    if first.teacher is not None and first.teacher_knows_classes:
+        teacher = per_class(first.teacher.predicted, first.labels, count)
+        lines.append((f"teacher {first.teacher.name}", _TEACHER, teacher, "diamond"))
+    for number, group in enumerate(groups):
+        found = [
+            per_class(run.student.predicted, run.labels, count)
+            for run in group.runs
+            if run.student is not None and run.labels is not None and run.classes == first.classes
+        ]
+        if found:
+            lines.append((group.name, colour(number), torch.stack(found).mean(dim=0), "circle"))
+    values = torch.stack([accuracy for _, _, accuracy, _ in lines])
+    spread = torch.nan_to_num(values.amax(dim=0) - values.amin(dim=0), nan=-1.0)
+    chosen = spread.argsort(descending=True, stable=True)[:most]
+    # In the order of the teacher's accuracy, or of the only line there is.
+    chosen = chosen[values[0][chosen].argsort(stable=True)]
+    classes = [plain(first.classes[c]) for c in chosen.tolist()]
+    bars = {
+        "type": "bar", "orientation": "h", "y": classes,
+        "base": values.amin(dim=0)[chosen].tolist(), "x": spread[chosen].tolist(),
+        "marker": {"color": "--line"}, "width": 0.14,
+        "hoverinfo": "skip", "showlegend": False,
+    }  # fmt: skip
+    traces = [bars] + [
+        {
+            "type": "scatter", "mode": "markers", "name": plain(name), "y": classes,
+            "x": accuracy[chosen].tolist(),
+            "marker": {"color": shade, "size": 10, "symbol": symbol},
+            "hovertemplate": "%{y}: %{x:.1f} %<extra>" + plain(name) + "</extra>",
+        }
+        for name, shade, accuracy, symbol in lines
+    ]  # fmt: skip
+    return figure(
+        traces, "Accuracy of each class", "accuracy, %", height=130 + 26 * len(classes),
+        yaxis={"automargin": True, "type": "category"}, barmode="overlay",
+    )  # fmt: skip
+
+
+def calibrations(groups: Sequence[Group]) -> tuple[Figure, list[tuple[str, float]]] | None:
+    """Accuracy against confidence, and the expected calibration error of each network."""
+    networks: list[tuple[str, str, Seen, Tensor]] = []
+    for number, group in enumerate(groups):
+        run = group.runs[0]
+        if run.student is not None and run.labels is not None:
+            networks.append((group.name, colour(number), run.student, run.labels))
+            teacher = run.teacher if run.teacher_knows_classes else None
+            if teacher is not None and all(seen is not teacher for _, _, seen, _ in networks):
+                networks.append((f"teacher {teacher.name}", _TEACHER, teacher, run.labels))
+    if not networks:
+        return None
+    exact = {
+        "type": "scatter", "mode": "lines", "x": [0, 1], "y": [0, 1], "hoverinfo": "skip",
+        "line": {"color": _REFERENCE, "dash": "dot", "width": 1}, "name": "calibrated",
+    }  # fmt: skip
+    traces, errors = [exact], []
+    for name, shade, seen, labels in networks:
+        found = calibrate(seen.probabilities, labels)
+        errors.append((name, found.error))
+        traces.append(
+            _line(found.confidence, found.accuracy, name, shade, customdata=found.count,
+                  hovertemplate="confidence %{x:.2f}, right %{y:.1%}<br>%{customdata:,} images"
+                  f"<extra>{plain(name)}</extra>")
+        )  # fmt: skip
+    drawn = figure(
+        traces, "Share of right answers against confidence", "confidence", "share that is right",
+        height=380, xaxis={"range": [0, 1.02]}, yaxis={"range": [0, 1.02]},
+    )  # fmt: skip
+    return drawn, errors
+
+
+def _heat(
+    values: Tensor, x: Sequence[str], y: Sequence[str], title: str, numbers: str, **more: Any
+) -> Figure:
+    digits = {"texttemplate": "%{z:.2f}"} if values.numel() <= 64 else {}
+    small = more.pop("height", 330)
+    trace = {
+        "type": "heatmap", "z": values.tolist(), "x": [plain(v) for v in x],
+        "y": [plain(v) for v in y], "hovertemplate": "%{y} · %{x}: %{z:.3f}<extra></extra>",
+        "colorbar": {"thickness": 8, "outlinewidth": 0, "title": {"text": plain(numbers)}},
+        "xgap": 1, "ygap": 1, **digits, **more,
+    }  # fmt: skip
+    if values.numel() > 900:
+        trace |= {"xgap": 0, "ygap": 0}
+    axis = {"automargin": True, "type": "category", "showgrid": False}
+    return figure(
+        [trace], title, height=small, xaxis={**axis, "tickangle": -45},
+        yaxis={**axis, "autorange": "reversed"},
+    )  # fmt: skip
+
+
+def similarities(run: Analysis) -> Figure | None:
+    """Linear CKA between every tap of the teacher and of the student."""
+    if run.student is None or run.teacher is None:
+        return None
+    student, teacher = run.student.features, run.teacher.features
+    values = torch.tensor([[linear_cka(s, t) for t in teacher.values()] for s in student.values()])
+    drawn = _heat(
+        values, list(teacher), list(student), "Linear CKA of student and teacher", "",
+        zmin=0, zmax=1, colorscale="--sequential", showscale=False, height=320,
+    )  # fmt: skip
+    drawn["layout"]["xaxis"]["title"] = {"text": "teacher"}
+    drawn["layout"]["yaxis"]["title"] = {"text": "student"}
+    return drawn
+
+
+def correlation_difference(run: Analysis, limit: float | None = None) -> Figure | None:
+    """Difference of the correlations of logits between classes, teacher less student."""
+    if not run.teacher_knows_classes or run.student is None or run.teacher is None:
+        return None
+    values = correlations(run.teacher.logits) - correlations(run.student.logits)
+    drawn = _heat(
+        values.float(), run.classes, run.classes, "Difference of logit correlations", "",
+        zmin=-(limit or 0.5), zmax=limit or 0.5, colorscale="--diverging",
+    )  # fmt: skip
+    drawn["mean"] = float(values.abs().mean())
+    return drawn
+
+
+def class_colour(number: int, classes: int) -> str:
+    """Around the circle of hues; every second class is darker."""
+    return f"hsl({number * 360 / classes:.0f}, 62%, {46 + 14 * (number % 2)}%)"
+
+
+def scatter_of(points: Tensor, labels: Tensor, classes: Sequence[str], title: str) -> Figure:
+    """Embeddings in the plane, a colour for each class."""
+    traces = []
+    for number in torch.unique(labels).tolist():
+        own = points[labels == number]
+        traces.append(
+            {
+                "type": "scatter", "mode": "markers", "name": plain(classes[number]),
+                "x": own[:, 0].tolist(), "y": own[:, 1].tolist(),
+                "marker": {"color": class_colour(number, len(classes)), "size": 5},
+                "hovertemplate": plain(classes[number]) + "<extra></extra>",
+            }
+        )  # fmt: skip
+    bare = {
+        "showticklabels": False, "showgrid": False, "zeroline": False, "ticks": "",
+        "showline": False,
+    }  # fmt: skip
+    return figure(
+        traces, title, height=330, xaxis=bare, yaxis={**bare, "scaleanchor": "x"},
+        showlegend=False, margin={"l": 4, "r": 4, "t": 4, "b": 4},
+    )  # fmt: skip
+
+
+def title_of(run: Analysis) -> str:
+    """A run's method, for people."""
+    return method_name(str(run.summary["method"]))

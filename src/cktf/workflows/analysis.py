@@ -1,0 +1,329 @@
+"""What a finished run's student and its teacher do on the test images, side by side."""
+
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cktf.data import ImageSet
+from cktf.engine import RunFolder, accelerator, autocast_dtype, place
+from cktf.errors import CktfError, RunFolderError
+from cktf.recipes import (
+    CUSTOM,
+    DistillRecipe,
+    TrainRecipe,
+    TransferRecipe,
+    build_data,
+    load_teacher,
+    loader_of_test,
+    make_recipe,
+    make_transfer,
+    read_recipe,
+    recipe_of,
+)
+from cktf.taps import Tap, evaluating
+from cktf.workflows.inspection import find_paths, inspect
+
+# Maps are compared at this many places of a side: linear CKA is of all units together.
+_GRID = 4
+_TIMED, _WARM_UP = 30, 5
+AnyRecipe = TrainRecipe | DistillRecipe | TransferRecipe
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One network on the test images.
+
+    Attributes:
+        name: of the network.
+        parameters: how many.
+        macs: multiplications and additions for one image.
+        latency_ms: median for one image at a time, on `device`.
+        device: where that was measured.
+        logits: [N, classes].
+        embedding: [N, D]; None for a network whose features are not found.
+        features: at each tap [M, units], of the first M images.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    latency_ms: float
+    device: str
+    logits: Tensor
+    embedding: Tensor | None
+    features: Mapping[str, Tensor] = field(repr=False)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """[N, classes]."""
+        return self.logits.softmax(dim=1)
+
+    @property
+    def predicted(self) -> Tensor:
+        """[N]."""
+        return self.logits.argmax(dim=1)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A run, and what its networks do on the test images.
+
+    Attributes:
+        folder: of the run.
+        recipe: its fields.
+        summary: what it came to.
+        rows: a row for each epoch.
+        classes: their names.
+        labels: [N] of the test images.
+        images: the test images as they are stored.
+        student, teacher: on them; None where there is none, or where it cannot be loaded.
+        missing: why something is not there; empty where nothing is missing.
+    """
+
+    folder: Path
+    recipe: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    classes: Sequence[str] = ()
+    labels: Tensor | None = None
+    images: Any = None
+    student: Seen | None = None
+    teacher: Seen | None = None
+    missing: str = ""
+
+    @property
+    def teacher_knows_classes(self) -> bool:
+        """Whether the teacher's logits are of the same classes as the student's."""
+        if self.teacher is None or self.student is None:
+            return False
+        return self.teacher.logits.shape == self.student.logits.shape
+
+
+class Analyst:
+    """Analyses runs; what several have in common is done once.
+
+    Args:
+        images: at most so many test images are classified.
+        compared: so many of them at most for what compares every pair of images.
+        data_dir: folder of the data set, where the runs name another.
+    """
+
+    def __init__(
+        self, images: int = 10_000, compared: int = 1000, data_dir: str | None = None
+    ) -> None:
+        self.images, self.compared, self.data_dir = images, compared, data_dir
+        self._data: dict[str, ImageSet[Any]] = {}
+        self._seen: dict[tuple[str, str], Seen] = {}
+        self._latency: dict[tuple[str, int, int], float] = {}
+
+    def analyse(self, folder: Path) -> Analysis:
+        """One run.
+
+        Raises:
+            RunFolderError: no finished run there.
+        """
+        run = RunFolder(folder)
+        fields = read_recipe(recipe_of(folder))
+        if not run.finished:
+            raise RunFolderError(f"{folder} holds no finished run. Continue it first.")
+        summary = json.loads(run.summary.read_text())
+        # A transfer's epochs are those of the run inside it.
+        rows = run.rows() or RunFolder(folder / "student").rows()
+        plain = Analysis(folder, fields, summary, rows)
+        try:
+            return self._with_networks(plain)
+        except CktfError as error:
+            return Analysis(folder, fields, summary, rows, missing=str(error))
+
+    def _with_networks(self, plain: Analysis) -> Analysis:
+        make: Any = make_transfer if plain.recipe["kind"] == "transfer" else make_recipe
+        recipe: AnyRecipe = make(plain.recipe)
+        section = recipe.labeled if isinstance(recipe, TransferRecipe) else recipe.data
+        if section.name == CUSTOM:
+            raise RunFolderError("The data set was made in Python, and cannot be read again here.")
+        if self.data_dir is not None:
+            section = section.model_copy(update={"dir": self.data_dir})
+        key = json.dumps(section.model_dump(mode="json"), sort_keys=True)
+        if key not in self._data:
+            test = build_data(section, recipe.seed).raw_test
+            self._data[key] = test.subset(torch.arange(min(self.images, len(test))))
+        test, classes = self._data[key], tuple(self._data[key].classes)
+        student = load_teacher(str(plain.folder), classes).network
+        seen = self._see(student, plain.summary["student"], test, recipe)
+        teacher = None
+        missing = ""
+        if not isinstance(recipe, TrainRecipe):
+            try:
+                teacher = self._teacher(recipe, key, test)
+            except CktfError as error:
+                missing = f"The teacher cannot be loaded: {error}"
+        return Analysis(
+            plain.folder, plain.recipe, plain.summary, plain.rows, classes, test.labels,
+            test.images, seen, teacher, missing,
+        )  # fmt: skip
+
+    def _teacher(self, recipe: DistillRecipe | TransferRecipe, data: str, test: Any) -> Seen:
+        named = json.dumps([recipe.teacher, recipe.teacher_weights])
+        if (named, data) not in self._seen:
+            if recipe.teacher == CUSTOM:
+                raise RunFolderError("it was made in Python.")
+            found = load_teacher(recipe.teacher, None, test, recipe.teacher_weights)
+            self._seen[named, data] = self._see(found.network, found.name, test, recipe)
+        return self._seen[named, data]
+
+    @torch.no_grad()
+    def _see(self, network: nn.Module, name: str, test: Any, recipe: AnyRecipe) -> Seen:
+        training = recipe.training()
+        if not torch.cuda.is_available():
+            training = replace(training, device="cpu")
+        device = accelerator(training).device
+        loader = loader_of_test(test)
+        example = next(iter(loader.epoch(0))).images[:2]
+        channels, height, width = example.shape[1:]
+        looked = inspect(network, (channels, height, width))
+        place(network, training, device)
+        paths = find_paths(network, example.to(device))
+        there = {n for n in ("stem", "stages", "embedding") if getattr(paths, n)}
+        tap = Tap(network, paths, there)
+        dtype = autocast_dtype(training.precision, device)
+        logits, embeddings, maps = [], [], []
+        kept = 0
+        with (
+            evaluating(network),
+            torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
+        ):
+            for batch in loader.epoch(0):
+                features = tap(batch.images.to(device))
+                logits.append(features.logits.float().cpu())
+                if features.embedding is not None:
+                    embeddings.append(features.embedding.float().cpu())
+                if kept < self.compared:
+                    maps.append(_pooled(features, self.compared - kept))
+                    kept += len(batch)
+            # Two networks of one kind take the same time, whatever a clock says.
+            kind = name, looked.parameters, looked.macs
+            if kind not in self._latency:
+                self._latency[kind] = _latency(network, example[:1].to(device))
+        return Seen(
+            name, *kind[1:], self._latency[kind], str(device), torch.cat(logits),
+            torch.cat(embeddings) if embeddings else None,
+            {tapped: torch.cat([part[tapped] for part in maps]) for tapped in maps[0]},
+        )  # fmt: skip
+
+
+def _pooled(features: Any, most: int) -> dict[str, Tensor]:
+    """Every tap as rows [M, units]."""
+    found: dict[str, Tensor] = {}
+    maps = {"stem": features.stem} | {
+        f"stage {number}": stage for number, stage in enumerate(features.stages, 1)
+    }
+    for name, value in maps.items():
+        if value is not None:
+            size = (min(_GRID, value.shape[2]), min(_GRID, value.shape[3]))
+            pooled = F.adaptive_avg_pool2d(value[:most].float(), size)
+            found[name] = pooled.flatten(1).cpu()
+    if features.embedding is not None:
+        found["embedding"] = features.embedding[:most].float().cpu()
+    found["logits"] = features.logits[:most].float().cpu()
+    return found
+
+
+def _latency(network: nn.Module, image: Tensor) -> float:
+    """Median milliseconds for one image."""
+    times = []
+    synchronize = torch.cuda.synchronize if image.is_cuda else nullcontext
+    for _ in range(_WARM_UP + _TIMED):
+        synchronize()
+        start = time.perf_counter()
+        network(image)
+        synchronize()
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times[_WARM_UP:])
+
+
+def linear_cka(first: Tensor, second: Tensor) -> float:
+    """Linear centred kernel alignment, 1 for representations alike up to rotation and scale.
+
+    Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019,
+    equation 7 in the form of Gram matrices.
+
+    Args:
+        first: [N, D], a row for each image.
+        second: [N, E], rows of the same images.
+    """
+
+    def gram(rows: Tensor) -> Tensor:
+        centred = rows.double() - rows.double().mean(dim=0)
+        return centred @ centred.T
+
+    a, b = gram(first), gram(second)
+    size = a.norm() * b.norm()
+    return float((a * b).sum() / size) if size > 0 else 0.0
+
+
+def correlations(logits: Tensor) -> Tensor:
+    """Correlation of every pair of classes' logits over images: [N, C] -> [C, C]."""
+    if logits.shape[1] < 2:
+        return torch.ones(1, 1)
+    return torch.nan_to_num(torch.corrcoef(logits.double().T))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Confidence against accuracy.
+
+    Attributes:
+        confidence, accuracy: mean of each bin that has images.
+        count: images in it.
+        error: expected calibration error, in points.
+    """
+
+    confidence: list[float]
+    accuracy: list[float]
+    count: list[int]
+    error: float
+
+
+def calibrate(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Calibration:
+    """How far a network's confidence is from its accuracy, in bins of equal width.
+
+    Args:
+        probabilities: [N, classes].
+        labels: [N].
+        bins: over confidences from 0 to 1.
+    """
+    confidence, predicted = probabilities.double().max(dim=1)
+    right = (predicted == labels).double()
+    place = (confidence * bins).long().clamp(max=bins - 1)
+    count = torch.bincount(place, minlength=bins)
+    there = count > 0
+    sums = [torch.bincount(place, weights=v, minlength=bins)[there] for v in (confidence, right)]
+    mean, accuracy = (total / count[there] for total in sums)
+    error = float((count[there] * (mean - accuracy).abs()).sum() / len(labels))
+    return Calibration(mean.tolist(), accuracy.tolist(), count[there].tolist(), 100 * error)
+
+
+def most_disagreed(student: Seen, teacher: Seen, count: int) -> Tensor:
+    """Positions of images on which two networks choose different classes, the furthest apart first.
+
+    How far apart is the total variation between their probabilities.
+    """
+    apart = (student.probabilities - teacher.probabilities).abs().sum(dim=1) / 2
+    apart[student.predicted == teacher.predicted] = -1
+    order = apart.argsort(descending=True, stable=True)[:count]
+    return order[apart[order] > 0]
+
+
+def per_class(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Accuracy of every class in per cent, NaN for one without images: [classes]."""
+    right = torch.bincount(labels[predicted == labels], minlength=classes)
+    return 100 * right / torch.bincount(labels, minlength=classes)

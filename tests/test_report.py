@@ -1,0 +1,338 @@
+"""The report: what it measures, what it says, and how a browser shows it."""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import cktf
+from cktf.cli.main import app
+from cktf.report import write_report
+from cktf.report.answer import answer, gap, grouped, method_name
+from cktf.workflows.analysis import (
+    Analysis,
+    Seen,
+    calibrate,
+    correlations,
+    linear_cka,
+    most_disagreed,
+    per_class,
+)
+
+SCRIPT, IMAGE = "<script>", "<img src=x onerror=document.title=1>"
+SHOTS = Path(__file__).parents[1] / "build" / "report"
+
+
+def test_linear_cka_knows_rotation_and_scale():
+    torch.manual_seed(0)
+    x = torch.randn(40, 6)
+    rotation = torch.linalg.qr(torch.randn(6, 6)).Q
+    assert linear_cka(x, 3 * x @ rotation + 5) == pytest.approx(1.0, abs=1e-6)
+    y = torch.randn(40, 9)
+    a, b = (v - v.mean(0) for v in (x.double(), y.double()))
+    # The definition by features, where the code goes by Gram matrices.
+    expected = (a.T @ b).norm() ** 2 / ((a.T @ a).norm() * (b.T @ b).norm())
+    assert linear_cka(x, y) == pytest.approx(float(expected), rel=1e-9)
+    assert linear_cka(x, torch.ones(40, 3)) == 0.0
+
+
+def test_calibration_by_a_loop():
+    torch.manual_seed(1)
+    probabilities, labels = torch.randn(200, 5).softmax(1), torch.randint(5, (200,))
+    found = calibrate(probabilities, labels, bins=10)
+    confidence, predicted = probabilities.max(1)
+    error = 0.0
+    for number in range(10):
+        inside = [
+            i for i in range(200) if number / 10 <= confidence[i] < (number + 1) / 10
+        ]  # fmt: skip
+        if inside:
+            right = sum(int(predicted[i] == labels[i]) for i in inside) / len(inside)
+            sure = sum(float(confidence[i]) for i in inside) / len(inside)
+            error += abs(right - sure) * len(inside) / 200
+    assert found.error == pytest.approx(100 * error, rel=1e-5)
+    assert sum(found.count) == 200
+
+
+def seen(logits, **more):
+    return Seen("net", 1, 1, 1.0, "cpu", torch.tensor(logits), None, {}, **more)
+
+
+def test_disagreement_and_classes():
+    student = seen([[5.0, 0.0], [0.1, 0.0], [0.0, 5.0], [3.0, 0.0]])
+    teacher = seen([[0.0, 5.0], [0.0, 0.1], [0.0, 1.0], [0.0, 3.0]])
+    # The third they agree on; the second they are unsure of.
+    assert most_disagreed(student, teacher, 10).tolist() == [0, 3, 1]
+    assert most_disagreed(student, teacher, 1).tolist() == [0]
+    accuracy = per_class(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 0, 1, 1]), 3)
+    assert accuracy[:2].tolist() == [50.0, 50.0]
+    assert bool(accuracy[2].isnan())
+
+
+def test_correlations_of_logits():
+    torch.manual_seed(0)
+    logits = torch.randn(50, 4)
+    assert np.allclose(correlations(logits), np.corrcoef(logits.double().numpy().T))
+
+
+def run(method, top1, seed=0, logits=None, labels=None, **summary):
+    summary = {
+        "method": method, "student": "resnet8", "teacher": "wrn_16_2", "dataset": "cifar10",
+        "epochs": 8, "seed": seed, "test_top1": top1, "teacher_top1": 90.0,
+        "test_images": 10000, "test_standard_error": 0.4, "compression_ratio": 8.9,
+        "student_parameters": 1,
+    } | summary  # fmt: skip
+    own = None if logits is None else seen(logits)
+    labels = None if labels is None else torch.tensor(labels)
+    return Analysis(Path(method), {"kind": "distill"}, summary, [], ("a", "b"), labels, None, own)
+
+
+def test_answer_over_seeds():
+    runs = [run("kd", v, s) for s, v in enumerate((83.0, 83.4, 83.2))]
+    runs += [run("cktf+kd", v, s) for s, v in enumerate((84.0, 84.2, 84.4))]
+    runs += [run("ce", v, s) for s, v in enumerate((80.0, 80.6, 80.3))]
+    groups = grouped(runs)
+    assert [g.name for g in groups] == ["CKTF+KD", "KD", "alone"]
+    difference = gap(groups[0], groups[1])
+    assert difference.points == pytest.approx(1.0)
+    # Student's t of two degrees of freedom, on differences 1.0, 0.8, 1.2.
+    assert difference.half == pytest.approx(4.30265 * 0.2 / 3**0.5, rel=1e-4)
+    assert answer(groups) == (
+        "resnet8 CKTF+KD classifies 84.20 ± 0.12 % of 10,000 test images of cifar10, 5.80 points "
+        "below its teacher wrn_16_2 with 8.9 times fewer parameters; 1.00 ± 0.50 points ahead of "
+        "KD, 3.90 ± 0.66 ahead of the student alone (3 seeds)."
+    )
+
+
+def test_answer_over_images_of_one_seed():
+    """A difference that chance may make is said to be one."""
+    sure, wrong = [5.0, 0.0], [0.0, 5.0]
+    first = run("cktf", 75.0, logits=[sure, sure, sure, wrong], labels=[0] * 4)
+    second = run("kd", 50.0, logits=[wrong, sure, sure, wrong], labels=[0] * 4)
+    difference = gap(*grouped([first, second]))
+    assert difference.half == pytest.approx(1.96 * 100 * 0.5 / 2)
+    assert not difference.told_apart
+    assert "which does not tell them apart" in answer(grouped([second, first]))
+    alone = gap(*grouped([replace(first, student=None), second]))
+    assert alone.half is None
+
+
+def test_method_names():
+    assert method_name("cktf+fitnet:50") == "CKTF+FitNet:50"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A teacher and two students of classes whose names are markup."""
+    folder = tmp_path_factory.mktemp("markup")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 12)):
+        for number, name in enumerate((SCRIPT, IMAGE, "plain & simple")):
+            place = folder / "data" / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+                pixels[..., number] += 120
+                Image.fromarray(pixels).save(place / f"{i}.png")
+    data, small = f"imagefolder:{folder / 'data'}", {"data.batch_size": 8}
+    teacher = cktf.teach(
+        "resnet14", train=data, epochs=1, out=folder / "teacher", overrides=small, show=False
+    )
+    found = [teacher.folder]
+    for method in ("ce", "at+kd"):
+        made = cktf.distill(
+            teacher.folder, "resnet8", train=data, method=method, epochs=1, overrides=small,
+            out=folder / method, show=False,
+        )  # fmt: skip
+        found.append(made.folder)
+    return found
+
+
+@pytest.fixture(scope="module")
+def report(runs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    done = CliRunner().invoke(app, ["report", *map(str, runs[1:]), "--out", str(path)])
+    assert done.exit_code == 0, done.output
+    return path
+
+
+def test_one_file_that_names_no_other(report):
+    text = report.read_text()
+    assert len(text.encode()) < 8 * 2**20
+    own = text[: text.index("<script>")] + text[text.index('<script type="application/json"') :]
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", own)
+    assert not re.findall(r"url\(|@import|https?://", own)
+
+
+def test_markup_stays_text(report):
+    """In the page by Jinja's escapes, in the figures by JSON's; only three scripts are scripts."""
+    text = report.read_text()
+    assert len(re.findall(r"<script", text.replace(r"<\/script", ""))) >= 3
+    body = text[text.index("<body>") : text.index("<script>")]
+    assert "&lt;script&gt;" in body
+    assert "<img src=x" not in text
+    figures = re.search(r'id="figures">(.*?)</script>', text, re.DOTALL)
+    assert "<" not in figures[1]
+    assert "&lt;script&gt;" in json.dumps(json.loads(figures[1]))
+
+
+def test_what_is_shown(report):
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', report.read_text())[1])
+    kinds = {name.removeprefix("plot-").split("-")[0] for name in figures}
+    assert kinds == {
+        "accuracy", "loss", "cost", "classes", "calibration", "cka", "correlation", "embedding",
+    }  # fmt: skip
+    assert len(figures["plot-cka-0"]["data"][0]["z"]) == 6  # stem, 3 stages, embedding, logits
+    assert len([name for name in figures if name.startswith("plot-embedding")]) == 3
+    curves = figures["plot-accuracy"]
+    assert {trace["name"] for trace in curves["data"]} == {"alone", "AT+KD"}
+    assert any("teacher resnet14" in note["text"] for note in curves["layout"]["annotations"])
+
+
+def test_a_run_without_teacher(runs, tmp_path):
+    text = write_report([runs[0]], tmp_path / "teacher.html", show=False).read_text()
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', text)[1])
+    assert "plot-accuracy" in figures
+    assert not any(name.startswith(("plot-cka", "plot-correlation")) for name in figures)
+
+
+def test_a_run_whose_teacher_is_gone(runs, tmp_path):
+    """What is left is shown, and why not all is."""
+    moved = tmp_path / "moved"
+    shutil.copytree(runs[2], moved)
+    recipe = (moved / "recipe.yaml").read_text().replace(str(runs[0]), "/nowhere/teacher")
+    (moved / "recipe.yaml").write_text(recipe)
+    text = write_report([moved], tmp_path / "report.html", show=False).read_text()
+    assert "/nowhere/teacher" in text
+    assert "Not all is shown" in text
+
+
+def test_mistakes(runs, tmp_path):
+    (tmp_path / "unfinished").mkdir()
+    shutil.copy(runs[1] / "recipe.yaml", tmp_path / "unfinished")
+    for arguments, message in (
+        ([tmp_path], "no run"),
+        ([tmp_path / "unfinished"], "no finished run"),
+    ):
+        done = CliRunner().invoke(app, ["report", *map(str, arguments)])
+        assert done.exit_code == 2
+        assert message in done.output
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium, as Debian's packages chromium and chromium-driver give it."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in (
+        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
+        "disable-background-networking", "disable-component-update", "disable-sync",
+        "disable-dev-shm-usage", "hide-scrollbars", f"user-data-dir={profile}",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(driver, log_output=os.devnull)
+    opened = webdriver.Chrome(options=options, service=service)
+    yield opened
+    opened.quit()
+
+
+def shown(browser, path, width, scheme):
+    """The whole page as pixels, once all is drawn; kept as a picture."""
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(path.as_uri())
+    until = time.monotonic() + 60
+    while not browser.execute_script("return document.documentElement.dataset.drawn"):
+        assert time.monotonic() < until, browser.get_log("browser")
+        time.sleep(0.1)
+    height = browser.execute_script("return document.documentElement.scrollHeight")
+    taken = browser.execute_cdp_cmd(
+        "Page.captureScreenshot",
+        {
+            "captureBeyondViewport": True,
+            "clip": {"x": 0, "y": 0, "width": width, "height": height, "scale": 1},
+        },
+    )
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    png = base64.b64decode(taken["data"])
+    (SHOTS / f"{scheme}-{width}.png").write_bytes(png)
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (420, "dark")])
+def test_in_a_browser(browser, report, width, scheme):
+    browser.get_log("browser"), browser.get_log("performance")
+    pixels = shown(browser, report, width, scheme)
+    # Nothing was complained of, and nothing was asked of a network.
+    assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
+    events = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
+    asked = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    ours = [url for url in asked if not url.startswith("chrome://")]
+    assert ours
+    assert {url.partition(":")[0] for url in ours} <= {"file", "data", "blob"}
+    # It fits the window, and markup is text.
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.title != "1"
+    body = browser.execute_script("return document.body.innerText")
+    assert SCRIPT in body
+    assert IMAGE in body
+    labels = browser.execute_script(
+        "return [...document.querySelectorAll('#plot-classes .ytick text')].map(t => t.textContent)"
+    )
+    assert sorted(labels) == sorted([SCRIPT, IMAGE, "plain & simple"])
+    # Every figure has ink: many pixels that are not the card's.
+    places = browser.execute_script(
+        "return [...document.querySelectorAll('.plot')].map(p => {"
+        "const r = p.getBoundingClientRect();"
+        "return [p.id, r.x + scrollX, r.y + scrollY, r.width, r.height]})"
+    )
+    figures = re.search(r'id="figures">(.*?)</script>', report.read_text())[1]
+    assert {place[0] for place in places} == set(json.loads(figures))
+    for name, x, y, wide, high in places:
+        part = pixels[int(y) : int(y + high), int(x) : int(x + wide)].reshape(-1, 3)
+        ground = np.median(part, axis=0)
+        ink = (np.abs(part - ground).sum(axis=1) > 90).mean()
+        assert ink > 0.0004, (name, ink)
+        assert wide > 150
+    # The page's own colours.
+    light = pixels[2, 2].sum() > 380
+    assert light == (scheme == "light")
+
+
+def test_a_change_of_scheme_redraws(browser, report):
+    shown(browser, report, 1280, "light")
+    ink = "return getComputedStyle(document.querySelector('#plot-accuracy .xtick text')).fill"
+    before = browser.execute_script(ink)
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": "dark"}]},
+    )
+    until = time.monotonic() + 20
+    while browser.execute_script(ink) == before:
+        assert time.monotonic() < until
+        time.sleep(0.1)
