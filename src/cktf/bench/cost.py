@@ -23,7 +23,8 @@ from cktf.recipes import (
     build_data,
     new_network,
 )
-from cktf.workflows.run import Parts, describe, executing
+from cktf.workflows.parts import Parts
+from cktf.workflows.run import describe, executing
 
 _WARM_UP, _STEPS = 3, 15
 
