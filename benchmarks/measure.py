@@ -1,11 +1,13 @@
 """What all benchmarks share: fair timing, memory of a step, tables, and the machine's name."""
 
+import gc
 import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +46,14 @@ def peak_memory_mb(step: Callable[[], object]) -> float:
 
 def peak_allocated_mb(step: Callable[[], object]) -> float:
     """MiB of tensors that a step holds at most, beside those that were there before it."""
+    # What earlier steps left behind is freed now, and not in the middle of this one.
+    gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()
-    held = peak = 0
-    for event in recorded.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak / 2**20
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    # They come thread by thread, not in the order of time.
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate((e.nbytes() for e in events), initial=0)) / 2**20
 
 
 def _status(name: str) -> int:

@@ -43,28 +43,20 @@ def methods() -> None:
     """List the methods; join them with +, for example cktf+kd."""
     from cktf.objectives import METHODS
 
-    rows = [
-        (
-            m.name,
-            m.title,
-            m.paper,
-            ", ".join(m.reads),
-            f"{m.weight:g}",
-            "yes" if m.takes_unlabelled else "no",
-            m.first_stage,
-        )
-        for m in METHODS.values()
-    ]
-    columns = {
-        "method": "left",
-        "name": "left",
-        "paper": "left",
-        "reads": "left",
-        "weight": "right",
-        "without labels": "left",
-        "first stage": "left",
-    }
-    _print(columns, rows)
+    # Two lines for a name and its paper, so that 80 columns hold all of a method.
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True)
+    table.add_column("name, paper", min_width=25)
+    table.add_column("reads", max_width=16)
+    table.add_column("weight", justify="right", no_wrap=True)
+    table.add_column("unlabelled", no_wrap=True)
+    table.add_column("first stage", min_width=11)
+    for m in METHODS.values():
+        named = "\n".join(part for part in (m.title, m.paper) if part)
+        unlabelled = "yes" if m.takes_unlabelled else "no"
+        reads = ", ".join(m.reads)
+        table.add_row(m.name, named, reads, f"{m.weight:g}", unlabelled, m.first_stage)
+    Console().print(table)
 
 
 @reports_errors
