@@ -1,15 +1,19 @@
 """Transfer without labels: students of one teacher on unlabelled images, then linear probes.
 
-    python benchmarks/transfer.py --data-dir DIR [--cells inside/kd …] [--seeds 0 1 2]
+    python benchmarks/transfer.py --data-dir DIR [--studies inside …] [--cells kd …] [--seeds 0 1 2]
     python benchmarks/transfer.py --list
-    python benchmarks/transfer.py --table
+    python benchmarks/transfer.py --page
 
 `inside`: teacher wrn_16_2 of six classes of CIFAR-10; student resnet8 on the 20,000 training images
 of the other four, whose labels are not read; probes on up to 500 labels a class, test 4,000 images.
+`imagenet-resnet20`, `imagenet-MobileNetV2`: the teacher is EfficientNet-Lite0 of ImageNet, which
+sees 96 pixels; the students see all 50,000 training images of CIFAR-10 at 32, without labels; its
+outputs for four views of each image are kept on disk. `kd new views` is kd without that.
 
-A cell is one network with one seed; each leaves results/transfer/CELL-seedS.json when it is done,
-and is not computed again. Cells of one seed take turns with one pass of their teacher. All networks
-compute in bfloat16. Stop and continue freely.
+A cell is one network with one seed; each leaves results/transfer/STUDY-CELL-seedS.json when it is
+done, and is not computed again. Students of one seed take turns with one pass of their teacher. All
+networks compute in bfloat16. Stop and continue freely. `--page` prints the tables, and writes them
+and the plots into docs.
 """
 
 import argparse
@@ -20,19 +24,21 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transfer_page import RESULTS, write_page
 
 import cktf
-from cktf.data import load_dataset
+from cktf.data import few_per_class, load_dataset
 from cktf.data.cifar_names import CIFAR10
 from cktf.recipes import DistillRecipe, load_teacher, make_recipe
 from cktf.workflows import Probed, distill_together, prepare, run_recipe
 
-RESULTS = Path(__file__).parents[1] / "results" / "transfer"
 RUNTIME = {"precision": "bfloat16"}
 CONTRAST: dict[str, Any] = {"negatives": 4096, "estimator": "shared", "temperature": 0.07}
-CURVE, DRAWS = (1, 5, 20, 100, 500), 5
+CURVE = (1, 5, 20, 100, 500)
 MOST_STUDENTS = 4
 REFERENCES = ("teacher", "floor", "scratch")
+LITE0 = f"{Path(__file__).parent / 'lite0.py'}:lite0"
+NEW_VIEWS = " new views"
 
 
 @dataclass(frozen=True)
@@ -40,31 +46,50 @@ class Study:
     """One source and one target.
 
     Attributes:
-        teacher: what it is: the name of its recipe's model.
+        teacher: a network of the library, which is trained on `source`; or a line of one that is.
         student: a network of the library.
-        target: classes of the images without labels.
-        source: classes of the teacher.
         epochs: passes over the unlabelled images.
-        methods: with three seeds, and with one.
+        target: classes of the images without labels.
+        source: classes of the teacher, if it is to be trained.
+        methods: each with how many seeds it has.
+        references: seeds of what the students are compared with.
+        pool: images of each class that labels are drawn from.
+        draws: of labels, at each point of the curve.
+        views: of each image, whose teacher's outputs are kept on disk; 0 for new ones.
+        cktf: options of CKTF beside those of all contrast.
     """
 
     teacher: str
     student: str
     epochs: int
     target: tuple[str, ...]
-    source: tuple[str, ...]
-    teacher_epochs: int
-    methods: dict[str, int] = field(default_factory=dict)
+    methods: dict[str, int]
+    source: tuple[str, ...] = ()
+    references: int = 1
+    pool: int = 5000
+    draws: int = 5
+    views: int = 0
+    cktf: dict[str, Any] = field(default_factory=dict)
 
 
 # Those with one seed take 1; FSP needs networks of equal widths, AB only initialises.
 _ONE = ("cktf+kd", "fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "nst", "kdsvd")
+_IMAGENET = Study(
+    LITE0, "resnet20", 6, CIFAR10, {"cktf": 1, "crd": 1, "kd": 1, f"kd{NEW_VIEWS}": 1},
+    pool=1000, draws=3, views=4, cktf={"module_norm": "none"},
+)  # fmt: skip
 STUDIES = {
     "inside": Study(
-        "wrn_16_2", "resnet8", 6, CIFAR10[6:], CIFAR10[:6], 12,
+        "wrn_16_2", "resnet8", 6, CIFAR10[6:],
         dict.fromkeys(("kd", "crd", "cktf"), 3) | dict.fromkeys(_ONE, 1),
+        source=CIFAR10[:6], references=3,
+    ),
+    "imagenet-resnet20": _IMAGENET,
+    "imagenet-MobileNetV2": replace(
+        _IMAGENET, student="MobileNetV2", methods={"cktf": 1, "crd": 1, "kd": 1}
     ),
 }  # fmt: skip
+_TEACHER_EPOCHS = 12
 
 
 @dataclass(frozen=True)
@@ -78,7 +103,7 @@ class Cell:
     @property
     def slug(self) -> str:
         """Its name, for files."""
-        return f"{self.study}-{self.name}-seed{self.seed}"
+        return f"{self.study}-{self.name.replace(' ', '-')}-seed{self.seed}"
 
     @property
     def result(self) -> Path:
@@ -90,8 +115,9 @@ class Cell:
         RESULTS.mkdir(parents=True, exist_ok=True)
         study = STUDIES[self.study]
         record = {
-            "study": self.study, "cell": self.name, "seed": self.seed, "teacher": study.teacher,
-            "student": study.student, "epochs": study.epochs, **RUNTIME, **more, **probed,
+            "study": self.study, "cell": self.name, "seed": self.seed,
+            "teacher": study.teacher.rpartition(":")[2], "student": study.student,
+            "epochs": study.epochs, **RUNTIME, **more, **probed,
         }  # fmt: skip
         partial = self.result.with_suffix(".partial")
         partial.write_text(json.dumps(record, indent=1) + "\n")
@@ -107,24 +133,27 @@ class Work:
         self.data_dir, self.out = data_dir, out / name
         splits = [load_dataset("cifar10", data_dir, split) for split in ("train", "test")]
         self.train, self.test = (data.of_classes(self.study.target) for data in splits)
+        self.pool = self.train.subset(few_per_class(self.train.labels, self.study.pool, 0))
 
     def data(self, classes: Sequence[str], **more: Any) -> dict[str, Any]:
         """The section of a recipe."""
         return {"name": "cifar10", "dir": str(self.data_dir), "classes": list(classes), **more}
 
-    def teacher(self) -> Path:
-        """The folder of the trained teacher."""
+    def teacher(self) -> str:
+        """The teacher, trained if it is not."""
+        if not self.study.source:
+            return self.study.teacher
         fields = {
-            "kind": "train", "model": self.study.teacher, "epochs": self.study.teacher_epochs,
+            "kind": "train", "model": self.study.teacher, "epochs": _TEACHER_EPOCHS,
             "data": self.data(self.study.source), "runtime": RUNTIME,
         }  # fmt: skip
-        return run_recipe(make_recipe(fields), self.out / "teacher", resume=True).folder
+        return str(run_recipe(make_recipe(fields), self.out / "teacher", resume=True).folder)
 
     def probed(self, network: nn.Module, seed: int) -> dict[str, Any]:
         """The label curve of a network's features."""
         found: Probed = cktf.probe(
-            network, labeled=self.train, test=self.test, labels_per_class=CURVE, draws=DRAWS,
-            seed=seed, runtime=RUNTIME,
+            network, labeled=self.pool, test=self.test, labels_per_class=CURVE,
+            draws=self.study.draws, seed=seed, runtime=RUNTIME,
         )  # fmt: skip
         return {"top1": found.final, "points": found.points()}
 
@@ -134,12 +163,11 @@ class Work:
             self.scratch(cell)
             return
         if cell.name == "teacher":
-            network = load_teacher(str(self.teacher()), None).network
+            network = load_teacher(self.teacher(), None).network
         else:
             # As every student begins.
-            network = prepare(self.recipe(replace(cell, name="kd")), self.out / cell.slug)[
-                1
-            ].student
+            begun = prepare(self.recipe(replace(cell, name="kd")), self.out / cell.slug)
+            network = begun[1].student
         cell.keep(self.probed(network, cell.seed))
 
     def scratch(self, cell: Cell) -> None:
@@ -153,14 +181,21 @@ class Work:
         run = run_recipe(make_recipe(fields), self.out / cell.slug, resume=True)
         cell.keep({"top1": run.summary["test_top1"], "points": []}, scratch_epochs=epochs)
 
+    def options(self, method: str) -> dict[str, dict[str, Any]]:
+        """Those of a method's terms that contrast."""
+        own = {"crd": CONTRAST, "cktf": CONTRAST | self.study.cktf}
+        return {name: given for name, given in own.items() if name in method.split("+")}
+
     def recipe(self, cell: Cell) -> DistillRecipe:
         """How a student is trained."""
-        options = {n: CONTRAST for n in ("crd", "cktf") if n in cell.name.split("+")}
+        method = cell.name.removesuffix(NEW_VIEWS)
+        kept = self.study.views and method == cell.name
+        data = self.data(self.study.target, labels=False, views=self.study.views if kept else 0)
         fields = {
-            "kind": "distill", "teacher": str(self.teacher()), "student": self.study.student,
-            "method": cell.name, "options": options, "epochs": self.study.epochs,
-            "seed": cell.seed, "data": self.data(self.study.target, labels=False),
-            "runtime": RUNTIME,
+            "kind": "distill", "teacher": self.teacher(), "student": self.study.student,
+            "method": method, "options": self.options(method), "epochs": self.study.epochs,
+            "seed": cell.seed, "data": data, "runtime": RUNTIME,
+            "teacher_cache": str(self.out.parent / "teacher-cache") if kept else None,
         }  # fmt: skip
         recipe = make_recipe(fields)
         assert isinstance(recipe, DistillRecipe)
@@ -171,23 +206,27 @@ class Work:
         runs = distill_together([(self.recipe(c), self.out / c.slug) for c in cells])
         for cell, run in zip(cells, runs, strict=True):
             kept = {k: run.summary[k] for k in ("method", "images_per_second", "seconds", "device")}
-            cell.keep(
-                self.probed(run.student, cell.seed), together=len(cells), options=CONTRAST, **kept
-            )
+            more = {
+                "together": len(cells), "options": self.options(run.summary["method"]),
+                "views": self.recipe(cell).data.views,
+            }  # fmt: skip
+            cell.keep(self.probed(run.student, cell.seed), **more, **kept)
 
 
 def cells_of(study: str, seeds: Sequence[int]) -> list[Cell]:
     """Everything of a study, the references first."""
-    methods = dict.fromkeys(REFERENCES, 3) | STUDIES[study].methods
-    return [Cell(study, n, s) for s in seeds for n, count in methods.items() if s < count]
+    counts = dict.fromkeys(REFERENCES, STUDIES[study].references) | STUDIES[study].methods
+    return [Cell(study, n, s) for s in seeds for n, count in counts.items() if s < count]
 
 
 def carry_out(work: Work, cells: Sequence[Cell]) -> None:
-    """Do what is not done, students of a seed together, the references last."""
+    """Do what is not done: students of a seed on the same images together, then references."""
     waiting = [cell for cell in cells if not cell.result.exists()]
     students = [cell for cell in waiting if cell.name not in REFERENCES]
     while students:
-        group = [c for c in students if c.seed == students[0].seed][:MOST_STUDENTS]
+        like = (students[0].seed, students[0].name.endswith(NEW_VIEWS))
+        group = [c for c in students if (c.seed, c.name.endswith(NEW_VIEWS)) == like]
+        group = group[:MOST_STUDENTS]
         work.students(group)
         students = [c for c in students if c not in group]
     for cell in waiting:
@@ -206,6 +245,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="*")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--page", action="store_true")
     args = parser.parse_args()
     chosen = {
         study: [c for c in cells_of(study, args.seeds) if not args.cells or c.name in args.cells]
@@ -213,11 +253,13 @@ def main() -> None:
     }
     if args.list:
         print("\n".join(cell.slug for cells in chosen.values() for cell in cells))
-        return
-    if args.data_dir is None:
+    elif args.page:
+        write_page()
+    elif args.data_dir is None:
         parser.error("--data-dir names the folder that holds CIFAR-10")
-    for study, cells in chosen.items():
-        carry_out(Work(study, args.data_dir, args.out), cells)
+    else:
+        for study, cells in chosen.items():
+            carry_out(Work(study, args.data_dir, args.out), cells)
 
 
 if __name__ == "__main__":
