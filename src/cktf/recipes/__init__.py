@@ -22,6 +22,7 @@ from cktf.recipes.files import (
     read_recipe,
     recipe_of,
     refuse_code,
+    shipped,
     to_yaml,
 )
 from cktf.recipes.networks import (
@@ -72,6 +73,7 @@ __all__ = [
     "read_recipe",
     "recipe_of",
     "refuse_code",
+    "shipped",
     "teacher_file",
     "to_yaml",
 ]

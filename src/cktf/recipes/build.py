@@ -35,6 +35,7 @@ _TEST_BATCH, _TEST_PIXELS = 500, 500 * 64 * 64
 _NAMED_ONLY = (
     "image_size",
     "channels",
+    "resized_crops",
     "views",
     "skip_broken",
     "validation",
@@ -195,6 +196,9 @@ def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
 def _load(section: DataSection, *splits: str) -> list[ImageSet[Images]]:
     directory = None if section.dir is None else Path(section.dir).expanduser()
     reading = Reading(section.image_size, section.channels, section.skip_broken)
+    if section.resized_crops and splits[0] != "test":
+        # None is kept in memory, so that each is cut from what is stored.
+        reading = replace(reading, budget=0)
     if section.test in (None, section.name):
         loaded = load_splits(section.name, directory, splits, reading)
     else:

@@ -21,6 +21,8 @@ _KINDS: dict[str, type[TrainRecipe] | type[DistillRecipe]] = {
 }
 
 
+_HERE = Path(__file__).parent
+
 AnyRecipe = TypeVar(
     "AnyRecipe", TrainRecipe, DistillRecipe, TransferRecipe, Recipe, Recipe | TransferRecipe
 )
@@ -39,17 +41,27 @@ def recipe_of(run: Path) -> Path:
     return path
 
 
+def shipped() -> list[str]:
+    """Names of the recipes inside this package: `paper/…`."""
+    return sorted(f"paper/{path.stem}" for path in (_HERE / "paper").glob("*.yaml"))
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The fields of a YAML file, not yet checked.
+    """The fields of a YAML file, or of a shipped recipe by its name, not yet checked.
 
     Raises:
         RecipeError: no such file, or one that is not a YAML mapping.
     """
+    if not path.exists() and path.with_suffix("").as_posix() in shipped():
+        path = _HERE / path.with_suffix(".yaml")
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(
-            [f"{path} cannot be read ({error.strerror}). Give a recipe.yaml."]
+            [
+                f"{path} cannot be read ({error.strerror}). Give a recipe.yaml, or one of: "
+                f"{', '.join(shipped())}."
+            ]
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError([f"{path} is not YAML: {' '.join(str(error).split())}"]) from error
@@ -138,7 +150,7 @@ def make_recipe(fields: Mapping[str, Any]) -> Recipe:
 
 
 # What holds for the labelled images too, of whatever data set, where nothing else is said.
-_SHARED = ("dir", "image_size", "channels", "skip_broken", "augment")
+_SHARED = ("dir", "image_size", "channels", "skip_broken", "augment", "resized_crops")
 
 
 def make_transfer(fields: Mapping[str, Any]) -> TransferRecipe:

@@ -34,6 +34,8 @@ class DataSection(_Section):
         test: another data set, of the same classes, for the test images; by default its own.
         augment: crop and flip training images; a user's own data set augments itself.
         batch_size: images per step; 2 or more, since BatchNorm and contrast compare images.
+        resized_crops: augment by random parts of 8 to 100 % of an image's area, scaled to its size,
+            as of data sets that do not fit in memory; images are then read batch by batch.
         views: augmentations of each image, the same in every run, which epochs take in turn; 0 for
             new ones in every epoch.
         workers: processes that load a user's own data set, or a named one that is too large for
@@ -52,6 +54,7 @@ class DataSection(_Section):
     dir: str | None = None
     test: Name | None = None
     augment: bool = True
+    resized_crops: bool = False
     views: int = Field(0, ge=0)
     batch_size: int = Field(64, ge=2)
     workers: int = Field(0, ge=0)

@@ -1,0 +1,94 @@
+"""The published protocol of transfer: two steps of each recipe, on small true files."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_data_formats import columns, tiny
+from test_training import rows_of
+from typer.testing import CliRunner
+
+from cktf.cli.main import app
+from cktf.data import Streamed
+from cktf.recipes import build_data, make_recipe, make_transfer, read_recipe, shipped
+
+__all__ = ["tiny"]  # a fixture
+SHORT = "--epochs 1 --set data.batch_size=4"
+
+
+@pytest.fixture
+def stl(tmp_path):
+    """Ten labelled images, one of each class, ten for the test, and eight without labels."""
+    folder, random = tmp_path / "stl10_binary", np.random.default_rng(0)
+    folder.mkdir()
+    for split, count in (("train", 10), ("test", 10), ("unlabeled", 8)):
+        images = random.integers(0, 256, (count, 96, 96, 3), dtype=np.uint8)
+        (folder / f"{split}_X.bin").write_bytes(columns(images))
+        if split != "unlabeled":
+            (folder / f"{split}_y.bin").write_bytes(bytes(range(1, 11)))
+    return tmp_path
+
+
+def go(line):
+    result = CliRunner().invoke(app, shlex.split(line))
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"),
+    [
+        ("vgg19", "vgg8"),
+        ("ResNet18", "ResNet18"),
+        pytest.param("vgg19", "vgg19", marks=pytest.mark.slow),
+    ],
+)
+def test_transfer_to_stl10(teacher, student, tiny, stl, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    go(
+        f"train --recipe paper/transfer-teacher-{teacher} --data-dir {tiny} {SHORT} "
+        f"--out runs/paper/teacher-{teacher}"
+    )
+    go(
+        f"transfer --recipe paper/transfer-{teacher}-{student} --data-dir {stl} {SHORT} "
+        "--scratch-epochs 1 --set options.cktf.negatives=4 --out run"
+    )
+    rows = rows_of(Path("run/student"))
+    assert [row["images"] for row in rows] == [8]
+    assert {"cktf.stem", "cktf.module1", "cktf.embedding"} <= rows[0]["terms"].keys()
+    assert "ce" not in rows[0]["terms"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["unlabeled_images"], summary["test_images"], summary["classes"]) == (8, 10, 10)
+
+
+def test_every_shipped_recipe_is_whole_and_as_published():
+    assert len(shipped()) == 5
+    for name in shipped():
+        fields = read_recipe(Path(name))
+        recipe = make_recipe(fields) if fields["kind"] == "train" else make_transfer(fields)
+        training = recipe.training()
+        assert (training.epochs, training.lr, training.weight_decay) == (240, 0.05, 5e-4)
+        assert training.milestones == (150 / 240, 180 / 240, 210 / 240)
+
+
+def test_images_are_cut_at_random_from_what_is_stored(stl):
+    recipe = make_transfer(
+        read_recipe(Path("paper/transfer-vgg19-vgg8")) | {"data": {
+            "name": "stl10", "dir": str(stl), "image_size": 64, "resized_crops": True,
+            "batch_size": 4,
+        }}
+    )  # fmt: skip
+    data = build_data(recipe.data, 0)
+    assert isinstance(data.raw_train.images, Streamed)
+    assert data.raw_train.images.shape == (8, 64, 64, 3)
+    assert not data.labelled
+    # Of 96 stored pixels, not of 64: the whole image is scaled down.
+    assert data.raw_train.images.pictures.size == (96, 96)
+    assert recipe.labeled.resized_crops
+
+
+def test_a_recipe_that_is_not_there():
+    result = CliRunner().invoke(app, ["transfer", "--recipe", "paper/transfer-vgg19"])
+    assert result.exit_code == 2
+    assert "paper/transfer-vgg19-vgg8" in result.output
