@@ -76,6 +76,8 @@ def _measure(recipe: Recipe, teacher_name: str | None) -> Cost:
     classes = len(data.raw_train.classes) or 10
     teacher = new_network(teacher_name, data.raw_train, classes) if teacher_name else None
     student = new_network(name, data.raw_train, classes)
+    runtime = recipe.runtime.model_copy(update={"track": ()})
+    recipe = recipe.model_copy(update={"runtime": runtime})
     parts = Parts(student, teacher, name, CUSTOM if distilled else None, data)
     seconds, at = [], 0.0
     with tempfile.TemporaryDirectory() as folder:

@@ -62,6 +62,14 @@ OnNonFiniteOption = Annotated[
         help="At a loss or gradient that is not finite: stop, or skip and count the step.",
     ),
 ]
+TrackOption = Annotated[
+    str | None,
+    typer.Option(
+        "--track",
+        metavar="NAME,…",
+        help="Trackers: tensorboard (the default where installed), wandb, mlflow, …; or none.",
+    ),
+]
 TrustCodeOption = Annotated[
     bool,
     typer.Option(

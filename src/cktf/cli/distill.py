@@ -16,6 +16,7 @@ from cktf.cli.common import (
     ResumeOption,
     SeedOption,
     SetOption,
+    TrackOption,
     TrustCodeOption,
     reports_errors,
     train_from_options,
@@ -110,6 +111,7 @@ def distill(
     settings: SetOption = None,
     resume: ResumeOption = None,
     on_nonfinite: OnNonFiniteOption = None,
+    track: TrackOption = None,
     trust_code: TrustCodeOption = False,
     dry_run: DryRunOption = False,
     debug: DebugOption = False,
@@ -135,6 +137,7 @@ def distill(
         "epochs": epochs,
         "init_epochs": init_epochs,
         "seed": seed,
+        "runtime.track": track,
         "runtime.on_nonfinite": on_nonfinite,
     }
     train_from_options(

@@ -16,6 +16,7 @@ from cktf.cli.common import (
     ResumeOption,
     SeedOption,
     SetOption,
+    TrackOption,
     TrustCodeOption,
     reports_errors,
     train_from_options,
@@ -36,6 +37,7 @@ def train(
     settings: SetOption = None,
     resume: ResumeOption = None,
     on_nonfinite: OnNonFiniteOption = None,
+    track: TrackOption = None,
     trust_code: TrustCodeOption = False,
     dry_run: DryRunOption = False,
     debug: DebugOption = False,
@@ -47,6 +49,7 @@ def train(
         "data.dir": data_dir,
         "epochs": epochs,
         "seed": seed,
+        "runtime.track": track,
         "runtime.on_nonfinite": on_nonfinite,
     }
     train_from_options(

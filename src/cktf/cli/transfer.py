@@ -15,6 +15,7 @@ from cktf.cli.common import (
     ResumeOption,
     SeedOption,
     SetOption,
+    TrackOption,
     TrustCodeOption,
     asked,
     reports_errors,
@@ -69,6 +70,7 @@ def transfer(
     settings: SetOption = None,
     resume: ResumeOption = None,
     dry_run: DryRunOption = False,
+    track: TrackOption = None,
     trust_code: TrustCodeOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -98,6 +100,7 @@ def transfer(
         "epochs": epochs,
         "scratch_epochs": scratch_epochs,
         "seed": seed,
+        "runtime.track": track,
     }
     wanted = asked(
         "transfer", given, recipe=recipe, settings=settings, out=out, resume=resume,

@@ -7,6 +7,7 @@ from cktf.engine.progress import announce
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.settings import OnNonFinite, Training, autocast_dtype, peak_memory_mb
 from cktf.engine.stage import MAIN, Stage
+from cktf.engine.tracking import tracked, trackers_of
 from cktf.engine.trainer import Fitted, Trainer
 
 __all__ = [
@@ -24,5 +25,7 @@ __all__ = [
     "evaluate",
     "peak_memory_mb",
     "place",
+    "tracked",
+    "trackers_of",
     "write_atomically",
 ]

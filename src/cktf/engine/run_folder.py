@@ -30,6 +30,7 @@ class RunFolder:
     Attributes:
         recipe, metrics, summary, weights, log_file: paths of its files.
         saved: the checkpoints.
+        followers: are told of every line of the metrics.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,6 +44,7 @@ class RunFolder:
         self._rows: list[dict[str, Any]] | None = None
         self._incomplete = False
         self._unwritten: list[str] = []
+        self.followers: list[Callable[[dict[str, Any]], None]] = []
 
     def check(self, *, resume: bool) -> None:
         """Make sure that the run can be written here, without writing anything.
@@ -164,6 +166,8 @@ class RunFolder:
         except OSError as error:
             self._incomplete = True
             self._say(f"{self.metrics} could not be written ({error.strerror}); trying again later")
+        for follower in self.followers:
+            follower(row)
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, up to one that is not whole."""

@@ -24,6 +24,7 @@ from cktf.data import (
     load_splits,
     split_validation,
 )
+from cktf.engine import trackers_of
 from cktf.errors import CktfError, DataError, RecipeError, nearest
 from cktf.objectives import METHODS, parse
 from cktf.recipes.networks import check_network, check_teacher
@@ -131,6 +132,8 @@ def check(recipe: Recipe) -> Problems:
                 check_teacher(recipe.teacher, recipe.teacher_weights)
     if recipe.runtime.device == "cuda" and not torch.cuda.is_available():
         problems.found.append("runtime.device: PyTorch sees no 'cuda' here. Use cpu or auto.")
+    with problems.collect("runtime.track"):
+        trackers_of(recipe.runtime.track)
     return problems
 
 

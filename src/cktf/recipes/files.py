@@ -231,6 +231,7 @@ _FREE = (
     "labeled.workers",
     "runtime.device",
     "runtime.on_nonfinite",
+    "runtime.track",
     "teacher_cache",
     "checkpoint.epochs",
     "checkpoint.minutes",

@@ -108,7 +108,8 @@ class RuntimeSection(_Section):
 
     With `compile` both networks are trained through `torch.compile`, which first takes a minute. At
     a loss or gradient that is not finite a run stops, or with `on_nonfinite: skip` leaves that step
-    out and counts it.
+    out and counts it. `track` names trackers that show a run while it goes on, or is `none`; by
+    default it is TensorBoard where that is installed.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -116,6 +117,15 @@ class RuntimeSection(_Section):
     channels_last: bool = True
     compile: bool = False
     on_nonfinite: OnNonFinite = "stop"
+    track: tuple[Name, ...] | None = None
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _names(cls, given: Any) -> Any:
+        """Names joined by commas, as on the command line."""
+        if not isinstance(given, str):
+            return given
+        return () if given == "none" else given.split(",")
 
 
 class CheckpointSection(_Section):

@@ -24,6 +24,7 @@ from cktf.engine import (
     accelerator,
     announce,
     place,
+    tracked,
     write_atomically,
 )
 from cktf.errors import DataError
@@ -34,6 +35,7 @@ from cktf.recipes import (
     DistillRecipe,
     Recipe,
     TrainRecipe,
+    decisive,
     identity,
     located,
     to_yaml,
@@ -174,7 +176,7 @@ def executing(
         if isinstance(stage.teacher, CachedTap):
             stage.teacher.say = partial(_tell, run, show)
     run.create(_checkpoint_mb(parts.student, fitting.objective))
-    with run.locked():
+    with run.locked(), tracked(run, recipe.runtime.track, decisive(recipe)):
         return (yield from _train(recipe, parts, fitting, run, show))
 
 
