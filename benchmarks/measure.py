@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ def peak_allocated_mb(step: Callable[[], object]) -> float:
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
     # They come thread by thread, not in the order of time.
     events.sort(key=lambda event: event.start_ns())
-    return max(accumulate((e.nbytes() for e in events), initial=0)) / 2**20
+    held: Iterable[int] = accumulate((e.nbytes() for e in events), initial=0)
+    return max(held) / 2**20
 
 
 def _status(name: str) -> int:

@@ -31,6 +31,7 @@ METHODS = {
         "options": {"crd": {"estimator": "shared", "negatives": 32, "renormalize": [2]}},
         "overrides": {"init_epochs": 1},
     },
+    "validation": {"method": "kd", "overrides": {"data.validation": 0.2, "data.batch_size": 32}},
     "forward": {
         "method": "crd",
         "options": {"crd": {"init": "forward", "critic": "infonce", "negatives": 32}},

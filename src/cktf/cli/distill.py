@@ -18,6 +18,7 @@ from cktf.cli.common import (
     SetOption,
     TrackOption,
     TrustCodeOption,
+    ValidationOption,
     reports_errors,
     train_from_options,
 )
@@ -100,6 +101,7 @@ def distill(
         typer.Option("--unlabeled", help="In place of --data: images whose labels are not read."),
     ] = None,
     data_dir: DataDirOption = None,
+    validation: ValidationOption = None,
     epochs: EpochsOption = None,
     init_epochs: Annotated[
         int | None,
@@ -134,6 +136,7 @@ def distill(
         "data.name": unlabeled or data,
         "data.labels": False if unlabeled else None,
         "data.dir": data_dir,
+        "data.validation": validation,
         "epochs": epochs,
         "init_epochs": init_epochs,
         "seed": seed,

@@ -18,6 +18,7 @@ from cktf.cli.common import (
     SetOption,
     TrackOption,
     TrustCodeOption,
+    ValidationOption,
     reports_errors,
     train_from_options,
 )
@@ -30,6 +31,7 @@ def train(
     ] = None,
     data: DataOption = None,
     data_dir: DataDirOption = None,
+    validation: ValidationOption = None,
     epochs: EpochsOption = None,
     seed: SeedOption = None,
     out: OutOption = None,
@@ -47,6 +49,7 @@ def train(
         "model": model,
         "data.name": data,
         "data.dir": data_dir,
+        "data.validation": validation,
         "epochs": epochs,
         "seed": seed,
         "runtime.track": track,

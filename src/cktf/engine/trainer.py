@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
 from cktf.batch import Batch
 from cktf.data import Loader
+from cktf.engine.choice import Choice
 from cktf.engine.devices import accelerator, place
 from cktf.engine.evaluate import Accuracy, evaluate
 from cktf.engine.numbers import Tally, Undo, gradient_norm, not_finite, out_of_memory
@@ -30,7 +31,7 @@ from cktf.errors import CheckpointError, Interrupted
 from cktf.objectives import Loss
 from cktf.taps import Features
 
-_CHECKPOINT_VERSION = 3
+_CHECKPOINT_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Fitted:
     Attributes:
         last: accuracy after the last epoch; None without test data.
         best_top1: the best epoch's, chosen on the test set, in per cent.
+        chosen: the row of the epoch that the student has the weights of, chosen on held-out images;
+            None where there were none, and it has those of the last.
         seconds: spent on training in all stages, evaluation and saving left out.
         images_per_second: of the last stage.
         peak_memory_mb: largest memory held.
@@ -48,10 +51,18 @@ class Fitted:
 
     last: Accuracy | None
     best_top1: float | None
+    chosen: dict[str, Any] | None
     seconds: float
     images_per_second: float
     peak_memory_mb: float
     skipped: int
+
+    @property
+    def kept_top1(self) -> float | None:
+        """Accuracy on the test set of the weights that are kept, in per cent."""
+        if self.chosen is not None:
+            return self.chosen.get("test_top1")
+        return None if self.last is None else self.last.top1
 
 
 class Trainer:
@@ -69,6 +80,8 @@ class Trainer:
         title: shown beside the progress bar.
         show: whether progress is shown.
         identity: of the recipe: a checkpoint of another is not continued.
+        validation: images held out of the training set: the student ends with the weights of the
+            epoch that is best on them.
     """
 
     def __init__(
@@ -83,11 +96,13 @@ class Trainer:
         title: str = "",
         show: bool = True,
         identity: str = "",
+        validation: Loader | None = None,
     ) -> None:
         self.accelerator = accelerator(training)
         self.device = self.accelerator.device
         self.student, self.stages, self.objective = student, stages, stages[-1].objective
         self.train, self.test, self.num_classes = train, test, num_classes
+        self.validation, self.choice = validation, Choice()
         self.training, self.run, self.title, self.show = training, run, title, show
         place(student, training, self.device)
         self.objective.to(self.device)
@@ -134,13 +149,16 @@ class Trainer:
                 raise told from error
 
     def fitted(self) -> Fitted:
-        """What came of a run that is at its end."""
+        """What came of a run that is at its end; the student has the weights that are kept."""
         rows = self.run.rows()
         last = [row for row in rows if row["stage"] == MAIN]
+        if self.validation is not None:
+            self.choice.put_into(self.student)
         rate = sum(row["images"] for row in last) / sum(row["seconds"] for row in last)
         return Fitted(
             last=_accuracy(last[-1], self.test),
             best_top1=max(row["test_top1"] for row in last) if self.test else None,
+            chosen=last[self.choice.epoch - 1] if self.validation is not None else None,
             seconds=sum(row["seconds"] for row in rows),
             images_per_second=rate,
             peak_memory_mb=peak_memory_mb(self.device),
@@ -211,6 +229,10 @@ class Trainer:
             "seconds": seconds,
             "images_per_second": images / seconds,
         }
+        if self.validation is not None and stage.name == MAIN:
+            held_out = self.evaluate(self.student, self.validation, self._heed).top1
+            self.choice.consider(epoch, held_out, self.student)
+            row |= {"validation_top1": held_out}
         if self.test is not None and stage.name == MAIN:
             accuracy = self.evaluate(self.student, self.test, self._heed)
             row |= {"test_top1": accuracy.top1, "test_top5": accuracy.top5}
@@ -331,6 +353,7 @@ class Trainer:
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "choice": self.choice.state(),
             "random": random_state(self.device),
         }
 
@@ -349,6 +372,7 @@ class Trainer:
             self.objective.load_state_dict(state["objective"])
             self.place = Place(*state["place"])
             self.tally = Tally.restored(state["tally"], self.device)
+            self.choice.restore(state["choice"])
             restore_random_state(state["random"], self.device)
             rows = json.loads(state["rows"])
         self.run.begin_rows(rows)

@@ -39,7 +39,6 @@ _NAMED_ONLY = (
     "resized_crops",
     "views",
     "skip_broken",
-    "validation",
     "classes",
     "per_class",
 )

@@ -47,7 +47,8 @@ class DataSection(_Section):
         labels: whether labels are read; without there is no cross-entropy, and no accuracy.
         classes: names of those that are kept, in that order; empty for all.
         per_class: so many training images of each class, drawn by seed; None for all.
-        validation: fraction of each class held out of the training images.
+        validation: fraction of each class held out of the training images; the weights of the epoch
+            that is best on these are kept.
     """
 
     name: Name = "fashion-mini"

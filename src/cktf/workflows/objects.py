@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Subset
 
-from cktf.data import ImageSet
+from cktf.data import ImageSet, labels_of, split_validation
 from cktf.recipes import (
     CUSTOM,
     Data,
@@ -83,6 +84,10 @@ def data_of(section: DataSection, seed: int, objects: Objects) -> Data:
     if isinstance(train, ImageSet) and not section.labels:
         train = train.unlabelled()
     named = isinstance(train, ImageSet) and train.labelled
+    held = None
+    if section.validation:
+        kept, out = split_validation(labels_of(train), section.validation, seed)
+        train, held = _some(train, kept), _some(train, out)
     return Data(
         train=custom_loader(train, section, seed),
         test=None if test is None else loader_of_test(test, section.workers),
@@ -91,4 +96,13 @@ def data_of(section: DataSection, seed: int, objects: Objects) -> Data:
         name=train.name if isinstance(train, ImageSet) else CUSTOM,
         classes=tuple(train.classes) if named else None,
         labelled=section.labels,
+        validation=None if held is None else loader_of_test(held, section.workers),
+        raw_validation=held,
     )
+
+
+def _some(data: Any, positions: Tensor) -> Any:
+    """The samples of a data set at some positions."""
+    if isinstance(data, ImageSet):
+        return data.subset(positions)
+    return Subset(data, positions.tolist())

@@ -199,6 +199,7 @@ def _train(
         title=f"{parts.student_name} {fitting.method}" if parts.teacher else parts.student_name,
         show=show,
         identity=identity(recipe),
+        validation=data.validation,
     )
     teacher_accuracy = None
     if parts.teacher is not None and data.test is not None and fitting.same_classes:
@@ -319,7 +320,7 @@ def _summary(
 ) -> dict[str, Any]:
     student_parameters = _count(parts.student)
     teacher_parameters = None if parts.teacher is None else _count(parts.teacher)
-    last = fitted.last
+    last, chosen = fitted.last, fitted.chosen
     return {
         "method": fitting.method,
         "teacher": parts.teacher_name,
@@ -334,6 +335,9 @@ def _summary(
         "test_images": None if last is None else last.samples,
         "best_top1": fitted.best_top1,
         "best_top1_chosen_on": "test",
+        "kept_epoch": recipe.epochs if chosen is None else chosen["epoch"],
+        "kept_test_top1": fitted.kept_top1,
+        "validation_top1": None if chosen is None else chosen["validation_top1"],
         "teacher_top1": None if teacher is None else teacher.top1,
         "student_parameters": student_parameters,
         "teacher_parameters": teacher_parameters,
