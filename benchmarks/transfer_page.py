@@ -52,7 +52,7 @@ def curve(seeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def rows_of(cells: Cells) -> str:
     """A table: a row for each cell, a column for each number of labels."""
     counts = next(curve(s) for s in cells.values() if s[0]["points"])
-    header = ["", "seeds", *(f"{point['labels_per_class']} labels" for point in counts)]
+    header = ["", "seeds", *(f"{point['labels_per_class']} a class" for point in counts)]
     rows = []
     for name, seeds in cells.items():
         points = curve(seeds)

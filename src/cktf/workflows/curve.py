@@ -46,4 +46,5 @@ def draw_curve(
     axis.set_ylabel("top-1 on the test images, %")
     axis.grid(alpha=0.3)
     axis.legend(loc="best")
-    figure.savefig(path, dpi=150)
+    # The same picture is the same file.
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
