@@ -207,7 +207,8 @@ def test_transfer(teacher, cifar, tmp_path):
     line = (
         f"transfer --teacher {teacher} --student resnet8 --unlabeled cifar10 --data-dir {cifar} "
         f"--labels-per-class 1,3 --draws 3 --epochs 1 --scratch-epochs 1 --out {out} "
-        "--set data.batch_size=16 --set options.cktf.negatives=16"
+        "--set data.batch_size=16 --set options.cktf.negatives=16 "
+        "--set runtime.precision=float32"
     )
     printed = command(line)
     for word in ("labels of a class", "teacher", "student", "floor", "scratch", "curve.png", "±"):
@@ -234,6 +235,11 @@ def test_transfer(teacher, cifar, tmp_path):
     again = plan(make_transfer(read_recipe(out / "recipe.yaml")), out, resume=True)
     done = carry_out(again, show=False)
     assert done.summary == summary
+    # The classifier in it is that of the first draw, and its accuracy that of the probe.
+    accuracy, data = cktf.evaluate(out)
+    assert data == "cifar10"
+    assert accuracy.top1 == pytest.approx(points["student"][-1]["top1"][0], abs=0.01)
+    assert "curve.png" in command(f"transfer --resume {out}")
     assert same(state_of(done.student), state_of(network))
 
 

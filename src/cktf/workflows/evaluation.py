@@ -8,7 +8,17 @@ import torch
 from cktf.engine import Accuracy, accelerator, autocast_dtype, place
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import RunFolderError
-from cktf.recipes import CUSTOM, build_test, load_teacher, make_recipe, read_recipe, recipe_of
+from cktf.recipes import (
+    CUSTOM,
+    Recipe,
+    TransferRecipe,
+    build_test,
+    load_teacher,
+    make_recipe,
+    make_transfer,
+    read_recipe,
+    recipe_of,
+)
 
 
 def evaluate(
@@ -27,8 +37,14 @@ def evaluate(
     Raises:
         CktfError: no finished run, or data that does not fit it.
     """
-    recipe = make_recipe(read_recipe(recipe_of(Path(run))))
-    section = recipe.data
+    fields = read_recipe(recipe_of(Path(run)))
+    recipe: Recipe | TransferRecipe
+    if fields.get("kind") == "transfer":
+        recipe = make_transfer(fields)
+        section = recipe.labeled
+    else:
+        recipe = make_recipe(fields)
+        section = recipe.data
     if data is not None and data != section.name:
         section = section.model_copy(update={"name": data, "dir": None})
     if section.name == CUSTOM:

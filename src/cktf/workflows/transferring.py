@@ -333,7 +333,11 @@ def _scratch(planned: Planned, show: bool) -> Run:
     data = replace(labelled, train=custom_loader(few, section, recipe.seed), raw_train=few)
     set_seed(recipe.seed)
     classes = int(labels_of(labelled.raw_train).max()) + 1
-    if not isinstance(few, ImageSet) or Path(recipe.student).exists() or recipe.student == CUSTOM:
+    if (
+        not isinstance(few, ImageSet)
+        or Path(recipe.student).expanduser().exists()
+        or recipe.student == CUSTOM
+    ):
         network: nn.Module = copy.deepcopy(planned.untrained)
         resize_classifier(network, classes)
     else:
