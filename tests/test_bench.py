@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ from cktf.bench.statistics import paired
 from cktf.cli.main import app
 from cktf.errors import RecipeError, RunFolderError
 from cktf.models import create, save_network
+from cktf.recipes import decisive, make_recipe, make_transfer
 
 CLASSES = ["Bag", "Sneaker"]
 TINY = {
@@ -130,6 +132,40 @@ def test_figure_two_transfers_without_labels():
     assert recipe.labeled.name == recipe.data.name == "stl10"
     assert (teacher.data.name, teacher.data.labels) == ("tiny-imagenet", True)
     assert (teacher.data.image_size, recipe.data.image_size) == (None, 64)
+
+
+@pytest.mark.parametrize("pair", ["vgg19-vgg19", "vgg19-vgg8", "ResNet18-ResNet18"])
+def test_figure_two_is_what_its_recipes_say(pair):
+    """Beside the recipes of single transfers there is no second protocol."""
+
+    def fields(name, make):
+        text = files("cktf.recipes").joinpath("paper", f"{name}.yaml").read_text()
+        return decisive(make(yaml.safe_load(text)))
+
+    cells = cells_of(read_matrix("paper-figure2"), "/data")
+    cell = next(c for c in cells if c.column[1].replace(":", "-") == pair and c.method == "CKTF")
+    ours, theirs = decisive(cell.recipe()), fields(f"transfer-{pair}", make_transfer)
+    for recipe in (ours, theirs):
+        del recipe["teacher"]
+        defaults = {"negatives": 16384, "estimator": "sampled"}
+        recipe["options"] = {"cktf": defaults | recipe["options"]["cktf"]}
+    assert ours == theirs
+    teacher = fields(f"transfer-teacher-{pair.partition('-')[0]}", make_recipe)
+    assert decisive(cell.teacher.recipe) == teacher
+
+
+def test_transfers_are_cells_too(weights, tmp_path):
+    matrix = {
+        "kind": "transfer", "data": {"name": "fashion-mini", "classes": CLASSES},
+        "methods": {"CRD": "crd:1"}, "options": {"crd": {"negatives": 8}}, "seeds": [0],
+        "recipe": {"epochs": 1, "scratch_epochs": 1, "labels_per_class": [4], "draws": 1},
+        "teachers": {"resnet14": {"weights": str(weights)}}, "baseline": None,
+    }  # fmt: skip
+    assert run_bench(bench(tmp_path, weights, matrix=matrix)) == []
+    (result,) = all_results(tmp_path / "results")
+    assert result.recipe["kind"] == "transfer"
+    assert result.top1 == result.summary["student_probe_top1"]
+    assert "fashion-mini" in str(compare(tmp_path).columns)
 
 
 def test_mistakes_come_at_once():

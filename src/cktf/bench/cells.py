@@ -167,7 +167,10 @@ def _teacher(matrix: Matrix, name: str, data: Fields, weights: str | None) -> Te
     if matrix.kind == "transfer":
         # Its images have labels, and are of another data set.
         data = {name: value for name, value in data.items() if name == "dir"}
-    recipe = make_recipe(merged(matrix.recipe, {"data": data}, entry.recipe, own))
+    # What only its students' recipes have is left out; a wrong name is told of those.
+    known = TrainRecipe.model_fields
+    shared = {n: v for n, v in matrix.recipe.items() if n.partition(".")[0] in known}
+    recipe = make_recipe(merged(shared, {"data": data}, entry.recipe, own))
     assert isinstance(recipe, TrainRecipe)
     file = weights or entry.weights
     where = None if file is None else Path(file).expanduser()
