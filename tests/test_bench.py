@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -31,13 +32,15 @@ from cktf.bench import (
     run_bench,
     shipped,
 )
-from cktf.bench.results import Result, completed, decided_by
+from cktf.bench.results import Result, completed, decided_by, weights_of
 from cktf.bench.statistics import paired
 from cktf.cli.main import app
 from cktf.errors import RecipeError, RunFolderError
 from cktf.models import create, save_network
 from cktf.recipes import decisive, make_recipe, make_transfer
 
+ROOT = Path(__file__).parents[1]
+WEIGHTS = "results/cifar10-wrn_16_2.safetensors"
 CLASSES = ["Bag", "Sneaker"]
 TINY = {
     "name": "tiny",
@@ -381,6 +384,7 @@ def test_command_line(done, written, tmp_path):
         (["bench", str(written), "--out", "x", "--shard", "3/2"], "I from 1 to N"),
         (["bench", str(written), "--out", "x", "--methods", "KDD"], "Did you mean 'KD'"),
         (["bench", str(written), "--out", "x", "--seeds", "9"], "no 9"),
+        (["bench", str(written), "--out", "x", "--pairs", "a:b"], "resnet14:resnet8"),
         (["bench", "cpu-cifar10", "--out", "x"], "--data-dir"),
         (["table", str(tmp_path)], "no results"),
         (["table", str(done), "--baseline", "AT"], "no result has it"),
@@ -388,3 +392,34 @@ def test_command_line(done, written, tmp_path):
         failed = run(app, line)
         assert failed.exit_code == 2
         assert message in failed.output
+
+
+@pytest.mark.parametrize("name", ["cifar10-choices", "cifar10-combinations"])
+def test_matrices_of_benchmarks_share_cells(name):
+    """What they compare with is trained for `cpu-cifar10` too, by the very same recipes."""
+
+    def known(matrix):
+        cells = cells_of(read_matrix(matrix), "/data", {"wrn_16_2": str(ROOT / WEIGHTS)})
+        return {json.dumps(decisive(cell.recipe()), sort_keys=True) for cell in cells}
+
+    ours, shared = known(ROOT / "benchmarks" / f"{name}.yaml"), known("cpu-cifar10")
+    assert len(ours & shared) >= 9
+    assert ours - shared
+
+
+def test_committed_results_are_of_the_shipped_matrix():
+    """By recipe and by the teacher's weights; and nothing in them is of one machine's folders."""
+    place = ROOT / "results" / "cpu-cifar10"
+    found = all_results(place)
+    cells = cells_of(read_matrix("cpu-cifar10"), "/data", {"wrn_16_2": str(ROOT / WEIGHTS)})
+    known = {(cell.pair, cell.method, cell.seed): cell for cell in cells}
+    assert found
+    for result in found:
+        cell = known[result.pair, result.method, result.seed]
+        own = cell.teacher.weights
+        teacher = json.loads((place / f"{cell.teacher.slug}.json").read_text())["weights"]
+        assert own is None or teacher == f"sha256 {weights_of(own)}"
+        expected = decided_by(cell.recipe(), teacher.removeprefix("sha256 "))
+        assert completed(result.recipe) == expected
+        assert result.top1_by_epoch[-1] == result.top1
+        assert not re.search(r'"/\w', (place / f"{cell.slug}.json").read_text())

@@ -16,6 +16,12 @@ def test_method_pages_are_up_to_date():
     assert done.returncode == 0, done.stderr
 
 
+def test_readme_has_the_committed_results():
+    command = [sys.executable, "tools/readme_results.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_published_figures():
     """Counts of the two tables, and the paper's own rows."""
     rows = published()

@@ -78,9 +78,14 @@ class Cell:
         return f"{self.data}, {pair}, {self.method}, seed {self.seed}"
 
     @property
+    def pair(self) -> str:
+        """`teacher:student`."""
+        return f"{self.teacher.name}:{self.student}"
+
+    @property
     def column(self) -> tuple[str, str]:
         """Data set and pair."""
-        return self.data, f"{self.teacher.name}:{self.student}"
+        return self.data, self.pair
 
     def recipe(self, teacher: str = CUSTOM) -> CellRecipe:
         """Its recipe, with the teacher's weights where they are."""
@@ -228,14 +233,17 @@ def _check(cells: list[Cell], problems: Problems) -> None:
 
 
 def chosen(
-    cells: list[Cell], methods: list[str] | None = None, seeds: list[int] | None = None
+    cells: list[Cell],
+    pairs: list[str] | None = None,
+    methods: list[str] | None = None,
+    seeds: list[int] | None = None,
 ) -> list[Cell]:
-    """Only some of the methods and seeds.
+    """Only some of the pairs, methods and seeds.
 
     Raises:
         RecipeError: one that the matrix has not.
     """
-    for name, wanted in (("method", methods), ("seed", seeds)):
+    for name, wanted in (("pair", pairs), ("method", methods), ("seed", seeds)):
         known = {str(getattr(cell, name)) for cell in cells}
         for value in map(str, wanted or []):
             if value not in known:
@@ -245,7 +253,9 @@ def chosen(
     return [
         cell
         for cell in cells
-        if (methods is None or cell.method in methods) and (seeds is None or cell.seed in seeds)
+        if (pairs is None or cell.pair in pairs)
+        and (methods is None or cell.method in methods)
+        and (seeds is None or cell.seed in seeds)
     ]
 
 

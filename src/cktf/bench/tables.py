@@ -86,7 +86,7 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
     place = results_in(folder)
     results, matrix = all_results(place), kept_matrix(place)
     columns, methods = _order(results, matrix)
-    if baseline is None and matrix is not None:
+    if baseline is None and matrix is not None and matrix.baseline in methods:
         baseline = matrix.baseline
     if baseline is not None and baseline not in methods:
         raise RecipeError(

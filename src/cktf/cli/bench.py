@@ -30,6 +30,9 @@ def bench(
         list[str] | None,
         typer.Option(metavar="NAME=FILE", help="Trained weights, in place of training."),
     ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(metavar="T:S,…", help="Only these pairs of networks.")
+    ] = None,
     methods: Annotated[
         str | None, typer.Option(metavar="NAME,NAME,…", help="Only these methods.")
     ] = None,
@@ -73,7 +76,7 @@ def bench(
             refuse_code(cell.fields | {"teacher": cell.teacher.network}, Path(matrix))
     plan = Bench(
         read,
-        chosen(cells, methods.split(",") if methods else None, _seeds(seeds)),
+        chosen(cells, _names(pairs), _names(methods), _seeds(seeds)),
         out,
         results or out / "results",
         together or read.together,
@@ -131,6 +134,10 @@ def _weights(given: list[str]) -> dict[str, str]:
             raise RecipeError([f"--teacher takes NAME=FILE, given {item!r}."])
         found[name] = file
     return found
+
+
+def _names(given: str | None) -> list[str] | None:
+    return None if given is None else [name.strip() for name in given.split(",")]
 
 
 def _seeds(given: str | None) -> list[int] | None:
