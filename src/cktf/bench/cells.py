@@ -102,8 +102,11 @@ def slug(*parts: str) -> str:
 
     >>> slug("cifar10", "kd:1", "seed0")
     'cifar10-kd=1-seed0'
+    >>> slug("KD (1, 1)", "seed0")
+    'KD-1-1-seed0'
     """
-    return re.sub(r"[^\w.+=-]", "-", "-".join(parts).replace(":", "="))
+    plain = (re.sub(r"[^\w.+=-]+", "-", part.replace(":", "=")).strip("-") for part in parts)
+    return "-".join(plain)
 
 
 def merged(*given: Mapping[str, Any]) -> Fields:

@@ -27,8 +27,9 @@ class Result:
         data, pair, method, seed: which it is; the pair is `teacher:student`.
         recipe: fields that decide the result, by dotted name; its teacher by the weights.
         summary: of the run.
-        top1_by_epoch: of the student, in per cent.
+        top1_by_epoch: of the student, in per cent; empty where it was not kept.
         together: how many students took turns with it; None where nobody knows.
+        note: what else is to be known of it.
     """
 
     data: str
@@ -39,6 +40,7 @@ class Result:
     summary: Mapping[str, Any]
     top1_by_epoch: list[float]
     together: int | None
+    note: str = ""
 
     @property
     def top1(self) -> float:
