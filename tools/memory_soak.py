@@ -1,0 +1,99 @@
+"""Memory of long training: does it grow after the first epoch?
+
+    python tools/memory_soak.py --minutes 60 cktf queue
+
+Trains resnet8 on fashion-mini with CKTF+KD, its memory a bank or a queue, for so many minutes, ends it
+with SIGTERM, and keeps in results/reliability/ what the resident memory was every few seconds. Growth
+is the mean of the last quarter against that of the second epoch. Exits with 1 if it is 1 % or more.
+"""
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from cktf.errors import Interrupted
+from cktf.models import Normalized, create
+from cktf.recipes import make_recipe
+from cktf.workflows import Objects, prepare
+from cktf.workflows.run import executing
+
+RESULTS = Path(__file__).parents[1] / "results" / "reliability"
+EVERY, LIMIT = 2.0, 1.0
+MEMORIES: dict[str, dict[str, Any]] = {
+    "cktf": {"negatives": 4096},
+    "queue": {"negatives": 4096, "memory": "queue", "queue_size": 8192},
+}
+
+
+def soak(memory: str, minutes: float, folder: Path) -> dict[str, Any]:
+    """Train with a kind of memory, and what was resident meanwhile."""
+    recipe = make_recipe(
+        {
+            "kind": "distill", "teacher": "custom", "student": "resnet8", "method": "cktf+kd",
+            "epochs": 100_000, "options": {"cktf": MEMORIES[memory]},
+        }
+    )  # fmt: skip
+    torch.manual_seed(0)
+    teacher = Normalized(create("resnet20", 10), (0.2190,) * 3, (0.3318,) * 3)
+    run, parts = prepare(recipe, folder / memory, Objects(teacher=teacher))
+    process, began, samples, next_at = psutil.Process(), time.monotonic(), [], 0.0
+    try:
+        for _ in executing(recipe, parts, run, show=False):
+            elapsed = time.monotonic() - began
+            if elapsed >= next_at:
+                samples.append((round(elapsed, 1), len(run.rows()), process.memory_info().rss))
+                next_at = elapsed + EVERY
+            if elapsed > 60 * minutes:
+                os.kill(os.getpid(), signal.SIGTERM)
+    except Interrupted:
+        pass
+    first = statistics.fmean(rss for _, epochs, rss in samples if epochs == 1)
+    last = statistics.fmean(rss for _, _, rss in samples[-max(1, len(samples) // 4) :])
+    return {
+        "memory": memory,
+        "options": MEMORIES[memory],
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "epochs": len(run.rows()),
+        "steps": len(run.rows()) * len(parts.data.train),
+        "checkpoints_written_every_minutes": recipe.checkpoint.minutes,
+        "second_epoch_mb": round(first / 2**20, 1),
+        "last_quarter_mb": round(last / 2**20, 1),
+        "growth_percent": round(100 * (last / first - 1), 3),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "seconds_epochs_bytes": samples,
+    }
+
+
+def main() -> None:
+    """Soak, keep, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("memories", nargs="*", default=list(MEMORIES), choices=list(MEMORIES))
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    worst = 0.0
+    for memory in arguments.memories:
+        with tempfile.TemporaryDirectory() as folder:
+            found = soak(memory, arguments.minutes, Path(folder))
+        (arguments.out / f"memory-{memory}.json").write_text(json.dumps(found) + "\n")
+        print({name: value for name, value in found.items() if name != "seconds_epochs_bytes"})
+        worst = max(worst, found["growth_percent"])
+    raise SystemExit(worst >= LIMIT)
+
+
+if __name__ == "__main__":
+    main()
