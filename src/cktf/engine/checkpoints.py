@@ -20,7 +20,6 @@ from cktf.errors import RunFolderError
 
 KEPT = 2
 _BLOCK = 1 << 20
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError)
 
 
 class Checkpoints:
@@ -81,7 +80,7 @@ class Checkpoints:
         for path in reversed(self.present):
             try:
                 return _read(path)
-            except (*_DAMAGE, zipfile.BadZipFile) as error:
+            except Exception as error:  # damage shows as one of many types
                 self._say(f"{path.name} is damaged ({_line(error)}); trying the one before it")
         if self.present:
             raise RunFolderError(

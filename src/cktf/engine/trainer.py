@@ -197,7 +197,8 @@ class Trainer:
                 self.run.record(row)
                 self.run.log(f"{stage.name}: epoch {epoch}/{stage.epochs}: {row}")
                 progress.epoch(epoch, row["loss"], row.get("test_top1"), row["images_per_second"])
-                self.place, self.tally = Place(before + epoch), Tally()
+                self.place = Place(before + epoch)
+                self.tally = Tally(in_a_row=self.tally.in_a_row)
                 if epoch == stage.epochs or self.saver.due_after(before + epoch):
                     self._save()
 
@@ -310,6 +311,8 @@ class Trainer:
             self._undo.back()
             self.run.log(f"skipped step {bad[0]} of epoch {self._epoch_now}: {bad[2]} not finite")
             self.tally.skip(self._epoch_now, bad[0])
+            # The schedule goes by steps, whether they are taken or not; PyTorch warns of it.
+            self.optimizer._opt_called = True  # type: ignore[attr-defined]
         else:
             self.optimizer.step()
             self.tally.add(numbers, lr)

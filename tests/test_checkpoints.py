@@ -1,0 +1,342 @@
+"""Checkpoints that are damaged, cannot be written, or are not what they seem."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import zipfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import torch
+from test_resume import distil, few, records, stop_after
+from test_training import Small, equal, images, weights
+
+import cktf
+from cktf.engine import RunFolder, Trainer, checkpoints, run_folder
+from cktf.engine.checkpoints import Checkpoints
+from cktf.errors import CheckpointError, Interrupted, RunFolderError
+
+__all__ = ["few", "images"]  # fixtures
+OFTEN = {"checkpoint.minutes": 1e-9}
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two checkpoints, what is said of them, and their files."""
+    said = []
+    kept = Checkpoints(tmp_path, said.append)
+    for number in (1, 2):
+        torch.manual_seed(number)
+        state = {"number": number, "weights": torch.randn(20, 10), "more": {"a": [1, 2.5, None]}}
+        kept.save(state, f"{number}")
+    return kept, said, kept.present[-1]
+
+
+def test_the_last_two_are_kept(two, tmp_path):
+    kept, _, _ = two
+    kept.save({"number": 3}, "3")
+    assert [p.name for p in kept.present] == ["checkpoint-2.pt", "checkpoint-3.pt"]
+    assert len(list(tmp_path.iterdir())) == 4
+    assert kept.newest() == {"number": 3}
+
+
+def test_a_manifest_holds_size_and_hash(two):
+    _, _, newest = two
+    told = json.loads(newest.with_suffix(".json").read_text())["files"][newest.name]
+    content = newest.read_bytes()
+    assert told == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_a_flipped_bit_is_seen_wherever_it_is(two):
+    """In headers, names, pickle, numbers and the archive's directory: every 16th byte."""
+    kept, said, newest = two
+    whole = newest.read_bytes()
+    for place in range(0, len(whole), 16):
+        said.clear()
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        newest.write_bytes(damaged)
+        assert kept.newest()["number"] == 1
+        assert "checkpoint-2.pt is damaged" in said[0]
+        assert "trying the one before" in said[0]
+    newest.write_bytes(whole)
+    assert kept.newest()["number"] == 2
+
+
+def test_a_flipped_bit_in_a_manifest_never_gives_another_state(two):
+    kept, _, newest = two
+    manifest, good = newest.with_suffix(".json"), torch.load(newest, weights_only=True)
+    whole, passed_over = manifest.read_bytes(), 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        manifest.write_bytes(damaged)
+        state = kept.newest()
+        if state["number"] == 2:  # white space
+            assert torch.equal(state["weights"], good["weights"])
+        else:
+            passed_over += 1
+    assert passed_over > 0.8 * len(whole)
+
+
+def test_a_file_cut_short_is_seen_at_any_length(two):
+    kept, said, newest = two
+    for path in (newest, newest.with_suffix(".json")):
+        whole = path.read_bytes()
+        for length in range(0, len(whole) - 1, max(1, len(whole) // 40)):
+            path.write_bytes(whole[:length])
+            assert kept.newest()["number"] == 1
+        path.write_bytes(whole)
+    assert said
+
+
+def test_one_without_its_file_or_its_manifest(two):
+    kept, said, newest = two
+    newest.with_suffix(".json").rename(newest.with_suffix(".aside"))
+    assert kept.newest()["number"] == 1
+    assert not said  # it was never finished
+    newest.with_suffix(".aside").rename(newest.with_suffix(".json"))
+    newest.unlink()
+    assert kept.newest()["number"] == 1
+    assert "damaged" in said[0]
+
+
+def test_a_damaged_one_is_replaced_when_training_comes_there_again(two):
+    kept, _, newest = two
+    newest.write_bytes(b"x")
+    kept.save({"number": 20}, "2")
+    assert kept.newest() == {"number": 20}
+    newest.write_bytes(b"x")
+    kept.save({"number": 15}, "1b")
+    assert [p.name for p in kept.present] == ["checkpoint-1.pt", "checkpoint-1b.pt"]
+
+
+def test_all_damaged(two):
+    kept, _, _ = two
+    for path in kept.present:
+        path.write_bytes(b"")
+    with pytest.raises(RunFolderError, match="None of the checkpoints"):
+        kept.newest()
+
+
+def test_checkpoints_of_an_earlier_version(tmp_path):
+    torch.save({"version": 2}, tmp_path / "epoch-00001.pt")
+    with pytest.raises(RunFolderError, match="earlier version"):
+        Checkpoints(tmp_path, print).newest()
+
+
+class Opened:
+    """A pickle that makes a file when it is opened."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def vouch(path):
+    """A manifest that says that all is well."""
+    told = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps({"files": {path.name: told}}))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_checkpoint_runs_no_code(two, tmp_path, plain):
+    kept, said, newest = two
+    evil = {"number": 2, "weights": Opened(tmp_path / "opened")}
+    if plain:
+        newest.write_bytes(pickle.dumps(evil))
+    else:
+        torch.save(evil, newest)
+    vouch(newest)
+    assert kept.newest()["number"] == 1
+    assert said
+    assert not (tmp_path / "opened").exists()
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(two, tmp_path):
+    kept, said, newest = two
+    with zipfile.ZipFile(newest) as old:
+        parts = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(newest, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, content in parts.items():
+            new.writestr(name, content)
+    vouch(newest)
+    assert kept.newest()["number"] == 1
+    assert "compressed" in said[0]
+
+
+def test_a_failed_save_leaves_the_others(two, monkeypatch, tmp_path):
+    kept, _, _ = two
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    for failing in ("fsync", "write"):
+        with monkeypatch.context() as patch:
+            broken = OSError(errno.EIO, "Input/output error")
+
+            def fail(*args, broken=broken):
+                raise broken
+
+            if failing == "fsync":
+                patch.setattr(checkpoints.os, "fsync", fail)
+            else:
+                patch.setattr(checkpoints._Writer, "write", fail)
+            with pytest.raises(OSError, match=r"put/output|enforce"):
+                kept.save({"number": 3, "weights": torch.zeros(1000)}, "3")
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+# Whole runs
+
+
+@contextmanager
+def tmpfs(path: Path, megabytes: int):
+    path.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", path], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip(f"no tmpfs without root: {made.stderr.decode().strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def fill_up(path: Path):
+    """Write until the file system is full."""
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def at_steps(monkeypatch, actions):
+    """Do something after steps of a run, counted from 1."""
+    step, done = Trainer._step, []
+
+    def counted(self, *args):
+        step(self, *args)
+        done.append(1)
+        actions.get(len(done), lambda: None)()
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+
+
+def kept_in(folder):
+    return [p.name for p in Checkpoints(folder / "checkpoints", print).present]
+
+
+def test_a_full_disk(few, tmp_path, monkeypatch, capsys):
+    """ENOSPC from a real file system, while training, and room again before its end."""
+    whole = distil(few, tmp_path / "whole", method="kd", overrides=OFTEN)
+    with tmpfs(tmp_path / "disk", 2) as disk:
+        run, ballast, seen = disk / "run", disk / "ballast", []
+
+        def fill():
+            fill_up(ballast)
+            seen.append(kept_in(run))
+
+        def free():
+            seen.append(kept_in(run))
+            ballast.unlink()
+
+        monkeypatch.setattr("cktf.engine.saving._AGAIN_AFTER", 0.0)
+        at_steps(monkeypatch, {4: fill, 8: free})
+        done = distil(few, run, method="kd", overrides=OFTEN)
+        assert seen[0] == seen[1]
+        assert len(seen[0]) == 2
+        assert equal(weights(whole), weights(done))
+        assert records(whole.folder) == records(run)
+        log = (run / "log.txt").read_text()
+        assert "could not be written (No space left on device)" in log
+        assert "could be written again" in log
+        assert "metrics.jsonl could not be written" in capsys.readouterr().err
+        kept = Checkpoints(run / "checkpoints", print)
+        assert kept.newest()["place"] == [2, 0]
+
+
+def test_a_full_disk_at_the_end_is_waited_for(few, tmp_path, monkeypatch):
+    with tmpfs(tmp_path / "disk", 2) as disk:
+        ballast = disk / "ballast"
+
+        monkeypatch.setattr(run_folder.time, "sleep", lambda _: ballast.unlink())
+        at_steps(monkeypatch, {10: lambda: fill_up(ballast)})
+        done = distil(few, disk / "run", method="kd")
+        assert RunFolder(disk / "run").finished
+        assert done.summary["epochs"] == 2
+        assert "the student could not be written" in (disk / "run" / "log.txt").read_text()
+
+
+def test_a_folder_that_may_not_be_written(few, tmp_path, monkeypatch):
+    """EACCES: the folder loses its permission, and root its privilege, while training."""
+    whole = distil(few, tmp_path / "whole", method="kd", overrides=OFTEN)
+    run, seen = tmp_path / "run", []
+    folder, root = run / "checkpoints", os.geteuid() == 0
+
+    def forbid():
+        folder.chmod(0o555)
+        if root:
+            os.seteuid(65534)
+        with pytest.raises(PermissionError):
+            (folder / "probe").touch()
+
+    def allow():
+        if root:
+            os.seteuid(0)
+        seen.append(kept_in(run))
+        folder.chmod(0o755)
+
+    for path in (tmp_path, *list(tmp_path.parents)[:2]):
+        path.chmod(0o755)
+    monkeypatch.setattr("cktf.engine.saving._AGAIN_AFTER", 0.0)
+    at_steps(monkeypatch, {4: forbid, 7: allow})
+    try:
+        done = distil(few, run, method="kd", overrides=OFTEN)
+    finally:
+        if root:
+            os.seteuid(0)
+    assert seen == [["checkpoint-000000-000000002.pt", "checkpoint-000000-000000003.pt"]]
+    assert equal(weights(whole), weights(done))
+    assert records(whole.folder) == records(run)
+    assert "Permission denied" in (run / "log.txt").read_text()
+
+
+def test_a_damaged_checkpoint_costs_only_its_steps(few, tmp_path, monkeypatch, capsys):
+    whole = distil(few, tmp_path / "whole", method="kd")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Interrupted):
+            distil(few, tmp_path / "run", method="kd", overrides=OFTEN)
+    newest = max((tmp_path / "run" / "checkpoints").glob("*.pt"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.write_bytes(content)
+    done = distil(few, tmp_path / "run", method="kd", resume=True, overrides=OFTEN)
+    assert "its content is not what was written" in capsys.readouterr().err
+    assert equal(weights(whole), weights(done))
+    assert records(whole.folder) == records(done.folder)
+
+
+def test_a_checkpoint_of_another_version_or_network(few, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Interrupted):
+            distil(few, tmp_path / "run", method="kd")
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    path = max((tmp_path / "run" / "checkpoints").glob("*.pt"))
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"version": 99}, path)
+    vouch(path)
+    with pytest.raises(CheckpointError, match="of version 99, not"):
+        distil(few, tmp_path / "run", method="kd", resume=True)
+    torch.manual_seed(0)
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        cktf.distill(
+            Small(width=16), Small(width=12), train=few[0], test=few[1], method="kd", epochs=2,
+            out=tmp_path / "other", resume=True, show=False, overrides={"data.batch_size": 40},
+        )  # fmt: skip

@@ -1,0 +1,214 @@
+"""Losses and gradients that are not finite, gradients clipped, memory that is not there."""
+
+import math
+
+import pytest
+import torch
+from test_resume import distil, few, records
+from test_training import Small, equal, images, weights
+
+import cktf
+from cktf.contrast import Footprint
+from cktf.engine import Trainer
+from cktf.engine.numbers import Tally, gradient_norm, out_of_memory
+from cktf.errors import TrainingError
+from cktf.objectives import CRD, Loss
+
+__all__ = ["few", "images"]  # fixtures
+SKIP = {"runtime.on_nonfinite": "skip"}
+
+
+def spoil(monkeypatch, steps, change):
+    """Change what the objective gives in some steps, counted from 1."""
+    loss, done = Trainer._loss, []
+
+    def counted(self, stage, batch):
+        done.append(1)
+        found = loss(self, stage, batch)
+        return change(found) if len(done) in steps else found
+
+    monkeypatch.setattr(Trainer, "_loss", counted)
+
+
+def nan_in(term):
+    def change(loss):
+        bad = {term: torch.tensor(math.nan)}
+        return Loss(loss.total * math.nan, loss.terms | bad)
+
+    return change
+
+
+class _BadGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * math.inf
+
+
+def bad_gradient(loss):
+    return Loss(_BadGradient.apply(loss.total), loss.terms)
+
+
+def test_a_loss_that_is_not_finite_is_told(few, tmp_path, monkeypatch):
+    spoil(monkeypatch, {8}, nan_in("kd"))
+    with pytest.raises(TrainingError) as caught:
+        distil(few, tmp_path / "run", method="kd", overrides={"checkpoint.epochs": 1})
+    text = str(caught.value)
+    assert "not finite at step 3 of epoch 2; it comes from: kd." in text
+    assert "The learning rate was 0.0" in text
+    assert "--on-nonfinite skip" in text
+    # The last good checkpoint is there, and the run goes on from it.
+    monkeypatch.undo()
+    whole = distil(few, tmp_path / "whole", method="kd", overrides={"checkpoint.epochs": 1})
+    done = distil(
+        few, tmp_path / "run", method="kd", resume=True, overrides={"checkpoint.epochs": 1} | SKIP
+    )
+    assert equal(weights(whole), weights(done))
+
+
+def test_a_gradient_that_is_not_finite_is_told(few, tmp_path, monkeypatch):
+    spoil(monkeypatch, {2}, bad_gradient)
+    with pytest.raises(TrainingError, match=r"gradient is not finite at step 2 of epoch 1; the lo"):
+        distil(few, tmp_path / "run", method="kd")
+
+
+def test_numbers_on_a_device_are_looked_at_before_a_save(few, tmp_path, monkeypatch):
+    """As on a GPU, where no step waits: told later, but with its own step, and never saved."""
+    spoil(monkeypatch, {4}, nan_in("ce"))
+    begin = Trainer._begin
+
+    def waits(self, *args):
+        self._looks_at_once = False
+        begin(self, *args)
+
+    monkeypatch.setattr(Trainer, "_begin", waits)
+    with pytest.raises(TrainingError, match=r"at step 4 of epoch 1; it comes from: ce"):
+        distil(few, tmp_path / "run", method="kd", overrides={"checkpoint.epochs": 1})
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_images_are_blamed_where_they_are_the_cause(few, tmp_path, monkeypatch):
+    loss = Trainer._loss
+
+    def spoiled(self, stage, batch):
+        batch.images[1] = math.nan
+        return loss(self, stage, batch)
+
+    monkeypatch.setattr(Trainer, "_loss", spoiled)
+    with pytest.raises(TrainingError, match=r"the images of samples \[\d+\] hold NaN"):
+        distil(few, tmp_path / "run", method="kd")
+
+
+@pytest.mark.parametrize("change", [nan_in("ce"), bad_gradient])
+@pytest.mark.parametrize("method", ["cktf+kd", "queue"])
+def test_a_skipped_step_changes_nothing_but_the_schedule(
+    few, tmp_path, monkeypatch, change, method
+):
+    options = {"negatives": 32}
+    if method == "queue":
+        options |= {"memory": "queue", "queue_size": 96}
+    states = []
+    step = Trainer._step
+
+    def watched(self, stage, batch):
+        before = {k: v.clone() for k, v in self.objective.state_dict().items()}
+        before |= {f"student.{k}": v.clone() for k, v in self.student.state_dict().items()}
+        skipped = self.tally.skipped
+        step(self, stage, batch)
+        if self.tally.skipped > skipped:
+            after = self.objective.state_dict() | {
+                f"student.{k}": v for k, v in self.student.state_dict().items()
+            }
+            states.append([k for k in before if not torch.equal(before[k], after[k])])
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    # The first step too: it would set the normalizers.
+    spoil(monkeypatch, {1, 7}, change)
+    run = distil(few, tmp_path / "run", method="cktf+kd", options={"cktf": options}, overrides=SKIP)
+    assert states == [[], []]
+    rows = records(run.folder)
+    assert [row["skipped"] for row in rows] == [1, 1]
+    assert all(math.isfinite(value) for row in rows for value in row["terms"].values())
+    assert run.summary["skipped_steps"] == 2
+    assert all(bool(v.isfinite().all()) for v in weights(run).values())
+
+
+def test_skipping_changes_nothing_where_all_is_finite(few, tmp_path):
+    a = distil(few, tmp_path / "a", options={"cktf": {"negatives": 32}})
+    b = distil(few, tmp_path / "b", options={"cktf": {"negatives": 32}}, overrides=SKIP)
+    assert equal(weights(a), weights(b))
+
+
+def test_skipping_ends_where_nothing_is_finite(few, tmp_path, monkeypatch):
+    spoil(monkeypatch, set(range(3, 1000)), nan_in("ce"))
+    monkeypatch.setattr("cktf.engine.numbers._MOST_SKIPPED", 6)
+    with pytest.raises(TrainingError, match="6 steps in a row were not finite"):
+        distil(few, tmp_path / "run", method="kd", overrides=SKIP)
+    monkeypatch.setattr("cktf.engine.numbers._MOST_SKIPPED", 600)
+    monkeypatch.undo()
+    spoil(monkeypatch, set(range(1, 1000)), nan_in("ce"))
+    with pytest.raises(TrainingError, match="all were skipped"):
+        distil(few, tmp_path / "other", method="kd", overrides=SKIP)
+
+
+def test_the_gradient_is_clipped_as_a_whole():
+    parameters = [torch.zeros(3, requires_grad=True), torch.zeros(4, requires_grad=True)]
+    gradients = [torch.tensor([3.0, 0, 0]), torch.tensor([0, 0, 4.0, 0])]
+    for clip, scale in ((None, 1), (10, 1), (1, 1 / 5)):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        assert float(gradient_norm(parameters, clip)) == 5
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient * scale)
+
+
+def test_clipping_is_part_of_a_run(few, tmp_path):
+    free = distil(few, tmp_path / "free", method="kd")
+    clipped = distil(few, tmp_path / "clipped", method="kd", overrides={"optimizer.clip": 0.01})
+    loose = distil(few, tmp_path / "loose", method="kd", overrides={"optimizer.clip": 1e9})
+    assert not equal(weights(free), weights(clipped))
+    assert equal(weights(free), weights(loose))
+    assert records(free.folder)[0]["gradient_norm"] > 0.1
+
+
+def test_no_memory_is_told_with_what_to_change(few, tmp_path, monkeypatch):
+    def full(self, *args, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(CRD, "loss", full)
+    with pytest.raises(TrainingError) as caught:
+        distil(few, tmp_path / "run", options={"cktf": {"negatives": 32}})
+    text = str(caught.value)
+    for part in ("data.batch_size=20", "memory=queue", "estimator=shared", "2.00 GiB"):
+        assert part in text
+
+
+def test_memory_that_the_machine_does_not_have(few, tmp_path, monkeypatch):
+    """The allocator's own error, on the CPU."""
+    monkeypatch.setattr(Trainer, "_loss", lambda *args: torch.empty(1 << 60, dtype=torch.uint8))
+    with pytest.raises(TrainingError, match="Memory of cpu is not enough for batches of 40"):
+        distil(few, tmp_path / "run", method="kd")
+    assert out_of_memory(ValueError("x"), Footprint(), 2, torch.device("cpu")) is None
+
+
+def test_a_tally_is_taken_up_as_it_was():
+    tally, loss = Tally(), Loss(torch.tensor(2.0), {"ce": torch.tensor(1.0)})
+    tally.add(tally.numbers(loss, torch.tensor(3.0)), lr=0.1)
+    again = Tally.restored(tally.state(), torch.device("cpu"))
+    again.add(again.numbers(loss, torch.tensor(5.0)), lr=0.2)
+    assert again.row() == {
+        "loss": 2, "terms": {"ce": 1}, "gradient_norm": 4, "lr": 0.2, "skipped": 0
+    }  # fmt: skip
+
+
+def test_a_network_with_frozen_parts(few, tmp_path):
+    network = Small()
+    network.a.requires_grad_(False)
+    run = cktf.teach(
+        network, train=few[0], epochs=1, out=tmp_path / "run", show=False,
+        overrides=SKIP | {"optimizer.clip": 1.0},
+    )  # fmt: skip
+    assert run.summary["skipped_steps"] == 0
