@@ -2,9 +2,10 @@
 
     python tools/memory_soak.py --minutes 60 cktf queue
 
-Trains resnet8 on fashion-mini with CKTF+KD, its memory a bank or a queue, for so many minutes, ends it
-with SIGTERM, and keeps in results/reliability/ what the resident memory was every few seconds. Growth
-is the mean of the last quarter against that of the second epoch. Exits with 1 if it is 1 % or more.
+Trains resnet8 on fashion-mini with CKTF+KD, its memory a bank or a queue, for so many minutes,
+ends it with SIGTERM, and keeps in results/reliability/ what the resident memory was every few
+seconds. Growth is the mean of the last quarter against that of the second epoch. Exits with 1 if it
+is 1 % or more.
 """
 
 import argparse

@@ -173,7 +173,11 @@ def _plain(layout: _Layout, path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with path.open("rb") as file:
             found = _unpickle(file)
-        pixels, labels = np.asarray(found["data"]), np.asarray(found[layout.key])
+        pixels, labels = found["data"], found[layout.key]
+        # Lists in lists could name more numbers than there is memory for.
+        if not isinstance(pixels, np.ndarray) or not all(type(label) is int for label in labels):
+            raise ValueError("its data is no array, or its labels no numbers")
+        labels = np.asarray(labels)
     except Exception as error:  # a pickle can raise anything
         raise DataError(
             f"{path} is not a file of {layout.title}'s Python layout ({error}). Fetch it again."

@@ -26,6 +26,8 @@ CLASSES = (
 # Of all 60,000 padded training images.
 MEAN, STD = (0.2190,) * 3, (0.3318,) * 3
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+# Bytes of a file; a packed one may unpack to anything.
+_MOST = 10 * 60_000 * 28 * 28
 _PREFIX = {"train": "train", "test": "t10k"}
 
 
@@ -78,11 +80,14 @@ def _find(directory: Path | None, name: str) -> Path:
 
 def _read(path: Path, dimensions: int) -> np.ndarray:
     """An IDX file of bytes: two zeros, type 8, the number of axes, their lengths, the values."""
+    opened = gzip.open if path.suffix == ".gz" else Path.open
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        with opened(path, "rb") as file:
+            raw = file.read(_MOST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}). Fetch it again.") from error
+    if len(raw) > _MOST:
+        raise DataError(f"{path} holds more than {_MOST:,} bytes, ten times what there is of them.")
     head = 4 + 4 * dimensions
     shape = tuple(np.frombuffer(raw[4:head].ljust(4 * dimensions, b"\0"), dtype=">i4").tolist())
     if raw[:4] != bytes([0, 0, 8, dimensions]) or len(raw) - head != math.prod(shape):

@@ -14,13 +14,33 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 RGB, GREY = 3, 1
+# What Pillow reads by itself; others, such as EPS, it hands to programs that run what is in them.
+_FORMATS = {
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM",
+    "SGI", "TGA", "TIFF", "WEBP",
+}  # fmt: skip
+# Decoded, so many take 300 MB.
+_MOST_PIXELS = 100_000_000
 _MODE = {RGB: "RGB", GREY: "L"}
 _ORIENTATION = 0x0112
 
 
 def open_image(source: Path | bytes) -> Image.Image:
-    """An image of which the header is read and nothing decoded."""
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    """An image of which the header is read and nothing decoded.
+
+    Raises:
+        ValueError: a format that is not read, or more pixels than any photograph has.
+        Exception: what Pillow raises for what is no image.
+    """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    image = Image.open(file)
+    if image.format not in _FORMATS:
+        image.close()
+        raise ValueError(f"images of the format {image.format} are not read")
+    if image.width * image.height > _MOST_PIXELS:
+        image.close()
+        raise ValueError(f"{image.width} x {image.height} pixels, above {_MOST_PIXELS:,}")
+    return image
 
 
 def decode(image: Image.Image, channels: int = RGB, at_least: int | None = None) -> Image.Image:

@@ -83,14 +83,28 @@ def describe(path: Path) -> dict[str, object]:
         )
     try:
         described: dict[str, object] = json.loads(metadata["cktf"])
-        complete = {"network", "classes", "dataset"} <= described.keys()
-    except (ValueError, AttributeError):
+        complete = _is_complete(described)
+    except (ValueError, AttributeError, RecursionError):
         complete = False
     if not complete:
         raise CheckpointError(
             f"{path} describes its network in a way that is not ours. Save it anew."
         )
     return described
+
+
+def _is_complete(described: dict[str, object]) -> bool:
+    """Whether a description has all that is read of it, in the right types."""
+    classes, network = described.get("classes"), described.get("network")
+    names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    numbers = all(
+        isinstance(value, list) and all(isinstance(part, int | float) for part in value)
+        for value in (described.get("mean", []), described.get("std", []))
+    )
+    both = ("mean" in described) == ("std" in described)
+    size = isinstance(described.get("size"), int | None)
+    named = isinstance(network, str) and isinstance(described.get("dataset"), str)
+    return bool(classes) and names and numbers and both and size and named
 
 
 def load_network(path: Path) -> tuple[nn.Module, dict[str, object]]:

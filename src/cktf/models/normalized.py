@@ -9,6 +9,9 @@ from torch.nn import functional as F
 from cktf.errors import ModelError
 from cktf.models.paths import FeaturePaths
 
+# Pixels of a side.
+_LARGEST = 1024
+
 
 class Normalized(nn.Module):
     """`network((images - mean) / std)`.
@@ -23,7 +26,8 @@ class Normalized(nn.Module):
         size: height and width that images are resized to; None takes them as they come.
 
     Raises:
-        ModelError: mean and std of unequal length, or a std that is not positive.
+        ModelError: mean and std of unequal length, a std that is not positive, or a size of images
+            that none have.
     """
 
     mean: Tensor
@@ -37,7 +41,9 @@ class Normalized(nn.Module):
         size: int | None = None,
     ) -> None:
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
+        if size is not None and not 1 <= size <= _LARGEST:
+            raise ModelError(f"Images have 1 to {_LARGEST} pixels a side, given {size}.")
+        if not std or len(mean) != len(std) or min(std) <= 0:
             raise ModelError(
                 f"Normalisation needs a mean and a positive std per channel: mean {tuple(mean)}, "
                 f"std {tuple(std)}."

@@ -16,11 +16,13 @@ import importlib
 import importlib.util
 import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
+import torch
 from torch import nn
 
 from cktf.errors import ModelError, nearest
@@ -34,6 +36,8 @@ _LIBRARIES = ("timm", "torchvision")
 _OPEN_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
 # Of a network that has no number of its own, where nobody says how many.
 _CLASSES = 10
+# Classes up to which every network is known to be of its usual size.
+_MANY = 100_000
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ def build_source(source: Source, num_classes: int | None) -> Built:
     arguments = dict(source.arguments)
     if num_classes is not None and not source.is_own_code:
         arguments.setdefault("num_classes", num_classes)
+    _check_memory(source, arguments)
     try:
         if not source.library:
             network = create(source.name, **({"num_classes": _CLASSES} | arguments))
@@ -140,6 +145,31 @@ def build_source(source: Source, num_classes: int | None) -> Built:
             f"{source.line} could not be built ({reason}). Weights have to be on this machine, and "
             "its arguments have to be those that it takes."
         ) from error
+
+
+def _check_memory(source: Source, arguments: dict[str, Any]) -> None:
+    """Raise where arguments ask for a network that memory does not hold, before it is taken."""
+    usual = arguments.keys() <= {"num_classes", "pretrained"}
+    if source.is_own_code or (usual and arguments.get("num_classes", 0) in range(_MANY)):
+        return
+    bare = replace(source, arguments={})
+    try:
+        with torch.device("meta"):
+            if source.library:
+                made = {"timm": _timm, "torchvision": _torchvision}[source.library]
+                network = made(bare, dict(arguments) | {"pretrained": False}).network
+            else:
+                network = create(source.name, **({"num_classes": _CLASSES} | arguments))
+    except Exception:
+        # Whatever is wrong with it is told by building it.
+        return
+    needed = sum(t.numel() * t.element_size() for t in network.parameters())
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ModelError(
+            f"{source.line} has weights of {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of "
+            "memory are free. Build a smaller one."
+        )
 
 
 def _timm(source: Source, arguments: dict[str, Any]) -> Built:

@@ -29,6 +29,27 @@ AnyRecipe = TypeVar(
 RecipeT = TypeVar("RecipeT", bound=BaseModel)
 
 
+# Bytes of a recipe; and what PyYAML raises, by what it meets.
+_LONGEST = 1_000_000
+_NOT_YAML = (
+    yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError,
+)  # fmt: skip
+
+
+class _Plain(yaml.SafeLoader):
+    """Plain values only, written out: an alias could stand for more than memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """A value that is there itself."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
+        return super().compose_node(parent, index)
+
+
+def _parsed(text: str) -> Any:
+    return yaml.load(text, Loader=_Plain)
+
+
 def recipe_of(run: Path) -> Path:
     """The recipe in a run folder.
 
@@ -55,16 +76,20 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not path.exists() and path.with_suffix("").as_posix() in shipped():
         path = _HERE / path.with_suffix(".yaml")
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        with path.open("rb") as file:
+            text = file.read(_LONGEST + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        known = ", ".join(shipped())
         raise RecipeError(
-            [
-                f"{path} cannot be read ({error.strerror}). Give a recipe.yaml, or one of: "
-                f"{', '.join(shipped())}."
-            ]
+            [f"{path} cannot be read ({reason}). Give a recipe.yaml, or one of: {known}."]
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError([f"{path} is not YAML: {' '.join(str(error).split())}"]) from error
+    if len(text) > _LONGEST:
+        raise RecipeError([f"{path} has more than {_LONGEST:,} bytes, and no recipe has so many."])
+    try:
+        fields = _parsed(text.decode())
+    except _NOT_YAML as error:
+        raise RecipeError([f"{path} is not YAML: {' '.join(str(error).split())[:300]}"]) from error
     if not isinstance(fields, dict):
         raise RecipeError([f"{path} holds no fields; a recipe is a YAML mapping."])
     return fields
@@ -109,9 +134,9 @@ def assign(fields: dict[str, Any], assignments: Iterable[str]) -> None:
         if not equals or not all(name.split(".")):
             raise RecipeError([f"--set takes field.name=value, given {assignment!r}."])
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise RecipeError([f"--set {assignment}: the value is not YAML."]) from error
+            parsed = _parsed(value)
+        except _NOT_YAML as error:
+            raise RecipeError([f"--set {assignment[:200]}: the value is not YAML."]) from error
         put(fields, name, _number(parsed))
 
 
@@ -187,7 +212,7 @@ def _explain(schema: type[BaseModel], detail: ErrorDetails) -> str:
         return f"{where}: there is no such field. {nearest(path[-1], known)}"
     if detail["type"] == "missing":
         return f"{where}: is needed. Give --{path[-1].replace('_', '-')}, or set it in the recipe."
-    return f"{where}: {detail['msg']}, given {detail['input']!r}."
+    return f"{where}: {detail['msg']}, given {repr(detail['input'])[:200]}."
 
 
 def _fields_at(schema: type[BaseModel], path: list[str]) -> list[str]:

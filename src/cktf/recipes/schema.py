@@ -58,7 +58,7 @@ class DataSection(_Section):
     resized_crops: bool = False
     views: int = Field(0, ge=0)
     batch_size: int = Field(64, ge=2)
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=1024)
     image_size: int | None = Field(None, ge=8, le=1024)
     channels: Literal[1, 3] = 3
     skip_broken: bool = False

@@ -210,7 +210,11 @@ def _about_teacher(steps: list[_Step], teacher: Seen, classes: int) -> Iterator[
 
 
 def _about_labels(parts: Parts, classes: int) -> Iterator[str]:
-    counts = labels_of(parts.data.raw_train).bincount(minlength=classes)
+    raw = parts.data.raw_train
+    if not parts.data.labelled or (isinstance(raw, ImageSet) and not raw.labelled):
+        yield "The training images have no labels: the method must not read them."
+        return
+    counts = labels_of(raw).bincount(minlength=classes)
     names = parts.data.classes or [f"class {c}" for c in range(classes)]
     empty = [names[c] for c in range(classes) if not counts[c]]
     if empty:
@@ -225,5 +229,3 @@ def _about_labels(parts: Parts, classes: int) -> Iterator[str]:
             f"The largest class has {int(some.max())} images and the smallest {int(some.min())}. "
             "Accuracy will be that of the large classes; add images to the small ones."
         )
-    if isinstance(parts.data.raw_train, ImageSet) and not parts.data.raw_train.labelled:
-        yield "The training images have no labels: the method must not read them."
