@@ -1,0 +1,254 @@
+"""Files of strangers, made to do harm: each is refused, and none acts."""
+
+import gzip
+import io
+import os
+import pickle
+import resource
+import struct
+import tarfile
+import urllib.request
+import zlib
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+from test_checkpoints import Opened
+from typer.testing import CliRunner
+
+from cktf.cli.main import app
+from cktf.data import cifar, fashion, load_dataset
+from cktf.data.reading import BrokenImagesError
+from cktf.errors import CheckpointError, DataError, ModelError, RecipeError
+from cktf.models import build_source, create, load_network, parse_source, save_network
+from cktf.recipes import make_recipe, new_network, read_recipe
+from cktf.workflows.train import folder_of
+
+OWN = """
+import pathlib
+pathlib.Path("ran").touch()
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU())
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.features(x).mean((2, 3)))
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder, in which whatever runs would leave a file `ran`."""
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*args, **kwargs):
+        raise URLError("no network in tests")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    (tmp_path / "own.py").write_text(OWN)
+    names = [str(number) for number in range(10)]
+    save_network(
+        create("resnet8", 10), tmp_path / "t.safetensors", name="resnet8", classes=names,
+        dataset="custom",
+    )  # fmt: skip
+    yield tmp_path
+    assert not (tmp_path / "escaped").exists()
+
+
+def cktf(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def says(result, *parts):
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    for part in parts:
+        assert part in result.output
+
+
+FIELD = {"train": "model", "distill": "student"}
+TYPED = {"train": [], "distill": ["--teacher", "t.safetensors", "--method", "kd"]}
+
+
+@pytest.mark.parametrize("kind", FIELD)
+@pytest.mark.parametrize("line", ["own.py:Net", "subprocess:Popen(args='touch ran', shell=True)"])
+def test_a_recipe_runs_no_code(here, kind, line):
+    fields = {"kind": kind, FIELD[kind]: line, "teacher": "t.safetensors"}
+    fields = {k: v for k, v in fields.items() if kind == "distill" or k != "teacher"}
+    Path("recipe.yaml").write_text(yaml.dump(fields))
+    for arguments in (["--dry-run"], ["--out", "new"]):
+        result = cktf(kind, "--recipe", "recipe.yaml", *arguments)
+        says(result, FIELD[kind], "names code", "--trust-code")
+    Path("held").mkdir()
+    Path("held/recipe.yaml").write_text(yaml.dump(fields))
+    says(cktf(kind, "--resume", "held"), "--trust-code")
+    says(cktf(kind, "--resume", "auto", "--out", "held"), "--trust-code")
+    assert not Path("ran").exists()
+    assert not Path("new").exists()
+
+
+def test_trusted_or_typed_code_runs(here):
+    Path("recipe.yaml").write_text("kind: train\nmodel: own.py:Net\n")
+    result = cktf("train", "--recipe", "recipe.yaml", "--model", "resnet8", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert not Path("ran").exists()
+    result = cktf("train", "--recipe", "recipe.yaml", "--trust-code", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert Path("ran").exists()
+    Path("ran").unlink()
+    assert cktf("train", "--model", "own.py:Net", "--dry-run").exit_code == 0
+    assert Path("ran").exists()
+
+
+def test_weights_name_no_code(here):
+    state = {k: v.contiguous() for k, v in create("resnet8", 10).state_dict().items()}
+    told = '{"network": "own.py:Net", "classes": ["a", "b"], "dataset": "custom"}'
+    save_file(state, "s.safetensors", metadata={"cktf": told})
+    with pytest.raises(CheckpointError, match="built by code of its user"):
+        load_network(Path("s.safetensors"))
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("role", ["--teacher", "--teacher-weights", "--model"])
+def test_a_pickle_of_weights_runs_no_code(here, plain, role):
+    evil = {"fc.weight": Opened(here / "escaped")}
+    if plain:
+        Path("evil.pt").write_bytes(pickle.dumps(evil))
+    else:
+        torch.save(evil, "evil.pt")
+    if role == "--model":
+        result = cktf("train", "--model", "evil.pt", "--out", "new")
+    else:
+        teacher = [] if role == "--teacher" else ["--teacher", "resnet8"]
+        result = cktf("distill", *teacher, role, "evil.pt", "--student", "resnet8", "--out", "new")
+    says(result, "evil.pt")
+    assert not Path("new").exists()
+
+
+def test_timm_opens_no_pickle(here):
+    pytest.importorskip("timm")
+    torch.save({"fc.weight": Opened(here / "escaped")}, "evil.pt")
+    for argument in ("checkpoint_path='evil.pt'", "pretrained_cfg_overlay={'file': 'evil.pt'}"):
+        with pytest.raises(ModelError, match="would have timm open a file"):
+            build_source(parse_source(f"timm:resnet10t({argument})"), 10)
+
+
+def test_a_pickle_of_images_runs_no_code(here):
+    Path("batch").write_bytes(pickle.dumps({"data": Opened(here / "escaped"), "labels": []}))
+    with pytest.raises(DataError, match="which images do not need"):
+        cifar._plain(cifar._TEN, Path("batch"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kind: !!python/object/apply:os.mkdir [escaped]",
+        "!!python/object/new:os.mkdir [escaped]",
+        "kind: !!python/name:os.system",
+        "a: &a [x, x]\nb: &b [*a, *a]\nkind: [*b, *b]",
+        "[" * 10_000,
+        "kind: " + "x" * 2_000_000,
+    ],
+)
+def test_yaml_makes_plain_values_alone(here, text):
+    Path("recipe.yaml").write_text(text)
+    says(cktf("train", "--recipe", "recipe.yaml", "--dry-run"), "recipe.yaml")
+    with pytest.raises(RecipeError):
+        read_recipe(Path("recipe.yaml"))
+    assert cktf("train", "--set", f"model={text[:3000]}", "--dry-run").exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/escaped", "..", "a/../../../escaped", "~/x"])
+def test_names_in_a_recipe_do_not_leave_the_folder_of_runs(name):
+    fields = {"kind": "train", "model": name, "data": {"name": name}}
+    assert folder_of(make_recipe(fields)).parent == Path("runs")
+    fields = {"kind": "distill", "teacher": name, "student": name, "method": name}
+    assert folder_of(make_recipe(fields)).parent == Path("runs")
+
+
+def test_an_archive_that_is_not_the_published_one_is_not_unpacked(here):
+    Path("data").mkdir()
+    with tarfile.open("data/cifar-10-python.tar.gz", "w:gz") as archive:
+        for name in ("../escaped", "cifar-10-batches-py/data_batch_1"):
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            archive.addfile(member, io.BytesIO(b"x"))
+    says(cktf("train", "--model", "resnet8", "--data", "cifar10", "--data-dir", "data"), "failed")
+    assert [p.name for p in Path("data").iterdir()] == ["cifar-10-python.tar.gz"]
+
+
+def memory():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def test_a_packed_file_is_not_unpacked_to_any_size(here):
+    before = memory()
+    with gzip.open("train-images-idx3-ubyte.gz", "wb", compresslevel=1) as file:
+        for _ in range(600):
+            file.write(bytes(1 << 20))
+    with pytest.raises(DataError, match="holds more than"):
+        fashion._read(Path("train-images-idx3-ubyte.gz"), 3)
+    assert memory() - before < 1200
+
+
+def png(width, height):
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1 << 20), 9)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+def folder_with(here, name, content):
+    for kind in ("cat", "dog"):
+        for split in ("train", "test"):
+            folder = here / "photos" / split / kind
+            folder.mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(folder / "good.png")
+    (here / "photos" / "train" / "cat" / name).write_bytes(content)
+    return here / "photos"
+
+
+def test_an_image_that_says_it_is_huge_is_not_decoded(here):
+    before = memory()
+    photos = folder_with(here, "bomb.png", png(12_000, 12_000))
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(BrokenImagesError, match=r"12000 x 12000 pixels"),
+    ):
+        load_dataset("imagefolder", photos, "train")
+    assert memory() - before < 400
+
+
+def test_an_image_is_given_to_no_other_program(here, monkeypatch):
+    """Pillow would have Ghostscript draw it; the first on the path here leaves a mark."""
+    (here / "bin").mkdir()
+    (here / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {here / 'escaped'}\n")
+    (here / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{here / 'bin'}:{os.environ['PATH']}")
+    eps = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(eps, "EPS")
+    with pytest.raises(BrokenImagesError, match="format EPS are not read"):
+        load_dataset("imagefolder", folder_with(here, "drawn.png", eps.getvalue()), "train")
+
+
+@pytest.mark.parametrize("line", ["resnet8(num_classes=4000000000)", "resnet8@4000000000"])
+def test_a_network_is_not_built_that_memory_does_not_hold(here, line):
+    before = memory()
+    with pytest.raises(ModelError, match=r"memory are free|pixels a side"):
+        new_network(line, load_dataset("fashion-mini", None, "test"))
+    assert memory() - before < 400
