@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test format benchmarks clean
+.PHONY: demo test format soak benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cktf quickstart --out runs/quickstart
@@ -17,6 +17,15 @@ test: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Hours: 200 kills of each kind of run, 10,000 fuzzed inputs, an hour of training with each memory.
+RELIABILITY := results/reliability
+soak: $(VENV)/.installed-dev
+	mkdir -p $(RELIABILITY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/lives.py --kills 200 --out $(RELIABILITY)/kills.json
+	CKTF_FUZZ=10500 CKTF_FUZZ_COUNTS=$(RELIABILITY)/fuzz.json $(BIN)/pytest -q tests/test_fuzz.py
+	$(BIN)/python tools/checkpoint_overhead.py
+	$(BIN)/python tools/memory_soak.py --minutes 60
 
 # DATA_DIR holds CIFAR-10, for the epochs.
 DATA_DIR ?= data

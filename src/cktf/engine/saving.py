@@ -39,13 +39,11 @@ class Saver:
 
     Attributes:
         saved: where the last checkpoint was; None before the first.
-        seconds: spent on saving by this process.
     """
 
     def __init__(self, run: RunFolder, training: Training, title: str, show: bool) -> None:
         self.run, self.training, self.title, self.show = run, training, title, show
         self.saved: Place | None = None
-        self.seconds = 0.0
         self._failed = False
         self._tried_at = time.monotonic()
 
@@ -88,8 +86,8 @@ class Saver:
             if self._failed:
                 self._say(f"The checkpoint {place} could be written again.")
             self._failed, self.saved = False, place
+            self.run.log(f"saved {place} in {time.monotonic() - began:.3f} s")
         self._tried_at = time.monotonic()
-        self.seconds += self._tried_at - began
         return not self._failed
 
     def _say(self, text: str) -> None:
