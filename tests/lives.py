@@ -207,6 +207,8 @@ def begin(case: Callable[[Path], None], folder: Path) -> int:
     STEPPED.reset()
     child = os.fork()
     if child:
+        # Here as well: it may be killed before it has come to that.
+        os.setpgid(child, child)
         return child
     try:
         os.setpgid(0, 0)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_resume import stop_after
 from test_training import cifar, images, rows_of
 
 import cktf
-from cktf.errors import RecipeError
+from cktf.errors import Interrupted, RecipeError
 from cktf.recipes import make_recipe
 from cktf.taps import SharedTap, Tap
 from cktf.workflows import distill_together, run_recipe
@@ -90,3 +91,21 @@ def test_a_shared_tap_runs_once_for_the_same_images():
     assert len(first.stages) == 3
     assert shared(images.clone()) is first
     assert shared(images + 1) is not first
+
+
+def test_a_signal_stops_and_saves_all(teacher, cifar, tmp_path, monkeypatch):
+    jobs = {
+        place: [(recipe(teacher, cifar, m, {}), tmp_path / place / m) for m in ("kd", "at")]
+        for place in ("whole", "cut")
+    }
+    whole = distill_together(jobs["whole"])
+    with monkeypatch.context() as patch:
+        # In the second run's third step: the first has gone on before it hears.
+        stop_after(patch, 6)
+        with pytest.raises(Interrupted):
+            distill_together(jobs["cut"])
+    for _, folder in jobs["cut"]:
+        assert len(list((folder / "checkpoints").glob("*.pt"))) == 1
+    for a, b in zip(whole, distill_together(jobs["cut"]), strict=True):
+        weights = [load_file(run.folder / "student.safetensors") for run in (a, b)]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

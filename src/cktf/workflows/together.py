@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cktf.errors import RecipeError
+from cktf.errors import Interrupted, RecipeError
 from cktf.recipes import DistillRecipe
 from cktf.taps import SharedTap
 from cktf.workflows.run import Run, executing
@@ -27,6 +27,7 @@ class _Turn:
     steps: Generator[None, None, Run]
     state: tuple[Any, ...] | None = None
     run: Run | None = None
+    stopped: Interrupted | None = None
 
     def step(self) -> None:
         devices = range(torch.cuda.device_count())
@@ -40,6 +41,8 @@ class _Turn:
             next(self.steps)
         except StopIteration as end:
             self.run = end.value
+        except Interrupted as stopped:
+            self.stopped = stopped
         self.state = (
             torch.get_rng_state(),
             random.getstate(),
@@ -59,6 +62,7 @@ def distill_together(recipes: Sequence[tuple[DistillRecipe, Path]]) -> list[Run]
 
     Raises:
         CktfError: a mistake in any of them, before anything is trained.
+        Interrupted: a signal asked to stop, and all have saved themselves.
     """
     first = recipes[0][0]
     for recipe, _ in recipes:
@@ -76,11 +80,15 @@ def distill_together(recipes: Sequence[tuple[DistillRecipe, Path]]) -> list[Run]
         parts = replace(parts, teacher=shared.model, shared=shared)
         turns.append(_Turn(executing(recipe, parts, run, show=False)))
     try:
-        while left := [turn for turn in turns if turn.run is None]:
+        # Where a signal stops one, each of the others saves itself after its next step.
+        while left := [turn for turn in turns if turn.run is None and turn.stopped is None]:
             for turn in left:
                 turn.step()
     finally:
         # Where one fails, the others leave their folders.
         for turn in turns:
             turn.steps.close()
+    for turn in turns:
+        if turn.stopped is not None:
+            raise turn.stopped
     return [turn.run for turn in turns if turn.run is not None]
