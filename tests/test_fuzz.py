@@ -47,6 +47,23 @@ def fuzz(share):
 
 
 counted: dict[str, dict[str, int]] = {}
+# Cases at which the process grew, by how many megabytes.
+grown: list[tuple[str, int, str]] = []
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@contextmanager
+def watched(kind, told):
+    """Note a case that takes much memory."""
+    before = peak()
+    try:
+        yield
+    finally:
+        if peak() - before > 100:
+            grown.append((kind, round(peak() - before), str(told)[:500]))
 
 
 @contextmanager
@@ -70,7 +87,7 @@ def outcome(kind):
     """Count a case, which may end with the errors of ours alone."""
     count = counted.setdefault(kind, {"accepted": 0, "refused": 0})
     try:
-        with within_time(kind):
+        with watched(kind, ""), within_time(kind):
             yield
         count["accepted"] += 1
     except CktfError as error:
@@ -81,11 +98,11 @@ def outcome(kind):
 @pytest.fixture(scope="module", autouse=True)
 def within_memory():
     yield
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    used = peak()
     if COUNTS is not None:
-        kept = {"peak_megabytes": round(used), "cases": counted}
+        kept = {"peak_megabytes": round(used), "cases": counted, "grown": grown}
         COUNTS.write_text(json.dumps(kept, indent=1) + "\n")
-    assert used < MEGABYTES
+    assert used < MEGABYTES, grown
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +137,9 @@ def command(kind, arguments, folder):
     """`cktf` with arguments: exit code 0, or 2 with a message; nothing is written."""
     names = sorted(p.name for p in folder.rglob("*"))
     count = counted.setdefault(kind, {"accepted": 0, "refused": 0})
-    with working_in(folder), within_time(kind), warnings.catch_warnings():
+    recipe = folder / "fuzzed.yaml"
+    told = arguments, recipe.read_bytes() if recipe.exists() else b""
+    with watched(kind, told), working_in(folder), within_time(kind), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = CliRunner().invoke(app, arguments)
     told = f"{shlex.join(arguments)}: {result.output}"
@@ -130,7 +149,7 @@ def command(kind, arguments, folder):
     assert result.exit_code in (0, 2), told
     assert "Traceback" not in result.output
     if result.exit_code:
-        assert "cktf: " in result.output or "Usage: " in result.output, told
+        assert any(start in result.output for start in ("cktf: ", "Usage: ", "Error: ")), told
     count["refused" if result.exit_code else "accepted"] += 1
     assert sorted(p.name for p in folder.rglob("*")) == names, told
 

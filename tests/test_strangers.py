@@ -252,3 +252,12 @@ def test_a_network_is_not_built_that_memory_does_not_hold(here, line):
     with pytest.raises(ModelError, match=r"memory are free|pixels a side"):
         new_network(line, load_dataset("fashion-mini", None, "test"))
     assert memory() - before < 400
+
+
+def test_networks_that_do_not_take_grey_images(here):
+    """Where a network is asked for its logits or classifier before any rehearsal."""
+    line = ["--data", "fashion-mini", "--set", "data.channels=1", "--dry-run"]
+    teacher = ["--teacher", "t.safetensors", "--student", "resnet8", "--method", "kd"]
+    says(cktf("distill", *teacher, *line, "--set", "data.labels=false"), "cannot take images")
+    only = ["--model", "resnet8", "--set", "trains=classifier"]
+    says(cktf("train", *only, *line), "cannot take images")

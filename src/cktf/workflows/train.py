@@ -1,6 +1,7 @@
 """Teach a network on labels, or distil a student from a teacher: recipe in, run folder out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from cktf.data import ImageSet
 from cktf.engine import RunFolder
-from cktf.errors import RecipeError, RunFolderError
+from cktf.errors import DataError, RecipeError, RunFolderError
 from cktf.models import Normalized
 from cktf.recipes import (
     CUSTOM,
@@ -311,7 +312,8 @@ def freeze_features(network: nn.Module, images: Tensor) -> None:
         network: from images to logits.
         images: [B, C, H, W], an example by which the classifier is found.
     """
-    path = find_paths(network, images).embedding.removesuffix(":input")
+    with taking(images):
+        path = find_paths(network, images).embedding.removesuffix(":input")
     network.requires_grad_(False)
     network.get_submodule(path).requires_grad_(True)
 
@@ -319,5 +321,17 @@ def freeze_features(network: nn.Module, images: Tensor) -> None:
 def _logits(network: nn.Module, data: Data) -> int:
     """How many a network gives."""
     images = next(iter(data.train.epoch(1))).images[:2]
-    with torch.no_grad(), evaluating(network):
+    with taking(images), torch.no_grad(), evaluating(network):
         return int(network(images).shape[1])
+
+
+@contextmanager
+def taking(images: Tensor) -> Iterator[None]:
+    """What is inside gives images to a network; that it cannot take them is told as that."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise DataError(
+            f"The network cannot take images {tuple(images.shape)}: {str(error).splitlines()[0]}. "
+            "Check channels and size, or give another network."
+        ) from error
