@@ -194,6 +194,10 @@ def test_a_failed_save_leaves_the_others(two, monkeypatch, tmp_path):
 # Whole runs
 
 
+# TensorBoard, where it is installed, writes from a thread of its own, and is left out by the run.
+alone = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
 @contextmanager
 def tmpfs(path: Path, megabytes: int):
     path.mkdir()
@@ -231,6 +235,7 @@ def kept_in(folder):
     return [p.name for p in Checkpoints(folder / "checkpoints", print).present]
 
 
+@alone
 def test_a_full_disk(few, tmp_path, monkeypatch, capsys):
     """ENOSPC from a real file system, while training, and room again before its end."""
     whole = distil(few, tmp_path / "whole", method="kd", overrides=OFTEN)
@@ -260,6 +265,7 @@ def test_a_full_disk(few, tmp_path, monkeypatch, capsys):
         assert kept.newest()["place"] == [2, 0]
 
 
+@alone
 def test_a_full_disk_at_the_end_is_waited_for(few, tmp_path, monkeypatch):
     with tmpfs(tmp_path / "disk", 2) as disk:
         ballast = disk / "ballast"
@@ -272,6 +278,7 @@ def test_a_full_disk_at_the_end_is_waited_for(few, tmp_path, monkeypatch):
         assert "the student could not be written" in (disk / "run" / "log.txt").read_text()
 
 
+@alone
 def test_a_folder_that_may_not_be_written(few, tmp_path, monkeypatch):
     """EACCES: the folder loses its permission, and root its privilege, while training."""
     whole = distil(few, tmp_path / "whole", method="kd", overrides=OFTEN)
