@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,13 +78,11 @@ def timings() -> str:
     if not path.is_file():
         return ""
     found = json.loads(path.read_text())
-    rows = [
-        [what, f"{cost['cpu_seconds']:.1f}", f"{cost['seconds']:.1f}"]
-        for what, cost in found["epochs"].items()
-    ]
-    head = table(["an epoch", "CPU seconds", "seconds"], rows)
+    rows = [[what, f"{cost['cpu_seconds']:.1f}"] for what, cost in found["epochs"].items()]
+    head = table(["an epoch", "CPU seconds"], rows)
     disk = f"{found['bytes'] / 1e6:,.1f} MB for a view of {found['images']:,} images"
-    return f"{head}\n\n{found['setting']} On disk: {disk}."
+    text = textwrap.fill(f"{found['setting']} On disk: {disk}.", 100)
+    return f"{head}\n\n{text}"
 
 
 def write_page() -> None:

@@ -375,6 +375,20 @@ def test_a_data_set_of_the_users_own_has_no_views(images, tmp_path):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("method", ["kd+crd", "cktf"])
+def test_a_rehearsal_with_the_cache_writes_nothing(teacher, cifar, tmp_path, method):
+    options = "--set options.cktf.module_norm=none" if method == "cktf" else ""
+    printed = command(
+        f"doctor distill --teacher {teacher} --student resnet8 --unlabeled cifar10 --data-dir "
+        f"{cifar} --method {method} {options} --out {tmp_path / 'run'} "
+        f"--teacher-cache views=2,dir={tmp_path / 'cache'}"
+    )
+    assert "views: 2" in printed
+    assert "has no training image" not in printed
+    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "run").exists()
+
+
 # Two renderings
 
 

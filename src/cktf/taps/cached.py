@@ -13,6 +13,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from cktf.batch import Batch
 from cktf.errors import DataError
+from cktf.models.paths import FeaturePaths
 from cktf.taps.features import Features
 from cktf.taps.kept import Kept
 from cktf.taps.tap import Tap
@@ -65,6 +67,12 @@ class CachedTap:
         name = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = folder / name
         self._open: dict[int, list[Tensor]] = {}
+
+    @property
+    def paths(self) -> FeaturePaths:
+        """Where the features that are kept come from."""
+        stages = tuple(self._tap.paths.stages[position] for position, _ in self._kept.stages)
+        return replace(self._tap.paths, stages=stages)
 
     def __call__(self, images: Tensor) -> Features:
         """Features of any images [B, C, H, W], computed now, as those that are kept would be."""

@@ -8,11 +8,11 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from cktf.data import ImageSet, labels_of
+from cktf.data import labels_of
 from cktf.engine import Stage, accelerator, autocast_dtype, peak_memory_mb, place
 from cktf.models import Normalized
 from cktf.recipes import Recipe
-from cktf.taps import FeaturePaths, Features, Tap
+from cktf.taps import CachedTap, FeaturePaths, Features, Tap
 from cktf.workflows.parts import Parts
 from cktf.workflows.run import Assembly, assemble
 
@@ -144,7 +144,7 @@ def _steps(recipe: Recipe, parts: Parts, stage: Stage, device: torch.device) -> 
 
 def _seen(network: nn.Module, name: str, stage: Stage, features: Features, images: Tensor) -> Seen:
     tap = stage.student if stage.student and stage.student.model is network else stage.teacher
-    assert isinstance(tap, Tap)
+    assert isinstance(tap, Tap | CachedTap)
     shape, normalised = images.shape, "normalises by itself, or not at all"
     if isinstance(network, Normalized):
         shape = network.seen(images.shape)
@@ -176,7 +176,8 @@ def _advice(
         )
     if not gradient > 0:
         yield "No gradient reaches the student. Are its parameters frozen? Set requires_grad."
-    yield from _about_labels(parts, fitting.num_classes)
+    if parts.data.labelled:
+        yield from _about_labels(parts, fitting.num_classes)
     if teacher is None:
         return
     if not fitting.same_classes:
