@@ -73,12 +73,15 @@ def distil(pair: int, data_dir: str, folder: Path) -> list[object]:
     teacher, trains, student = PAIRS[pair]
     data = ["--data", "cifar10", "--data-dir", data_dir, "--epochs", str(EPOCHS), "--resume",
             "auto", "--set", f"data.per_class={IMAGES_PER_CLASS}"]  # fmt: skip
-    weights = str(TRAINED)
+    weights = [str(TRAINED)]
     if trains:
-        weights = f"teacher{pair}"
+        trained = f"teacher{pair}"
         model = ["--model", teacher, "--set", f"trains={trains}"]
-        cktf(folder, "train", *model, *data, "--out", weights)
-    both = ["--teacher", weights, "--student", student, "--method", "cktf+kd"]
+        cktf(folder, "train", *model, *data, "--out", trained)
+        # A file has no code run: who built the network by code of theirs names it again.
+        named = [teacher, "--teacher-weights", f"{trained}/student.safetensors"]
+        weights = named if ".py:" in teacher else [trained]
+    both = ["--teacher", *weights, "--student", student, "--method", "cktf+kd"]
     cktf(folder, "distill", *both, *data, "--out", f"student{pair}")
     run = folder / f"student{pair}"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

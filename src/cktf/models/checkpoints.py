@@ -118,7 +118,7 @@ def load_network(path: Path) -> tuple[nn.Module, dict[str, object]]:
     try:
         source = parse_source(name)
         if source.is_own_code:
-            raise ModelError("it is built by code of its user's, which a file cannot have run")
+            raise ModelError("it is built by code of its user's, which a file cannot have run.")
         # Its weights come from the file, not from where they once came.
         arguments = {k: v for k, v in source.arguments.items() if k != "pretrained"}
         classes = len(described["classes"])  # type: ignore[arg-type]
