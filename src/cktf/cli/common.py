@@ -245,7 +245,7 @@ def report(run: "Run") -> None:
     if summary["test_top1"] is not None:
         error = summary["test_standard_error"]
         print(f"top-1 {summary['test_top1']:.2f} % ± {error:.2f} (standard error of the test set)")
-    if summary["validation_top1"] is not None:
+    if summary.get("validation_top1") is not None:
         tested = summary["kept_test_top1"]
         print(
             f"kept: epoch {summary['kept_epoch']}, the best on held-out images "
