@@ -175,17 +175,22 @@ def test_module_vector_by_definition(norm):
 
 
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_module_vector_gradient_over_the_batch(order):
-    """The written-out backward against autograd through the definition."""
+@pytest.mark.parametrize("grid", [(3, 2), (4, 4), (1, 1)])
+@pytest.mark.parametrize("block", [1, 400, 1 << 19])
+def test_module_vector_gradient_over_the_batch(order, grid, block, monkeypatch):
+    """The written-out backward against autograd through the definition, in blocks of any size."""
+    monkeypatch.setattr("cktf.functional.module_vector._BLOCK", block)
     given = torch.randn(4, 3, 10, 6).relu()
     given[:, :, 0] = 0  # units that nobody's image moves
     given[:, 0, 1, 1] = 1e-14  # and one whose norm is held at the smallest
     found, expected = (given.double().clone().requires_grad_() for _ in range(2))
-    weights = torch.randn(4, 5 * 3 * 2, dtype=torch.float64)
+    weights = torch.randn(4, 5 * grid[0] * grid[1], dtype=torch.float64)
     own = found.contiguous(memory_format=order)
-    (module_vector(own, 5, (3, 2), "batch") * weights).sum().backward()
+    vector = module_vector(own, 5, grid, "batch")
+    assert vector.dtype == torch.float32
+    (vector * weights).sum().backward()
     norm = expected.square().sum(0, keepdim=True).clamp_min(1e-24).sqrt()
-    pooled = F.adaptive_avg_pool2d(expected / norm, (3, 2))
+    pooled = F.adaptive_avg_pool2d(expected / norm, grid)
     (F.pad(pooled, (0, 0, 0, 0, 1, 1)).flatten(1) * weights).sum().backward()
     torch.testing.assert_close(found.grad, expected.grad, rtol=1e-5, atol=1e-6)
 
