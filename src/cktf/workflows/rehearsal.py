@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from cktf.data import labels_of
+from cktf.data import ImageSet, labels_of
 from cktf.engine import Stage, accelerator, autocast_dtype, peak_memory_mb, place
 from cktf.models import Normalized
 from cktf.recipes import Recipe
