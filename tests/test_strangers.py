@@ -261,3 +261,15 @@ def test_networks_that_do_not_take_grey_images(here):
     says(cktf("distill", *teacher, *line, "--set", "data.labels=false"), "cannot take images")
     only = ["--model", "resnet8", "--set", "trains=classifier"]
     says(cktf("train", *only, *line), "cannot take images")
+
+
+def test_rows_of_any_length_are_refused(here):
+    teacher = ["--teacher", "t.safetensors", "--student", "resnet8", "--method", "cktf"]
+    for memory in ("bank", "batch"):
+        options = (
+            "--set",
+            f"options.cktf.memory={memory}",
+            "--set",
+            "options.cktf.embedding_dim=1e8",
+        )
+        says(cktf("distill", *teacher, *options, "--dry-run"), "embedding_dim is from 1 to 65536")

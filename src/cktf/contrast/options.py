@@ -40,6 +40,10 @@ class ContrastOptions(TypedDict, total=False):
     renormalize: Sequence[int]
 
 
+# Numbers in a row: its heads are as long, and no footprint counts them.
+_LONGEST = 65_536
+
+
 def check_options(
     *,
     embedding_dim: int,
@@ -69,7 +73,9 @@ def check_options(
                 f"{nearest(str(value), known)}"
             )
     rules = {
-        f"embedding_dim is 1 or more, given {embedding_dim}": embedding_dim >= 1,
+        f"embedding_dim is from 1 to {_LONGEST}, given {embedding_dim}": (
+            1 <= embedding_dim <= _LONGEST
+        ),
         f"negatives is 1 or more, given {negatives}": negatives >= 1,
         # exp(1/τ) times N must stay below the largest float32.
         f"temperature is {_COLDEST} or more, given {temperature}": temperature >= _COLDEST,
