@@ -84,7 +84,11 @@ def sections() -> list[str]:
     for pair, rows in step["tables"].items():
         parts += [f"### {' to '.join(pair.split(':'))}", table(step["header"], rows)]
     parts += [
-        "What limits it: the networks, but for a small pair; then ten sides' products.",
+        "What limits it: the networks, but for a small pair; then what ten sides (eight on two "
+        "stages, twelve on\nfour) take, which the table of the loss above gives: their products "
+        "with every row, the gather and the\nscatter of B·K numbers each, and the draw. `batch` "
+        "has none of these; what it takes over the floor is the\nmaps of the modules, normalised "
+        "and pooled, and the heads.",
         "## Whole epochs",
         f"`benchmarks/epoch.py`: wrn_16_2 to resnet8 on {epoch['images']:,} images of CIFAR-10, "
         "loading, augmentation,\nprogress and records included, against the same steps on one "

@@ -32,7 +32,8 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "cktf shared, K=4096": ("cktf", {"estimator": "shared", "negatives": 4096}),
     "cktf queue": ("cktf", {"memory": "queue"}),
     "cktf batch": ("cktf", {"memory": "batch"}),
-    "cktf shared, no norm": ("cktf", {"estimator": "shared", "module_norm": "none"}),
+    "cktf sampled, bfloat16": ("cktf", {"estimator": "sampled", "storage": "bfloat16"}),
+    "cktf shared, bfloat16": ("cktf", {"estimator": "shared", "storage": "bfloat16"}),
 }
 EVERYTHING = ("embedding", "stem", "stages", "preacts")
 
