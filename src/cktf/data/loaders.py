@@ -84,6 +84,12 @@ def _scaled(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float().div_(255)
 
 
+def _scaled_by_one(pixels: Tensor) -> Tensor:
+    """The same by one thread: waiting threads would slow the workers that make the next batch."""
+    values = np.divide(pixels.numpy(), np.float32(255), dtype=np.float32)
+    return torch.from_numpy(values).permute(0, 3, 1, 2)
+
+
 class MemoryLoader:
     """Batches of an `ImageSet` in memory, cropped and flipped if it is for training.
 
@@ -326,7 +332,7 @@ class DatasetLoader:
             cast(Streamed, self.data.images).prepare(self.data.flip)
         data = _Pixels(self.data, draw if self.augment else None)
         for pixels, index in self._loader(data, order, generator, default_collate):
-            yield Batch(_scaled(pixels), _at(kept, index), index, view)
+            yield Batch(_scaled_by_one(pixels), _at(kept, index), index, view)
 
     def _loader(
         self,
