@@ -12,7 +12,8 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n auto
+# A thread for each of the processes, which would wait for each other otherwise.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
