@@ -332,7 +332,8 @@ def _scratch(planned: Planned, show: bool) -> Run:
     )  # fmt: skip
     data = replace(labelled, train=custom_loader(few, section, recipe.seed), raw_train=few)
     set_seed(recipe.seed)
-    classes = int(labels_of(labelled.raw_train).max()) + 1
+    # By name where classes have names: the images that are here may lack the last of them.
+    classes = len(labelled.classes or range(int(labels_of(labelled.raw_train).max()) + 1))
     if (
         not isinstance(few, ImageSet)
         or Path(recipe.student).expanduser().exists()
