@@ -24,6 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 EPSILON = 1e-7
+_LOG2E = math.log2(math.e)
+# So many terms of at most 2 have a product that float32 holds.
+_JOINED = 64
 
 
 class Critic(Protocol):
@@ -52,13 +55,14 @@ class Critic(Protocol):
 
 
 def _softplus_sums(x: Tensor) -> Tensor:
-    """`Σ log(1 + exp x)` along the rows of [B, n], with one logarithm for sixteen entries.
+    """`Σ log(1 + exp x)` along the rows of [B, n], with one logarithm for `_JOINED` entries.
 
     A logarithm of 1 + e costs twenty times what an exponential does. With e = exp(−|x|), at most 1,
     pairs are joined by (1 + a)(1 + b) − 1 = a + b + ab, a sum of positive terms without loss.
     """
-    terms = x.abs().neg_().exp_()
-    for _ in range(4):
+    # On a CPU a power of two takes a quarter of the time of an exponential.
+    terms = x.abs().mul_(-_LOG2E).exp2_()
+    for _ in range(int(math.log2(_JOINED))):
         half = terms.shape[1] // 2
         low, high, odd = torch.split(terms, [half, half, terms.shape[1] - 2 * half], dim=1)
         joined = torch.addcmul(low, low, high).add_(high)
@@ -109,7 +113,7 @@ class InfoNCECritic:
 
     def block(self, logits: Tensor) -> Tensor:
         """Sums of exponentials, which are the weights too."""
-        return logits.exp_().sum(1)
+        return logits.mul_(_LOG2E).exp2_().sum(1)
 
     def finish(
         self, own: Tensor, total: Tensor, share: Tensor | float
