@@ -383,12 +383,14 @@ def test_command_line(done, written, tmp_path):
         (["bench", "cpu-cifar", "--out", "x"], "cpu-cifar10"),
         (["bench", str(written), "--out", "x", "--shard", "3/2"], "I from 1 to N"),
         (["bench", str(written), "--out", "x", "--methods", "KDD"], "Did you mean 'KD'"),
+        (["bench", "cpu-cifar10", "--out", "x", "--data-dir", ".", "--methods", "KD (1, 1),KDD"],
+         "the matrix has no KDD"),
         (["bench", str(written), "--out", "x", "--seeds", "9"], "no 9"),
         (["bench", str(written), "--out", "x", "--pairs", "a:b"], "resnet14:resnet8"),
         (["bench", "cpu-cifar10", "--out", "x"], "--data-dir"),
         (["table", str(tmp_path)], "no results"),
         (["table", str(done), "--baseline", "AT"], "no result has it"),
-    ):
+    ):  # fmt: skip
         failed = run(app, line)
         assert failed.exit_code == 2
         assert message in failed.output

@@ -1,5 +1,6 @@
 """`cktf bench` and `cktf table`: a matrix of comparisons, and its table."""
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -137,7 +138,8 @@ def _weights(given: list[str]) -> dict[str, str]:
 
 
 def _names(given: str | None) -> list[str] | None:
-    return None if given is None else [name.strip() for name in given.split(",")]
+    """Joined by commas; one inside brackets is part of a name, as in `KD (1, 1)`."""
+    return None if given is None else [n.strip() for n in re.split(r",(?![^(]*\))", given)]
 
 
 def _seeds(given: str | None) -> list[int] | None:
