@@ -67,6 +67,9 @@ class NegativeSampler(nn.Module):
             drawn.random_(1 << 31).mul_(self.dataset_size - length).bitwise_right_shift_(31)
             drawn += (drawn >= start) * length
             drawn.copy_(self.order[drawn])
+        if drawn.device.type == "cpu":
+            # In the order of memory, scores are gathered, and weights added, ten times faster.
+            drawn.numpy().sort(axis=1)
         contrast[:, 0] = index
         return contrast
 

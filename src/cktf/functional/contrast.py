@@ -85,8 +85,9 @@ class _Sampled(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 # The scores are done with: their memory, already mapped, takes the weights.
                 # Weights of a row that comes twice are added in float32.
-                dense = every if every.dtype == weights.dtype else torch.empty_like(every).float()
-                dense.zero_().scatter_add_(1, drawn, weights)
+                same = every.dtype == weights.dtype
+                dense = every.zero_() if same else torch.zeros_like(every, dtype=weights.dtype)
+                dense.scatter_add_(1, drawn, weights)
                 gradient = torch.zeros_like(rows)
                 for block, part in _blocks(keys, len(rows)):
                     gradient += dense[:, block].to(part.dtype) @ part
