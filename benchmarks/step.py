@@ -5,16 +5,22 @@
 The floor is what no transfer can do without: the teacher's forward pass, and the student's forward
 and backward. Each method's step has these, its loss, its heads and the optimizer's step. All are
 timed in turn within one process; contrast at the paper's settings unless its name says otherwise.
+Where the time of a `sampled` step goes is read from PyTorch's profiler.
 """
 
 import argparse
 import statistics
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from measure import alternate, keep, machine, median_ratio, table
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from cktf.batch import Batch
+from cktf.contrast import Draw, Memory
 from cktf.engine import Training, autocast_dtype, place
 from cktf.models import create
 from cktf.objectives import Objective, Setting, WeightedSum, compose
@@ -36,6 +42,13 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "cktf shared, bfloat16": ("cktf", {"estimator": "shared", "storage": "bfloat16"}),
 }
 EVERYTHING = ("embedding", "stem", "stages", "preacts")
+PROFILED = ("cktf sampled", "cktf sampled, bfloat16")
+NETWORKS, DRAW = "both networks", "draw"
+PRODUCTS, CHOOSE = "products with all rows", "gather and scatter"
+CRITIC, MAPS, REST = "losses and copies of the sides", "maps", "heads, banks, optimiser, rest"
+# What is least in any form of `sampled` that has dense products.
+BOUND = (NETWORKS, PRODUCTS, CHOOSE)
+BACKWARD = ("Convolution", "NativeBatchNorm", "Relu", "Threshold", "MaxPool", "AvgPool2D")
 
 
 class Steps:
@@ -94,14 +107,57 @@ class Step:
         """Forward, loss, backward, update."""
         steps, batch, teacher = self.steps, self.steps.batch, None
         with steps.autocast():
-            if self.objective.needs_teacher:
-                with torch.no_grad():
-                    teacher = self.teacher(batch.images)
-            student = self.student(batch.images)
+            with record_function(NETWORKS):
+                if self.objective.needs_teacher:
+                    with torch.no_grad():
+                        teacher = self.teacher(batch.images)
+                student = self.student(batch.images)
             loss = self.objective(student, teacher, batch)
         loss.total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def parts(self, repeats: int) -> dict[str, float]:
+        """Milliseconds of a step, by what they are spent on."""
+        memory = next(m for m in self.objective.modules() if isinstance(m, Memory))
+        draw, spent = memory.draw, Counter[str]()
+
+        def drawn(index: Tensor) -> Draw:
+            with record_function(DRAW):
+                return draw(index)
+
+        memory.draw = drawn  # type: ignore[method-assign]
+        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            for _ in range(repeats):
+                self()
+        memory.draw = draw  # type: ignore[method-assign]
+        for event in recorded.events() or []:
+            spent[part_of(event)] += event.self_cpu_time_total
+        return {part: microseconds / 1e3 / repeats for part, microseconds in spent.items()}
+
+
+def part_of(event: Any) -> str:
+    """What an operation belongs to: by its own name, and by what called it."""
+    callers = list(lineage(event))
+    if "_Sampled" in callers:
+        if event.name == "aten::mm":
+            return PRODUCTS
+        return CHOOSE if event.name in ("aten::gather", "aten::scatter_add_") else CRITIC
+    for name in callers:
+        if name in (NETWORKS, DRAW):
+            return name
+        if name.startswith("_PooledUnits"):
+            return MAPS
+        if name.endswith("Backward0") and any(kind in name for kind in BACKWARD):
+            return NETWORKS
+    return REST
+
+
+def lineage(event: Any) -> Iterator[str]:
+    """Names of an operation and of all that called it."""
+    while event is not None:
+        yield event.name
+        event = event.cpu_parent
 
 
 def main() -> None:
@@ -118,10 +174,11 @@ def main() -> None:
     record: dict[str, object] = {"batch": args.batch, "size": args.size, "repeats": args.repeats}
     header = ["step", "ms", "over the floor", "images/s"]
     tables: dict[str, list[list[str]]] = {}
+    profiles: dict[str, dict[str, dict[str, float]]] = {}
     for pair in args.pairs:
         steps = Steps(pair, args.batch, args.size)
-        timed = {"floor": steps.floor} | {n: steps.of(*m) for n, m in METHODS.items()}
-        times = alternate(timed, args.repeats)
+        methods = {name: steps.of(*method) for name, method in METHODS.items()}
+        times = alternate({"floor": steps.floor} | methods, args.repeats)
         tables[pair] = [
             [
                 name, f"{statistics.median(seconds) * 1e3:.0f}",
@@ -132,7 +189,20 @@ def main() -> None:
         ]  # fmt: skip
         print(f"\n{pair}: B={args.batch} N={args.size}, medians of {args.repeats} repeats")
         print(table(header, tables[pair]))
-    keep("step", record | {"header": header, "tables": tables})
+        profiles[pair] = {name: methods[name].parts(args.repeats) for name in PROFILED}
+        print(table(*profiled(profiles[pair])))
+    keep("step", record | {"header": header, "tables": tables, "profiles": profiles})
+
+
+def profiled(parts: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of where the time of a step goes, and the least that it could take."""
+    rows = [
+        [part, *(f"{ms[part]:.0f}" for ms in parts.values())]
+        for part in (NETWORKS, PRODUCTS, CHOOSE, CRITIC, DRAW, MAPS, REST)
+    ]
+    least = [sum(ms[p] for p in BOUND) / ms[NETWORKS] for ms in parts.values()]
+    rows.append(["the first three over the first", *(f"{ratio:.2f}" for ratio in least)])
+    return ["ms", *parts], rows
 
 
 if __name__ == "__main__":
