@@ -82,13 +82,16 @@ def sections() -> list[str]:
         "The floor is the teacher's forward pass with the student's forward and backward.",
     ]
     for pair, rows in step["tables"].items():
-        parts += [f"### {' to '.join(pair.split(':'))}", table(step["header"], rows)]
+        parts += [
+            f"### {' to '.join(pair.split(':'))}", table(step["header"], rows),
+            "Where a step of `sampled` goes, by PyTorch's profiler:", table(*step["profiles"][pair]),
+        ]  # fmt: skip
     parts += [
-        "What limits it: the networks, but for a small pair; then what ten sides (eight on two "
-        "stages, twelve on\nfour) take, which the table of the loss above gives: their products "
-        "with every row, the gather and the\nscatter of B·K numbers each, and the draw. `batch` "
-        "has none of these; what it takes over the floor is the\nmaps of the modules, normalised "
-        "and pooled, and the heads.",
+        "What limits it: the networks, but for a small pair; then ten sides (eight on two stages, "
+        "twelve on four),\nof which each multiplies the batch with every row twice, and gathers and "
+        "scatters B·K numbers. A form\nof `sampled` with these products cannot come below the last "
+        "line of its profile. `batch` has none of\nthem; what it takes over the floor is the maps "
+        "of the modules, normalised and pooled, and the heads.",
         "## Whole epochs",
         f"`benchmarks/epoch.py`: wrn_16_2 to resnet8 on {epoch['images']:,} images of CIFAR-10, "
         "loading, augmentation,\nprogress and records included, against the same steps on one "

@@ -174,11 +174,11 @@ def main() -> None:
     record: dict[str, object] = {"batch": args.batch, "size": args.size, "repeats": args.repeats}
     header = ["step", "ms", "over the floor", "images/s"]
     tables: dict[str, list[list[str]]] = {}
-    profiles: dict[str, dict[str, dict[str, float]]] = {}
+    profiles: dict[str, tuple[list[str], list[list[str]]]] = {}
     for pair in args.pairs:
         steps = Steps(pair, args.batch, args.size)
         methods = {name: steps.of(*method) for name, method in METHODS.items()}
-        times = alternate({"floor": steps.floor} | methods, args.repeats)
+        times = alternate({"floor": steps.floor, **methods}, args.repeats)
         tables[pair] = [
             [
                 name, f"{statistics.median(seconds) * 1e3:.0f}",
@@ -189,8 +189,9 @@ def main() -> None:
         ]  # fmt: skip
         print(f"\n{pair}: B={args.batch} N={args.size}, medians of {args.repeats} repeats")
         print(table(header, tables[pair]))
-        profiles[pair] = {name: methods[name].parts(args.repeats) for name in PROFILED}
-        print(table(*profiled(profiles[pair])))
+        parts = {name: methods[name].parts(args.repeats) for name in PROFILED}
+        profiles[pair] = profiled(parts)
+        print(table(*profiles[pair]))
     keep("step", record | {"header": header, "tables": tables, "profiles": profiles})
 
 
