@@ -83,13 +83,15 @@ def sections() -> list[str]:
     ]
     for pair, rows in step["tables"].items():
         parts += [
-            f"### {' to '.join(pair.split(':'))}", table(step["header"], rows),
-            "Where a step of `sampled` goes, by PyTorch's profiler:", table(*step["profiles"][pair]),
-        ]  # fmt: skip
+            f"### {' to '.join(pair.split(':'))}",
+            table(step["header"], rows),
+            "Where a step of `sampled` goes, by PyTorch's profiler:",
+            table(*step["profiles"][pair]),
+        ]
     parts += [
         "What limits it: the networks, but for a small pair; then ten sides (eight on two stages, "
-        "twelve on four),\nof which each multiplies the batch with every row twice, and gathers and "
-        "scatters B·K numbers. A form\nof `sampled` with these products cannot come below the last "
+        "twelve on four),\nof which each multiplies the batch with every row twice, and gathers "
+        "and scatters B·K numbers. A form\nof `sampled` with these products cannot come below the last "
         "line of its profile. `batch` has none of\nthem; what it takes over the floor is the maps "
         "of the modules, normalised and pooled, and the heads.",
         "## Whole epochs",
