@@ -91,9 +91,9 @@ def sections() -> list[str]:
     parts += [
         "What limits it: the networks, but for a small pair; then ten sides (eight on two stages, "
         "twelve on four),\nof which each multiplies the batch with every row twice, and gathers "
-        "and scatters B·K numbers. A form\nof `sampled` with these products cannot come below the last "
-        "line of its profile. `batch` has none of\nthem; what it takes over the floor is the maps "
-        "of the modules, normalised and pooled, and the heads.",
+        "and scatters B·K numbers. A form\nof `sampled` with these products cannot come below the "
+        "last line of its profile. `batch` has none of\nthem; what it takes over the floor is the "
+        "maps of the modules, normalised and pooled, and the heads.",
         "## Whole epochs",
         f"`benchmarks/epoch.py`: wrn_16_2 to resnet8 on {epoch['images']:,} images of CIFAR-10, "
         "loading, augmentation,\nprogress and records included, against the same steps on one "

@@ -5,6 +5,7 @@ arXiv 1904.01802. Departure: the form of the published results, which is far fro
 products of the absolute displacements of neighbouring samples.
 """
 
+import torch
 from torch import Tensor
 
 from cktf import _check
@@ -23,11 +24,11 @@ def cc_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
     Raises:
         ShapeError: unequal shapes, or a batch of one.
 
-    >>> import torch
     >>> cc_loss(torch.zeros(3, 2), torch.ones(3, 2)).item()
     2.0
     """
     _check.equal_vectors("CC", student_embedding, teacher_embedding)
     _check.several("CC", student_embedding)
-    delta = (student_embedding.float() - teacher_embedding.float()).abs()
-    return (delta[:-1] * delta[1:]).sum(1).mean()
+    delta = student_embedding.float() - teacher_embedding.float()
+    total: Tensor = torch.linalg.vector_norm(delta[:-1] * delta[1:], 1)
+    return total / (len(delta) - 1)

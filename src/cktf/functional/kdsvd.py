@@ -32,7 +32,11 @@ class _RightVectors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.svd(rows, full_matrices=False)[1:]
+        # Of tall matrices LAPACK decomposes R of a QR decomposition too, and then forms the left
+        # vectors, which nobody reads.
+        tall = rows.shape[1] > 2 * rows.shape[2]
+        core = torch.linalg.qr(rows, mode="r")[1] if tall else rows
+        values, vectors = torch.linalg.svd(core, full_matrices=False)[1:]
         ctx.save_for_backward(rows, values.square(), vectors.mT)
         kept = values[:, :count].clone()
         ctx.mark_non_differentiable(kept)
