@@ -32,7 +32,7 @@ from cktf.bench import (
     run_bench,
     shipped,
 )
-from cktf.bench.results import Result, completed, decided_by, weights_of
+from cktf.bench.results import Result, completed, decided_by, keep_matrix, weights_of
 from cktf.bench.statistics import paired
 from cktf.cli.main import app
 from cktf.errors import RecipeError, RunFolderError
@@ -354,6 +354,28 @@ def test_table_forms(figures):
     rows = list(csv.DictReader(csv_rows(table).splitlines()))
     cktf = next(r for r in rows if r["method"] == "CKTF" and r["n"] == "3")
     assert (cktf["published"], cktf["by_seed"]) == ("75.8500", "0:74.00 1:75.50 2:76.00")
+
+
+def test_what_is_added_stands_beside(tmp_path):
+    """As the paper's Table 2: each method without and with it, and the difference of the two."""
+    matrix = TINY | {"methods": {"alone": "ce", "alone+CKTF": "cktf", "KD": "kd"}, "added": "CKTF"}
+    results(tmp_path, "alone", [70.0, 71.0, 72.0], string="ce")
+    results(tmp_path, "alone+CKTF", [71.0, 72.0, 74.0], string="cktf")
+    results(tmp_path, "KD", [72.0, 73.0, 74.5])
+    keep_matrix(make_matrix(matrix), tmp_path)
+    table = compare(tmp_path)
+    lines = markdown(table).splitlines()
+    assert lines[0].startswith("| method | wrn_40_2 → wrn_16_2 | +CKTF | Δ [95%] |")
+    row = next(line for line in lines if line.startswith("| alone "))
+    assert "| 71.00 ± 1.00 | *72.33 ± 1.53* | +1.33 [" in row
+    assert "| **73.17 ± 1.26** | – |  |" in next(line for line in lines if line.startswith("| KD "))
+    assert not any(line.startswith("| alone+CKTF") for line in lines)
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    rows = {r["method"]: r for r in csv.DictReader(csv_rows(table).splitlines())}
+    assert (rows["alone+CKTF"]["baseline"], rows["KD"]["baseline"]) == ("alone", "")
+    assert compare(tmp_path, baseline="KD").added is None
+    with pytest.raises(RecipeError, match="called NAME"):
+        make_matrix(matrix | {"added": "CRD"})
 
 
 def test_times_of_students_in_turn_are_not_compared(tmp_path):

@@ -68,7 +68,7 @@ def csv_rows(table: Comparison) -> str:
             seeds = " ".join(f"{seed}:{top1:.2f}" for seed, top1 in sorted(entry.values.items()))
             writer.writerow(
                 [column[0], teacher, student, method, len(entry.values), f"{entry.mean:.4f}",
-                 _plain(entry.deviation), entry.rank or "", table.baseline or "",
+                 _plain(entry.deviation), entry.rank or "", entry.base or "",
                  *((_plain(d.mean), _plain(d.low), _plain(d.high)) if d else ("", "", "")),
                  _plain(entry.relative_time), _plain(entry.memory_mb), _plain(entry.published),
                  seeds]
@@ -92,19 +92,28 @@ def _grid(
     for column in table.columns:
         pair = column[1].replace(":", " → ")
         heads.append(pair if len(data) == 1 else f"{column[0]}: {pair}")
-        heads += [f"Δ {table.baseline} [{LEVEL:.0%}]"] if "difference" in shown else []
+        heads += [f"+{table.added}"] if table.added else []
+        heads += (
+            [" ".join(filter(None, ["Δ", table.baseline, f"[{LEVEL:.0%}]"]))]
+            if "difference" in shown
+            else []
+        )
         heads += [PUBLISHED] if _is_published(table, column) else []
     heads += ["Δ of all pairs"] if "overall" in shown else []
     heads += ["time ×"] if "time" in shown else []
     heads += ["memory MiB"] if "memory" in shown else []
     rows = [_teacher_row(table, shown)]
-    for method in table.methods:
+    for method in _rows(table):
         row, own = [method], [table.entries[column, method] for column in table.columns]
+        last = f"{method}+{table.added}" if table.added else method
         for column, entry in zip(table.columns, own, strict=True):
             row.append(_accuracy(entry, mark, plus_minus))
-            row += [escape(_difference(entry.difference))] if "difference" in shown else []
+            ending = table.entries.get((column, last))
+            row += [_accuracy(ending, mark, plus_minus)] if table.added else []
+            difference = ending.difference if ending else None
+            row += [escape(_difference(difference))] if "difference" in shown else []
             row += [_number(entry.published, 2)] if _is_published(table, column) else []
-        row += [escape(_difference(table.overall.get(method)))] if "overall" in shown else []
+        row += [escape(_difference(table.overall.get(last)))] if "overall" in shown else []
         times = [e.relative_time for e in own if e.relative_time is not None]
         memory = [e.memory_mb for e in own if e.memory_mb is not None]
         row += [_range(times, 2)] if "time" in shown else []
@@ -114,14 +123,21 @@ def _grid(
     return [escape(head) for head in heads], rows
 
 
+def _rows(table: Comparison) -> list[str]:
+    """Methods that have a row: all, but for those that stand beside another."""
+    beside = {f"{method}+{table.added}" for method in table.methods} if table.added else set()
+    return [method for method in table.methods if method not in beside]
+
+
 def _shown(table: Comparison) -> set[str]:
     """Which columns there is something for."""
     entries = table.entries.values()
+    # Costs are of one method; a row of two has none.
     shown = {
         "difference": any(e.difference for e in entries),
         "overall": len(table.columns) > 1 and bool(table.overall),
-        "time": any(e.relative_time is not None for e in entries),
-        "memory": any(e.memory_mb is not None for e in entries),
+        "time": not table.added and any(e.relative_time is not None for e in entries),
+        "memory": not table.added and any(e.memory_mb is not None for e in entries),
     }
     return {name for name, wanted in shown.items() if wanted}
 
@@ -134,14 +150,15 @@ def _teacher_row(table: Comparison, shown: set[str]) -> list[str]:
     row = ["teacher"]
     for column in table.columns:
         row.append(_number(table.teachers[column], 2))
+        row += [""] if table.added else []
         row += [""] if "difference" in shown else []
         published = _number(table.published_teachers[column], 2)
         row += [published] if _is_published(table, column) else []
     return row + [""] * len(shown - {"difference"})
 
 
-def _accuracy(entry: Entry, mark: Callable[[str, int], str], plus_minus: str) -> str:
-    if entry.mean is None:
+def _accuracy(entry: Entry | None, mark: Callable[[str, int], str], plus_minus: str) -> str:
+    if entry is None or entry.mean is None:
         return _NONE
     text = f"{entry.mean:.2f}"
     if entry.deviation is not None:
@@ -175,17 +192,22 @@ def _notes(table: Comparison, marks: str) -> list[str]:
     notes[0] += f"Top-1 %, mean ± standard deviation over seeds; {marks}. {table.conditions}."
     if len(counts) > 1:
         notes.append(f"Unfinished: from {min(counts)} to {max(counts)} seeds for each entry.")
-    if table.baseline is not None and any(e.difference for e in table.entries.values()):
+    if any(e.difference for e in table.entries.values()):
         notes.append(
-            f"Δ: points over {table.baseline} with the same seeds, and the {LEVEL:.0%} confidence "
+            f"Δ: points over {_against(table)} with the same seeds, and the {LEVEL:.0%} confidence "
             "interval of its mean (Student's t)."
         )
         notes += _verdicts(table)
     if any(_is_published(table, column) for column in table.columns):
         notes.append("Published: Zhao, Chen, Zhao, ICASSP 2023, Table 1; not measured here.")
-    if any(e.relative_time is not None for e in table.entries.values()):
+    if "time" in _shown(table):
         notes.append("Time of a step over that of the student alone; peak memory; by themselves.")
     return notes
+
+
+def _against(table: Comparison) -> str:
+    """What differences are from, in words."""
+    return f"the same without {table.added}" if table.added else str(table.baseline)
 
 
 def _verdicts(table: Comparison) -> list[str]:
@@ -195,5 +217,5 @@ def _verdicts(table: Comparison) -> list[str]:
     for verdict, words in told.items():
         methods = [m for m, d in table.overall.items() if d.verdict == verdict]
         if methods:
-            lines.append(f"{words} {table.baseline}: {', '.join(methods)}.")
+            lines.append(f"{words} {_against(table)}: {', '.join(methods)}.")
     return lines

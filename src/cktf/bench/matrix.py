@@ -89,6 +89,7 @@ class Matrix(_Section):
         options: of terms, wherever a method has them.
         together: so many students at most take turns with one pass of their teacher.
         baseline: the method that others are compared with.
+        added: in place of a baseline: methods called `NAME+ADDED` stand in a column beside NAME.
     """
 
     name: Name
@@ -103,6 +104,7 @@ class Matrix(_Section):
     options: dict[str, Fields] = {}
     together: int = Field(1, ge=1)
     baseline: str | None = None
+    added: str | None = None
 
     @field_validator("data", mode="before")
     @classmethod
@@ -124,6 +126,8 @@ class Matrix(_Section):
         for where, method in wanted:
             if method not in self.methods:
                 raise ValueError(f"{where}: no such method. {nearest(method, self.methods)}")
+        if self.added is not None and not any(m.endswith(f"+{self.added}") for m in self.methods):
+            raise ValueError(f"added: no method is called NAME+{self.added}")
         taught = {pair.teacher for pair in self.pairs}
         for name in self.teachers.keys() - taught:
             raise ValueError(f"teachers: no pair has {name!r}. {nearest(name, taught)}")

@@ -22,7 +22,8 @@ class Entry:
     Attributes:
         values: top-1 in per cent by seed.
         rank: 1 for the best mean of the column, 2 for the second, 0 for the others.
-        difference: from the baseline with the same seeds; None for the baseline itself.
+        base: the method that it is compared with; None for one that is not.
+        difference: from that, of the same seeds.
         published: top-1 of the paper for this very data set, pair and method.
         relative_time: of a step, over the student alone; None where it is not known.
         memory_mb: peak.
@@ -30,6 +31,7 @@ class Entry:
 
     values: Mapping[int, float]
     rank: int
+    base: str | None
     difference: Difference | None
     published: float | None
     relative_time: float | None
@@ -58,8 +60,9 @@ class Comparison:
         teachers: top-1 of the teacher of each column.
         published_teachers: likewise, as published.
         entries: by column and method.
-        overall: differences from the baseline over all columns and seeds, by method.
+        overall: differences over all columns and seeds, by method.
         baseline: the method that others are compared with.
+        added: what each method is compared with and without, in place of a baseline.
     """
 
     about: str
@@ -71,6 +74,7 @@ class Comparison:
     entries: dict[tuple[Column, str], Entry]
     overall: dict[str, Difference]
     baseline: str | None
+    added: str | None
 
 
 def compare(folder: Path, baseline: str | None = None) -> Comparison:
@@ -78,7 +82,7 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
 
     Args:
         folder: that `cktf bench` was given as --out, or its folder of results.
-        baseline: a method; by default the matrix's.
+        baseline: a method; by default the matrix's, or what the matrix adds to each method.
 
     Raises:
         CktfError: no results there, or no such method.
@@ -86,12 +90,14 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
     place = results_in(folder)
     results, matrix = all_results(place), kept_matrix(place)
     columns, methods = _order(results, matrix)
-    if baseline is None and matrix is not None and matrix.baseline in methods:
+    added = matrix.added if matrix is not None and baseline is None else None
+    if baseline is None and added is None and matrix is not None and matrix.baseline in methods:
         baseline = matrix.baseline
     if baseline is not None and baseline not in methods:
         raise RecipeError(
             [f"--baseline {baseline}: no result has it. {nearest(baseline, methods)}"]
         )
+    bases = {method: _base(method, methods, baseline, added) for method in methods}
     values: dict[tuple[Column, str], dict[int, float]] = {}
     for result in results:
         values.setdefault(((result.data, result.pair), result.method), {})[result.seed] = (
@@ -105,11 +111,12 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         ranks = _ranks({m: values[column, m] for m in methods if (column, m) in values})
         for method in methods:
             own = values.get((column, method), {})
-            base = values.get((column, baseline), {}) if baseline else {}
+            base = values.get((column, bases[method] or ""), {})
             entries[column, method] = Entry(
                 own,
                 ranks.get(method, 0),
-                None if method == baseline else paired(own, base),
+                bases[method],
+                paired(own, base),
                 paper.get((column, _plain(strings.get((*column, method), "")))),
                 times.get((column, method)),
                 memory.get((column, method)),
@@ -122,9 +129,20 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         {column: _teacher(results, column) for column in columns},
         {column: paper.get((column, "teacher")) for column in columns},
         entries,
-        _overall(values, methods, baseline),
+        _overall(values, bases),
         baseline,
+        added,
     )
+
+
+def _base(
+    method: str, methods: Sequence[str], baseline: str | None, added: str | None
+) -> str | None:
+    """The method that another is compared with."""
+    if added is None:
+        return None if method == baseline else baseline
+    without = method.removesuffix(f"+{added}")
+    return without if without != method and without in methods else None
 
 
 def _plain(method: str) -> str:
@@ -153,9 +171,7 @@ def _ranks(values: Mapping[str, Mapping[int, float]]) -> dict[str, int]:
 
 
 def _overall(
-    values: Mapping[tuple[Column, str], Mapping[int, float]],
-    methods: Sequence[str],
-    baseline: str | None,
+    values: Mapping[tuple[Column, str], Mapping[int, float]], bases: Mapping[str, str | None]
 ) -> dict[str, Difference]:
     def all_of(method: str) -> dict[tuple[Column, int], float]:
         return {
@@ -165,9 +181,7 @@ def _overall(
             for seed, top1 in seeds.items()
         }
 
-    if baseline is None:
-        return {}
-    found = {m: paired(all_of(m), all_of(baseline)) for m in methods if m != baseline}
+    found = {m: paired(all_of(m), all_of(base)) for m, base in bases.items() if base is not None}
     return {m: difference for m, difference in found.items() if difference is not None}
 
 
