@@ -33,6 +33,7 @@ DATA_DIR ?= data
 benchmarks: $(VENV)/.installed-benchmarks
 	$(BIN)/python benchmarks/contrast.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/epoch.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/feeding.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/page.py

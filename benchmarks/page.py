@@ -44,8 +44,8 @@ def plot(contrast: dict[str, Any]) -> None:
 
 def sections() -> list[str]:
     """The page, part by part."""
-    contrast, step, epoch, feeding = (
-        read(name) for name in ("contrast", "step", "epoch", "feeding")
+    contrast, step, methods, epoch, feeding = (
+        read(name) for name in ("contrast", "step", "methods", "epoch", "feeding")
     )
     plot(contrast)
     case = contrast["case"]
@@ -94,6 +94,16 @@ def sections() -> list[str]:
         "and scatters B·K numbers. A form\nof `sampled` with these products cannot come below the "
         "last line of its profile. `batch` has none of\nthem; what it takes over the floor is the "
         "maps of the modules, normalised and pooled, and the heads.",
+        "## Every method",
+        f"`benchmarks/methods.py`: a step of each method, alone and with CKTF added, for "
+        f"{' to '.join(methods['pair'].split(':'))}, B={methods['batch']},\nover a step of the "
+        "student alone (16384 negatives drawn once for the batch). Memory is that of tensors.",
+        table(*methods["steps"]),
+        "The losses alone, forward and backward (KDSVD: forward), against the formulation of the "
+        "published results,\nwhich the tests keep.",
+        table(*methods["losses"]),
+        "What limits it: the teacher's pass; NST's, RKD's and KDSVD's own products and "
+        "decompositions.",
         "## Whole epochs",
         f"`benchmarks/epoch.py`: wrn_16_2 to resnet8 on {epoch['images']:,} images of CIFAR-10, "
         "loading, augmentation,\nprogress and records included, against the same steps on one "
