@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import cktf
 from cktf.cli.main import app
+from cktf.data import ImageSet
 from cktf.data.cifar_names import CIFAR10
 from cktf.engine import Trainer
 from cktf.errors import CktfError, DataError, Interrupted, RecipeError
@@ -307,6 +308,20 @@ def test_transfer_of_objects(images, tmp_path):
     assert student.fc.out_features == 10
     assert same(before, state_of(teacher))
     assert {"scratch_top1", "floor_probe_top1", "teacher_probe_top1"} <= done.summary.keys()
+
+
+def test_labelled_images_may_lack_the_last_class(images, tmp_path):
+    torch.manual_seed(0)
+    full = images[0]
+    kept = full.labels < 9
+    few = ImageSet(full.images[kept], full.labels[kept], full.classes, full.mean, full.std)
+    done = cktf.transfer(
+        Small(width=16), Small(), unlabeled=Secret(full), labeled=few, test=images[1],
+        method="kd", epochs=1, labels_per_class=[2], out=tmp_path / "run", show=False,
+        overrides={"scratch_epochs": 1},
+    )  # fmt: skip
+    assert done.summary["test_images"] == len(images[1])
+    assert done.summary["scratch_top1"] is not None
 
 
 # Probes from the command line
