@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from cktf.bench import (
     shipped,
 )
 from cktf.bench.results import Result, completed, decided_by, keep_matrix, weights_of
+from cktf.bench.runner import prepare_bench
 from cktf.bench.statistics import paired
 from cktf.cli.main import app
 from cktf.errors import RecipeError, RunFolderError
@@ -226,6 +228,13 @@ def test_two_shards_in_two_processes_give_the_table_of_one(done, written, tmp_pa
     rows = [[{c: r[c] for c in columns} for r in csv.DictReader(t.splitlines())] for t in tables]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 3
+
+
+def test_many_may_begin_at_once(weights, tmp_path):
+    plan = bench(tmp_path, weights)
+    with ThreadPoolExecutor(8) as threads:
+        for begun in [threads.submit(prepare_bench, plan) for _ in range(100)]:
+            begun.result()
 
 
 def test_killed_and_continued(done, weights, written, tmp_path):
