@@ -31,4 +31,5 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
     _check.paired_logits("KD", student_logits, teacher_logits)
     student = F.log_softmax(student_logits.float() / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    total = F.kl_div(student, teacher, reduction="sum", log_target=True)
+    return total * (temperature**2 / len(student))
