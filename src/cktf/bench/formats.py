@@ -132,12 +132,13 @@ def _rows(table: Comparison) -> list[str]:
 def _shown(table: Comparison) -> set[str]:
     """Which columns there is something for."""
     entries = table.entries.values()
-    # Costs are of one method; a row of two has none.
+    # Costs are of one method, a row of two has none; and one cost alone compares nothing.
+    costs = not table.added and any(e.relative_time is not None for e in entries)
     shown = {
         "difference": any(e.difference for e in entries),
         "overall": len(table.columns) > 1 and bool(table.overall),
-        "time": not table.added and any(e.relative_time is not None for e in entries),
-        "memory": not table.added and any(e.memory_mb is not None for e in entries),
+        "time": costs,
+        "memory": costs,
     }
     return {name for name, wanted in shown.items() if wanted}
 
