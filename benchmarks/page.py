@@ -102,8 +102,8 @@ def sections() -> list[str]:
         "The losses alone, forward and backward (KDSVD: forward), against the formulation of the "
         "published results,\nwhich the tests keep.",
         table(*methods["losses"]),
-        "What limits it: the teacher's pass; NST's, RKD's and KDSVD's own products and "
-        "decompositions.",
+        "What limits it: the teacher's pass; then KDSVD's decompositions, NST's products, and "
+        "the passes of AT,\nVID and FT over whole maps.",
         "## Whole epochs",
         f"`benchmarks/epoch.py`: wrn_16_2 to resnet8 on {epoch['images']:,} images of CIFAR-10, "
         "loading, augmentation,\nprogress and records included, against the same steps on one "

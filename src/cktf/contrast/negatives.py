@@ -53,7 +53,7 @@ class NegativeSampler(nn.Module):
             negatives: K, draws for each anchor.
 
         Returns:
-            [B, 1+K] int64 positions: column 0 is `index`.
+            [B, 1+K] int64 positions: column 0 is `index`; on a CPU the others ascend.
         """
         start, length = self.start[index].unsqueeze(1), self.length[index].unsqueeze(1)
         contrast = torch.empty(len(index), 1 + negatives, dtype=torch.int64, device=index.device)
