@@ -27,6 +27,7 @@ soak: $(VENV)/.installed-dev
 	CKTF_FUZZ=10500 CKTF_FUZZ_COUNTS=$(RELIABILITY)/fuzz.json $(BIN)/pytest -q tests/test_fuzz.py
 	$(BIN)/python tools/checkpoint_overhead.py
 	$(BIN)/python tools/memory_soak.py --minutes 60
+	$(BIN)/python tools/reliability_page.py
 
 # DATA_DIR holds CIFAR-10, for the epochs.
 DATA_DIR ?= data
