@@ -2,7 +2,6 @@
 
     python benchmarks/transfer.py --data-dir DIR [--studies inside …] [--cells kd …] [--seeds 0 1 2]
     python benchmarks/transfer.py --list
-    python benchmarks/transfer.py --page
 
 `inside`: teacher wrn_16_2 of six classes of CIFAR-10; student resnet8 on the 20,000 training images
 of the other four, whose labels are not read; probes on up to 500 labels a class, test 4,000 images.
@@ -12,8 +11,8 @@ outputs for four views of each image are kept on disk. `kd new views` is kd with
 
 A cell is one network with one seed; each leaves results/transfer/STUDY-CELL-seedS.json when it is
 done, and is not computed again. Students of one seed take turns with one pass of their teacher. All
-networks compute in bfloat16. Stop and continue freely. `--page` prints the tables, and writes them
-and the plots into docs.
+networks compute in bfloat16. Stop and continue freely. `transfer_page.py` makes the tables and the
+plots of docs/transfer.md.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transfer_page import RESULTS, write_page
+from transfer_page import RESULTS
 
 import cktf
 from cktf.data import few_per_class, load_dataset
@@ -245,7 +244,6 @@ def main() -> None:
     parser.add_argument("--cells", nargs="*")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("--page", action="store_true")
     args = parser.parse_args()
     chosen = {
         study: [c for c in cells_of(study, args.seeds) if not args.cells or c.name in args.cells]
@@ -253,8 +251,6 @@ def main() -> None:
     }
     if args.list:
         print("\n".join(cell.slug for cells in chosen.values() for cell in cells))
-    elif args.page:
-        write_page()
     elif args.data_dir is None:
         parser.error("--data-dir names the folder that holds CIFAR-10")
     else:

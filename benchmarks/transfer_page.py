@@ -1,4 +1,7 @@
-"""Tables and plots of docs/transfer.md, from what the benchmarks kept in results/transfer."""
+"""Tables and plots of docs/transfer.md, from what the benchmarks kept in results/transfer.
+
+python benchmarks/transfer_page.py
+"""
 
 import json
 import statistics
@@ -24,7 +27,7 @@ TITLES = {
 _ORDER = ("teacher", "cktf", "cktf+kd", "crd", "kd")
 _LAST = ("scratch", "floor")
 _PLOTTED = ("teacher", "cktf", "crd", "kd", "floor")
-_MARKS = "<!-- made by benchmarks/transfer.py --page -->", "<!-- end -->"
+_MARKS = "<!-- made by benchmarks/transfer_page.py -->", "<!-- end -->"
 
 Cells = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -86,7 +89,7 @@ def timings() -> str:
 
 
 def write_page() -> None:
-    """Print the tables; put them and the plots into docs."""
+    """Put the tables and the plots into docs."""
     parts = []
     matplotlib.rcParams["svg.hashsalt"] = "cktf"
     for study, title in TITLES.items():
@@ -100,7 +103,10 @@ def write_page() -> None:
     if cost := timings():
         parts.append(f"### What the teacher cache saves\n\n{cost}")
     text = "\n\n".join(parts)
-    print(text)
     before, _, rest = PAGE.read_text().partition(_MARKS[0])
     after = rest.partition(_MARKS[1])[2]
     PAGE.write_text(f"{before}{_MARKS[0]}\n\n{text}\n\n{_MARKS[1]}{after}")
+
+
+if __name__ == "__main__":
+    write_page()

@@ -1,14 +1,10 @@
 """Write docs/methods/: a page for each method, from the registry, docstrings and published figures.
 
-    python tools/method_pages.py [--check]
-
-With `--check` nothing is written, and the exit code says whether the pages are up to date.
+python tools/method_pages.py
 """
 
-import argparse
 import inspect
 import re
-import sys
 from pathlib import Path
 
 from cktf.bench import published
@@ -146,15 +142,9 @@ def contents() -> str:
 
 
 def main() -> None:
-    """Write the pages, or compare them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
+    """Write the pages."""
     pages = {PAGES / f"{name}.md": page(method) for name, method in METHODS.items()}
     pages[PAGES / "README.md"] = contents()
-    if args.check:
-        stale = [p.name for p, text in pages.items() if not p.exists() or p.read_text() != text]
-        sys.exit(f"run tools/method_pages.py; not up to date: {', '.join(stale)}" if stale else 0)
     PAGES.mkdir(parents=True, exist_ok=True)
     for path, text in pages.items():
         path.write_text(text)
