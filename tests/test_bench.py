@@ -427,7 +427,7 @@ def test_command_line(done, written, tmp_path):
         assert message in failed.output
 
 
-@pytest.mark.parametrize("name", ["cifar10-choices", "cifar10-combinations"])
+@pytest.mark.parametrize("name", ["cifar10-choices", "cifar10-cold-start", "cifar10-combinations"])
 def test_matrices_of_benchmarks_share_cells(name):
     """What they compare with is trained for `cpu-cifar10` too, by the very same recipes."""
 
