@@ -427,7 +427,7 @@ def test_command_line(done, written, tmp_path):
         assert message in failed.output
 
 
-@pytest.mark.parametrize("name", ["cifar10-choices", "cifar10-cold-start", "cifar10-combinations"])
+@pytest.mark.parametrize("name", ["cifar10-choices", "cifar10-combinations"])
 def test_matrices_of_benchmarks_share_cells(name):
     """What they compare with is trained for `cpu-cifar10` too, by the very same recipes."""
 
@@ -438,6 +438,19 @@ def test_matrices_of_benchmarks_share_cells(name):
     ours, shared = known(ROOT / "benchmarks" / f"{name}.yaml"), known("cpu-cifar10")
     assert len(ours & shared) >= 9
     assert ours - shared
+
+
+def test_the_matrix_of_cold_starts():
+    """It differs in how the banks begin alone, and its epochs are enough to refresh them."""
+    matrix = read_matrix(ROOT / "benchmarks" / "cifar10-cold-start.yaml")
+    recipes = [
+        cell.recipe() for cell in cells_of(matrix, "/data", {"wrn_16_2": str(ROOT / WEIGHTS)})
+    ]
+    options = [recipe.options["cktf"] for recipe in recipes]
+    assert [(o.get("init"), o.get("renormalize")) for o in options] == [
+        (None, None), ("forward", None), (None, [2, 4]),
+    ]  # fmt: skip
+    assert {recipe.epochs for recipe in recipes} == {30}
 
 
 def test_committed_results_are_of_the_shipped_matrix():
