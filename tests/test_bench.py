@@ -152,8 +152,6 @@ def test_figure_two_is_what_its_recipes_say(pair):
     ours, theirs = decisive(cell.recipe()), fields(f"transfer-{pair}", make_transfer)
     for recipe in (ours, theirs):
         del recipe["teacher"]
-        defaults = {"negatives": 16384, "estimator": "sampled"}
-        recipe["options"] = {"cktf": defaults | recipe["options"]["cktf"]}
     assert ours == theirs
     teacher = fields(f"transfer-teacher-{pair.partition('-')[0]}", make_recipe)
     assert decisive(cell.teacher.recipe) == teacher
@@ -385,6 +383,32 @@ def test_what_is_added_stands_beside(tmp_path):
     assert compare(tmp_path, baseline="KD").added is None
     with pytest.raises(RecipeError, match="called NAME"):
         make_matrix(matrix | {"added": "CRD"})
+
+
+def test_a_method_may_have_a_baseline_of_its_own(tmp_path):
+    methods = {
+        "KD": "kd",
+        "CKTF": "cktf",
+        "CKTF queue": {"method": "cktf", "against": "CKTF"},
+        "CKTF all": {"method": "cktf", "against": "CKTF"},
+    }
+    results(tmp_path, "KD", [72.0, 73.0, 74.0])
+    results(tmp_path, "CKTF", [74.0, 75.1, 76.0])
+    results(tmp_path, "CKTF queue", [71.0, 72.0, 73.1], string="cktf")
+    results(tmp_path, "CKTF all", [74.1, 75.0, 76.2], string="cktf")
+    matrix = TINY | {"methods": methods, "baseline": "KD"}
+    keep_matrix(make_matrix(matrix), tmp_path)
+    text = markdown(compare(tmp_path))
+    head, *_, row = (line for line in text.splitlines() if line.startswith("|"))
+    assert "| Δ [95%] |" in head
+    assert row.startswith("| CKTF all | **75.10 ± 1.05** | +0.07 [")
+    assert "Δ: points over KD or CKTF with the same seeds" in text
+    assert "\nAhead of KD: CKTF.\nBehind CKTF: CKTF queue.\n" in text
+    assert "\nNot told apart from CKTF: CKTF all.\n" in text
+    assert "Behind KD: CKTF queue." in markdown(compare(tmp_path, baseline="KD"))
+    methods["CKTF all"]["against"] = "CKFT"
+    with pytest.raises(RecipeError, match=r"CKTF all.against: no such method. .*CKTF"):
+        make_matrix(matrix)
 
 
 def test_times_of_students_in_turn_are_not_compared(tmp_path):

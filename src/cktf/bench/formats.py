@@ -93,11 +93,7 @@ def _grid(
         pair = column[1].replace(":", " → ")
         heads.append(pair if len(data) == 1 else f"{column[0]}: {pair}")
         heads += [f"+{table.added}"] if table.added else []
-        heads += (
-            [" ".join(filter(None, ["Δ", table.baseline, f"[{LEVEL:.0%}]"]))]
-            if "difference" in shown
-            else []
-        )
+        heads += [f"Δ{_only(table)} [{LEVEL:.0%}]"] if "difference" in shown else []
         heads += [PUBLISHED] if _is_published(table, column) else []
     heads += ["Δ of all pairs"] if "overall" in shown else []
     heads += ["time ×"] if "time" in shown else []
@@ -195,8 +191,8 @@ def _notes(table: Comparison, marks: str) -> list[str]:
         notes.append(f"Unfinished: from {min(counts)} to {max(counts)} seeds for each entry.")
     if any(e.difference for e in table.entries.values()):
         notes.append(
-            f"Δ: points over {_against(table)} with the same seeds, and the {LEVEL:.0%} confidence "
-            "interval of its mean (Student's t)."
+            f"Δ: points over {_compared(table)} with the same seeds, and the {LEVEL:.0%} "
+            "confidence interval of its mean (Student's t)."
         )
         notes += _verdicts(table)
     if any(_is_published(table, column) for column in table.columns):
@@ -206,9 +202,17 @@ def _notes(table: Comparison, marks: str) -> list[str]:
     return notes
 
 
-def _against(table: Comparison) -> str:
+def _only(table: Comparison) -> str:
+    """The one method that all are compared with, behind a space; nothing where they differ."""
+    bases = set(table.bases.values())
+    return f" {bases.pop()}" if len(bases) == 1 and not table.added else ""
+
+
+def _compared(table: Comparison) -> str:
     """What differences are from, in words."""
-    return f"the same without {table.added}" if table.added else str(table.baseline)
+    if table.added:
+        return f"the same without {table.added}"
+    return " or ".join(dict.fromkeys(table.bases.values()))
 
 
 def _verdicts(table: Comparison) -> list[str]:
@@ -216,7 +220,10 @@ def _verdicts(table: Comparison) -> list[str]:
     told = {"ahead": "Ahead of", "behind": "Behind", "open": "Not told apart from"}
     lines = []
     for verdict, words in told.items():
-        methods = [m for m, d in table.overall.items() if d.verdict == verdict]
-        if methods:
-            lines.append(f"{words} {_against(table)}: {', '.join(methods)}.")
+        methods: dict[str, list[str]] = {}
+        for method, difference in table.overall.items():
+            if difference.verdict == verdict:
+                base = _compared(table) if table.added else table.bases[method]
+                methods.setdefault(base, []).append(method)
+        lines += [f"{words} {base}: {', '.join(names)}." for base, names in methods.items()]
     return lines

@@ -61,11 +61,13 @@ class MethodEntry(_Section):
     Attributes:
         options: of its terms, over those of the matrix.
         recipe: fields in which its cells differ.
+        against: the method that it is compared with, in place of the matrix's baseline.
     """
 
     method: Name
     options: dict[str, Fields] = {}
     recipe: Fields = {}
+    against: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -121,10 +123,12 @@ class Matrix(_Section):
         names = [data.get("name") for data in self.data]
         if not all(names) or len(set(names)) < len(names):
             raise ValueError(f"data: each set has a name of its own, given {names}")
+        wanted: list[tuple[str, str | None]]
         wanted = [(f"pairs: without {m!r}", m) for pair in self.pairs for m in pair.without]
-        wanted += [("baseline", self.baseline)] if self.baseline is not None else []
+        wanted += [("baseline", self.baseline)]
+        wanted += [(f"methods.{m}.against", e.against) for m, e in self.methods.items()]
         for where, method in wanted:
-            if method not in self.methods:
+            if method is not None and method not in self.methods:
                 raise ValueError(f"{where}: no such method. {nearest(method, self.methods)}")
         if self.added is not None and not any(m.endswith(f"+{self.added}") for m in self.methods):
             raise ValueError(f"added: no method is called NAME+{self.added}")

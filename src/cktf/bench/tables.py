@@ -61,7 +61,6 @@ class Comparison:
         published_teachers: likewise, as published.
         entries: by column and method.
         overall: differences over all columns and seeds, by method.
-        baseline: the method that others are compared with.
         added: what each method is compared with and without, in place of a baseline.
     """
 
@@ -73,8 +72,13 @@ class Comparison:
     published_teachers: dict[Column, float | None]
     entries: dict[tuple[Column, str], Entry]
     overall: dict[str, Difference]
-    baseline: str | None
     added: str | None
+
+    @property
+    def bases(self) -> dict[str, str]:
+        """What each method is compared with, for those that are."""
+        found = {method: entry.base for (_, method), entry in self.entries.items()}
+        return {method: base for method, base in found.items() if base is not None}
 
 
 def compare(folder: Path, baseline: str | None = None) -> Comparison:
@@ -82,7 +86,7 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
 
     Args:
         folder: that `cktf bench` was given as --out, or its folder of results.
-        baseline: a method; by default the matrix's, or what the matrix adds to each method.
+        baseline: a method; by default what the matrix says of each.
 
     Raises:
         CktfError: no results there, or no such method.
@@ -90,14 +94,11 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
     place = results_in(folder)
     results, matrix = all_results(place), kept_matrix(place)
     columns, methods = _order(results, matrix)
-    added = matrix.added if matrix is not None and baseline is None else None
-    if baseline is None and added is None and matrix is not None and matrix.baseline in methods:
-        baseline = matrix.baseline
     if baseline is not None and baseline not in methods:
         raise RecipeError(
             [f"--baseline {baseline}: no result has it. {nearest(baseline, methods)}"]
         )
-    bases = {method: _base(method, methods, baseline, added) for method in methods}
+    bases = _bases(methods, matrix, baseline)
     values: dict[tuple[Column, str], dict[int, float]] = {}
     for result in results:
         values.setdefault(((result.data, result.pair), result.method), {})[result.seed] = (
@@ -130,19 +131,23 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         {column: paper.get((column, "teacher")) for column in columns},
         entries,
         _overall(values, bases),
-        baseline,
-        added,
+        matrix.added if matrix is not None and baseline is None else None,
     )
 
 
-def _base(
-    method: str, methods: Sequence[str], baseline: str | None, added: str | None
-) -> str | None:
-    """The method that another is compared with."""
-    if added is None:
-        return None if method == baseline else baseline
-    without = method.removesuffix(f"+{added}")
-    return without if without != method and without in methods else None
+def _bases(
+    methods: Sequence[str], matrix: Matrix | None, baseline: str | None
+) -> dict[str, str | None]:
+    """The method that each is compared with: one for all, or as the matrix says."""
+    if baseline is None and matrix is not None and matrix.added is not None:
+        plain = {m: m.removesuffix(f"+{matrix.added}") for m in methods}
+        return {m: p if p != m and p in methods else None for m, p in plain.items()}
+    own = {}
+    if baseline is None and matrix is not None:
+        baseline = matrix.baseline
+        own = {name: entry.against for name, entry in matrix.methods.items() if entry.against}
+    bases = {m: own.get(m, baseline) for m in methods}
+    return {m: b if b != m and b in methods else None for m, b in bases.items()}
 
 
 def _plain(method: str) -> str:
