@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from cktf.errors import ShapeError
-from cktf.functional import kd_loss, nce_loss
+from cktf.functional import kd_loss, nce_loss, precision
 from cktf.functional.contrast import sampled_contrast
 from cktf.functional.critics import EPSILON, MeanScore, _softplus_sums
 from cktf.functional.module_vector import module_grid, module_vector
@@ -94,6 +94,23 @@ def test_sums_of_softplus(width):
     x[2] -= 300
     expected = F.softplus(x.double()).sum(1)
     torch.testing.assert_close(_softplus_sums(x).double(), expected, rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["oneDNN", "MKL"])
+def test_products_of_matrices_however_they_lie(there, monkeypatch):
+    """By both libraries: whole, transposed, a strided block, one row; and right to float32."""
+    if there and precision._onednn() is None:
+        pytest.skip("this PyTorch was built without oneDNN")
+    if not there:
+        monkeypatch.setattr(precision, "_onednn", lambda: None)
+    rows, keys, weights = torch.randn(7, 33), torch.randn(101, 33), torch.randn(7, 150)
+    for left, right in (
+        (rows, keys.t()), (weights[:, 20:121], keys), (rows[:1], keys[:1].t()), (keys, rows.t()),
+    ):  # fmt: skip
+        torch.testing.assert_close(
+            precision.product(left, right).double(), left.double() @ right.double(),
+            rtol=1e-5, atol=1e-5,
+        )  # fmt: skip
 
 
 def test_nce_gradient_is_scaled_by_what_follows():

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cktf.functional.critics import Critic
-from cktf.functional.precision import multiplies_bfloat16
+from cktf.functional.precision import multiplies_bfloat16, product
 
 # Scores that are worked on at a time, in numbers: 4 MB of float32.
 BLOCK = 1 << 20
@@ -75,9 +75,7 @@ class _Sampled(torch.autograd.Function):
         drawn = contrast_index[:, 1:]
         with torch.autocast(anchor.device.type, enabled=False):
             rows = anchor.float() / temperature
-            every = torch.empty(len(rows), len(keys), device=rows.device, dtype=_dtype(keys))
-            for block, part in _blocks(keys, len(rows)):
-                torch.mm(rows.to(part.dtype), part.t(), out=every[:, block])
+            every = _scores(rows, keys)
             weights = every.gather(1, drawn).float()
             total = critic.block(weights)
             own = (rows * positive).sum(1)
@@ -90,7 +88,7 @@ class _Sampled(torch.autograd.Function):
                 dense.scatter_add_(1, drawn, weights)
                 gradient = torch.zeros_like(rows)
                 for block, part in _blocks(keys, len(rows)):
-                    gradient += dense[:, block].to(part.dtype) @ part
+                    gradient += product(dense[:, block].to(part.dtype), part)
                 _keep(ctx, anchor, pull, push, positive, gradient, temperature)
         return loss.mean()
 
@@ -117,10 +115,11 @@ class _Dense(torch.autograd.Function):
             total = torch.zeros(len(rows), device=rows.device)
             gradient = torch.zeros_like(rows)
             for block, part in _blocks(keys, len(rows)):
-                weights = (rows.to(part.dtype) @ part.t()).float().add_(candidates.mask(block))
+                weights = product(rows.to(part.dtype), part.t()).float()
+                weights += candidates.mask(block)
                 total += critic.block(weights)
                 if ctx.needs_input_grad[0]:
-                    gradient += weights.to(part.dtype) @ part
+                    gradient += product(weights.to(part.dtype), part)
             loss, pull, push = critic.finish((rows * positive).sum(1), total, candidates.share)
             if ctx.needs_input_grad[0]:
                 _keep(ctx, anchor, pull, push, positive, gradient, temperature)
@@ -145,6 +144,16 @@ def _keep(
     """Save the gradient by the anchor for backward."""
     gradient = pull.unsqueeze(1) * positive + push.unsqueeze(1) * others
     ctx.save_for_backward((gradient / (len(anchor) * temperature)).to(anchor.dtype))
+
+
+def _scores(rows: Tensor, keys: Tensor) -> Tensor:
+    """[B, N] products of rows [B, D] with keys [N, D], in the type that they are multiplied in."""
+    if _dtype(keys) == keys.dtype:
+        return product(rows.to(keys.dtype), keys.t())
+    every = torch.empty(len(rows), len(keys), device=rows.device, dtype=_dtype(keys))
+    for block, part in _blocks(keys, len(rows)):
+        every[:, block] = product(rows, part.t())
+    return every
 
 
 def _dtype(keys: Tensor) -> torch.dtype:
