@@ -72,16 +72,19 @@ def build(variant: str, case: Case) -> tuple[Step, Step]:
     bank = random_bank(memory.rows, case.dim, "bfloat16" if storage == "bfloat16" else "float32")
     z = float(memory.rows) * 1.5
     critic = NCECritic(torch.tensor(z).log(), case.negatives, memory.rows)
-    draw = memory.draw(index)
+    draw, contrast_index = memory.draw(index), None
+    if estimator == "naive":
+        assert draw.drawn is not None
+        contrast_index = torch.cat([index.unsqueeze(1), draw.drawn], dim=1)
 
     def side(own: Tensor) -> Tensor:
         if draw.candidates is not None:
             keys = rows_of(bank, draw.chosen, bank.device)
             return dense_contrast(own, positive, keys, draw.candidates, TAU, critic)
-        assert draw.contrast_index is not None
-        if estimator == "naive":
-            return naive_nce(own, bank, draw.contrast_index, TAU, z)
-        return sampled_contrast(own, bank, draw.contrast_index, TAU, critic)
+        assert draw.drawn is not None
+        if contrast_index is not None:
+            return naive_nce(own, bank, contrast_index, TAU, z)
+        return sampled_contrast(own, bank[index], bank, draw.drawn, TAU, critic)
 
     def step() -> None:
         side(anchor.clone().requires_grad_()).backward()  # type: ignore[no-untyped-call]

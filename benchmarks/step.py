@@ -140,7 +140,7 @@ def part_of(event: Any) -> str:
     """What an operation belongs to: by its own name, and by what called it."""
     callers = list(lineage(event))
     if "_Sampled" in callers:
-        if event.name == "aten::mm":
+        if event.name in ("aten::mm", "mkldnn::_linear_pointwise"):
             return PRODUCTS
         return CHOOSE if event.name in ("aten::gather", "aten::scatter_add_") else CRITIC
     for name in callers:

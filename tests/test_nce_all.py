@@ -66,7 +66,8 @@ def test_the_mean_of_sampled_losses_converges_to_it(case):
     losses, gradients = [], []
     for _ in range(2000):
         anchor.grad = None
-        loss = nce_loss(anchor, bank, sampler.draw(index, K), temperature=TAU, normalizer=Z)
+        contrast = torch.cat([index.unsqueeze(1), sampler.draw(index, K)], dim=1)
+        loss = nce_loss(anchor, bank, contrast, temperature=TAU, normalizer=Z)
         loss.backward()
         losses.append(loss.detach())
         gradients.append(anchor.grad)

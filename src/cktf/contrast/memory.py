@@ -40,14 +40,14 @@ class Draw:
         stored: [B] rows that hold the positives; None where the positive is the other network's
             representation of this batch.
         slots: [processes · B] rows that the representations of all processes go to; None: nowhere.
-        contrast_index: [B, 1+K] rows chosen for each anchor, the positive first; or None, and then
+        drawn: [B, K] rows that are the negatives of each anchor; or None, and then
         candidates: who of the keys is whose negative.
         chosen: [K] rows that are the keys of the batch; None: all of them.
     """
 
     stored: Tensor | None = None
     slots: Tensor | None = None
-    contrast_index: Tensor | None = None
+    drawn: Tensor | None = None
     candidates: Candidates | None = None
     chosen: Tensor | None = None
 
@@ -56,8 +56,8 @@ class Draw:
         """K."""
         if self.candidates is not None:
             return self.candidates.negatives
-        assert self.contrast_index is not None
-        return self.contrast_index.shape[1] - 1
+        assert self.drawn is not None
+        return self.drawn.shape[1]
 
 
 class Memory(nn.Module, ABC):
@@ -128,7 +128,8 @@ class Bank(Memory):
     def draw(self, index: Tensor) -> Draw:
         """Positives are the batch's own rows, which it then updates."""
         if self.sampler is not None:
-            return self.given(self.sampler.draw(index, self.negatives), index)
+            drawn = self.sampler.draw(index, self.negatives)
+            return Draw(index, gathered(index), drawn=drawn)
         slots = gathered(index)
         if self.estimator == "shared":
             chosen = self._shared(index.device)
@@ -144,8 +145,9 @@ class Bank(Memory):
 
     @staticmethod
     def given(contrast_index: Tensor, index: Tensor) -> Draw:
-        """A draw that was made elsewhere."""
-        return Draw(index, gathered(index), contrast_index=contrast_index)
+        """A draw that was made elsewhere: [B, 1+K] rows, the positive first."""
+        drawn = contrast_index[:, 1:].contiguous()
+        return Draw(contrast_index[:, 0], gathered(index), drawn=drawn)
 
 
 class Queue(Memory):

@@ -47,14 +47,14 @@ class NegativeSampler(nn.Module):
 
     @torch.no_grad()
     def draw(self, index: Tensor, negatives: int) -> Tensor:
-        """Positives and negatives of a batch.
+        """Negatives of a batch.
 
         Args:
             index: [B] int64, positions in the training set.
             negatives: K, draws for each anchor.
 
         Returns:
-            [B, 1+K] int64 positions: column 0 is `index`; on a CPU the others ascend.
+            [B, K] int64 positions; on a CPU they ascend.
         """
         start, length = self.start[index].unsqueeze(1), self.length[index].unsqueeze(1)
         drawn = torch.empty(len(index), negatives, dtype=torch.int64, device=index.device)
@@ -70,9 +70,7 @@ class NegativeSampler(nn.Module):
         if drawn.device.type == "cpu":
             # In the order of memory, scores are gathered, and weights added, ten times faster.
             drawn.numpy().sort(axis=1)
-        contrast = torch.empty(len(index), 1 + negatives, dtype=torch.int64, device=index.device)
-        contrast[:, 0], contrast[:, 1:] = index, drawn
-        return contrast
+        return drawn
 
 
 def check_labels(dataset_size: int, labels: Tensor | None) -> None:

@@ -66,16 +66,16 @@ class _Sampled(torch.autograd.Function):
     def forward(
         ctx: Any,
         anchor: Tensor,
+        positive: Tensor,
         keys: Tensor,
-        contrast_index: Tensor,
+        drawn: Tensor,
         temperature: float,
         critic: Critic,
     ) -> Tensor:
-        positive = keys.index_select(0, contrast_index[:, 0]).float()
-        drawn = contrast_index[:, 1:]
         with torch.autocast(anchor.device.type, enabled=False):
-            rows = anchor.float() / temperature
-            every = _scores(rows, keys)
+            rows, positive = anchor.float() / temperature, positive.float()
+            parts = [product(rows.to(p.dtype), p.t()) for _, p in _converted(keys, len(rows))]
+            every = parts.pop() if len(parts) == 1 else torch.cat(parts, dim=1)
             weights = every.gather(1, drawn).float()
             total = critic.block(weights)
             own = (rows * positive).sum(1)
@@ -87,7 +87,7 @@ class _Sampled(torch.autograd.Function):
                 dense = every.zero_() if same else torch.zeros_like(every, dtype=weights.dtype)
                 dense.scatter_add_(1, drawn, weights)
                 gradient = torch.zeros_like(rows)
-                for block, part in _blocks(keys, len(rows)):
+                for block, part in _converted(keys, len(rows)):
                     gradient += product(dense[:, block].to(part.dtype), part)
                 _keep(ctx, anchor, pull, push, positive, gradient, temperature)
         return loss.mean()
@@ -96,7 +96,7 @@ class _Sampled(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return grad_output * gradient, *([None] * 4)
+        return grad_output * gradient, *([None] * 5)
 
 
 class _Dense(torch.autograd.Function):
@@ -146,20 +146,15 @@ def _keep(
     ctx.save_for_backward((gradient / (len(anchor) * temperature)).to(anchor.dtype))
 
 
-def _scores(rows: Tensor, keys: Tensor) -> Tensor:
-    """[B, N] products of rows [B, D] with keys [N, D], in the type that they are multiplied in."""
-    if _dtype(keys) == keys.dtype:
-        return product(rows.to(keys.dtype), keys.t())
-    every = torch.empty(len(rows), len(keys), device=rows.device, dtype=_dtype(keys))
-    for block, part in _blocks(keys, len(rows)):
-        every[:, block] = product(rows, part.t())
-    return every
-
-
 def _dtype(keys: Tensor) -> torch.dtype:
     """The type that products with the keys are computed in."""
     slow = keys.dtype == torch.bfloat16 and not multiplies_bfloat16(keys.device)
     return torch.float32 if slow else keys.dtype
+
+
+def _converted(keys: Tensor, batch: int) -> Iterator[tuple[slice, Tensor]]:
+    """The keys in the type that they are multiplied in: at once where that is theirs."""
+    return iter([(slice(None), keys)]) if _dtype(keys) == keys.dtype else _blocks(keys, batch)
 
 
 def _blocks(keys: Tensor, batch: int) -> Iterator[tuple[slice, Tensor]]:
@@ -171,13 +166,17 @@ def _blocks(keys: Tensor, batch: int) -> Iterator[tuple[slice, Tensor]]:
 
 
 def sampled_contrast(
-    anchor: Tensor, keys: Tensor, contrast_index: Tensor, temperature: float, critic: Critic
+    anchor: Tensor,
+    positive: Tensor,
+    keys: Tensor,
+    drawn: Tensor,
+    temperature: float,
+    critic: Critic,
 ) -> Tensor:
-    """Mean loss of anchors [B, D] contrasted with chosen rows of keys [N, D].
-
-    The rows are `contrast_index` [B, 1+K], column 0 the positive.
-    """
-    loss: Tensor = _Sampled.apply(anchor, keys.detach(), contrast_index, temperature, critic)
+    """Mean loss of anchors [B, D] with positives [B, D] against rows [B, K] of keys [N, D]."""
+    loss: Tensor = _Sampled.apply(
+        anchor, positive.detach(), keys.detach(), drawn, temperature, critic
+    )
     return loss
 
 

@@ -26,7 +26,8 @@ def infonce_loss(
         Scalar float32, in nats, averaged over anchors: log(K + 1) where nothing is told apart.
     """
     check_sampled(anchor, bank, contrast_index)
-    return sampled_contrast(anchor, bank, contrast_index, temperature, InfoNCECritic())
+    positive, drawn = bank[contrast_index[:, 0]], contrast_index[:, 1:]
+    return sampled_contrast(anchor, positive, bank, drawn, temperature, InfoNCECritic())
 
 
 def infonce_loss_all(

@@ -64,7 +64,8 @@ def nce_loss(
     """
     check_sampled(anchor, bank, contrast_index)
     critic = nce_critic(normalizer, contrast_index.shape[1] - 1, len(bank), anchor.device)
-    return sampled_contrast(anchor, bank, contrast_index, temperature, critic)
+    positive, drawn = bank[contrast_index[:, 0]], contrast_index[:, 1:]
+    return sampled_contrast(anchor, positive, bank, drawn, temperature, critic)
 
 
 def check_sampled(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> None:

@@ -260,10 +260,10 @@ class CRD(Objective):
         keys = rows_of(bank, draw.chosen, device) if self.memory.rows else gathered(other)
 
         def contrast(anchor: Tensor, critic: Critic) -> Tensor:
-            if draw.contrast_index is not None:
-                return sampled_contrast(anchor, bank, draw.contrast_index, tau, critic)
-            assert draw.candidates is not None
             positive = other if draw.stored is None else rows_of(bank, draw.stored, device)
+            if draw.drawn is not None:
+                return sampled_contrast(anchor, positive, keys, draw.drawn, tau, critic)
+            assert draw.candidates is not None
             return dense_contrast(anchor, positive, keys, draw.candidates, tau, critic)
 
         if self.critic == "infonce":
