@@ -88,7 +88,10 @@ def sections() -> list[str]:
             "Where a step of `sampled` goes, by PyTorch's profiler:",
             table(*step["profiles"][pair]),
         ]
+    pair = " to ".join(step["scaled_pair"].split(":"))
     parts += [
+        f"### By the number of samples\n\nMilliseconds of a whole step of {pair} by N:",
+        table(*step["scaled"]),
         "What limits it: the networks, but for a small pair; then ten sides (eight on two stages, "
         "twelve on four),\nof which each multiplies the batch with every row twice, and gathers "
         "and scatters B·K numbers. A form\nof `sampled` with these products cannot come below the "

@@ -5,7 +5,8 @@
 The floor is what no transfer can do without: the teacher's forward pass, and the student's forward
 and backward. Each method's step has these, its loss, its heads and the optimizer's step. All are
 timed in turn within one process; contrast at the paper's settings unless its name says otherwise.
-Where the time of a `sampled` step goes is read from PyTorch's profiler.
+Where the time of a `sampled` step goes is read from PyTorch's profiler. Steps whose cost should not
+depend on N are timed from 10^4 to 10^7 samples, which takes 12 GB.
 """
 
 import argparse
@@ -41,6 +42,12 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "cktf sampled, bfloat16": ("cktf", {"estimator": "sampled", "storage": "bfloat16"}),
     "cktf shared, bfloat16": ("cktf", {"estimator": "shared", "storage": "bfloat16"}),
 }
+# Two banks at 10^7 rows are 10 GB, CKTF's ten would be 51.
+SCALED: dict[str, tuple[str, dict[str, object]]] = {
+    "cktf queue": METHODS["cktf queue"],
+    "crd shared": ("crd", {"estimator": "shared"}),
+}
+SCALED_PAIR, SIZES = "resnet56:resnet20", (10_000, 100_000, 1_000_000, 10_000_000)
 EVERYTHING = ("embedding", "stem", "stages", "preacts")
 PROFILED = ("cktf sampled", "cktf sampled, bfloat16")
 NETWORKS, DRAW = "both networks", "draw"
@@ -192,7 +199,20 @@ def main() -> None:
         parts = {name: methods[name].parts(args.repeats) for name in PROFILED}
         profiles[pair] = profiled(parts)
         print(table(*profiles[pair]))
-    keep("step", record | {"header": header, "tables": tables, "profiles": profiles})
+    by_size = scaled(args.batch, args.repeats)
+    print(f"\n{SCALED_PAIR}: ms by N\n{table(*by_size)}")
+    measured = {"header": header, "tables": tables, "profiles": profiles, "scaled": by_size}
+    keep("step", record | measured | {"scaled_pair": SCALED_PAIR})
+
+
+def scaled(batch: int, repeats: int) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a step's milliseconds by N."""
+    rows = []
+    for name, method in SCALED.items():
+        steps = {f"{size:,}": Steps(SCALED_PAIR, batch, size).of(*method) for size in SIZES}
+        times = alternate(steps, repeats)
+        rows.append([name, *(f"{statistics.median(t) * 1e3:.0f}" for t in times.values())])
+    return ["step", *(f"{size:,}" for size in SIZES)], rows
 
 
 def profiled(parts: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
