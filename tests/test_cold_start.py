@@ -12,6 +12,7 @@ from cktf.contrast import Footprint
 from cktf.data import DatasetLoader, ImageSet, MemoryLoader
 from cktf.engine import Trainer
 from cktf.errors import MethodError
+from cktf.functional.centered import centered
 from cktf.objectives import CRD
 from cktf.taps import Features
 
@@ -120,6 +121,55 @@ def test_normalizers_are_set_anew_at_the_epochs_that_were_named():
         found.append(crd.student_normalizer.item())
     assert found[0] != found[1]
     assert found[1] == found[2]
+
+
+class TestCenter:
+    """Heads without what all samples share."""
+
+    def crd(self, **options):
+        torch.manual_seed(0)
+        return CRD(6, 5, N, 8, 10, **{"estimator": "all"} | options)
+
+    def test_what_all_samples_share_changes_nothing(self):
+        own, other, index = torch.randn(B, 6), torch.randn(B, 5), torch.arange(B)
+        common, losses = 3 * torch.randn(6), {}
+        for center in (True, False):
+            losses[center] = [
+                self.crd(center=center).loss(own + shift, other, index).item()
+                for shift in (0.0, common)
+            ]
+        assert losses[True][0] == pytest.approx(losses[True][1], rel=1e-4)
+        assert losses[False][0] != pytest.approx(losses[False][1], rel=1e-2)
+
+    def test_rows_and_gradient_by_definition(self):
+        own = torch.randn(B, 6, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(centered, (own,))
+        crd = self.crd(center=True, momentum=0.0)
+        student, teacher, index = torch.randn(B, 6), torch.randn(B, 5), torch.arange(B)
+        crd.loss(student, teacher, index)
+        given = crd.student_head(student)
+        for i in range(B):
+            row = given[i] - sum(given) / B
+            torch.testing.assert_close(crd.student_bank[i], row / row.norm(), rtol=1e-4, atol=1e-5)
+
+    def test_without_it_the_common_direction_takes_the_rows_over(self):
+        """Samples that differ by a hundredth of what they share, against fresh rows."""
+        chosen = {}
+        for center in (False, True):
+            crd = self.crd(center=center, memory="batch")
+            torch.manual_seed(1)
+            steps = torch.optim.SGD(crd.parameters(), lr=0.1, momentum=0.9)
+            mixing = torch.randn(6, 5)
+            for _ in range(150):
+                own = torch.randn(N, 6)
+                own, other = 1 + own / 100, 1 + own @ mixing / 100
+                steps.zero_grad()
+                crd.loss(own, other, torch.arange(N)).backward()
+                steps.step()
+            rows, others = crd._rows(own, other)
+            nearest = (rows @ others.T).argmax(1)
+            chosen[center] = (nearest == torch.arange(N)).float().mean().item()
+        assert chosen[True] > 0.5 > chosen[False]
 
 
 class TestFootprint:

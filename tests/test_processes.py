@@ -20,6 +20,7 @@ CHOICES = {
     "queue": {"memory": "queue", "queue_size": 30, "negatives": 20},
     "batch": {"memory": "batch"},
     "batch-infonce": {"memory": "batch", "critic": "infonce"},
+    "centered": {"memory": "queue", "queue_size": 30, "negatives": 20, "center": True},
     "renormalized": {"estimator": "all", "negatives": 20, "renormalize": (2, 3)},
 }
 

@@ -38,6 +38,7 @@ class ContrastOptions(TypedDict, total=False):
     place: str
     init: Init
     renormalize: Sequence[int]
+    center: bool
 
 
 # Numbers in a row: its heads are as long, and no footprint counts them.

@@ -39,6 +39,7 @@ from cktf.contrast import (
     rows_of,
     update_bank,
 )
+from cktf.functional.centered import centered
 from cktf.functional.contrast import dense_contrast, sampled_contrast
 from cktf.functional.critics import Critic, InfoNCECritic, MeanScore, NCECritic
 from cktf.objectives.base import Loss, Objective, Setting, present
@@ -74,6 +75,8 @@ class CRD(Objective):
         init: rows at the start: `random` (the paper), or from a `forward` pass over the training
             set.
         renormalize: epochs at whose first batch the normalizers are set anew.
+        center: whether the batch's mean is taken from what a head gives, before rows get unit
+            length: then no direction that all samples share can take the rows over.
         labels: [N] classes: negatives come from other classes; None: from all other samples.
         source: the memory, where several objectives share one.
         sharing: how many objectives will share the memory that this one makes.
@@ -113,6 +116,7 @@ class CRD(Objective):
         place: str = DEVICE,
         init: Init = "random",
         renormalize: Sequence[int] = (),
+        center: bool = False,
         labels: Tensor | None = None,
         source: Memory | None = None,
         sharing: int = 1,
@@ -125,7 +129,7 @@ class CRD(Objective):
         )  # fmt: skip
         self.temperature, self.momentum, self.critic = temperature, momentum, critic
         self.storage, self.place, self.renormalize = storage, place, frozenset(renormalize)
-        self.embedding_dim = embedding_dim
+        self.embedding_dim, self.center = embedding_dim, center
         if source is None:
             source = new_memory(
                 dataset_size, labels,
@@ -237,10 +241,11 @@ class CRD(Objective):
 
     def _rows(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """[B, embedding_dim] rows of unit length."""
-        return (
-            F.normalize(self.student_head(student.float()), dim=1),
-            F.normalize(self.teacher_head(teacher.detach().float()), dim=1),
-        )
+        own = self.student_head(student.float())
+        other = self.teacher_head(teacher.detach().float())
+        if self.center:
+            own, other = centered(own), centered(other)
+        return F.normalize(own, dim=1), F.normalize(other, dim=1)
 
     def _store(self, student: Tensor, teacher: Tensor, draw: Draw, momentum: float) -> None:
         self._before = []
