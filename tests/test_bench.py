@@ -406,6 +406,8 @@ def test_a_method_may_have_a_baseline_of_its_own(tmp_path):
     assert "\nAhead of KD: CKTF.\nBehind CKTF: CKTF queue.\n" in text
     assert "\nNot told apart from CKTF: CKTF all.\n" in text
     assert "Behind KD: CKTF queue." in markdown(compare(tmp_path, baseline="KD"))
+    with pytest.raises(RecipeError, match="leave `against` away"):
+        make_matrix(matrix | {"added": "KD", "methods": methods | {"CKTF+KD": "cktf+kd"}})
     methods["CKTF all"]["against"] = "CKFT"
     with pytest.raises(RecipeError, match=r"CKTF all.against: no such method. .*CKTF"):
         make_matrix(matrix)

@@ -11,7 +11,7 @@ from cktf.batch import Batch
 from cktf.contrast import Footprint
 from cktf.data import DatasetLoader, ImageSet, MemoryLoader
 from cktf.engine import Trainer
-from cktf.errors import MethodError
+from cktf.errors import MethodError, ShapeError
 from cktf.functional.centered import centered
 from cktf.objectives import CRD
 from cktf.taps import Features
@@ -151,6 +151,10 @@ class TestCenter:
         for i in range(B):
             row = given[i] - sum(given) / B
             torch.testing.assert_close(crd.student_bank[i], row / row.norm(), rtol=1e-4, atol=1e-5)
+
+    def test_of_one_sample_nothing_would_be_left(self):
+        with pytest.raises(ShapeError, match=r"centered head compares the samples .* given 1"):
+            self.crd(center=True).loss(torch.randn(1, 6), torch.randn(1, 5), torch.zeros(1).long())
 
     def test_without_it_the_common_direction_takes_the_rows_over(self):
         """Samples that differ by a hundredth of what they share, against fresh rows."""

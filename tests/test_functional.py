@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from cktf.errors import ShapeError
+from cktf.functional import contrast as kernels
 from cktf.functional import kd_loss, nce_loss, precision
 from cktf.functional.contrast import sampled_contrast
 from cktf.functional.critics import EPSILON, MeanScore, _softplus_sums
@@ -111,6 +112,25 @@ def test_products_of_matrices_however_they_lie(there, monkeypatch):
             precision.product(left, right).double(), left.double() @ right.double(),
             rtol=1e-5, atol=1e-5,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("multiplied", [True, False])
+@pytest.mark.parametrize("block", [64, 1 << 20])
+def test_bfloat16_rows_however_they_are_multiplied(multiplied, block, monkeypatch):
+    """As they are or converted, at once or in blocks, with rows that are drawn many times."""
+    monkeypatch.setattr(kernels, "BLOCK", block)
+    monkeypatch.setattr(kernels, "multiplies_bfloat16", lambda _: multiplied)
+    anchor, bank, index = contrast()
+    index[:, 2:] = index[:, 2:3]
+    bank = bank.bfloat16()
+    found, expected = (anchor.clone().requires_grad_() for _ in range(2))
+    loss = nce_loss(found, bank, index, temperature=0.1, normalizer=50.0)
+    definition = nce_by_definition(expected, bank, index, 0.1, 50.0)
+    loss.backward()
+    definition.backward()
+    assert loss.item() == pytest.approx(definition.item(), rel=2e-2 if multiplied else 1e-5)
+    error = (found.grad - expected.grad).norm() / expected.grad.norm()
+    assert error < (2e-2 if multiplied else 1e-5)
 
 
 def test_nce_gradient_is_scaled_by_what_follows():

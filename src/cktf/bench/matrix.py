@@ -130,6 +130,8 @@ class Matrix(_Section):
         for where, method in wanted:
             if method is not None and method not in self.methods:
                 raise ValueError(f"{where}: no such method. {nearest(method, self.methods)}")
+        if self.added is not None and any(e.against for e in self.methods.values()):
+            raise ValueError("added: it says what all are compared with; leave `against` away")
         if self.added is not None and not any(m.endswith(f"+{self.added}") for m in self.methods):
             raise ValueError(f"added: no method is called NAME+{self.added}")
         taught = {pair.teacher for pair in self.pairs}

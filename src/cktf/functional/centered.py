@@ -3,8 +3,9 @@
 Maps after a ReLU are nowhere negative, so that the vectors of all samples point much the same way.
 Where the loss acts on that common direction alone, in the first steps, it grows until rows hardly
 differ: each is as near to another sample's as to its own. Subtracting the mean takes both the
-direction and the gradient along it away, as BatchNorm does in the heads of SimCLR (Chen et al.,
-"A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020).
+direction and the gradient along it away. DINO centers its teacher's outputs likewise, by a running
+mean (Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, arXiv
+2104.14294).
 """
 
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cktf.processes import averaged
+from cktf import _check
+from cktf.processes import averaged, processes
 
 
 class _Centered(torch.autograd.Function):
@@ -29,6 +31,12 @@ class _Centered(torch.autograd.Function):
 
 
 def centered(rows: Tensor) -> Tensor:
-    """[B, D] less its mean over the batch of all processes."""
+    """[B, D] less its mean over the batch of all processes.
+
+    Raises:
+        ShapeError: a batch of one, of which nothing would be left.
+    """
+    if processes() == 1:
+        _check.several("A centered head", rows)
     found: Tensor = _Centered.apply(rows)
     return found

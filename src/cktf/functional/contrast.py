@@ -74,21 +74,17 @@ class _Sampled(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(anchor.device.type, enabled=False):
             rows, positive = anchor.float() / temperature, positive.float()
-            parts = [product(rows.to(p.dtype), p.t()) for _, p in _converted(keys, len(rows))]
-            every = parts.pop() if len(parts) == 1 else torch.cat(parts, dim=1)
+            every = _scores(rows, keys)
             weights = every.gather(1, drawn).float()
             total = critic.block(weights)
             own = (rows * positive).sum(1)
             loss, pull, push = critic.finish(own, total, 1.0)
             if ctx.needs_input_grad[0]:
                 # The scores are done with: their memory, already mapped, takes the weights.
-                # Weights of a row that comes twice are added in float32.
-                same = every.dtype == weights.dtype
-                dense = every.zero_() if same else torch.zeros_like(every, dtype=weights.dtype)
-                dense.scatter_add_(1, drawn, weights)
+                _scatter(every, drawn, weights)
                 gradient = torch.zeros_like(rows)
                 for block, part in _converted(keys, len(rows)):
-                    gradient += product(dense[:, block].to(part.dtype), part)
+                    gradient += product(every[:, block], part)
                 _keep(ctx, anchor, pull, push, positive, gradient, temperature)
         return loss.mean()
 
@@ -130,6 +126,32 @@ class _Dense(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return grad_output * gradient, *([None] * 5)
+
+
+def _scores(rows: Tensor, keys: Tensor) -> Tensor:
+    """[B, N] products of rows [B, D] with keys [N, D], in the type that these are multiplied in."""
+    if _dtype(keys) == keys.dtype:
+        return product(rows.to(keys.dtype), keys.t())
+    every = torch.empty(len(rows), len(keys), device=rows.device, dtype=_dtype(keys))
+    for block, part in _blocks(keys, len(rows)):
+        every[:, block] = product(rows, part.t())
+    return every
+
+
+def _scatter(dense: Tensor, drawn: Tensor, weights: Tensor) -> None:
+    """Weights [B, K] to their columns of [B, N], in place; those of a row drawn twice are added.
+
+    They are added in float32: in another type a few anchors at a time, for the sake of memory.
+    """
+    if dense.dtype == weights.dtype:
+        dense.zero_().scatter_add_(1, drawn, weights)
+        return
+    batch, size = dense.shape
+    step = max(1, BLOCK // size) if dense.device.type == "cpu" else batch
+    for start in range(0, batch, step):
+        some = slice(start, start + step)
+        sums = torch.zeros_like(dense[some], dtype=weights.dtype)
+        dense[some] = sums.scatter_add_(1, drawn[some], weights[some])
 
 
 def _keep(

@@ -25,8 +25,8 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def product(left: Tensor, right: Tensor) -> Tensor:
     """`left @ right` of two matrices of one type, without a gradient.
 
-    On a CPU, float32 goes to oneDNN. MKL, which `@` calls, leaves AVX-512 unused on processors that
-    are not Intel's, and takes twice the time there.
+    On a CPU, float32 goes to oneDNN. MKL, which `@` calls, leaves AVX-512 unused on processors of
+    AMD, and takes twice the time there.
     """
     if left.device.type == "cpu" and left.dtype == torch.float32 and (linear := _onednn()):
         return linear(left, right.t(), None, "none", [], "")
@@ -42,10 +42,10 @@ def _onednn() -> Callable[..., Tensor] | None:
     left, right = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
     try:
         linear: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
-        right_too = torch.equal(linear(left, right, None, "none", [], ""), left @ right.t())
+        agrees = torch.equal(linear(left, right, None, "none", [], ""), left @ right.t())
     except (AttributeError, RuntimeError):
         return None
-    return linear if right_too else None
+    return linear if agrees else None
 
 
 def full_precision(function: Callable[P, T]) -> Callable[P, T]:
