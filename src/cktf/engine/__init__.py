@@ -5,7 +5,7 @@ from cktf.engine.devices import accelerator, place
 from cktf.engine.evaluate import Accuracy, evaluate
 from cktf.engine.progress import announce
 from cktf.engine.run_folder import RunFolder
-from cktf.engine.settings import OnNonFinite, Training, autocast_dtype, peak_memory_mb
+from cktf.engine.settings import OnNonFinite, Training, autocast, autocast_dtype, peak_memory_mb
 from cktf.engine.stage import MAIN, Stage
 from cktf.engine.tracking import tracked, trackers_of
 from cktf.engine.trainer import Fitted, Trainer
@@ -21,6 +21,7 @@ __all__ = [
     "Training",
     "accelerator",
     "announce",
+    "autocast",
     "autocast_dtype",
     "evaluate",
     "peak_memory_mb",

@@ -6,7 +6,7 @@ It knows no method by name: whatever is trained is an `Objective` over `Features
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from cktf.engine.progress import TrainingProgress, announce
 from cktf.engine.randomness import random_state, restore_random_state
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.saving import Place, Saver
-from cktf.engine.settings import Training, autocast_dtype, peak_memory_mb
+from cktf.engine.settings import Training, autocast, peak_memory_mb
 from cktf.engine.signals import asked_to_stop, listening
 from cktf.engine.stage import MAIN, Stage, schedule
 from cktf.errors import CheckpointError, Interrupted
@@ -290,11 +290,8 @@ class Trainer:
         with self._autocast():
             return evaluate(network, loader, self.num_classes, self.device, between)
 
-    @contextmanager
-    def _autocast(self) -> Iterator[None]:
-        dtype = autocast_dtype(self.training.precision, self.device)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            yield
+    def _autocast(self) -> AbstractContextManager[None]:
+        return autocast(self.training.precision, self.device)
 
     def _step(self, stage: Stage, batch: Batch) -> None:
         """One batch: its loss, its gradient, and unless these are not finite the update."""

@@ -6,9 +6,22 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# What autocast rounds the operands of, by the names that layers call.
+_PRODUCTS = frozenset(
+    {
+        torch.conv1d, torch.conv2d, torch.conv3d,
+        torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
+        F.linear, F.scaled_dot_product_attention,
+        torch.matmul, Tensor.matmul, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm,
+        torch.addmm, torch.baddbmm,
+    }
+)  # fmt: skip
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -19,6 +32,34 @@ def multiplies_bfloat16(device: torch.device) -> bool:
         return False
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+class RoundedProducts(TorchFunctionMode):
+    """Autocast's bfloat16 where a CPU does not multiply it: rounded alike, multiplied in float32.
+
+    Operands, results and the gradients of both have bfloat16's values; between them a layer takes
+    float32's time, of which PyTorch's own emulation takes ten times as much. Layers that are one
+    call of C++ (`torch.nn.MultiheadAttention`) are left to that.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """The function's result, of a product from rounded operands in float32."""
+        if func not in _PRODUCTS or not torch.is_autocast_enabled("cpu"):
+            return func(*args, **(kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            named = {name: _rounded(value) for name, value in (kwargs or {}).items()}
+            return func(*map(_rounded, args), **named).bfloat16()
+
+
+def _rounded(value: Any) -> Any:
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.bfloat16().float() if floating else value
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cktf.data import ImageSet
-from cktf.engine import RunFolder, accelerator, autocast_dtype, place
+from cktf.engine import RunFolder, accelerator, autocast, place
 from cktf.errors import CktfError, RunFolderError
 from cktf.recipes import (
     CUSTOM,
@@ -194,12 +194,11 @@ class Analyst:
         paths = find_paths(network, example.to(device))
         there = {n for n in ("stem", "stages", "embedding") if getattr(paths, n)}
         tap = Tap(network, paths, there)
-        dtype = autocast_dtype(training.precision, device)
         logits, embeddings, maps = [], [], []
         kept = 0
         with (
             evaluating(network),
-            torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
+            autocast(training.precision, device),
         ):
             for batch in loader.epoch(0):
                 features = tap(batch.images.to(device))

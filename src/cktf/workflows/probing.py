@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cktf.data import Loader, few_per_class
-from cktf.engine import RunFolder, Training, accelerator, autocast_dtype, place
+from cktf.engine import RunFolder, Training, accelerator, autocast, place
 from cktf.errors import DataError, ModelError, RecipeError
 from cktf.recipes import TrainRecipe, build_data, check, load_teacher, loader_of_test
 from cktf.taps import Tap, evaluating, name_of
@@ -85,7 +85,6 @@ def embed(network: nn.Module, loader: Loader, training: Training | None = None) 
     """
     training = training or Training(epochs=1)
     device = accelerator(training).device
-    dtype = autocast_dtype(training.precision, device)
     place(network, training, device)
     features, labels = [], []
     with evaluating(network):
@@ -95,7 +94,7 @@ def embed(network: nn.Module, loader: Loader, training: Training | None = None) 
                 raise DataError("A probe needs labels, and these images have none.")
             batch = batch.to(device)
             tap = tap or Tap(network, find_paths(network, batch.images[:2]), ["embedding"])
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            with autocast(training.precision, device):
                 found = tap(batch.images).embedding
             assert found is not None
             features.append(found.float().cpu())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cktf.data import ImageSet, labels_of
-from cktf.engine import Stage, accelerator, autocast_dtype, peak_memory_mb, place
+from cktf.engine import Stage, accelerator, autocast, peak_memory_mb, place
 from cktf.models import Normalized
 from cktf.recipes import Recipe
 from cktf.taps import CachedTap, FeaturePaths, Features, Tap
@@ -113,7 +113,6 @@ def rehearse(recipe: Recipe, parts: Parts) -> Rehearsal:
 
 
 def _steps(recipe: Recipe, parts: Parts, stage: Stage, device: torch.device) -> Iterator[_Step]:
-    dtype = autocast_dtype(recipe.runtime.precision, device)
     stage.objective.train()
     assert stage.student is not None
     if parts.teacher is not None:
@@ -126,7 +125,7 @@ def _steps(recipe: Recipe, parts: Parts, stage: Stage, device: torch.device) -> 
         batch = batch.to(device)
         parts.student.train()
         parts.student.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(recipe.runtime.precision, device):
             with torch.no_grad():
                 teacher = None if stage.teacher is None else stage.teacher(batch.images)
             student = stage.student(batch.images)
