@@ -1,8 +1,9 @@
 """Which training samples a batch is contrasted with.
 
 With labels, a sample's negatives are the samples of other classes; without, all samples but
-itself. Order the samples by class once, and either is everything outside one contiguous range: K
-draws are one `randint` and a shift past the range, for the whole batch, on the batch's device.
+itself, as if each were a class. Order the samples by class and write that order down twice: the
+negatives of any sample are then one contiguous range, from the end of its class to where that class
+begins anew. K draws are one `random_` and a shift, for the whole batch, on the batch's device.
 Draws are with replacement, as noise-contrastive estimation assumes.
 """
 
@@ -25,25 +26,21 @@ class NegativeSampler(nn.Module):
         ShapeError: labels that are not [N].
     """
 
-    order: Tensor | None
-    start: Tensor
-    length: Tensor
+    order: Tensor
+    after: Tensor
+    count: Tensor
 
     def __init__(self, dataset_size: int, labels: Tensor | None = None) -> None:
         super().__init__()
-        self.dataset_size = dataset_size
         check_labels(dataset_size, labels)
-        if labels is None:
-            order, start, length = None, torch.arange(dataset_size), torch.ones(dataset_size).long()
-        else:
-            # Half as wide as positions are elsewhere: each draw reads and sorts it sooner.
-            order = labels.argsort(stable=True).int()
-            _, class_of, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-            start, length = (counts.cumsum(0) - counts)[class_of], counts[class_of]
+        classes = torch.arange(dataset_size) if labels is None else labels
+        # Half as wide as positions are elsewhere: each draw reads and sorts it sooner.
+        order = classes.argsort(stable=True).int()
+        _, class_of, sizes = torch.unique(classes, return_inverse=True, return_counts=True)
         # Derived from the data set, hence not saved with the run.
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("start", start, persistent=False)
-        self.register_buffer("length", length, persistent=False)
+        self.register_buffer("order", torch.cat([order, order]), persistent=False)
+        self.register_buffer("after", sizes.cumsum(0)[class_of], persistent=False)
+        self.register_buffer("count", dataset_size - sizes[class_of], persistent=False)
 
     @torch.no_grad()
     def draw(self, index: Tensor, negatives: int) -> Tensor:
@@ -56,21 +53,16 @@ class NegativeSampler(nn.Module):
         Returns:
             [B, K] int64 positions; on a CPU they ascend.
         """
-        start, length = self.start[index].unsqueeze(1), self.length[index].unsqueeze(1)
+        after, count = self.after[index].unsqueeze(1), self.count[index].unsqueeze(1)
         drawn = torch.empty(len(index), negatives, dtype=torch.int64, device=index.device)
-        if self.order is None:
-            drawn.random_(self.dataset_size - 1)
-            drawn += drawn >= start
-        else:
-            # Classes differ in size: 31 random bits are scaled to each anchor's own count, in
-            # integers; a float32 could name no more than 2^24 rows, and round up to the count.
-            drawn.random_(1 << 31).mul_(self.dataset_size - length).bitwise_right_shift_(31)
-            drawn += (drawn >= start) * length
-            drawn = self.order.index_select(0, drawn.view(-1)).view_as(drawn)
+        # Classes differ in size: 31 random bits are scaled to each anchor's own count, in integers;
+        # a float32 could name no more than 2^24 rows, and round up to the count.
+        drawn.random_(1 << 31).mul_(count).bitwise_right_shift_(31).add_(after)
+        drawn = self.order.index_select(0, drawn.view(-1)).view_as(drawn)
         if drawn.device.type == "cpu":
             # In the order of memory, scores are gathered, and weights added, ten times faster.
             drawn.numpy().sort(axis=1)
-        return drawn
+        return drawn.long()
 
 
 def check_labels(dataset_size: int, labels: Tensor | None) -> None:
