@@ -34,6 +34,8 @@ DATA_DIR ?= data
 benchmarks: $(VENV)/.installed-benchmarks
 	$(BIN)/python benchmarks/contrast.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/step.py --precision float32 --sizes \
+	    --pairs resnet32x4:resnet8x4 resnet56:resnet20
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/epoch.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/feeding.py --data-dir $(DATA_DIR)

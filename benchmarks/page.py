@@ -42,10 +42,23 @@ def plot(contrast: dict[str, Any]) -> None:
     figure.savefig(DOCS / PLOT, metadata={"Date": None})
 
 
+def steps_of(step: dict[str, Any], level: str = "") -> list[str]:
+    """Each pair's steps, and where the time of one goes."""
+    parts = []
+    for pair, rows in step["tables"].items():
+        parts += [
+            f"###{level} {' to '.join(pair.split(':'))}",
+            table(step["header"], rows),
+            "Where a step of `sampled` goes, by PyTorch's profiler:",
+            table(*step["profiles"][pair]),
+        ]
+    return parts
+
+
 def sections() -> list[str]:
     """The page, part by part."""
-    contrast, step, methods, epoch, feeding = (
-        read(name) for name in ("contrast", "step", "methods", "epoch", "feeding")
+    contrast, step, exact, methods, epoch, feeding = (
+        read(name) for name in ("contrast", "step", "step-float32", "methods", "epoch", "feeding")
     )
     plot(contrast)
     case = contrast["case"]
@@ -81,13 +94,12 @@ def sections() -> list[str]:
         f"`benchmarks/step.py`, B={step['batch']}, N={step['size']}, K=16384, {step['machine']}.\n"
         "The floor is the teacher's forward pass with the student's forward and backward.",
     ]
-    for pair, rows in step["tables"].items():
-        parts += [
-            f"### {' to '.join(pair.split(':'))}",
-            table(step["header"], rows),
-            "Where a step of `sampled` goes, by PyTorch's profiler:",
-            table(*step["profiles"][pair]),
-        ]
+    parts += steps_of(step)
+    parts += [
+        "### With networks in float32\n\nAs the papers compute, which makes the floor higher, by "
+        f"`benchmarks/step.py --precision float32`, {exact['machine']}.",
+        *steps_of(exact, "#"),
+    ]
     pair = " to ".join(step["scaled_pair"].split(":"))
     parts += [
         f"### By the number of samples\n\nMilliseconds of a whole step of {pair} by N:",

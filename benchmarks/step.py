@@ -1,19 +1,21 @@
 """Time of a full training step over its floor, for pairs of the papers' networks.
 
-    python benchmarks/step.py [--pairs resnet56:resnet20 …] [--batch 64] [--size 50000]
+    python benchmarks/step.py [--pairs resnet56:resnet20 …] [--precision float32] [--sizes]
 
 The floor is what no transfer can do without: the teacher's forward pass, and the student's forward
 and backward. Each method's step has these, its loss, its heads and the optimizer's step. All are
 timed in turn within one process; contrast at the paper's settings unless its name says otherwise.
-Where the time of a `sampled` step goes is read from PyTorch's profiler. Steps whose cost should not
-depend on N are timed from 10^4 to 10^7 samples, which takes 12 GB.
+Where the time of a `sampled` step goes is read from PyTorch's profiler. The networks compute in
+what training takes here, or as `--precision` says; the papers' do in float32. Steps whose cost
+should not depend on N are timed at each of `--sizes`, 10^4 to 10^7 samples, which takes 12 GB.
 """
 
 import argparse
 import statistics
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, get_args
 
 import torch
 from measure import alternate, keep, machine, median_ratio, table
@@ -22,7 +24,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from cktf.batch import Batch
 from cktf.contrast import Draw, Memory
-from cktf.engine import Training, autocast_dtype, place
+from cktf.engine import Training, autocast, place
+from cktf.engine.settings import Precision
 from cktf.models import create
 from cktf.objectives import Objective, Setting, WeightedSum, compose
 from cktf.taps import Tap, evaluating
@@ -61,14 +64,14 @@ BACKWARD = ("Convolution", "NativeBatchNorm", "Relu", "Threshold", "MaxPool", "A
 class Steps:
     """The steps of one pair of networks."""
 
-    def __init__(self, pair: str, batch: int, size: int) -> None:
+    def __init__(self, pair: str, batch: int, size: int, precision: Precision = "auto") -> None:
         torch.manual_seed(0)
         teacher, student = (create(name, CLASSES) for name in pair.split(":"))
         training, device = Training(epochs=1), torch.device("cpu")
         for network in (teacher, student):
             place(network, training, device)
         self.teacher, self.student = teacher.eval().requires_grad_(False), student
-        self.dtype = autocast_dtype("auto", device)
+        self.precision = precision
         labels = torch.randint(CLASSES, (size,))
         index = torch.randperm(size)[:batch]
         images = torch.rand(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -86,9 +89,9 @@ class Steps:
             logits: Tensor = self.student(self.batch.images)
         logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
 
-    def autocast(self) -> torch.autocast:
-        """The precision that training takes on this machine."""
-        return torch.autocast("cpu", self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+    def autocast(self) -> AbstractContextManager[None]:
+        """Within it, the networks compute in their precision."""
+        return autocast(self.precision, torch.device("cpu"))
 
     def compose(self, method: str, options: dict[str, dict[str, object]]) -> WeightedSum:
         """The objective of a method between the two networks."""
@@ -175,6 +178,8 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="*", default=PAIRS)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, default=50_000)
+    parser.add_argument("--precision", choices=get_args(Precision), default="auto")
+    parser.add_argument("--sizes", nargs="*", type=int, default=SIZES)
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     print(machine())
@@ -183,7 +188,7 @@ def main() -> None:
     tables: dict[str, list[list[str]]] = {}
     profiles: dict[str, tuple[list[str], list[list[str]]]] = {}
     for pair in args.pairs:
-        steps = Steps(pair, args.batch, args.size)
+        steps = Steps(pair, args.batch, args.size, args.precision)
         methods = {name: steps.of(*method) for name, method in METHODS.items()}
         times = alternate({"floor": steps.floor, **methods}, args.repeats)
         tables[pair] = [
@@ -199,20 +204,26 @@ def main() -> None:
         parts = {name: methods[name].parts(args.repeats) for name in PROFILED}
         profiles[pair] = profiled(parts)
         print(table(*profiles[pair]))
-    by_size = scaled(args.batch, args.repeats)
-    print(f"\n{SCALED_PAIR}: ms by N\n{table(*by_size)}")
-    measured = {"header": header, "tables": tables, "profiles": profiles, "scaled": by_size}
-    keep("step", record | measured | {"scaled_pair": SCALED_PAIR})
+    measured: dict[str, object] = {"header": header, "tables": tables, "profiles": profiles}
+    if args.sizes:
+        by_size = scaled(args.batch, args.sizes, args.precision, args.repeats)
+        print(f"\n{SCALED_PAIR}: ms by N\n{table(*by_size)}")
+        measured |= {"scaled": by_size, "scaled_pair": SCALED_PAIR}
+    keep("step" if args.precision == "auto" else f"step-{args.precision}", record | measured)
 
 
-def scaled(batch: int, repeats: int) -> tuple[list[str], list[list[str]]]:
+def scaled(
+    batch: int, sizes: Sequence[int], precision: Precision, repeats: int
+) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a step's milliseconds by N."""
     rows = []
     for name, method in SCALED.items():
-        steps = {f"{size:,}": Steps(SCALED_PAIR, batch, size).of(*method) for size in SIZES}
+        steps = {
+            f"{size:,}": Steps(SCALED_PAIR, batch, size, precision).of(*method) for size in sizes
+        }
         times = alternate(steps, repeats)
         rows.append([name, *(f"{statistics.median(t) * 1e3:.0f}" for t in times.values())])
-    return ["step", *(f"{size:,}" for size in SIZES)], rows
+    return ["step", *(f"{size:,}" for size in sizes)], rows
 
 
 def profiled(parts: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
