@@ -232,6 +232,25 @@ def test_module_vector_gradient_over_the_batch(order, grid, block, monkeypatch):
     torch.testing.assert_close(found.grad, expected.grad, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block", [1, 2 * 3 * 60, 1 << 19])
+def test_module_vector_of_tokens_without_the_first(dtype, block, monkeypatch):
+    """A view whose parts, one sample long, seem to lie in another order than the whole."""
+    monkeypatch.setattr("cktf.functional.module_vector._BLOCK", block)
+    given, weights = torch.randn(5, 61, 3).to(dtype), torch.randn(5, 3 * 4)
+    found, expected = (given.clone().requires_grad_() for _ in range(2))
+    maps = found[:, 1:].mT.reshape(5, 3, 10, 6)
+    assert not maps.is_contiguous()
+    (module_vector(maps, 3, (2, 2), "batch") * weights).sum().backward()
+    dense = expected[:, 1:].mT.reshape(5, 3, 10, 6).float()
+    norm = dense.square().sum(0, keepdim=True).sqrt()
+    (F.adaptive_avg_pool2d(dense / norm, (2, 2)).flatten(1) * weights).sum().backward()
+    rounding = (
+        {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.01}
+    )
+    torch.testing.assert_close(found.grad, expected.grad, **rounding)
+
+
 def test_module_vector_of_dead_units_has_a_finite_gradient():
     fmap = torch.zeros(4, 3, 8, 8, requires_grad=True)
     module_vector(fmap, 3, (1, 1), "batch").sum().backward()

@@ -197,6 +197,12 @@ class TestQueue:
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
         assert queue.student_normalizer.item() == pytest.approx(bank.student_normalizer.item())
 
+    def test_a_batch_that_does_not_fit_is_told_before_training(self):
+        objective = crd(memory="queue", queue_size=16)
+        objective.footprint(16)
+        with pytest.raises(MethodError, match=r"queue_size is 16.* 17. Set queue_size to 17"):
+            objective.footprint(17)
+
     def test_evaluation_leaves_it(self):
         objective = crd(memory="queue", queue_size=16).eval()
         before = copy.deepcopy(objective.state_dict())
@@ -208,6 +214,16 @@ class TestQueue:
         objective = crd(memory="queue", queue_size=4)
         with pytest.raises(MethodError, match="queue_size is 4, the batch of all processes 6"):
             objective.loss(*(e[:B] for e in embeddings()), torch.arange(B))
+
+
+def test_infonce_refuses_a_temperature_whose_exponentials_overflow():
+    rows, index = F.normalize(torch.randn(4, 8), dim=1), torch.arange(4)
+    for loss in (
+        lambda: infonce_loss(rows, rows, torch.tensor([[0, 1]] * 4), temperature=0.01),
+        lambda: infonce_loss_all(rows, rows, index, temperature=0.01, negatives=3),
+    ):
+        with pytest.raises(MethodError, match=r"0.02 or more, given 0.01"):
+            loss()
 
 
 @pytest.mark.parametrize("critic", ["nce", "infonce"])

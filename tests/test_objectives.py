@@ -1,6 +1,7 @@
 """The contract of every objective, and what is particular to some."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -201,6 +202,18 @@ class TestMethodStrings:
         with pytest.raises(MethodError, match="Give one"):
             compose("cktf:0.5", setting, {"cktf": {"beta": 1.0}})
 
+    def test_one_weight_given_leaves_the_other_as_it_was(self):
+        """Beside another method both are 0.8, by itself 0.8 and 0.1."""
+        setting, small = Case("cktf", "resnet-wrn").setting, {"memory": "batch"}
+
+        def weights(method, **options):
+            cktf = compose(method, setting, {"cktf": small | options}).terms["cktf"]
+            return cktf.beta, cktf.theta
+
+        assert weights("at+cktf", beta=0.5) == (0.5, 0.8)
+        assert weights("at+cktf", theta=0.5) == (0.8, 0.5)
+        assert weights("cktf", beta=0.5) == (0.5, 0.1)
+
 
 class TestCRD:
     def test_normalizers_are_set_once(self):
@@ -290,6 +303,31 @@ class TestCKTF:
         loss = cktf(*case.features(), case.batch)
         assert loss.total.isfinite()
         assert list(loss.terms) == ["stem", "module1", "module2", "module3", "embedding"]
+
+    @pytest.mark.parametrize("match", ["first", "random", "smallest", "largest"])
+    def test_blocks_of_a_stage_may_differ(self, match):
+        """Any of them may be chosen, in any batch."""
+        torch.manual_seed(0)
+
+        def features(*widths):
+            blocks = tuple(
+                tuple(torch.randn(6, width, side, side) for width in widths) for side in (8, 4)
+            )
+            stages = tuple(stage[-1] for stage in blocks)
+            return Features(
+                stem=torch.randn(6, 4, 8, 8), stages=stages, blocks=blocks,
+                embedding=torch.randn(6, 8), logits=torch.randn(6, 3),
+            )  # fmt: skip
+
+        cktf = CKTF(features(4, 4), features(9, 3, 5), N, match=match, memory="batch")
+        for _ in range(8):
+            loss = cktf.loss(features(4, 4), features(9, 3, 5), torch.arange(6))
+            assert loss.total.isfinite()
+
+    def test_blocks_that_are_not_known(self):
+        student, teacher = (replace(f, blocks=()) for f in Case("cktf", "resnet-wrn").features())
+        with pytest.raises(MethodError, match=r"teacher's stages.*match=last"):
+            CKTF(student, teacher, N, match="first")
 
     def test_weights_place_the_terms(self):
         case = Case("cktf", "resnet-wrn")

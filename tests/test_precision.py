@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cktf.engine import autocast, settings
+from cktf.batch import Batch
+from cktf.engine import autocast, evaluate, in_precision, settings
 from cktf.functional.precision import full_precision
 
 CPU = torch.device("cpu")
@@ -90,6 +91,35 @@ def test_auto_is_bfloat16_only_where_it_is_multiplied(multiplied):
     x, w = operands()
     with autocast("auto", CPU):
         assert (x @ w.t()).dtype == (torch.bfloat16 if multiplied else torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_what_autocast_leaves_is_left(dtype, multiplied):
+    values = torch.arange(-50, 50).view(10, 10).to(dtype)
+    with autocast("bfloat16", CPU):
+        assert torch.equal(torch.mm(values, values), values @ values)
+        assert torch.mm(values, values).dtype == dtype
+
+
+def test_a_result_goes_where_it_is_asked(multiplied):
+    x, w = (value.detach() for value in operands())
+    result = torch.zeros(10, 10)
+    with autocast("bfloat16", CPU):
+        torch.mm(x, w.t(), out=result)
+    torch.testing.assert_close(result, x @ w.t(), rtol=0.02, atol=0.1)
+
+
+def test_images_are_loaded_in_their_own_precision(multiplied):
+    class Images:
+        samples = 4
+
+        def epoch(self, epoch):
+            assert not torch.is_autocast_enabled("cpu")
+            yield Batch(torch.rand(4, 3), torch.arange(4) % 2, torch.arange(4))
+
+    network = nn.Linear(3, 2)
+    assert in_precision(network, "bfloat16", CPU)(torch.rand(1, 3)).dtype == torch.bfloat16
+    evaluate(in_precision(network, "bfloat16", CPU), Images(), 2, CPU)
 
 
 def test_a_network_trains_alike_either_way(monkeypatch):

@@ -21,6 +21,8 @@ CHOICES = {
     "batch": {"memory": "batch"},
     "batch-infonce": {"memory": "batch", "critic": "infonce"},
     "centered": {"memory": "queue", "queue_size": 30, "negatives": 20, "center": True},
+    "random": {"memory": "batch", "match": "random"},
+    "smallest": {"memory": "batch", "match": "smallest"},
     "renormalized": {"estimator": "all", "negatives": 20, "renormalize": (2, 3)},
 }
 
@@ -29,10 +31,13 @@ def features(count: int, channels: int, generator: torch.Generator) -> Features:
     def normal(*shape: int) -> Tensor:
         return torch.randn(count, *shape, generator=generator).requires_grad_()
 
+    stages = (normal(channels, 8, 8), normal(2 * channels, 4, 4))
+    embedding, logits = normal(2 * channels), normal(3)
+    # Blocks of one stage may differ in width.
+    blocks = tuple((normal(channels - 1, *s.shape[-2:]), s) for s in stages)
     return Features(
-        stem=normal(4, 8, 8), stages=(normal(channels, 8, 8), normal(2 * channels, 4, 4)),
-        embedding=normal(2 * channels), logits=normal(3),
-    )  # fmt: skip
+        stem=normal(4, 8, 8), stages=stages, embedding=embedding, logits=logits, blocks=blocks
+    )
 
 
 def part(whole: Features, rank: int, world: int) -> Features:
@@ -44,6 +49,7 @@ def part(whole: Features, rank: int, world: int) -> Features:
     return Features(
         stem=cut(whole.stem), stages=tuple(cut(s) for s in whole.stages),
         embedding=cut(whole.embedding), logits=cut(whole.logits),
+        blocks=tuple(tuple(cut(b) for b in stage) for stage in whole.blocks),
     )  # fmt: skip
 
 

@@ -103,6 +103,9 @@ class Memory(nn.Module, ABC):
         """Whether so many samples have filled it."""
         return samples >= self.rows
 
+    def check_batch(self, batch: int) -> None:
+        """Raise MethodError for a batch of all processes that the memory cannot hold."""
+
     def _ids(self, index: Tensor) -> Tensor:
         """What makes samples each other's negatives when it differs; -1 stays -1."""
         if self.labels is None:
@@ -184,15 +187,19 @@ class Queue(Memory):
         if not self.training:
             return Draw(candidates=candidates, chosen=chosen)
         entering = gathered(index)
-        if len(entering) > self.rows:
-            raise MethodError(
-                f"A queue holds at least one batch: queue_size is {self.rows}, the batch of all "
-                f"processes {len(entering)}. Set queue_size to {len(entering)} or more."
-            )
+        self.check_batch(len(entering))
         slots = (self.next + torch.arange(len(entering), device=index.device)) % self.rows
         self.held[slots] = entering
         self.next.add_(len(entering)).remainder_(self.rows)
         return Draw(slots=slots, candidates=candidates, chosen=chosen)
+
+    def check_batch(self, batch: int) -> None:
+        """A batch enters at once."""
+        if batch > self.rows:
+            raise MethodError(
+                f"A queue holds at least one batch: queue_size is {self.rows}, the batch of all "
+                f"processes {batch}. Set queue_size to {batch} or more."
+            )
 
 
 class InBatch(Memory):

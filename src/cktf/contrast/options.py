@@ -11,11 +11,11 @@ from cktf.contrast.bank import DEVICE, DTYPES, HOST, Storage
 from cktf.contrast.footprint import footprint
 from cktf.contrast.memory import Bank, Estimator, InBatch, Memory, Queue
 from cktf.errors import MethodError, nearest
+from cktf.functional.critics import COLDEST
 
 MemoryName = Literal["bank", "queue", "batch"]
 CriticName = Literal["nce", "infonce"]
 Init = Literal["random", "forward"]
-_COLDEST = 0.02
 _ESTIMATORS: dict[str, tuple[Estimator, ...]] = {
     "bank": ("sampled", "all", "shared"),
     "queue": ("all", "shared"),
@@ -78,8 +78,7 @@ def check_options(
             1 <= embedding_dim <= _LONGEST
         ),
         f"negatives is 1 or more, given {negatives}": negatives >= 1,
-        # exp(1/τ) times N must stay below the largest float32.
-        f"temperature is {_COLDEST} or more, given {temperature}": temperature >= _COLDEST,
+        f"temperature is {COLDEST} or more, given {temperature}": temperature >= COLDEST,
         f"momentum is from 0 to 1, given {momentum}": 0 <= momentum <= 1,
         f"queue_size is 2 or more, given {queue_size}": queue_size >= 2,
         f"renormalize names epochs of 1 or more, given {renormalize}": all(

@@ -5,7 +5,14 @@ from cktf.engine.devices import accelerator, place
 from cktf.engine.evaluate import Accuracy, evaluate
 from cktf.engine.progress import announce
 from cktf.engine.run_folder import RunFolder
-from cktf.engine.settings import OnNonFinite, Training, autocast, autocast_dtype, peak_memory_mb
+from cktf.engine.settings import (
+    OnNonFinite,
+    Training,
+    autocast,
+    autocast_dtype,
+    in_precision,
+    peak_memory_mb,
+)
 from cktf.engine.stage import MAIN, Stage
 from cktf.engine.tracking import tracked, trackers_of
 from cktf.engine.trainer import Fitted, Trainer
@@ -24,6 +31,7 @@ __all__ = [
     "autocast",
     "autocast_dtype",
     "evaluate",
+    "in_precision",
     "peak_memory_mb",
     "place",
     "tracked",

@@ -138,9 +138,9 @@ def not_finite(
     Args:
         bad: step, learning rate and names of what is not finite.
         epoch: in which it was.
-        batch: of that step, where it is still known.
+        batch: of that step; None where steps came after it.
         student: for the names of its parameters.
-        parameters: all that train, with the gradients of that step if they are still there.
+        parameters: all that train, with the gradients of that step unless steps came after it.
     """
     step, lr, names = bad
     terms = [name for name in names if name not in (_TOTAL, _GRADIENT)]
@@ -151,7 +151,8 @@ def not_finite(
         where = f"The loss is not finite at step {step} of epoch {epoch}; it comes from: the sum"
     else:
         where = (
-            f"The gradient is not finite at step {step} of epoch {epoch}; the loss is{_of(student)}"
+            f"The gradient is not finite at step {step} of epoch {epoch}; the loss is"
+            f"{'' if batch is None else _of(student)}"
         )
     return TrainingError(
         f"{where}. The learning rate was {lr:.3g}. Likely cause: {_cause(batch, parameters)} Or go "
@@ -168,7 +169,12 @@ def _of(student: nn.Module) -> str:
 
 
 def _cause(batch: Batch | None, parameters: Sequence[Tensor]) -> str:
-    if batch is not None and not bool(batch.images.isfinite().all()):
+    if batch is None:
+        return (
+            "not known, for it was seen some steps later. --on-nonfinite skip looks at every step; "
+            "a tenth of the learning rate, --set optimizer.lr=…, or --set optimizer.clip=1 may do."
+        )
+    if not bool(batch.images.isfinite().all()):
         whole = batch.images.flatten(1).isfinite().all(dim=1)
         samples = batch.index[~whole].tolist()[:5]
         return f"the images of samples {samples} hold NaN or infinity: mend or leave them out."

@@ -2,12 +2,13 @@
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from cktf.functional.precision import RoundedProducts, multiplies_bfloat16
 
@@ -82,6 +83,18 @@ def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
         RoundedProducts() if emulated else nullcontext(),
     ):
         yield
+
+
+def in_precision(
+    network: Callable[[Tensor], Tensor], precision: Precision, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """The network in this precision, and what stands around its call, like loading, in its own."""
+
+    def forward(images: Tensor) -> Tensor:
+        with autocast(precision, device):
+            return network(images)
+
+    return forward
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -24,7 +24,7 @@ from cktf.engine.progress import TrainingProgress, announce
 from cktf.engine.randomness import random_state, restore_random_state
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.saving import Place, Saver
-from cktf.engine.settings import Training, autocast, peak_memory_mb
+from cktf.engine.settings import Training, autocast, in_precision, peak_memory_mb
 from cktf.engine.signals import asked_to_stop, listening
 from cktf.engine.stage import MAIN, Stage, schedule
 from cktf.errors import CheckpointError, Interrupted
@@ -286,9 +286,8 @@ class Trainer:
             loader: labelled batches.
             between: called after every batch.
         """
-        network.eval()
-        with self._autocast():
-            return evaluate(network, loader, self.num_classes, self.device, between)
+        forward = in_precision(network.eval(), self.training.precision, self.device)
+        return evaluate(forward, loader, self.num_classes, self.device, between)
 
     def _autocast(self) -> AbstractContextManager[None]:
         return autocast(self.training.precision, self.device)
@@ -304,7 +303,9 @@ class Trainer:
         look = self.tally.note(self.place.step + 1, lr, numbers) or self._looks_at_once
         if look and (bad := self.tally.first_bad()) is not None:
             if self._undo is None:
-                raise not_finite(bad, self._epoch_now, batch, self.student, self._parameters)
+                # On a GPU, numbers are looked at some steps later.
+                known = batch if bad[0] == self.place.step + 1 else None
+                raise not_finite(bad, self._epoch_now, known, self.student, self._parameters)
             self._undo.back()
             self.run.log(f"skipped step {bad[0]} of epoch {self._epoch_now}: {bad[2]} not finite")
             self.tally.skip(self._epoch_now, bad[0])

@@ -10,7 +10,7 @@ the keys, and in float32 too where the hardware does not multiply bfloat16.
   the chosen ones are gathered; the gradient is the transpose, one scatter and one product. Time
   4·B·N·D operations and a few passes over B·K numbers; memory B·N and a few times B·K.
 - `dense_contrast`: every key is a negative of every anchor, but for those of a mask. No gather, no
-  scatter. Time 4·B·M·D operations for M keys; memory B·`BLOCK`, since keys are read in blocks.
+  scatter. Time 4·B·M·D operations for M keys; memory `BLOCK` numbers: keys are read in blocks.
 """
 
 from collections.abc import Iterator
@@ -47,7 +47,9 @@ class Candidates:
         # All sides of a batch read the same mask: it is kept if it is no larger than a few blocks.
         small = len(anchor_ids) * len(key_ids) <= 4 * BLOCK
         self._mask = self._masked(slice(None)) if small else None
-        own = (key_ids == self._anchors).sum(1) if self._mask is None else self._mask.isinf().sum(1)
+        own = torch.zeros(len(anchor_ids), dtype=torch.int64, device=anchor_ids.device)
+        for block in blocks(len(key_ids), len(anchor_ids)):
+            own += (key_ids[block] == self._anchors).sum(1)
         count = len(key_ids) - own
         self.share = torch.where(count > 0, negatives / count.clamp_min(1), 0.0)
 
@@ -147,7 +149,7 @@ def _scatter(dense: Tensor, drawn: Tensor, weights: Tensor) -> None:
         dense.zero_().scatter_add_(1, drawn, weights)
         return
     batch, size = dense.shape
-    step = max(1, BLOCK // size) if dense.device.type == "cpu" else batch
+    step = max(1, (BLOCK if dense.device.type == "cpu" else 16 * BLOCK) // size)
     for start in range(0, batch, step):
         some = slice(start, start + step)
         sums = torch.zeros_like(dense[some], dtype=weights.dtype)
@@ -181,10 +183,14 @@ def _converted(keys: Tensor, batch: int) -> Iterator[tuple[slice, Tensor]]:
 
 def _blocks(keys: Tensor, batch: int) -> Iterator[tuple[slice, Tensor]]:
     """The keys in blocks, in the type that they are multiplied in."""
-    size = max(1, BLOCK // batch)
-    for start in range(0, len(keys), size):
-        block = slice(start, start + size)
+    for block in blocks(len(keys), batch):
         yield block, keys[block].to(_dtype(keys))
+
+
+def blocks(keys: int, batch: int) -> Iterator[slice]:
+    """Slices of so many keys, each of which has `BLOCK` scores with a batch."""
+    size = max(1, BLOCK // batch)
+    return (slice(start, start + size) for start in range(0, keys, size))
 
 
 def sampled_contrast(

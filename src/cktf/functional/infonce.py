@@ -10,8 +10,9 @@ It needs no normalizer, hence none that was fixed on the first batch of a run.
 
 from torch import Tensor
 
+from cktf.errors import MethodError
 from cktf.functional.contrast import dense_contrast, sampled_contrast
-from cktf.functional.critics import InfoNCECritic
+from cktf.functional.critics import COLDEST, InfoNCECritic
 from cktf.functional.nce import check_all, check_sampled
 
 
@@ -20,12 +21,14 @@ def infonce_loss(
 ) -> Tensor:
     """The softmax loss of one side, with K negatives drawn for each anchor.
 
-    Args and errors as for `nce_loss`, without a normalizer.
+    Args and errors as for `nce_loss`, without a normalizer; temperature: τ of 0.02 or more, since
+    the sums are of exponentials in float32.
 
     Returns:
         Scalar float32, in nats, averaged over anchors: log(K + 1) where nothing is told apart.
     """
     check_sampled(anchor, bank, contrast_index)
+    _check_temperature(temperature)
     positive, drawn = bank[contrast_index[:, 0]], contrast_index[:, 1:]
     return sampled_contrast(anchor, positive, bank, drawn, temperature, InfoNCECritic())
 
@@ -44,7 +47,16 @@ def infonce_loss_all(
 
     That is where `infonce_loss` goes for large K, and by Jensen's inequality never below its mean.
 
-    Args and errors as for `nce_loss_all`, without a normalizer.
+    Args and errors as for `nce_loss_all` and `infonce_loss`, without a normalizer.
     """
     candidates = check_all(anchor, bank, index, negatives, labels, bank_labels)
+    _check_temperature(temperature)
     return dense_contrast(anchor, bank[index], bank, candidates, temperature, InfoNCECritic())
+
+
+def _check_temperature(temperature: float) -> None:
+    if temperature < COLDEST:
+        raise MethodError(
+            f"InfoNCE takes a temperature of {COLDEST} or more, given {temperature}: exponentials "
+            "of 1/τ would leave float32."
+        )

@@ -101,6 +101,13 @@ def _spread(gradient: Tensor, maps: Tensor) -> Tensor:
     return _flat(wide, _order(maps))
 
 
+def _dense(maps: Tensor) -> Tensor:
+    """The map without gaps: parts of a view (tokens but the first) may lie in another order."""
+    if maps.is_contiguous() or maps.is_contiguous(memory_format=torch.channels_last):
+        return maps
+    return maps.contiguous(memory_format=torch.channels_last)
+
+
 def _order(maps: Tensor) -> torch.memory_format:
     last = maps.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
@@ -132,7 +139,7 @@ def module_vector(
             each position by its L2 norm over the channels, `none` nothing.
     """
     if norm == "batch":
-        pooled: Tensor = _PooledUnits.apply(feature_map, grid)
+        pooled: Tensor = _PooledUnits.apply(_dense(feature_map), grid)
     else:
         values = feature_map.float()
         if norm == "sample":

@@ -19,9 +19,10 @@ _PRODUCTS = frozenset(
         torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
         F.linear, F.scaled_dot_product_attention,
         torch.matmul, Tensor.matmul, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm,
-        torch.addmm, torch.baddbmm,
+        torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm,
     }
 )  # fmt: skip
+_ROUNDED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -38,8 +39,10 @@ class RoundedProducts(TorchFunctionMode):
     """Autocast's bfloat16 where a CPU does not multiply it: rounded alike, multiplied in float32.
 
     Operands, results and the gradients of both have bfloat16's values; between them a layer takes
-    float32's time, of which PyTorch's own emulation takes ten times as much. Layers that are one
-    call of C++ (`torch.nn.MultiheadAttention`) are left to that.
+    float32's time, of which PyTorch's own emulation takes ten times as much. That does what is
+    left: products within another of its functions (`torch.nn.MultiheadAttention`, `torch.einsum`).
+    A network that recomputes its activations (`torch.utils.checkpoint`) needs float32 here, since
+    PyTorch recomputes without this mode.
     """
 
     def __torch_function__(
@@ -50,16 +53,26 @@ class RoundedProducts(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """The function's result, of a product from rounded operands in float32."""
-        if func not in _PRODUCTS or not torch.is_autocast_enabled("cpu"):
-            return func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        if not (
+            func in _PRODUCTS
+            and torch.is_autocast_enabled("cpu")
+            and any(map(_is_rounded, (*args, *given.values())))
+            and "out" not in given
+        ):
+            return func(*args, **given)
         with torch.autocast("cpu", enabled=False):
-            named = {name: _rounded(value) for name, value in (kwargs or {}).items()}
+            named = {name: _rounded(value) for name, value in given.items()}
             return func(*map(_rounded, args), **named).bfloat16()
 
 
+def _is_rounded(value: Any) -> bool:
+    """Whether autocast rounds a value: it leaves float64, integers and masks as they are."""
+    return isinstance(value, Tensor) and value.dtype in _ROUNDED
+
+
 def _rounded(value: Any) -> Any:
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.bfloat16().float() if floating else value
+    return value.bfloat16().float() if _is_rounded(value) else value
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from cktf.batch import Batch
@@ -25,7 +24,11 @@ from cktf.functional.maps import paired
 from cktf.functional.module_vector import ModuleNorm, module_grid, module_vector
 from cktf.objectives.base import Loss, Objective, Setting, present
 from cktf.objectives.crd import CRD
+from cktf.processes import agreed, summed
 from cktf.taps import Features, Kept
+
+# Below it, a product of squared norms is that of maps of zeros.
+_SMALLEST = 1e-16
 
 Match = Literal["last", "first", "random", "smallest", "largest"]
 
@@ -188,14 +191,20 @@ class CKTF(Objective):
         Of the network with more stages, those at even distances are used, the last among them.
         """
         blocks = teacher.blocks if "blocks" in self.needs else tuple((m,) for m in teacher.stages)
+        if teacher.stages and not blocks:
+            raise MethodError(
+                f"match={self.match} chooses among the blocks of the teacher's stages, and they "
+                "are not known. Give them in its taps, or set match=last."
+            )
         if not (student.stages and blocks):
             raise MethodError("CKTF compares stages, and one of the networks has none.")
         return paired(student.stages, blocks)
 
     def _module(self, student: Tensor, candidates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         teacher = self._choose(student.detach(), candidates).detach()
-        grid = module_grid(student.shape, teacher.shape)
-        channels = max(student.shape[1], teacher.shape[1])
+        # Of one size whichever is chosen: the heads are as wide as the widest.
+        grid = module_grid(student.shape, candidates[-1].shape)
+        channels = max(m.shape[1] for m in (student, *candidates))
         return (
             module_vector(student, channels, grid, self.module_norm),
             module_vector(teacher, channels, grid, self.module_norm),
@@ -207,7 +216,8 @@ class CKTF(Objective):
         if self.match == "first":
             return candidates[0]
         if self.match == "random":
-            return candidates[int(torch.randint(len(candidates), ()))]
+            drawn = torch.randint(len(candidates), (), device=student.device)
+            return candidates[int(agreed(drawn))]
         cosines = [_cosine(student, c) for c in candidates]
         chosen = torch.stack(cosines)
         return candidates[int(chosen.argmin() if self.match == "smallest" else chosen.argmax())]
@@ -240,14 +250,15 @@ def _stem_vectors(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """Cosine of two whole batches of maps, the smaller and narrower fitted to the other."""
+    """Cosine of two whole batches of maps, of all processes, the smaller fitted to the other."""
     grid = [min(s, t) for s, t in zip(student.shape[-2:], teacher.shape[-2:], strict=True)]
     channels = max(student.shape[1], teacher.shape[1])
-    flat = [
+    s, t = (
         module_vector(m, channels, (grid[0], grid[1]), "batch").flatten()
         for m in (student, teacher)
-    ]
-    return F.cosine_similarity(flat[0], flat[1], dim=0)
+    )
+    product, own, other = summed(torch.stack([s @ t, s @ s, t @ t])).unbind()
+    return product * (own * other).clamp_min(_SMALLEST).rsqrt()
 
 
 def _check_options(beta: float, theta: float, match: str, module_norm: str) -> None:

@@ -216,8 +216,9 @@ class CRD(Objective):
         return self.memory.full_after(samples)
 
     def footprint(self, batch: int) -> Footprint:
-        """What the banks and a step take."""
+        """What the banks and a step take; MethodError for a batch that the memory cannot hold."""
         kept = self.memory
+        kept.check_batch(batch)
         return footprint(
             rows=kept.rows, negatives=kept.negatives, estimator=kept.estimator, pairs=1,
             dim=self.embedding_dim, storage=self.storage, place=self.place, batch=batch,

@@ -234,6 +234,8 @@ def _place_cktf(
             raise MethodError(
                 f"CKTF's weight {weight} sets beta and theta, and an option does too. Give one."
             )
+        if weight is not None:
+            options |= {"beta": weight, "theta": weight} | options
         return 1.0
     options |= {"beta": 1.0, "theta": 1.0}
     return weight

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from cktf.engine import Accuracy, accelerator, autocast, place
+from cktf.engine import Accuracy, accelerator, in_precision, place
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import RunFolderError
 from cktf.recipes import (
@@ -62,5 +62,5 @@ def evaluate(
         training = replace(training, device="cpu")
     device = accelerator(training).device
     place(network, training, device)
-    with autocast(training.precision, device):
-        return accuracy_of(network.eval(), loader, len(classes), device), section.name
+    forward = in_precision(network.eval(), training.precision, device)
+    return accuracy_of(forward, loader, len(classes), device), section.name
