@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 
 import cktf
 from cktf.cli.main import app
+from cktf.recipes import put
 from cktf.report import write_report
-from cktf.report.answer import answer, gap, grouped, method_name
+from cktf.report.answer import answer, gap
+from cktf.report.groups import grouped, method_name
 from cktf.workflows.analysis import (
     Analysis,
     Seen,
@@ -86,16 +88,22 @@ def test_correlations_of_logits():
     assert np.allclose(correlations(logits), np.corrcoef(logits.double().numpy().T))
 
 
-def run(method, top1, seed=0, logits=None, labels=None, **summary):
+def run(method, top1, seed=0, logits=None, labels=None, recipe=None, **summary):
+    """A run as it is read back; `recipe` and the rest change fields of its two files."""
     summary = {
         "method": method, "student": "resnet8", "teacher": "wrn_16_2", "dataset": "cifar10",
         "epochs": 8, "seed": seed, "test_top1": top1, "teacher_top1": 90.0,
         "test_images": 10000, "test_standard_error": 0.4, "compression_ratio": 8.9,
         "student_parameters": 1,
     } | summary  # fmt: skip
+    fields = {"kind": "distill", "method": method, "seed": seed}
+    fields |= {name: summary[name] for name in ("teacher", "student", "epochs")}
+    put(fields, "data.name", summary["dataset"])
+    for name, value in (recipe or {}).items():
+        put(fields, name, value)
     own = None if logits is None else seen(logits)
     labels = None if labels is None else torch.tensor(labels)
-    return Analysis(Path(method), {"kind": "distill"}, summary, [], ("a", "b"), labels, None, own)
+    return Analysis(Path(method), fields, summary, [], ("a", "b"), labels, None, own)
 
 
 def test_answer_over_seeds():
@@ -113,6 +121,54 @@ def test_answer_over_seeds():
         "below its teacher wrn_16_2 with 8.9 times fewer parameters; 1.00 ± 0.50 points ahead of "
         "KD, 3.90 ± 0.66 ahead of the student alone (3 seeds)."
     )
+
+
+def test_groups_differ_in_nothing_but_their_seed():
+    """Repeated with a change, a run is another method, named by the change."""
+    slow, fast = ({"optimizer.lr": lr} for lr in (0.02, 0.1))
+    runs = [run("kd", 80.0, recipe=slow), run("kd", 84.0, recipe=fast)]
+    runs.append(run("kd", 85.0, seed=1, recipe=fast))
+    groups = grouped(runs)
+    assert [(g.name, len(g.runs)) for g in groups] == [
+        ("KD (optimizer.lr 0.1)", 2),
+        ("KD (optimizer.lr 0.02)", 1),
+    ]
+    # Where it computes changes nothing.
+    elsewhere = run("kd", 84.0, seed=2, recipe={"runtime.device": "cuda", "data.workers": 2})
+    assert len(grouped([run("kd", 84.0), elsewhere])) == 1
+    few, many = run("cktf", 80.0, recipe={"options.cktf.negatives": 64}), run("cktf", 81.0)
+    assert [g.name for g in grouped([few, many])] == [
+        "CKTF (cktf.negatives default)",
+        "CKTF (cktf.negatives 64)",
+    ]
+    recipe = {"kind": "train", "model": "resnet8", "epochs": 8, "data": {"name": "cifar10"}}
+    trained = replace(run("ce", 80.0), recipe=recipe)
+    longer = run("kd", 82.0, recipe={"epochs": 16, "data.batch_size": 32})
+    assert {g.name for g in grouped([trained, run("ce", 81.0), run("kd", 81.0), longer])} == {
+        "alone (kind train)", "alone (kind distill)",
+        "KD (epochs 8, data.batch_size 64)", "KD (epochs 16, data.batch_size 32)",
+    }  # fmt: skip
+
+
+def test_a_group_has_one_teacher(tmp_path):
+    """The same weights in two places are one teacher; others are not, whatever their network."""
+    for name, content in (("one", b"1"), ("copy", b"1"), ("two", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "student.safetensors").write_bytes(content)
+    one, copy, two = (
+        run("kd", 80.0 + seed, seed, recipe={"teacher": str(tmp_path / name)})
+        for seed, name in enumerate(("one", "copy", "two"))
+    )
+    assert [g.name for g in grouped([one, copy])] == ["KD"]
+    assert [g.name for g in grouped([one, copy, two])] == ["KD (teacher two)", "KD (teacher one)"]
+
+
+def test_a_seed_counts_once():
+    first, again = run("kd", 83.0), replace(run("kd", 85.0), folder=Path("again"))
+    (group,) = grouped([first, again, run("kd", 84.0, seed=1)])
+    assert group.by_seed == {0: 83.0, 1: 84.0}
+    assert group.top1 == 83.5
+    assert group.notes[0].startswith("again has the recipe and the seed of kd and is left out")
 
 
 def test_answer_over_images_of_one_seed():

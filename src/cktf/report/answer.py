@@ -1,48 +1,15 @@
 """What the runs came to, in one sentence with its uncertainty."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from cktf.bench.statistics import paired, spread
+from cktf.bench.statistics import paired
+from cktf.report.groups import Group
 from cktf.workflows.analysis import Analysis, Seen
 
 # An interval of so many standard errors is one of 95 %.
 _NORMAL = 1.96
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in nothing but their seed.
-
-    Attributes:
-        name: of the method, for people.
-        runs: one for each seed.
-    """
-
-    name: str
-    runs: list[Analysis]
-
-    @property
-    def top1(self) -> float:
-        """Mean over the seeds, in per cent."""
-        return statistics.mean(float(run.summary["test_top1"]) for run in self.runs)
-
-    @property
-    def error(self) -> float:
-        """Standard error of the mean: over seeds, or for one seed over the test images."""
-        values = [run.summary["test_top1"] for run in self.runs]
-        deviation = spread(values)
-        if deviation is not None:
-            return deviation / math.sqrt(len(values))
-        return float(self.runs[0].summary.get("test_standard_error") or 0.0)
-
-    @property
-    def by_seed(self) -> dict[int, float]:
-        """Accuracies."""
-        return {run.summary["seed"]: run.summary["test_top1"] for run in self.runs}
 
 
 @dataclass(frozen=True)
@@ -71,46 +38,6 @@ class Gap:
 
     def __str__(self) -> str:
         return f"{self.points:+.2f}{self.plus_minus} points"
-
-
-def method_name(method: str) -> str:
-    """A method string as people write it.
-
-    >>> method_name("cktf+kd"), method_name("fitnet:50"), method_name("ce")
-    ('CKTF+KD', 'FitNet:50', 'alone')
-    """
-    if method == "ce":
-        return "alone"
-    return "+".join(
-        term.replace("fitnet", "FitNet") if "fitnet" in term else term.upper()
-        for term in method.split("+")
-    )
-
-
-def grouped(runs: Sequence[Analysis]) -> list[Group]:
-    """Runs in groups of one method, student and data set, best first."""
-    found: dict[tuple[Any, ...], list[Analysis]] = {}
-    for run in runs:
-        s = run.summary
-        options = str(run.recipe.get("options"))
-        key: tuple[Any, ...] = (
-            s["method"],
-            s["student"],
-            s["teacher"],
-            s["dataset"],
-            s["epochs"],
-            options,
-        )
-        found.setdefault(key, []).append(run)
-    names = [method_name(str(key[0])) for key in found]
-    students = {key[1] for key in found}
-    groups = []
-    for (key, group), name in zip(found.items(), names, strict=True):
-        told = f"{key[1]} {name}" if len(students) > 1 else name
-        if names.count(name) > 1 and len(students) == 1:
-            told += f" ({group[0].folder.name})"
-        groups.append(Group(told, group))
-    return sorted(groups, key=lambda g: -g.top1)
 
 
 def gap(first: Group, second: Group) -> Gap:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cktf.report.answer import Group, method_name
+from cktf.report.groups import Group, method_name
 from cktf.workflows.analysis import (
     Analysis,
     Seen,

@@ -18,7 +18,8 @@ from cktf.engine import announce, write_atomically
 from cktf.errors import RecipeError
 from cktf.recipes import recipe_of
 from cktf.report import figures
-from cktf.report.answer import UNCERTAINTY, Group, answer, gap, grouped, teacher_gap
+from cktf.report.answer import UNCERTAINTY, answer, gap, teacher_gap
+from cktf.report.groups import Group, grouped
 from cktf.workflows.analysis import Analysis, Analyst, Seen, most_disagreed
 
 LARGEST_MB = 8
@@ -146,6 +147,7 @@ class _Page:
         self.facts = self._facts()
         self.rows = self._rows()
         self.missing = sorted({r.missing for g in groups for r in g.runs if r.missing})
+        self.notes = [note for group in groups for note in group.notes]
         self.accuracy = self._place("accuracy", figures.accuracy_curves(groups))
         self.losses = self._several("loss", figures.loss_curves(groups))
         self.frontiers = self._several("cost", figures.frontiers(groups))
