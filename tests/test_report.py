@@ -24,6 +24,7 @@ from cktf.report.answer import answer, gap
 from cktf.report.groups import grouped, method_name
 from cktf.workflows.analysis import (
     Analysis,
+    Analyst,
     Seen,
     calibrate,
     correlations,
@@ -184,6 +185,41 @@ def test_answer_over_images_of_one_seed():
     assert alone.half is None
 
 
+def transferred(**more):
+    """A run that learnt from one data set without labels, and is tested on another."""
+    made = run(
+        "cktf", 61.2, dataset="tiny-imagenet", labeled="stl10", test_images=8000,
+        teacher_top1=None, teacher_probe_top1=63.3, compression_ratio=1.04, **more,
+    )  # fmt: skip
+    labelled = {"kind": "transfer", "labeled": {"name": "stl10"}}
+    return replace(made, recipe=dict(made.recipe) | labelled)
+
+
+def test_answer_of_a_transfer():
+    """Images are those of the labelled set; nothing is said that is not known."""
+    assert answer(grouped([transferred(test_standard_error=0.54)])) == (
+        "resnet8 CKTF classifies 61.20 ± 0.54 % of 8,000 test images of stl10, 2.10 points below "
+        "its teacher wrn_16_2 (one seed)."
+    )
+    before = transferred(test_standard_error=None)
+    assert "classifies 61.20 % of 8,000" in answer(grouped([before]))
+    # What the teacher's own logits say is not what its features are worth.
+    own = seen([[5.0, 0.0], [0.0, 5.0]])
+    both = replace(before, student=own, teacher=own, labels=torch.tensor([0, 0]))
+    assert "2.10 points below" in answer(grouped([both]))
+    tested = replace(before, recipe={"kind": "train", "data": {"test": "imagefolder:/other"}})
+    assert tested.tested_on == "imagefolder:/other"
+
+
+def test_classes_in_another_order_are_others():
+    own = seen([[5.0, 0.0], [0.0, 5.0]])
+    both = run("kd", 80.0, logits=[[5.0, 0.0], [0.0, 5.0]], labels=[0, 1])
+    known = {told: replace(own, classes=told) for told in (None, ("a", "b"), ("b", "a"))}
+    assert replace(both, teacher=known[None]).teacher_knows_classes
+    assert replace(both, teacher=known["a", "b"]).teacher_knows_classes
+    assert not replace(both, teacher=known["b", "a"]).teacher_knows_classes
+
+
 def test_method_names():
     assert method_name("cktf+fitnet:50") == "CKTF+FitNet:50"
 
@@ -254,6 +290,11 @@ def test_what_is_shown(report):
     curves = figures["plot-accuracy"]
     assert {trace["name"] for trace in curves["data"]} == {"alone", "AT+KD"}
     assert any("teacher resnet14" in note["text"] for note in curves["layout"]["annotations"])
+
+
+def test_a_teacher_says_which_classes_it_knows(runs):
+    analysis = Analyst(images=9).analyse(runs[2])
+    assert tuple(analysis.teacher.classes) == tuple(analysis.classes)
 
 
 def test_a_run_without_teacher(runs, tmp_path):

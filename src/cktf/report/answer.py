@@ -64,11 +64,20 @@ def _over_images(first: Seen | None, second: Seen | None, run: Analysis) -> floa
 def teacher_gap(group: Group) -> Gap | None:
     """From the teacher to the student."""
     run = group.runs[0]
-    top1 = run.summary.get("teacher_probe_top1") or run.summary.get("teacher_top1")
+    top1, probed = run.summary.get("teacher_top1"), run.summary.get("teacher_probe_top1")
+    if probed is not None:
+        # What the teacher's features are worth is not what its own logits say image by image.
+        return Gap(group.top1 - probed, None, "nothing")
     if top1 is None:
         return None
     half = _over_images(run.student, run.teacher, run) if run.teacher_knows_classes else None
     return Gap(group.top1 - top1, half, "test images")
+
+
+def compression(run: Analysis) -> float | None:
+    """How many times fewer parameters a student has than its teacher; None where it has not."""
+    ratio: float | None = run.summary.get("compression_ratio")
+    return ratio if ratio and round(ratio, 1) > 1 else None
 
 
 def answer(groups: Sequence[Group]) -> str:
@@ -76,19 +85,19 @@ def answer(groups: Sequence[Group]) -> str:
     best = groups[0]
     run, s = best.runs[0], best.runs[0].summary
     seeds = "one seed" if len(best.runs) == 1 else f"{len(best.runs)} seeds"
-    images = f"{s['test_images']:,} test images of {s['dataset']}"
+    images = f"{s['test_images']:,} test images of {run.tested_on}"
     how = f"{s['student']} {best.name}" if run.recipe["kind"] != "train" else s["student"]
     if best.name.startswith(s["student"]):
         how = best.name
-    text = f"{how} classifies {best.top1:.2f} ± {best.error:.2f} % of {images}"
+    text = f"{how} classifies {best.top1:.2f}{best.plus_minus} % of {images}"
     behind = teacher_gap(best)
     if behind is not None:
         word = "below" if behind.points < 0 else "above"
         points = f"{abs(behind.points):.2f}{behind.plus_minus} points"
         text += f", {points} {word} its teacher {s['teacher']}"
-        if s.get("compression_ratio"):
-            text += f" with {s['compression_ratio']:.1f} times fewer parameters"
-    others = [g for g in groups[1:] if g.runs[0].summary["dataset"] == s["dataset"]]
+        if ratio := compression(run):
+            text += f" with {ratio:.1f} times fewer parameters"
+    others = [g for g in groups[1:] if g.runs[0].tested_on == run.tested_on]
     if others:
         nearest = gap(best, others[0])
         text += f"; {nearest.points:.2f}{nearest.plus_minus} points ahead of {others[0].name}"

@@ -38,13 +38,22 @@ class Group:
         return statistics.mean(float(run.summary["test_top1"]) for run in self.runs)
 
     @property
-    def error(self) -> float:
-        """Standard error of the mean: over seeds, or for one seed over the test images."""
+    def error(self) -> float | None:
+        """Standard error of the mean: over seeds, or for one seed over the test images.
+
+        None where nothing tells.
+        """
         values = [run.summary["test_top1"] for run in self.runs]
         deviation = spread(values)
         if deviation is not None:
             return deviation / math.sqrt(len(values))
-        return float(self.runs[0].summary.get("test_standard_error") or 0.0)
+        found: float | None = self.runs[0].summary.get("test_standard_error")
+        return found
+
+    @property
+    def plus_minus(self) -> str:
+        """The standard error, as it follows the accuracy."""
+        return "" if self.error is None else f" ± {self.error:.2f}"
 
     @property
     def by_seed(self) -> dict[int, float]:

@@ -18,7 +18,7 @@ from cktf.engine import announce, write_atomically
 from cktf.errors import RecipeError
 from cktf.recipes import recipe_of
 from cktf.report import figures
-from cktf.report.answer import UNCERTAINTY, answer, gap, teacher_gap
+from cktf.report.answer import UNCERTAINTY, answer, compression, gap, teacher_gap
 from cktf.report.groups import Group, grouped
 from cktf.workflows.analysis import Analysis, Analyst, Seen, most_disagreed
 
@@ -144,6 +144,7 @@ class _Page:
         self.answer = answer(groups)
         self.title = " · ".join(dict.fromkeys(f"{g.name}" for g in groups[:4]))
         self.summary = groups[0].runs[0].summary
+        self.tested_on = groups[0].runs[0].tested_on
         self.facts = self._facts()
         self.rows = self._rows()
         self.missing = sorted({r.missing for g in groups for r in g.runs if r.missing})
@@ -189,7 +190,8 @@ class _Page:
     def _facts(self) -> list[tuple[str, str, str]]:
         """The numbers that are looked for first: what, value, and a word on it."""
         best, s = self.groups[0], self.summary
-        facts = [("top-1", f"{best.top1:.2f} %", f"± {best.error:.2f}, {best.name}")]
+        word = ", ".join(filter(None, (best.plus_minus.strip(), best.name)))
+        facts = [("top-1", f"{best.top1:.2f} %", word)]
         behind = teacher_gap(best)
         if behind is not None:
             word = f"{behind.plus_minus} points, {s['teacher']}".strip()
@@ -199,9 +201,9 @@ class _Page:
             gained = gap(best, alone)
             word = f"{gained.plus_minus} points".strip()
             facts.append(("over the student alone", f"{gained.points:+.2f}", word))
-        if s.get("compression_ratio"):
-            ratio = f"{s['compression_ratio']:.1f}×"
-            facts.append(("compression", ratio, f"{s['student_parameters']:,} parameters"))
+        if ratio := compression(best.runs[0]):
+            word = f"{s['student_parameters']:,} parameters"
+            facts.append(("compression", f"{ratio:.1f}×", word))
         return [(what, value.replace("-", "−"), word) for what, value, word in facts]
 
     def _rows(self) -> list[dict[str, str]]:
@@ -212,7 +214,7 @@ class _Page:
             rows.append(
                 {
                     "colour": figures.colour(number), "name": group.name,
-                    "seeds": str(len(group.runs)), "top1": f"{group.top1:.2f} ± {group.error:.2f}",
+                    "seeds": str(len(group.runs)), "top1": f"{group.top1:.2f}{group.plus_minus}",
                     "gap": "" if number == 0 else str(gap(group, best)).replace("-", "−"),
                     "parameters": f"{s['student_parameters']:,}",
                     "macs": f"{run.student.macs / 1e6:,.1f} M" if run.student else "",

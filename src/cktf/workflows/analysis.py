@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from cktf.data import ImageSet
 from cktf.engine import RunFolder, accelerator, autocast, place
 from cktf.errors import CktfError, RunFolderError
+from cktf.models import describe, is_ours
 from cktf.recipes import (
     CUSTOM,
     DistillRecipe,
@@ -28,6 +29,7 @@ from cktf.recipes import (
     make_transfer,
     read_recipe,
     recipe_of,
+    teacher_file,
 )
 from cktf.taps import Tap, evaluating
 from cktf.workflows.inspection import find_paths, inspect
@@ -51,6 +53,7 @@ class Seen:
         logits: [N, classes].
         embedding: [N, D]; None for a network whose features are not found.
         features: at each tap [M, units], of the first M images.
+        classes: names of those that its logits are of, where they are known.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Seen:
     logits: Tensor
     embedding: Tensor | None
     features: Mapping[str, Tensor] = field(repr=False)
+    classes: Sequence[str] | None = None
 
     @property
     def probabilities(self) -> Tensor:
@@ -102,10 +106,22 @@ class Analysis:
 
     @property
     def teacher_knows_classes(self) -> bool:
-        """Whether the teacher's logits are of the same classes as the student's."""
+        """Whether the teacher's logits are of the student's classes, as far as is known.
+
+        As many classes may be others, or the same in another order.
+        """
         if self.teacher is None or self.student is None:
             return False
-        return self.teacher.logits.shape == self.student.logits.shape
+        told = self.teacher.classes
+        same = told is None or tuple(told) == tuple(self.classes)
+        return same and self.teacher.logits.shape == self.student.logits.shape
+
+    @property
+    def tested_on(self) -> str:
+        """The data set of the test images, which a transfer does not learn from."""
+        section = self.recipe.get("labeled" if self.recipe["kind"] == "transfer" else "data") or {}
+        named: str = section.get("test") or self.summary.get("labeled") or self.summary["dataset"]
+        return named
 
 
 class Analyst:
@@ -177,7 +193,8 @@ class Analyst:
             if recipe.teacher == CUSTOM:
                 raise RunFolderError("it was made in Python.")
             found = load_teacher(recipe.teacher, None, test, recipe.teacher_weights)
-            self._seen[named, data] = self._see(found.network, found.name, test, recipe)
+            seen = self._see(found.network, found.name, test, recipe)
+            self._seen[named, data] = replace(seen, classes=_classes_of(recipe))
         return self._seen[named, data]
 
     @torch.no_grad()
@@ -217,6 +234,16 @@ class Analyst:
             torch.cat(embeddings) if embeddings else None,
             {tapped: torch.cat([part[tapped] for part in maps]) for tapped in maps[0]},
         )  # fmt: skip
+
+
+def _classes_of(recipe: DistillRecipe | TransferRecipe) -> tuple[str, ...] | None:
+    """Names of a teacher's classes, where its file says and a data set has given them."""
+    line = recipe.teacher_weights or recipe.teacher
+    if not Path(line).expanduser().exists() or not is_ours(teacher_file(line)):
+        return None
+    described = describe(teacher_file(line))
+    told = described["classes"]
+    return tuple(told) if isinstance(told, list) and described["dataset"] != CUSTOM else None
 
 
 def _pooled(features: Any, most: int) -> dict[str, Tensor]:
