@@ -18,10 +18,12 @@ from typer.testing import CliRunner
 
 import cktf
 from cktf.cli.main import app
+from cktf.errors import RecipeError
 from cktf.recipes import put
 from cktf.report import write_report
 from cktf.report.answer import answer, gap
-from cktf.report.groups import grouped, method_name
+from cktf.report.figures import accuracy_curves
+from cktf.report.groups import alone, grouped, method_name, refuse_unlike
 from cktf.workflows.analysis import (
     Analysis,
     Analyst,
@@ -118,9 +120,9 @@ def test_answer_over_seeds():
     # Student's t of two degrees of freedom, on differences 1.0, 0.8, 1.2.
     assert difference.half == pytest.approx(4.30265 * 0.2 / 3**0.5, rel=1e-4)
     assert answer(groups) == (
-        "resnet8 CKTF+KD classifies 84.20 ± 0.12 % of 10,000 test images of cifar10, 5.80 points "
-        "below its teacher wrn_16_2 with 8.9 times fewer parameters; 1.00 ± 0.50 points ahead of "
-        "KD, 3.90 ± 0.66 ahead of the student alone (3 seeds)."
+        "resnet8 CKTF+KD classifies 84.20 ± 0.12 % of 10,000 test images of cifar10, 5.80 ± 0.50 "
+        "points below its teacher wrn_16_2 with 8.9 times fewer parameters; 1.00 ± 0.50 points "
+        "ahead of KD, 3.90 ± 0.66 ahead of the student alone (3 seeds)."
     )
 
 
@@ -170,6 +172,81 @@ def test_a_seed_counts_once():
     assert group.by_seed == {0: 83.0, 1: 84.0}
     assert group.top1 == 83.5
     assert group.notes[0].startswith("again has the recipe and the seed of kd and is left out")
+
+
+def of_teacher():
+    """A teacher's own run, the most accurate of all."""
+    recipe = {"kind": "train", "model": "wrn_16_2", "epochs": 8, "data": {"name": "cifar10"}}
+    alone = {"teacher": None, "teacher_top1": None, "compression_ratio": None}
+    made = run("ce", 90.0, student="wrn_16_2", seconds=1.0)
+    return replace(made, recipe=recipe, summary=made.summary | alone)
+
+
+def test_a_teachers_own_run_is_not_the_student_alone():
+    """It has its line, and is compared with no network but its own kind."""
+    row = {"epoch": 1, "test_top1": 80.0}
+    runs = [
+        replace(each, rows=[row]) for each in (of_teacher(), run("kd", 84.0), run("cktf", 85.0))
+    ]
+    groups = grouped(runs)
+    assert [g.name for g in groups] == ["resnet8 CKTF", "resnet8 KD", "wrn_16_2 alone"]
+    assert alone(groups) is None
+    assert answer(groups).endswith(
+        "; 1.00 points ahead of resnet8 KD, which does not tell them apart (one seed)."
+    )
+    notes = accuracy_curves(groups)["layout"]["annotations"]
+    assert [note["text"] for note in notes] == ["teacher wrn_16_2 90.00 %"]
+    groups = grouped([*runs, replace(run("ce", 81.0), rows=[row])])
+    assert alone(groups).student == "resnet8"
+    assert ", 4.00 ahead of the student alone (one seed)" in answer(groups)
+    notes = accuracy_curves(groups)["layout"]["annotations"]
+    assert notes[1]["text"] == "resnet8 alone 81.00 %"
+    # A classifier alone, or a network that goes on from another's weights, is no such thing.
+    probe = {"trains": "classifier"}, {"model": "/runs/other"}
+    for more in probe:
+        trained = {"kind": "train", "model": "resnet8", "epochs": 8, **more}
+        made = replace(run("ce", 81.0), recipe=trained)
+        assert alone(grouped([*runs, made])) is None
+
+
+def test_behind_and_ahead_on_the_seeds_that_both_have():
+    kd = [run("kd", 80.0 + s, s) for s in range(3)]
+    more = [run("at", v, s) for s, v in ((0, 79.0), (1, 80.0), (2, 81.2), (3, 99.0))]
+    groups = grouped([*more, *kd])
+    # The fourth seed was lucky, and KD has none.
+    assert [g.name for g in groups] == ["KD", "AT"]
+    assert groups[1].top1 > groups[0].top1
+    assert "; 0.93 ± 0.29 points ahead of AT" in answer(groups)
+    assert "; 0.93 ± 0.29 points behind KD" in answer(groups[::-1])
+    # Over one seed that both have, these two runs.
+    logits = [[5.0, 0.0]] * 4
+    lone = run("sp", 82.5, 2, logits, [0] * 4)
+    difference = gap(groups[0], grouped([lone])[0])
+    assert (difference.points, difference.half) == (-0.5, None)
+    assert gap(*grouped([run("sp", 82.5, 7), *kd])).half is None
+
+
+def test_images_are_compared_with_the_same():
+    logits = [[5.0, 0.0], [0.0, 5.0]]
+    first, other = (run(m, 75.0, 0, logits, [0, 0]) for m in ("kd", "at"))
+    assert gap(*grouped([first, other])).half == 0
+    sorted_otherwise = replace(other, labels=torch.tensor([0, 1]))
+    assert gap(*grouped([first, sorted_otherwise])).half is None
+
+
+def test_runs_of_other_images_are_refused():
+    runs = [run("kd", 80.0), run("at", 81.0), run("sp", 60.0, dataset="cifar100")]
+    with pytest.raises(RecipeError, match=r"of cifar10: kd, at; .* of cifar100: sp\. .* kd at\."):
+        refuse_unlike(runs)
+    refuse_unlike(runs[:2])
+    # Learnt from other images, and tested on the same.
+    refuse_unlike([transferred(), run("ce", 80.0, dataset="stl10", test_images=8000)])
+    one, two = (
+        run("kd", 80.0, dataset="imagefolder", recipe={"data.dir": place}) for place in ("/a", "/b")
+    )
+    assert len(grouped([one, two])) == 2
+    with pytest.raises(RecipeError, match="imagefolder:/a"):
+        refuse_unlike([one, two])
 
 
 def test_answer_over_images_of_one_seed():
@@ -302,6 +379,16 @@ def test_a_run_without_teacher(runs, tmp_path):
     figures = json.loads(re.search(r'id="figures">(.*?)</script>', text)[1])
     assert "plot-accuracy" in figures
     assert not any(name.startswith(("plot-cka", "plot-correlation")) for name in figures)
+
+
+def test_a_teacher_beside_its_students(runs, tmp_path):
+    """It stands last, and beside nothing."""
+    text = write_report(runs, tmp_path / "all.html", show=False).read_text()
+    assert "to its network&#39;s best" in text or "to its network's best" in text
+    body = text[text.index("<tbody>") : text.index("</tbody>")]
+    cells = [re.findall(r"<td>(.*?)</td>", row) for row in body.split("<tr>")[1:]]
+    assert "resnet14 alone" in cells[-1][0]
+    assert [bool(row[3]) for row in cells] == [False, True, False]
 
 
 def test_a_run_whose_teacher_is_gone(runs, tmp_path):

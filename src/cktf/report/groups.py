@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cktf.bench.statistics import spread
-from cktf.errors import CktfError
+from cktf.data import FOLDER
+from cktf.errors import CktfError, RecipeError
 from cktf.models import fingerprint
 from cktf.recipes import CUSTOM, decisive, make_recipe, make_transfer, teacher_file
 from cktf.workflows.analysis import Analysis
@@ -31,6 +32,16 @@ class Group:
     name: str
     runs: list[Analysis]
     repeated: Sequence[Analysis] = ()
+
+    @property
+    def student(self) -> str:
+        """Name of the network."""
+        return str(self.runs[0].summary["student"])
+
+    @property
+    def how(self) -> str:
+        """The name without the student's."""
+        return self.name.removeprefix(f"{self.student} ")
 
     @property
     def top1(self) -> float:
@@ -59,6 +70,10 @@ class Group:
     def by_seed(self) -> dict[int, float]:
         """Accuracies."""
         return {run.summary["seed"]: run.summary["test_top1"] for run in self.runs}
+
+    def of_seed(self, seed: int) -> Analysis:
+        """The run with a seed."""
+        return next(run for run in self.runs if run.summary["seed"] == seed)
 
     @property
     def notes(self) -> list[str]:
@@ -99,6 +114,10 @@ def experiment(run: Analysis) -> dict[str, Any]:
     for name in ("teacher", "teacher_weights"):
         if fields.get(name):
             fields[name] = _weights(fields[name])
+    for name in ("data", "labeled"):
+        section = run.recipe.get(name) or {}
+        if section.get("name") == FOLDER:
+            fields[f"{name}.dir"] = section.get("dir")
     if CUSTOM in fields.values():
         # What was made in Python the recipe does not describe; the summary does a little.
         told = ("student", "teacher", "teacher_top1", "student_parameters", "test_images")
@@ -115,7 +134,10 @@ def _weights(line: str) -> str:
 
 
 def grouped(runs: Sequence[Analysis]) -> list[Group]:
-    """Runs in groups of one experiment each, best first."""
+    """Runs in groups of one experiment each, those of one student together.
+
+    First are students that some run taught, then others; among them the most accurate.
+    """
     found: dict[str, list[Analysis]] = {}
     for run in runs:
         key = json.dumps(experiment(run), sort_keys=True, default=str)
@@ -126,7 +148,83 @@ def grouped(runs: Sequence[Analysis]) -> list[Group]:
         kept = [run for run in same if run is first[run.summary["seed"]]]
         repeated = [run for run in same if run is not first[run.summary["seed"]]]
         groups.append(Group(name, kept, repeated))
-    return sorted(groups, key=lambda g: -g.top1)
+    students: dict[str, list[Group]] = {}
+    for group in groups:
+        students.setdefault(group.student, []).append(group)
+    ranked = sorted((_ranked(own) for own in students.values()), key=_first_shown)
+    return [group for own in ranked for group in own]
+
+
+def _ranked(groups: Sequence[Group]) -> list[Group]:
+    """One student's groups, best first on the seeds that all of them have, if there are any."""
+    shared = set.intersection(*(set(group.by_seed) for group in groups))
+
+    def accuracy(group: Group) -> float:
+        return statistics.mean(group.by_seed[seed] for seed in shared) if shared else group.top1
+
+    return sorted(groups, key=lambda group: -accuracy(group))
+
+
+def _first_shown(groups: Sequence[Group]) -> tuple[bool, float]:
+    """A teacher's own run beside its students' is not what the report is of."""
+    taught = any(group.runs[0].recipe["kind"] != "train" for group in groups)
+    return not taught, -max(group.top1 for group in groups)
+
+
+def refuse_unlike(runs: Iterable[Analysis]) -> None:
+    """Accuracies on different images are not compared.
+
+    Raises:
+        RecipeError: the runs were tested on several sets of images.
+    """
+    tested: dict[str, list[str]] = {}
+    for run in runs:
+        section = run.recipe.get("labeled" if run.recipe["kind"] == "transfer" else "data") or {}
+        chosen = ", ".join(section.get("classes") or ())
+        images = f"{run.summary['test_images']:,} images of {run.tested_on}"
+        tested.setdefault(f"{images} ({chosen})" if chosen else images, []).append(str(run.folder))
+    if len(tested) > 1:
+        found = "; ".join(f"{images}: {', '.join(folders)}" for images, folders in tested.items())
+        raise RecipeError(
+            [
+                "A report compares runs that were tested on the same images, and these were tested "
+                f"on others: {found}. Write a report of each: "
+                f"cktf report {' '.join(next(iter(tested.values())))}."
+            ]
+        )
+
+
+def alone(groups: Sequence[Group]) -> Group | None:
+    """The first group's student, trained on the labels of the same data set without a teacher.
+
+    Of several the one whose recipe is most like the first group's, which may be that itself.
+    """
+    first = groups[0].runs[0]
+    if first.recipe["kind"] == "transfer":
+        return None
+    found = [
+        group
+        for group in groups
+        if group.student == groups[0].student
+        and group.runs[0].summary["dataset"] == first.summary["dataset"]
+        and _from_scratch(group.runs[0])
+    ]
+    wanted = experiment(first)
+
+    def unlike(group: Group) -> int:
+        own = experiment(group.runs[0])
+        return sum(own[name] != wanted[name] for name in own.keys() & wanted.keys())
+
+    return min(found, key=unlike, default=None)
+
+
+def _from_scratch(run: Analysis) -> bool:
+    """Whether labels alone taught a network, all of it, from its first weights."""
+    model = str(run.recipe.get("model", ""))
+    goes_on = Path(model).is_absolute() and ".py:" not in model
+    return (
+        run.summary["method"] == "ce" and run.recipe.get("trains", "all") == "all" and not goes_on
+    )
 
 
 def _names(groups: Sequence[Sequence[Analysis]]) -> list[str]:

@@ -19,7 +19,7 @@ from cktf.errors import RecipeError
 from cktf.recipes import recipe_of
 from cktf.report import figures
 from cktf.report.answer import UNCERTAINTY, answer, compression, gap, teacher_gap
-from cktf.report.groups import Group, grouped
+from cktf.report.groups import Group, alone, grouped, refuse_unlike
 from cktf.workflows.analysis import Analysis, Analyst, Seen, most_disagreed
 
 LARGEST_MB = 8
@@ -64,7 +64,8 @@ def write_report(
         The file.
 
     Raises:
-        CktfError: a folder that holds no finished run, or a library that is not installed.
+        CktfError: a folder that holds no finished run, runs that were tested on different images,
+            or a library that is not installed.
     """
     try:
         import jinja2
@@ -82,6 +83,7 @@ def write_report(
     absent = [run.folder for run in found if run.summary.get("test_top1") is None]
     if absent:
         raise RecipeError([f"{absent[0]} was not tested on labelled images: nothing to compare."])
+    refuse_unlike(found)
     groups = grouped(found)
     announce("drawing", show)
     page = _Page(groups)
@@ -144,6 +146,8 @@ class _Page:
         self.answer = answer(groups)
         self.title = " · ".join(dict.fromkeys(f"{g.name}" for g in groups[:4]))
         self.summary = groups[0].runs[0].summary
+        self.alone = alone(groups)
+        self.several_students = len({group.student for group in groups}) > 1
         self.tested_on = groups[0].runs[0].tested_on
         self.facts = self._facts()
         self.rows = self._rows()
@@ -196,9 +200,8 @@ class _Page:
         if behind is not None:
             word = f"{behind.plus_minus} points, {s['teacher']}".strip()
             facts.append(("to the teacher", f"{behind.points:+.2f}", word))
-        alone = next((g for g in self.groups[1:] if g.runs[0].summary["method"] == "ce"), None)
-        if alone is not None:
-            gained = gap(best, alone)
+        if self.alone is not None and self.alone is not best:
+            gained = gap(best, self.alone)
             word = f"{gained.plus_minus} points".strip()
             facts.append(("over the student alone", f"{gained.points:+.2f}", word))
         if ratio := compression(best.runs[0]):
@@ -207,15 +210,16 @@ class _Page:
         return [(what, value.replace("-", "−"), word) for what, value, word in facts]
 
     def _rows(self) -> list[dict[str, str]]:
-        """The table of all groups."""
-        best, rows = self.groups[0], []
+        """The table of all groups, each beside the best of its student."""
+        rows, first = [], dict[str, Group]()
         for number, group in enumerate(self.groups):
+            best = first.setdefault(group.student, group)
             run, s = group.runs[0], group.runs[0].summary
             rows.append(
                 {
                     "colour": figures.colour(number), "name": group.name,
                     "seeds": str(len(group.runs)), "top1": f"{group.top1:.2f}{group.plus_minus}",
-                    "gap": "" if number == 0 else str(gap(group, best)).replace("-", "−"),
+                    "gap": "" if group is best else str(gap(group, best)).replace("-", "−"),
                     "parameters": f"{s['student_parameters']:,}",
                     "macs": f"{run.student.macs / 1e6:,.1f} M" if run.student else "",
                     "latency": f"{run.student.latency_ms:.2f} ms" if run.student else "",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cktf.data import ImageSet
+from cktf.data import FOLDER, ImageSet
 from cktf.engine import RunFolder, accelerator, autocast, place
 from cktf.errors import CktfError, RunFolderError
 from cktf.models import describe, is_ours
@@ -121,7 +121,8 @@ class Analysis:
         """The data set of the test images, which a transfer does not learn from."""
         section = self.recipe.get("labeled" if self.recipe["kind"] == "transfer" else "data") or {}
         named: str = section.get("test") or self.summary.get("labeled") or self.summary["dataset"]
-        return named
+        # Every folder of images is a data set of its own.
+        return f"{named}:{section['dir']}" if named == FOLDER and section.get("dir") else named
 
 
 class Analyst:
