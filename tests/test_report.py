@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import cktf
 from cktf.cli.main import app
+from cktf.data import MemoryLoader
 from cktf.errors import RecipeError
 from cktf.recipes import put
 from cktf.report import write_report
@@ -30,6 +31,7 @@ from cktf.workflows.analysis import (
     Seen,
     calibrate,
     correlations,
+    evenly,
     linear_cka,
     most_disagreed,
     per_class,
@@ -367,6 +369,35 @@ def test_what_is_shown(report):
     curves = figures["plot-accuracy"]
     assert {trace["name"] for trace in curves["data"]} == {"alone", "AT+KD"}
     assert any("teacher resnet14" in note["text"] for note in curves["layout"]["annotations"])
+
+
+def test_images_lie_evenly_over_sorted_classes(runs, tmp_path, monkeypatch):
+    """Those that are classified, and those of them whose representations are compared."""
+    assert evenly(36, 9).tolist() == [0, 4, 8, 13, 17, 21, 26, 30, 35]
+    assert torch.equal(evenly(999, 2000), torch.arange(999))
+    some = Analyst(images=9).analyse(runs[2])
+    assert torch.bincount(some.labels).tolist() == [3, 3, 3]
+    # In several batches, which are read as they are, whatever the networks compute in.
+    named = tmp_path / "run"
+    shutil.copytree(runs[2], named)
+    recipe = (named / "recipe.yaml").read_text().replace("precision: auto", "precision: bfloat16")
+    (named / "recipe.yaml").write_text(recipe)
+    monkeypatch.setattr("cktf.recipes.build._TEST_BATCH", 7)
+    batches, inside = MemoryLoader.epoch, []
+
+    def watched(self, number):
+        for batch in batches(self, number):
+            inside.append(torch.is_autocast_enabled("cpu"))
+            yield batch
+
+    monkeypatch.setattr(MemoryLoader, "epoch", watched)
+    whole = Analyst(compared=5).analyse(named)
+    assert len(inside) > 12
+    assert not any(inside)
+    for network in (whole.student, whole.teacher):
+        assert len(network.logits) == 36
+        assert torch.equal(network.features["logits"], network.logits[evenly(36, 5)])
+        assert {len(rows) for rows in network.features.values()} == {5}
 
 
 def test_a_teacher_says_which_classes_it_knows(runs):

@@ -20,7 +20,7 @@ from cktf.recipes import recipe_of
 from cktf.report import figures
 from cktf.report.answer import UNCERTAINTY, answer, compression, gap, teacher_gap
 from cktf.report.groups import Group, alone, grouped, refuse_unlike
-from cktf.workflows.analysis import Analysis, Analyst, Seen, most_disagreed
+from cktf.workflows.analysis import Analysis, Analyst, Seen, evenly, most_disagreed
 
 LARGEST_MB = 8
 # Images for t-SNE, which takes a time that grows faster than they; runs that are looked at closely.
@@ -265,7 +265,7 @@ class _Page:
         drawn = []
         for name, seen, run in networks:
             if seen.embedding is not None and run.labels is not None:
-                chosen = _spread_out(run.labels, _EMBEDDED)
+                chosen = evenly(len(run.labels), _EMBEDDED)
                 points = _plane(seen.embedding[chosen])
                 title = f"t-SNE of the embedding: {name}"
                 one = figures.scatter_of(points, run.labels[chosen], run.classes, title)
@@ -306,11 +306,6 @@ def _png(pixels: Tensor) -> str:
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def _spread_out(labels: Tensor, count: int) -> Tensor:
-    """Positions of so many images, evenly over the set; the same for every network."""
-    return torch.linspace(0, len(labels) - 1, min(count, len(labels))).long()
 
 
 def _plane(rows: Tensor) -> Tensor:

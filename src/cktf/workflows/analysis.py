@@ -52,7 +52,7 @@ class Seen:
         device: where that was measured.
         logits: [N, classes].
         embedding: [N, D]; None for a network whose features are not found.
-        features: at each tap [M, units], of the first M images.
+        features: at each tap [M, units], of M images that lie evenly over the set.
         classes: names of those that its logits are of, where they are known.
     """
 
@@ -172,7 +172,7 @@ class Analyst:
         key = json.dumps(section.model_dump(mode="json"), sort_keys=True)
         if key not in self._data:
             test = build_data(section, recipe.seed).raw_test
-            self._data[key] = test.subset(torch.arange(min(self.images, len(test))))
+            self._data[key] = test.subset(evenly(len(test), self.images))
         test, classes = self._data[key], tuple(self._data[key].classes)
         student = load_teacher(str(plain.folder), classes).network
         seen = self._see(student, plain.summary["student"], test, recipe)
@@ -213,23 +213,22 @@ class Analyst:
         there = {n for n in ("stem", "stages", "embedding") if getattr(paths, n)}
         tap = Tap(network, paths, there)
         logits, embeddings, maps = [], [], []
-        kept = 0
-        with (
-            evaluating(network),
-            autocast(training.precision, device),
-        ):
+        compared, seen = evenly(len(test), self.compared), 0
+        with evaluating(network):
             for batch in loader.epoch(0):
-                features = tap(batch.images.to(device))
+                with autocast(training.precision, device):
+                    features = tap(batch.images.to(device))
                 logits.append(features.logits.float().cpu())
                 if features.embedding is not None:
                     embeddings.append(features.embedding.float().cpu())
-                if kept < self.compared:
-                    maps.append(_pooled(features, self.compared - kept))
-                    kept += len(batch)
+                inside = (compared >= seen) & (compared < seen + len(batch))
+                maps.append(_pooled(features, compared[inside] - seen))
+                seen += len(batch)
             # Two networks of one kind take the same time, whatever a clock says.
             kind = name, looked.parameters, looked.macs
             if kind not in self._latency:
-                self._latency[kind] = _latency(network, example[:1].to(device))
+                with autocast(training.precision, device):
+                    self._latency[kind] = _latency(network, example[:1].to(device))
         return Seen(
             name, *kind[1:], self._latency[kind], str(device), torch.cat(logits),
             torch.cat(embeddings) if embeddings else None,
@@ -247,20 +246,33 @@ def _classes_of(recipe: DistillRecipe | TransferRecipe) -> tuple[str, ...] | Non
     return tuple(told) if isinstance(told, list) and described["dataset"] != CUSTOM else None
 
 
-def _pooled(features: Any, most: int) -> dict[str, Tensor]:
-    """Every tap as rows [M, units]."""
+def evenly(size: int, count: int) -> Tensor:
+    """Positions of so many images, or of all, evenly over a set: [min(count, size)], rising.
+
+    A set that is sorted by class is met in all its classes.
+
+    >>> evenly(10, 4), evenly(3, 4)
+    (tensor([0, 3, 6, 9]), tensor([0, 1, 2]))
+    """
+    count = min(count, size)
+    return torch.arange(count) * (size - 1) // max(1, count - 1)
+
+
+def _pooled(features: Any, chosen: Tensor) -> dict[str, Tensor]:
+    """Every tap of some images as rows [M, units]."""
     found: dict[str, Tensor] = {}
     maps = {"stem": features.stem} | {
         f"stage {number}": stage for number, stage in enumerate(features.stages, 1)
     }
+    chosen = chosen.to(features.logits.device)
     for name, value in maps.items():
         if value is not None:
             size = (min(_GRID, value.shape[2]), min(_GRID, value.shape[3]))
-            pooled = F.adaptive_avg_pool2d(value[:most].float(), size)
+            pooled = F.adaptive_avg_pool2d(value[chosen].float(), size)
             found[name] = pooled.flatten(1).cpu()
     if features.embedding is not None:
-        found["embedding"] = features.embedding[:most].float().cpu()
-    found["logits"] = features.logits[:most].float().cpu()
+        found["embedding"] = features.embedding[chosen].float().cpu()
+    found["logits"] = features.logits[chosen].float().cpu()
     return found
 
 
