@@ -420,6 +420,12 @@ def test_a_teacher_beside_its_students(runs, tmp_path):
     cells = [re.findall(r"<td>(.*?)</td>", row) for row in body.split("<tr>")[1:]]
     assert "resnet14 alone" in cells[-1][0]
     assert [bool(row[3]) for row in cells] == [False, True, False]
+    # A network is named once, where costs are drawn too.
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', text)[1])
+    named = figures["plot-cost-0"]["data"][1]["text"]
+    assert sorted(named) == [
+        "resnet14 (teacher)", "resnet14 alone", "resnet8 AT+KD", "resnet8 alone",
+    ]  # fmt: skip
 
 
 def test_a_run_whose_teacher_is_gone(runs, tmp_path):

@@ -161,7 +161,7 @@ def frontiers(groups: Sequence[Group]) -> list[tuple[str, Figure]]:
             name = f"{run.teacher.name} (teacher)"
             points[name] = run.teacher, run.summary["teacher_top1"], _TEACHER
         if run.student is not None:
-            points[f"{run.student.name} {group.name}"] = run.student, group.top1, colour(number)
+            points[f"{run.student.name} {group.how}"] = run.student, group.top1, colour(number)
     if not points:
         return []
     device = next(iter(points.values()))[0].device
