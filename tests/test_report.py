@@ -18,13 +18,20 @@ from typer.testing import CliRunner
 
 import cktf
 from cktf.cli.main import app
+from cktf.data import MemoryLoader
+from cktf.errors import RecipeError
+from cktf.recipes import put
 from cktf.report import write_report
-from cktf.report.answer import answer, gap, grouped, method_name
+from cktf.report.answer import answer, gap
+from cktf.report.figures import accuracy_curves
+from cktf.report.groups import alone, grouped, method_name, refuse_unlike
 from cktf.workflows.analysis import (
     Analysis,
+    Analyst,
     Seen,
     calibrate,
     correlations,
+    evenly,
     linear_cka,
     most_disagreed,
     per_class,
@@ -86,16 +93,22 @@ def test_correlations_of_logits():
     assert np.allclose(correlations(logits), np.corrcoef(logits.double().numpy().T))
 
 
-def run(method, top1, seed=0, logits=None, labels=None, **summary):
+def run(method, top1, seed=0, logits=None, labels=None, recipe=None, **summary):
+    """A run as it is read back; `recipe` and the rest change fields of its two files."""
     summary = {
         "method": method, "student": "resnet8", "teacher": "wrn_16_2", "dataset": "cifar10",
         "epochs": 8, "seed": seed, "test_top1": top1, "teacher_top1": 90.0,
         "test_images": 10000, "test_standard_error": 0.4, "compression_ratio": 8.9,
         "student_parameters": 1,
     } | summary  # fmt: skip
+    fields = {"kind": "distill", "method": method, "seed": seed}
+    fields |= {name: summary[name] for name in ("teacher", "student", "epochs")}
+    put(fields, "data.name", summary["dataset"])
+    for name, value in (recipe or {}).items():
+        put(fields, name, value)
     own = None if logits is None else seen(logits)
     labels = None if labels is None else torch.tensor(labels)
-    return Analysis(Path(method), {"kind": "distill"}, summary, [], ("a", "b"), labels, None, own)
+    return Analysis(Path(method), fields, summary, [], ("a", "b"), labels, None, own)
 
 
 def test_answer_over_seeds():
@@ -109,10 +122,133 @@ def test_answer_over_seeds():
     # Student's t of two degrees of freedom, on differences 1.0, 0.8, 1.2.
     assert difference.half == pytest.approx(4.30265 * 0.2 / 3**0.5, rel=1e-4)
     assert answer(groups) == (
-        "resnet8 CKTF+KD classifies 84.20 ± 0.12 % of 10,000 test images of cifar10, 5.80 points "
-        "below its teacher wrn_16_2 with 8.9 times fewer parameters; 1.00 ± 0.50 points ahead of "
-        "KD, 3.90 ± 0.66 ahead of the student alone (3 seeds)."
+        "resnet8 CKTF+KD classifies 84.20 ± 0.12 % of 10,000 test images of cifar10, 5.80 ± 0.50 "
+        "points below its teacher wrn_16_2 with 8.9 times fewer parameters; 1.00 ± 0.50 points "
+        "ahead of KD, 3.90 ± 0.66 ahead of the student alone (3 seeds)."
     )
+
+
+def test_groups_differ_in_nothing_but_their_seed():
+    """Repeated with a change, a run is another method, named by the change."""
+    slow, fast = ({"optimizer.lr": lr} for lr in (0.02, 0.1))
+    runs = [run("kd", 80.0, recipe=slow), run("kd", 84.0, recipe=fast)]
+    runs.append(run("kd", 85.0, seed=1, recipe=fast))
+    groups = grouped(runs)
+    assert [(g.name, len(g.runs)) for g in groups] == [
+        ("KD (optimizer.lr 0.1)", 2),
+        ("KD (optimizer.lr 0.02)", 1),
+    ]
+    # Where it computes changes nothing.
+    elsewhere = run("kd", 84.0, seed=2, recipe={"runtime.device": "cuda", "data.workers": 2})
+    assert len(grouped([run("kd", 84.0), elsewhere])) == 1
+    few, many = run("cktf", 80.0, recipe={"options.cktf.negatives": 64}), run("cktf", 81.0)
+    assert [g.name for g in grouped([few, many])] == [
+        "CKTF (cktf.negatives default)",
+        "CKTF (cktf.negatives 64)",
+    ]
+    recipe = {"kind": "train", "model": "resnet8", "epochs": 8, "data": {"name": "cifar10"}}
+    trained = replace(run("ce", 80.0), recipe=recipe)
+    longer = run("kd", 82.0, recipe={"epochs": 16, "data.batch_size": 32})
+    assert {g.name for g in grouped([trained, run("ce", 81.0), run("kd", 81.0), longer])} == {
+        "alone (kind train)", "alone (kind distill)",
+        "KD (epochs 8, data.batch_size 64)", "KD (epochs 16, data.batch_size 32)",
+    }  # fmt: skip
+
+
+def test_a_group_has_one_teacher(tmp_path):
+    """The same weights in two places are one teacher; others are not, whatever their network."""
+    for name, content in (("one", b"1"), ("copy", b"1"), ("two", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "student.safetensors").write_bytes(content)
+    one, copy, two = (
+        run("kd", 80.0 + seed, seed, recipe={"teacher": str(tmp_path / name)})
+        for seed, name in enumerate(("one", "copy", "two"))
+    )
+    assert [g.name for g in grouped([one, copy])] == ["KD"]
+    assert [g.name for g in grouped([one, copy, two])] == ["KD (teacher two)", "KD (teacher one)"]
+
+
+def test_a_seed_counts_once():
+    first, again = run("kd", 83.0), replace(run("kd", 85.0), folder=Path("again"))
+    (group,) = grouped([first, again, run("kd", 84.0, seed=1)])
+    assert group.by_seed == {0: 83.0, 1: 84.0}
+    assert group.top1 == 83.5
+    assert group.notes[0].startswith("again has the recipe and the seed of kd and is left out")
+
+
+def of_teacher():
+    """A teacher's own run, the most accurate of all."""
+    recipe = {"kind": "train", "model": "wrn_16_2", "epochs": 8, "data": {"name": "cifar10"}}
+    alone = {"teacher": None, "teacher_top1": None, "compression_ratio": None}
+    made = run("ce", 90.0, student="wrn_16_2", seconds=1.0)
+    return replace(made, recipe=recipe, summary=made.summary | alone)
+
+
+def test_a_teachers_own_run_is_not_the_student_alone():
+    """It has its line, and is compared with no network but its own kind."""
+    row = {"epoch": 1, "test_top1": 80.0}
+    runs = [
+        replace(each, rows=[row]) for each in (of_teacher(), run("kd", 84.0), run("cktf", 85.0))
+    ]
+    groups = grouped(runs)
+    assert [g.name for g in groups] == ["resnet8 CKTF", "resnet8 KD", "wrn_16_2 alone"]
+    assert alone(groups) is None
+    assert answer(groups).endswith(
+        "; 1.00 points ahead of resnet8 KD, which does not tell them apart (one seed)."
+    )
+    notes = accuracy_curves(groups)["layout"]["annotations"]
+    assert [note["text"] for note in notes] == ["teacher wrn_16_2 90.00 %"]
+    groups = grouped([*runs, replace(run("ce", 81.0), rows=[row])])
+    assert alone(groups).student == "resnet8"
+    assert ", 4.00 ahead of the student alone (one seed)" in answer(groups)
+    notes = accuracy_curves(groups)["layout"]["annotations"]
+    assert notes[1]["text"] == "resnet8 alone 81.00 %"
+    # A classifier alone, or a network that goes on from another's weights, is no such thing.
+    probe = {"trains": "classifier"}, {"model": "/runs/other"}
+    for more in probe:
+        trained = {"kind": "train", "model": "resnet8", "epochs": 8, **more}
+        made = replace(run("ce", 81.0), recipe=trained)
+        assert alone(grouped([*runs, made])) is None
+
+
+def test_behind_and_ahead_on_the_seeds_that_both_have():
+    kd = [run("kd", 80.0 + s, s) for s in range(3)]
+    more = [run("at", v, s) for s, v in ((0, 79.0), (1, 80.0), (2, 81.2), (3, 99.0))]
+    groups = grouped([*more, *kd])
+    # The fourth seed was lucky, and KD has none.
+    assert [g.name for g in groups] == ["KD", "AT"]
+    assert groups[1].top1 > groups[0].top1
+    assert "; 0.93 ± 0.29 points ahead of AT" in answer(groups)
+    assert "; 0.93 ± 0.29 points behind KD" in answer(groups[::-1])
+    # Over one seed that both have, these two runs.
+    logits = [[5.0, 0.0]] * 4
+    lone = run("sp", 82.5, 2, logits, [0] * 4)
+    difference = gap(groups[0], grouped([lone])[0])
+    assert (difference.points, difference.half) == (-0.5, None)
+    assert gap(*grouped([run("sp", 82.5, 7), *kd])).half is None
+
+
+def test_images_are_compared_with_the_same():
+    logits = [[5.0, 0.0], [0.0, 5.0]]
+    first, other = (run(m, 75.0, 0, logits, [0, 0]) for m in ("kd", "at"))
+    assert gap(*grouped([first, other])).half == 0
+    sorted_otherwise = replace(other, labels=torch.tensor([0, 1]))
+    assert gap(*grouped([first, sorted_otherwise])).half is None
+
+
+def test_runs_of_other_images_are_refused():
+    runs = [run("kd", 80.0), run("at", 81.0), run("sp", 60.0, dataset="cifar100")]
+    with pytest.raises(RecipeError, match=r"of cifar10: kd, at; .* of cifar100: sp\. .* kd at\."):
+        refuse_unlike(runs)
+    refuse_unlike(runs[:2])
+    # Learnt from other images, and tested on the same.
+    refuse_unlike([transferred(), run("ce", 80.0, dataset="stl10", test_images=8000)])
+    one, two = (
+        run("kd", 80.0, dataset="imagefolder", recipe={"data.dir": place}) for place in ("/a", "/b")
+    )
+    assert len(grouped([one, two])) == 2
+    with pytest.raises(RecipeError, match="imagefolder:/a"):
+        refuse_unlike([one, two])
 
 
 def test_answer_over_images_of_one_seed():
@@ -126,6 +262,41 @@ def test_answer_over_images_of_one_seed():
     assert "which does not tell them apart" in answer(grouped([second, first]))
     alone = gap(*grouped([replace(first, student=None), second]))
     assert alone.half is None
+
+
+def transferred(**more):
+    """A run that learnt from one data set without labels, and is tested on another."""
+    made = run(
+        "cktf", 61.2, dataset="tiny-imagenet", labeled="stl10", test_images=8000,
+        teacher_top1=None, teacher_probe_top1=63.3, compression_ratio=1.04, **more,
+    )  # fmt: skip
+    labelled = {"kind": "transfer", "labeled": {"name": "stl10"}}
+    return replace(made, recipe=dict(made.recipe) | labelled)
+
+
+def test_answer_of_a_transfer():
+    """Images are those of the labelled set; nothing is said that is not known."""
+    assert answer(grouped([transferred(test_standard_error=0.54)])) == (
+        "resnet8 CKTF classifies 61.20 ± 0.54 % of 8,000 test images of stl10, 2.10 points below "
+        "its teacher wrn_16_2 (one seed)."
+    )
+    before = transferred(test_standard_error=None)
+    assert "classifies 61.20 % of 8,000" in answer(grouped([before]))
+    # What the teacher's own logits say is not what its features are worth.
+    own = seen([[5.0, 0.0], [0.0, 5.0]])
+    both = replace(before, student=own, teacher=own, labels=torch.tensor([0, 0]))
+    assert "2.10 points below" in answer(grouped([both]))
+    tested = replace(before, recipe={"kind": "train", "data": {"test": "imagefolder:/other"}})
+    assert tested.tested_on == "imagefolder:/other"
+
+
+def test_classes_in_another_order_are_others():
+    own = seen([[5.0, 0.0], [0.0, 5.0]])
+    both = run("kd", 80.0, logits=[[5.0, 0.0], [0.0, 5.0]], labels=[0, 1])
+    known = {told: replace(own, classes=told) for told in (None, ("a", "b"), ("b", "a"))}
+    assert replace(both, teacher=known[None]).teacher_knows_classes
+    assert replace(both, teacher=known["a", "b"]).teacher_knows_classes
+    assert not replace(both, teacher=known["b", "a"]).teacher_knows_classes
 
 
 def test_method_names():
@@ -200,11 +371,61 @@ def test_what_is_shown(report):
     assert any("teacher resnet14" in note["text"] for note in curves["layout"]["annotations"])
 
 
+def test_images_lie_evenly_over_sorted_classes(runs, tmp_path, monkeypatch):
+    """Those that are classified, and those of them whose representations are compared."""
+    assert evenly(36, 9).tolist() == [0, 4, 8, 13, 17, 21, 26, 30, 35]
+    assert torch.equal(evenly(999, 2000), torch.arange(999))
+    some = Analyst(images=9).analyse(runs[2])
+    assert torch.bincount(some.labels).tolist() == [3, 3, 3]
+    # In several batches, which are read as they are, whatever the networks compute in.
+    named = tmp_path / "run"
+    shutil.copytree(runs[2], named)
+    recipe = (named / "recipe.yaml").read_text().replace("precision: auto", "precision: bfloat16")
+    (named / "recipe.yaml").write_text(recipe)
+    monkeypatch.setattr("cktf.recipes.build._TEST_BATCH", 7)
+    batches, inside = MemoryLoader.epoch, []
+
+    def watched(self, number):
+        for batch in batches(self, number):
+            inside.append(torch.is_autocast_enabled("cpu"))
+            yield batch
+
+    monkeypatch.setattr(MemoryLoader, "epoch", watched)
+    whole = Analyst(compared=5).analyse(named)
+    assert len(inside) > 12
+    assert not any(inside)
+    for network in (whole.student, whole.teacher):
+        assert len(network.logits) == 36
+        assert torch.equal(network.features["logits"], network.logits[evenly(36, 5)])
+        assert {len(rows) for rows in network.features.values()} == {5}
+
+
+def test_a_teacher_says_which_classes_it_knows(runs):
+    analysis = Analyst(images=9).analyse(runs[2])
+    assert tuple(analysis.teacher.classes) == tuple(analysis.classes)
+
+
 def test_a_run_without_teacher(runs, tmp_path):
     text = write_report([runs[0]], tmp_path / "teacher.html", show=False).read_text()
     figures = json.loads(re.search(r'id="figures">(.*?)</script>', text)[1])
     assert "plot-accuracy" in figures
     assert not any(name.startswith(("plot-cka", "plot-correlation")) for name in figures)
+
+
+def test_a_teacher_beside_its_students(runs, tmp_path):
+    """It stands last, and beside nothing."""
+    text = write_report(runs, tmp_path / "all.html", show=False).read_text()
+    assert "to its network&#39;s best" in text or "to its network's best" in text
+    body = text[text.index("<tbody>") : text.index("</tbody>")]
+    cells = [re.findall(r"<td>(.*?)</td>", row) for row in body.split("<tr>")[1:]]
+    assert "resnet14 alone" in cells[-1][0]
+    assert [bool(row[3]) for row in cells] == [False, True, False]
+    # A network is named once, where costs are drawn too.
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', text)[1])
+    named = figures["plot-cost-0"]["data"][1]["text"]
+    assert sorted(named) == [
+        "resnet14 (teacher)", "resnet14 alone", "resnet8 AT+KD", "resnet8 alone",
+    ]  # fmt: skip
 
 
 def test_a_run_whose_teacher_is_gone(runs, tmp_path):

@@ -222,6 +222,9 @@ def test_transfer(teacher, cifar, tmp_path):
         assert [len(p["top1"]) for p in line_of] == [3, 3]
     assert summary["method"] == "cktf"
     assert summary["test_top1"] == points["student"][-1]["mean"]
+    share = summary["test_top1"] / 100
+    spread = 100 * (share * (1 - share) / summary["test_images"]) ** 0.5
+    assert summary["test_standard_error"] == pytest.approx(spread)
     with Image.open(out / "curve.png") as plot:
         assert plot.format == "PNG"
         assert len(plot.convert("L").getcolors()) > 20

@@ -1,48 +1,18 @@
 """What the runs came to, in one sentence with its uncertainty."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from cktf.bench.statistics import paired, spread
+import torch
+from torch import Tensor
+
+from cktf.bench.statistics import paired
+from cktf.report.groups import Group, alone
 from cktf.workflows.analysis import Analysis, Seen
 
 # An interval of so many standard errors is one of 95 %.
 _NORMAL = 1.96
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in nothing but their seed.
-
-    Attributes:
-        name: of the method, for people.
-        runs: one for each seed.
-    """
-
-    name: str
-    runs: list[Analysis]
-
-    @property
-    def top1(self) -> float:
-        """Mean over the seeds, in per cent."""
-        return statistics.mean(float(run.summary["test_top1"]) for run in self.runs)
-
-    @property
-    def error(self) -> float:
-        """Standard error of the mean: over seeds, or for one seed over the test images."""
-        values = [run.summary["test_top1"] for run in self.runs]
-        deviation = spread(values)
-        if deviation is not None:
-            return deviation / math.sqrt(len(values))
-        return float(self.runs[0].summary.get("test_standard_error") or 0.0)
-
-    @property
-    def by_seed(self) -> dict[int, float]:
-        """Accuracies."""
-        return {run.summary["seed"]: run.summary["test_top1"] for run in self.runs}
 
 
 @dataclass(frozen=True)
@@ -69,48 +39,18 @@ class Gap:
         """The interval's half, as it follows a number."""
         return "" if self.half is None else f" ± {self.half:.2f}"
 
+    @property
+    def size(self) -> str:
+        """Without its sign."""
+        return f"{abs(self.points):.2f}{self.plus_minus}"
+
+    @property
+    def side(self) -> str:
+        """Of the other, on which the one is."""
+        return "behind" if self.points < 0 else "ahead of"
+
     def __str__(self) -> str:
         return f"{self.points:+.2f}{self.plus_minus} points"
-
-
-def method_name(method: str) -> str:
-    """A method string as people write it.
-
-    >>> method_name("cktf+kd"), method_name("fitnet:50"), method_name("ce")
-    ('CKTF+KD', 'FitNet:50', 'alone')
-    """
-    if method == "ce":
-        return "alone"
-    return "+".join(
-        term.replace("fitnet", "FitNet") if "fitnet" in term else term.upper()
-        for term in method.split("+")
-    )
-
-
-def grouped(runs: Sequence[Analysis]) -> list[Group]:
-    """Runs in groups of one method, student and data set, best first."""
-    found: dict[tuple[Any, ...], list[Analysis]] = {}
-    for run in runs:
-        s = run.summary
-        options = str(run.recipe.get("options"))
-        key: tuple[Any, ...] = (
-            s["method"],
-            s["student"],
-            s["teacher"],
-            s["dataset"],
-            s["epochs"],
-            options,
-        )
-        found.setdefault(key, []).append(run)
-    names = [method_name(str(key[0])) for key in found]
-    students = {key[1] for key in found}
-    groups = []
-    for (key, group), name in zip(found.items(), names, strict=True):
-        told = f"{key[1]} {name}" if len(students) > 1 else name
-        if names.count(name) > 1 and len(students) == 1:
-            told += f" ({group[0].folder.name})"
-        groups.append(Group(told, group))
-    return sorted(groups, key=lambda g: -g.top1)
 
 
 def gap(first: Group, second: Group) -> Gap:
@@ -119,62 +59,103 @@ def gap(first: Group, second: Group) -> Gap:
     if difference is not None and difference.high is not None:
         over = f"{difference.pairs} seeds"
         return Gap(difference.mean, difference.high - difference.mean, over)
-    a, b = first.runs[0], second.runs[0]
-    half = _over_images(a.student, b.student, a)
-    return Gap(first.top1 - second.top1, half, "test images" if half is not None else "nothing")
+    if difference is not None:
+        (seed,) = first.by_seed.keys() & second.by_seed.keys()
+        return _of_runs(first.of_seed(seed), second.of_seed(seed))
+    if len(first.runs) == len(second.runs) == 1:
+        return _of_runs(first.runs[0], second.runs[0])
+    return Gap(first.top1 - second.top1, None, "nothing")
 
 
-def _over_images(first: Seen | None, second: Seen | None, run: Analysis) -> float | None:
+def _of_runs(first: Analysis, second: Analysis) -> Gap:
+    """Between two runs, over the test images if both classified the same."""
+    half = None
+    a, b = first.labels, second.labels
+    if a is not None and b is not None and torch.equal(a, b) and first.classes == second.classes:
+        half = _over_images(first.student, second.student, a)
+    points = first.summary["test_top1"] - second.summary["test_top1"]
+    return Gap(points, half, "test images" if half is not None else "nothing")
+
+
+def _over_images(first: Seen | None, second: Seen | None, labels: Tensor) -> float | None:
     """Half of the interval of a difference between two networks on the same images."""
-    if first is None or second is None or run.labels is None:
+    if first is None or second is None or first.logits.shape != second.logits.shape:
         return None
-    if first.logits.shape != second.logits.shape or len(run.labels) != len(first.logits):
-        return None
-    right = [(seen.predicted == run.labels).double() for seen in (first, second)]
-    return float(_NORMAL * 100 * (right[0] - right[1]).std() / math.sqrt(len(right[0])))
+    right = [(seen.predicted == labels).double() for seen in (first, second)]
+    return float(_NORMAL * 100 * (right[0] - right[1]).std() / math.sqrt(len(labels)))
 
 
 def teacher_gap(group: Group) -> Gap | None:
-    """From the teacher to the student."""
-    run = group.runs[0]
-    top1 = run.summary.get("teacher_probe_top1") or run.summary.get("teacher_top1")
-    if top1 is None:
+    """From the teacher to the student: over seeds, or for one seed over the test images."""
+    teachers = {
+        run.summary["seed"]: top1
+        for run in group.runs
+        for top1 in [run.summary.get("teacher_probe_top1") or run.summary.get("teacher_top1")]
+        if top1 is not None
+    }
+    difference = paired(group.by_seed, teachers)
+    if difference is None:
         return None
-    half = _over_images(run.student, run.teacher, run) if run.teacher_knows_classes else None
-    return Gap(group.top1 - top1, half, "test images")
+    if difference.high is not None:
+        over = f"{difference.pairs} seeds"
+        return Gap(difference.mean, difference.high - difference.mean, over)
+    run = group.of_seed(next(iter(teachers)))
+    half = None
+    # What a teacher's features are worth is not what its own logits say image by image.
+    probed = run.summary.get("teacher_probe_top1") is not None
+    if run.teacher_knows_classes and run.labels is not None and not probed:
+        half = _over_images(run.student, run.teacher, run.labels)
+    return Gap(difference.mean, half, "test images" if half is not None else "nothing")
+
+
+def compression(run: Analysis) -> float | None:
+    """How many times fewer parameters a student has than its teacher; None where it has not."""
+    ratio: float | None = run.summary.get("compression_ratio")
+    return ratio if ratio and round(ratio, 1) > 1 else None
 
 
 def answer(groups: Sequence[Group]) -> str:
     """The sentence."""
-    best = groups[0]
-    run, s = best.runs[0], best.runs[0].summary
+    best, s = groups[0], groups[0].runs[0].summary
     seeds = "one seed" if len(best.runs) == 1 else f"{len(best.runs)} seeds"
-    images = f"{s['test_images']:,} test images of {s['dataset']}"
-    how = f"{s['student']} {best.name}" if run.recipe["kind"] != "train" else s["student"]
-    if best.name.startswith(s["student"]):
-        how = best.name
-    text = f"{how} classifies {best.top1:.2f} ± {best.error:.2f} % of {images}"
+    images = f"{s['test_images']:,} test images of {best.runs[0].tested_on}"
+    text = f"{_subject(groups)} classifies {best.top1:.2f}{best.plus_minus} % of {images}"
     behind = teacher_gap(best)
     if behind is not None:
         word = "below" if behind.points < 0 else "above"
-        points = f"{abs(behind.points):.2f}{behind.plus_minus} points"
-        text += f", {points} {word} its teacher {s['teacher']}"
-        if s.get("compression_ratio"):
-            text += f" with {s['compression_ratio']:.1f} times fewer parameters"
-    others = [g for g in groups[1:] if g.runs[0].summary["dataset"] == s["dataset"]]
-    if others:
-        nearest = gap(best, others[0])
-        text += f"; {nearest.points:.2f}{nearest.plus_minus} points ahead of {others[0].name}"
-        text += "" if nearest.told_apart else ", which does not tell them apart"
-    alone = next((g for g in others[1:] if g.runs[0].summary["method"] == "ce"), None)
-    if alone is not None:
-        gained = gap(best, alone)
-        text += f", {gained.points:.2f}{gained.plus_minus} ahead of the student alone"
-    return f"{text} ({seeds})."
+        text += f", {behind.size} points {word} its teacher {s['teacher']}"
+        if ratio := compression(best.runs[0]):
+            text += f" with {ratio:.1f} times fewer parameters"
+    return f"{text}{_compared(groups)} ({seeds})."
+
+
+def _subject(groups: Sequence[Group]) -> str:
+    """The student, and what taught it, unless it is a single network alone."""
+    best = groups[0]
+    if len(groups) == 1 and best.runs[0].recipe["kind"] == "train":
+        return best.student
+    return f"{best.student} {best.how}"
+
+
+def _compared(groups: Sequence[Group]) -> str:
+    """The best beside the next of the same student, and beside the student alone."""
+    best, reference = groups[0], alone(groups)
+    others = [group for group in groups[1:] if group.student == best.student]
+    if not others:
+        return ""
+    nearest = gap(best, others[0])
+    name = f"the student {others[0].how}" if others[0] is reference else others[0].name
+    text = f"; {nearest.size} points {nearest.side} {name}"
+    text += "" if nearest.told_apart else ", which does not tell them apart"
+    if reference is not None and reference is not best and reference is not others[0]:
+        gained = gap(best, reference)
+        text += f", {gained.size} {gained.side} the student {reference.how}"
+    return text
 
 
 UNCERTAINTY = (
     "± after an accuracy is one standard error: of the mean over seeds, or for one seed of the "
-    "test images. ± after a difference is half of its 95 % interval: over seeds that both have "
-    "(Student's t), or for one seed over the same test images, which says nothing of other seeds."
+    "test images. A difference is over the seeds that both have, and ± after it is half of its "
+    "95 % interval: over these seeds (Student's t), or for a single one over the same test images, "
+    "which says nothing of other seeds. Methods stand in the order of the seeds that all have."
 )

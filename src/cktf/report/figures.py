@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cktf.report.answer import Group, method_name
+from cktf.report.groups import Group, alone, method_name
 from cktf.workflows.analysis import (
     Analysis,
     Seen,
@@ -107,9 +107,10 @@ def accuracy_curves(groups: Sequence[Group]) -> Figure | None:
     }
     for name, top1 in sorted(teachers):
         levels.append(_level(top1, f"teacher {name} {top1:.2f} %", _TEACHER, "dash"))
-    for group in groups:
-        if group.runs[0].summary["method"] == "ce" and len(groups) > 1:
-            levels.append(_level(group.top1, f"alone {group.top1:.2f} %", _REFERENCE, "dot"))
+    reference = alone(groups) if len(groups) > 1 else None
+    if reference is not None:
+        name = f"{reference.name} {reference.top1:.2f} %"
+        levels.append(_level(reference.top1, name, _REFERENCE, "dot"))
     return figure(
         traces, "Accuracy on the test images, epoch by epoch", "epoch", "top-1, %",
         shapes=[shape for shape, _ in levels], annotations=[note for _, note in levels], height=400,
@@ -160,7 +161,7 @@ def frontiers(groups: Sequence[Group]) -> list[tuple[str, Figure]]:
             name = f"{run.teacher.name} (teacher)"
             points[name] = run.teacher, run.summary["teacher_top1"], _TEACHER
         if run.student is not None:
-            points[f"{run.student.name} {group.name}"] = run.student, group.top1, colour(number)
+            points[f"{run.student.name} {group.how}"] = run.student, group.top1, colour(number)
     if not points:
         return []
     device = next(iter(points.values()))[0].device

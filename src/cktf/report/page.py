@@ -18,8 +18,9 @@ from cktf.engine import announce, write_atomically
 from cktf.errors import RecipeError
 from cktf.recipes import recipe_of
 from cktf.report import figures
-from cktf.report.answer import UNCERTAINTY, Group, answer, gap, grouped, teacher_gap
-from cktf.workflows.analysis import Analysis, Analyst, Seen, most_disagreed
+from cktf.report.answer import UNCERTAINTY, answer, compression, gap, teacher_gap
+from cktf.report.groups import Group, alone, grouped, refuse_unlike
+from cktf.workflows.analysis import Analysis, Analyst, Seen, evenly, most_disagreed
 
 LARGEST_MB = 8
 # Images for t-SNE, which takes a time that grows faster than they; runs that are looked at closely.
@@ -63,7 +64,8 @@ def write_report(
         The file.
 
     Raises:
-        CktfError: a folder that holds no finished run, or a library that is not installed.
+        CktfError: a folder that holds no finished run, runs that were tested on different images,
+            or a library that is not installed.
     """
     try:
         import jinja2
@@ -81,6 +83,7 @@ def write_report(
     absent = [run.folder for run in found if run.summary.get("test_top1") is None]
     if absent:
         raise RecipeError([f"{absent[0]} was not tested on labelled images: nothing to compare."])
+    refuse_unlike(found)
     groups = grouped(found)
     announce("drawing", show)
     page = _Page(groups)
@@ -143,9 +146,13 @@ class _Page:
         self.answer = answer(groups)
         self.title = " · ".join(dict.fromkeys(f"{g.name}" for g in groups[:4]))
         self.summary = groups[0].runs[0].summary
+        self.alone = alone(groups)
+        self.several_students = len({group.student for group in groups}) > 1
+        self.tested_on = groups[0].runs[0].tested_on
         self.facts = self._facts()
         self.rows = self._rows()
         self.missing = sorted({r.missing for g in groups for r in g.runs if r.missing})
+        self.notes = [note for group in groups for note in group.notes]
         self.accuracy = self._place("accuracy", figures.accuracy_curves(groups))
         self.losses = self._several("loss", figures.loss_curves(groups))
         self.frontiers = self._several("cost", figures.frontiers(groups))
@@ -187,31 +194,32 @@ class _Page:
     def _facts(self) -> list[tuple[str, str, str]]:
         """The numbers that are looked for first: what, value, and a word on it."""
         best, s = self.groups[0], self.summary
-        facts = [("top-1", f"{best.top1:.2f} %", f"± {best.error:.2f}, {best.name}")]
+        word = ", ".join(filter(None, (best.plus_minus.strip(), best.name)))
+        facts = [("top-1", f"{best.top1:.2f} %", word)]
         behind = teacher_gap(best)
         if behind is not None:
             word = f"{behind.plus_minus} points, {s['teacher']}".strip()
             facts.append(("to the teacher", f"{behind.points:+.2f}", word))
-        alone = next((g for g in self.groups[1:] if g.runs[0].summary["method"] == "ce"), None)
-        if alone is not None:
-            gained = gap(best, alone)
+        if self.alone is not None and self.alone is not best:
+            gained = gap(best, self.alone)
             word = f"{gained.plus_minus} points".strip()
             facts.append(("over the student alone", f"{gained.points:+.2f}", word))
-        if s.get("compression_ratio"):
-            ratio = f"{s['compression_ratio']:.1f}×"
-            facts.append(("compression", ratio, f"{s['student_parameters']:,} parameters"))
+        if ratio := compression(best.runs[0]):
+            word = f"{s['student_parameters']:,} parameters"
+            facts.append(("compression", f"{ratio:.1f}×", word))
         return [(what, value.replace("-", "−"), word) for what, value, word in facts]
 
     def _rows(self) -> list[dict[str, str]]:
-        """The table of all groups."""
-        best, rows = self.groups[0], []
+        """The table of all groups, each beside the best of its student."""
+        rows, first = [], dict[str, Group]()
         for number, group in enumerate(self.groups):
+            best = first.setdefault(group.student, group)
             run, s = group.runs[0], group.runs[0].summary
             rows.append(
                 {
                     "colour": figures.colour(number), "name": group.name,
-                    "seeds": str(len(group.runs)), "top1": f"{group.top1:.2f} ± {group.error:.2f}",
-                    "gap": "" if number == 0 else str(gap(group, best)).replace("-", "−"),
+                    "seeds": str(len(group.runs)), "top1": f"{group.top1:.2f}{group.plus_minus}",
+                    "gap": "" if group is best else str(gap(group, best)).replace("-", "−"),
                     "parameters": f"{s['student_parameters']:,}",
                     "macs": f"{run.student.macs / 1e6:,.1f} M" if run.student else "",
                     "latency": f"{run.student.latency_ms:.2f} ms" if run.student else "",
@@ -257,7 +265,7 @@ class _Page:
         drawn = []
         for name, seen, run in networks:
             if seen.embedding is not None and run.labels is not None:
-                chosen = _spread_out(run.labels, _EMBEDDED)
+                chosen = evenly(len(run.labels), _EMBEDDED)
                 points = _plane(seen.embedding[chosen])
                 title = f"t-SNE of the embedding: {name}"
                 one = figures.scatter_of(points, run.labels[chosen], run.classes, title)
@@ -298,11 +306,6 @@ def _png(pixels: Tensor) -> str:
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def _spread_out(labels: Tensor, count: int) -> Tensor:
-    """Positions of so many images, evenly over the set; the same for every network."""
-    return torch.linspace(0, len(labels) - 1, min(count, len(labels))).long()
 
 
 def _plane(rows: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cktf.data import ImageSet
+from cktf.data import FOLDER, ImageSet
 from cktf.engine import RunFolder, accelerator, autocast, place
 from cktf.errors import CktfError, RunFolderError
+from cktf.models import describe, is_ours
 from cktf.recipes import (
     CUSTOM,
     DistillRecipe,
@@ -28,6 +29,7 @@ from cktf.recipes import (
     make_transfer,
     read_recipe,
     recipe_of,
+    teacher_file,
 )
 from cktf.taps import Tap, evaluating
 from cktf.workflows.inspection import find_paths, inspect
@@ -50,7 +52,8 @@ class Seen:
         device: where that was measured.
         logits: [N, classes].
         embedding: [N, D]; None for a network whose features are not found.
-        features: at each tap [M, units], of the first M images.
+        features: at each tap [M, units], of M images that lie evenly over the set.
+        classes: names of those that its logits are of, where they are known.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Seen:
     logits: Tensor
     embedding: Tensor | None
     features: Mapping[str, Tensor] = field(repr=False)
+    classes: Sequence[str] | None = None
 
     @property
     def probabilities(self) -> Tensor:
@@ -102,10 +106,23 @@ class Analysis:
 
     @property
     def teacher_knows_classes(self) -> bool:
-        """Whether the teacher's logits are of the same classes as the student's."""
+        """Whether the teacher's logits are of the student's classes, as far as is known.
+
+        As many classes may be others, or the same in another order.
+        """
         if self.teacher is None or self.student is None:
             return False
-        return self.teacher.logits.shape == self.student.logits.shape
+        told = self.teacher.classes
+        same = told is None or tuple(told) == tuple(self.classes)
+        return same and self.teacher.logits.shape == self.student.logits.shape
+
+    @property
+    def tested_on(self) -> str:
+        """The data set of the test images, which a transfer does not learn from."""
+        section = self.recipe.get("labeled" if self.recipe["kind"] == "transfer" else "data") or {}
+        named: str = section.get("test") or self.summary.get("labeled") or self.summary["dataset"]
+        # Every folder of images is a data set of its own.
+        return f"{named}:{section['dir']}" if named == FOLDER and section.get("dir") else named
 
 
 class Analyst:
@@ -155,7 +172,7 @@ class Analyst:
         key = json.dumps(section.model_dump(mode="json"), sort_keys=True)
         if key not in self._data:
             test = build_data(section, recipe.seed).raw_test
-            self._data[key] = test.subset(torch.arange(min(self.images, len(test))))
+            self._data[key] = test.subset(evenly(len(test), self.images))
         test, classes = self._data[key], tuple(self._data[key].classes)
         student = load_teacher(str(plain.folder), classes).network
         seen = self._see(student, plain.summary["student"], test, recipe)
@@ -177,7 +194,8 @@ class Analyst:
             if recipe.teacher == CUSTOM:
                 raise RunFolderError("it was made in Python.")
             found = load_teacher(recipe.teacher, None, test, recipe.teacher_weights)
-            self._seen[named, data] = self._see(found.network, found.name, test, recipe)
+            seen = self._see(found.network, found.name, test, recipe)
+            self._seen[named, data] = replace(seen, classes=_classes_of(recipe))
         return self._seen[named, data]
 
     @torch.no_grad()
@@ -195,23 +213,22 @@ class Analyst:
         there = {n for n in ("stem", "stages", "embedding") if getattr(paths, n)}
         tap = Tap(network, paths, there)
         logits, embeddings, maps = [], [], []
-        kept = 0
-        with (
-            evaluating(network),
-            autocast(training.precision, device),
-        ):
+        compared, seen = evenly(len(test), self.compared), 0
+        with evaluating(network):
             for batch in loader.epoch(0):
-                features = tap(batch.images.to(device))
+                with autocast(training.precision, device):
+                    features = tap(batch.images.to(device))
                 logits.append(features.logits.float().cpu())
                 if features.embedding is not None:
                     embeddings.append(features.embedding.float().cpu())
-                if kept < self.compared:
-                    maps.append(_pooled(features, self.compared - kept))
-                    kept += len(batch)
+                inside = (compared >= seen) & (compared < seen + len(batch))
+                maps.append(_pooled(features, compared[inside] - seen))
+                seen += len(batch)
             # Two networks of one kind take the same time, whatever a clock says.
             kind = name, looked.parameters, looked.macs
             if kind not in self._latency:
-                self._latency[kind] = _latency(network, example[:1].to(device))
+                with autocast(training.precision, device):
+                    self._latency[kind] = _latency(network, example[:1].to(device))
         return Seen(
             name, *kind[1:], self._latency[kind], str(device), torch.cat(logits),
             torch.cat(embeddings) if embeddings else None,
@@ -219,20 +236,43 @@ class Analyst:
         )  # fmt: skip
 
 
-def _pooled(features: Any, most: int) -> dict[str, Tensor]:
-    """Every tap as rows [M, units]."""
+def _classes_of(recipe: DistillRecipe | TransferRecipe) -> tuple[str, ...] | None:
+    """Names of a teacher's classes, where its file says and a data set has given them."""
+    line = recipe.teacher_weights or recipe.teacher
+    if not Path(line).expanduser().exists() or not is_ours(teacher_file(line)):
+        return None
+    described = describe(teacher_file(line))
+    told = described["classes"]
+    return tuple(told) if isinstance(told, list) and described["dataset"] != CUSTOM else None
+
+
+def evenly(size: int, count: int) -> Tensor:
+    """Positions of so many images, or of all, evenly over a set: [min(count, size)], rising.
+
+    A set that is sorted by class is met in all its classes.
+
+    >>> evenly(10, 4), evenly(3, 4)
+    (tensor([0, 3, 6, 9]), tensor([0, 1, 2]))
+    """
+    count = min(count, size)
+    return torch.arange(count) * (size - 1) // max(1, count - 1)
+
+
+def _pooled(features: Any, chosen: Tensor) -> dict[str, Tensor]:
+    """Every tap of some images as rows [M, units]."""
     found: dict[str, Tensor] = {}
     maps = {"stem": features.stem} | {
         f"stage {number}": stage for number, stage in enumerate(features.stages, 1)
     }
+    chosen = chosen.to(features.logits.device)
     for name, value in maps.items():
         if value is not None:
             size = (min(_GRID, value.shape[2]), min(_GRID, value.shape[3]))
-            pooled = F.adaptive_avg_pool2d(value[:most].float(), size)
+            pooled = F.adaptive_avg_pool2d(value[chosen].float(), size)
             found[name] = pooled.flatten(1).cpu()
     if features.embedding is not None:
-        found["embedding"] = features.embedding[:most].float().cpu()
-    found["logits"] = features.logits[:most].float().cpu()
+        found["embedding"] = features.embedding[chosen].float().cpu()
+    found["logits"] = features.logits[chosen].float().cpu()
     return found
 
 

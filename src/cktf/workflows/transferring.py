@@ -9,6 +9,7 @@ chosen by labels.
 
 import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -276,14 +277,17 @@ def _read(planned: Planned, student: nn.Module) -> Transferred:
 def _summary(
     planned: Planned, distilled: Run, scratch: Run, probed: Mapping[str, Probed]
 ) -> dict[str, Any]:
-    data = planned.parts.data
+    data, share = planned.parts.data, probed[STUDENT].final / 100
+    images = len(planned.labelled.raw_test)
     return distilled.summary | {
         "unlabeled": data.name,
         "unlabeled_images": data.train.samples,
         "labeled": planned.labelled.name,
         "classes": len(probed[STUDENT].classifier.bias),
-        "test_images": len(planned.labelled.raw_test),
+        "test_images": images,
         "test_top1": probed[STUDENT].final,
+        # Of the test images alone; how far the draws of labels differ is in the points.
+        "test_standard_error": 100 * math.sqrt(share * (1 - share) / images),
         "scratch_top1": scratch.summary["test_top1"],
         "scratch_epochs": scratch.summary["epochs"],
         **{f"{name}_probe_top1": found.final for name, found in probed.items()},
