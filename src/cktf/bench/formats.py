@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
+from cktf.bench.captions import notes
 from cktf.bench.statistics import LEVEL, Difference
 from cktf.bench.tables import Comparison, Entry
 
@@ -20,8 +21,8 @@ def markdown(table: Comparison) -> str:
     heads, rows = _grid(table, mark, " ± ")
     lines = [f"| {' | '.join(row)} |" for row in (heads, *rows)]
     lines.insert(1, "|---|" + "---:|" * (len(heads) - 1))
-    notes = _notes(table, "**best**, *second* of a column")
-    return "\n".join([*lines, "", *notes]) + "\n"
+    below = notes(table, "**best**, *second* of a column")
+    return "\n".join([*lines, "", *below]) + "\n"
 
 
 def latex(table: Comparison) -> str:
@@ -33,10 +34,10 @@ def latex(table: Comparison) -> str:
     heads, rows = _grid(table, mark, r" $\pm$ ", _latex)
     body = [" & ".join(row) + r" \\" for row in rows]
     head = " & ".join(heads) + r" \\"
-    notes = [f"% {line}" for line in _notes(table, "bold: best, underlined: second of a column")]
+    below = [f"% {line}" for line in notes(table, "bold: best, underlined: second of a column")]
     return "\n".join(
         [
-            *notes,
+            *below,
             rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
             r"\toprule", head, r"\midrule", *body, r"\bottomrule",
             r"\end{tabular}", "",
@@ -88,13 +89,13 @@ def _grid(
 ) -> tuple[list[str], list[list[str]]]:
     """Heads and rows, as text of some form."""
     data = {column[0] for column in table.columns}
-    heads, shown = ["method"], _shown(table)
+    heads, shown = ["method"], table.shown
     for column in table.columns:
         pair = column[1].replace(":", " → ")
         heads.append(pair if len(data) == 1 else f"{column[0]}: {pair}")
         heads += [f"+{table.added}"] if table.added else []
-        heads += [f"Δ{_only(table)} [{LEVEL:.0%}]"] if "difference" in shown else []
-        heads += [PUBLISHED] if _is_published(table, column) else []
+        heads += [f"Δ{_only_base(table)} [{LEVEL:.0%}]"] if "difference" in shown else []
+        heads += [PUBLISHED] if table.is_published(column) else []
     heads += ["Δ of all pairs"] if "overall" in shown else []
     heads += ["time ×"] if "time" in shown else []
     heads += ["memory MiB"] if "memory" in shown else []
@@ -108,7 +109,7 @@ def _grid(
             row += [_accuracy(ending, mark, plus_minus)] if table.added else []
             difference = ending.difference if ending else None
             row += [escape(_difference(difference))] if "difference" in shown else []
-            row += [_number(entry.published, 2)] if _is_published(table, column) else []
+            row += [_number(entry.published, 2)] if table.is_published(column) else []
         row += [escape(_difference(table.overall.get(last)))] if "overall" in shown else []
         times = [e.relative_time for e in own if e.relative_time is not None]
         memory = [e.memory_mb for e in own if e.memory_mb is not None]
@@ -125,24 +126,6 @@ def _rows(table: Comparison) -> list[str]:
     return [method for method in table.methods if method not in beside]
 
 
-def _shown(table: Comparison) -> set[str]:
-    """Which columns there is something for."""
-    entries = table.entries.values()
-    # Costs are of one method, a row of two has none; and one cost alone compares nothing.
-    costs = not table.added and any(e.relative_time is not None for e in entries)
-    shown = {
-        "difference": any(e.difference for e in entries),
-        "overall": len(table.columns) > 1 and bool(table.overall),
-        "time": costs,
-        "memory": costs,
-    }
-    return {name for name, wanted in shown.items() if wanted}
-
-
-def _is_published(table: Comparison, column: tuple[str, str]) -> bool:
-    return any(e.published is not None for (c, _), e in table.entries.items() if c == column)
-
-
 def _teacher_row(table: Comparison, shown: set[str]) -> list[str]:
     row = ["teacher"]
     for column in table.columns:
@@ -150,7 +133,7 @@ def _teacher_row(table: Comparison, shown: set[str]) -> list[str]:
         row += [""] if table.added else []
         row += [""] if "difference" in shown else []
         published = _number(table.published_teachers[column], 2)
-        row += [published] if _is_published(table, column) else []
+        row += [published] if table.is_published(column) else []
     return row + [""] * len(shown - {"difference"})
 
 
@@ -183,47 +166,7 @@ def _range(values: Sequence[float], digits: int) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def _notes(table: Comparison, marks: str) -> list[str]:
-    counts = {len(e.values) for e in table.entries.values() if e.values}
-    notes = [f"{table.about}. " if table.about else ""]
-    notes[0] += f"Top-1 %, mean ± standard deviation over seeds; {marks}. {table.conditions}."
-    if len(counts) > 1:
-        notes.append(f"Unfinished: from {min(counts)} to {max(counts)} seeds for each entry.")
-    if any(e.difference for e in table.entries.values()):
-        notes.append(
-            f"Δ: points over {_compared(table)} with the same seeds, and the {LEVEL:.0%} "
-            "confidence interval of its mean (Student's t)."
-        )
-        notes += _verdicts(table)
-    if any(_is_published(table, column) for column in table.columns):
-        notes.append("Published: Zhao, Chen, Zhao, ICASSP 2023, Table 1; not measured here.")
-    if "time" in _shown(table):
-        notes.append("Time of a step over that of the student alone; peak memory; by themselves.")
-    return notes
-
-
-def _only(table: Comparison) -> str:
+def _only_base(table: Comparison) -> str:
     """The one method that all are compared with, behind a space; nothing where they differ."""
     bases = set(table.bases.values())
     return f" {bases.pop()}" if len(bases) == 1 and not table.added else ""
-
-
-def _compared(table: Comparison) -> str:
-    """What differences are from, in words."""
-    if table.added:
-        return f"the same without {table.added}"
-    return " or ".join(dict.fromkeys(table.bases.values()))
-
-
-def _verdicts(table: Comparison) -> list[str]:
-    """In words, by the interval over all columns."""
-    told = {"ahead": "Ahead of", "behind": "Behind", "open": "Not told apart from"}
-    lines = []
-    for verdict, words in told.items():
-        methods: dict[str, list[str]] = {}
-        for method, difference in table.overall.items():
-            if difference.verdict == verdict:
-                base = _compared(table) if table.added else table.bases[method]
-                methods.setdefault(base, []).append(method)
-        lines += [f"{words} {base}: {', '.join(names)}." for base, names in methods.items()]
-    return lines

@@ -80,6 +80,24 @@ class Comparison:
         found = {method: entry.base for (_, method), entry in self.entries.items()}
         return {method: base for method, base in found.items() if base is not None}
 
+    @property
+    def shown(self) -> set[str]:
+        """Which columns there is something for."""
+        entries = self.entries.values()
+        # Costs are of one method, a row of two has none; and one cost alone compares nothing.
+        costs = not self.added and any(e.relative_time is not None for e in entries)
+        shown = {
+            "difference": any(e.difference for e in entries),
+            "overall": len(self.columns) > 1 and bool(self.overall),
+            "time": costs,
+            "memory": costs,
+        }
+        return {name for name, wanted in shown.items() if wanted}
+
+    def is_published(self, column: Column) -> bool:
+        """Whether there is a figure of the paper for any method of a column."""
+        return any(e.published is not None for (c, _), e in self.entries.items() if c == column)
+
 
 def compare(folder: Path, baseline: str | None = None) -> Comparison:
     """The table of a folder of results.
