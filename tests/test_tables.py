@@ -57,7 +57,7 @@ def test_table(figures):
     assert entry.published == 75.85
     assert [table.entries[pair, m].rank for m in ("alone", "KD", "CKTF")] == [0, 2, 1]
     assert entry.relative_time == pytest.approx(2.0)
-    assert table.overall["CKTF"].pairs == 3
+    assert table.overall["CKTF"].pairs == 1
 
 
 def test_table_forms(figures):
@@ -68,13 +68,52 @@ def test_table_forms(figures):
     assert "**75.17 ± 1.04** | +2.00 [+0.76, +3.24] | 75.85 |" in row
     assert next(line for line in lines if line.startswith("| KD ")).count("*73.17") == 1
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
-    assert "Ahead of KD: CKTF." in lines
+    assert "On wrn_40_2 → wrn_16_2, ahead of KD: CKTF; behind KD: alone." in lines
     assert "Unfinished" in markdown(table)
     assert r"\textbf{75.17 $\pm$ 1.04}" in latex(table)
     assert r"wrn\_40\_2 $\to$ wrn\_16\_2" in latex(table)
     rows = list(csv.DictReader(csv_rows(table).splitlines()))
     cktf = next(r for r in rows if r["method"] == "CKTF" and r["n"] == "3")
     assert (cktf["published"], cktf["by_seed"]) == ("75.8500", "0:74.00 1:75.50 2:76.00")
+
+
+def test_pairs_count_once_whatever_their_seeds(tmp_path):
+    """Seven pairs with means of .5 .6 -.1 .8 .2 -.3 .9: t of 6 degrees of freedom is 2.447."""
+    gains = [0.5, 0.6, -0.1, 0.8, 0.2, -0.3, 0.9]
+    for number, gain in enumerate(gains):
+        results(tmp_path, "KD", [70.0, 71.0, 72.0], pair=f"t{number}:s")
+        results(tmp_path, "CKTF", [v + gain for v in (70.1, 71.0, 71.9)], pair=f"t{number}:s")
+    table = compare(tmp_path, baseline="KD")
+    half = 2.44691 * statistics.stdev(gains) / math.sqrt(7)
+    mean = statistics.mean(gains)
+    assert table.overall["CKTF"] == pytest.approx((mean, mean - half, mean + half, 7), abs=1e-4)
+    text = markdown(table)
+    assert "Over all pairs, not told apart from KD: CKTF.\n" in text
+    assert "interval over pairs." in text
+
+
+def test_each_pair_has_a_verdict(tmp_path):
+    """A win here and a loss there are told as such; one seed is told to have no interval."""
+    for pair, gain in (("a:s", 1.0), ("b:s", -1.0)):
+        results(tmp_path, "KD", [70.0, 71.0, 72.0], pair=pair)
+        results(tmp_path, "CKTF", [v + gain for v in (70.1, 71.0, 71.9)], pair=pair)
+        results(tmp_path, "AT", [75.0], pair=pair)
+    lines = markdown(compare(tmp_path, baseline="KD")).splitlines()
+    assert "On a → s, ahead of KD: CKTF; one seed in common, no interval: AT." in lines
+    assert "On b → s, behind KD: CKTF; one seed in common, no interval: AT." in lines
+    assert lines[-1].startswith("Over all pairs, ")
+
+
+def test_one_seed_has_no_verdict(tmp_path):
+    results(tmp_path, "KD", [70.0, 71.0])
+    results(tmp_path, "AT", [75.0])
+    results(tmp_path, "CKTF", [70.0, 71.1])
+    lines = markdown(compare(tmp_path, baseline="KD")).splitlines()
+    assert "Not told apart from KD: CKTF." in lines
+    assert "One seed in common, no interval: AT." in lines
+    results(tmp_path, "CKTF", [70.0])
+    (tmp_path / "CKTF-wrn_40_2-wrn_16_2-1.json").unlink()
+    assert "One seed in common, no interval: all." in markdown(compare(tmp_path, baseline="KD"))
 
 
 def test_what_is_added_stands_beside(tmp_path):

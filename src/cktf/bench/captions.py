@@ -1,7 +1,16 @@
 """What stands below a table, in words."""
 
-from cktf.bench.statistics import LEVEL
-from cktf.bench.tables import Comparison
+from collections.abc import Mapping
+
+from cktf.bench.statistics import LEVEL, Difference
+from cktf.bench.tables import Column, Comparison
+
+_VERDICTS = {
+    "ahead": "ahead of {}",
+    "behind": "behind {}",
+    "open": "not told apart from {}",
+    "single": "one seed in common, no interval",
+}
 
 
 def notes(table: Comparison, marks: str) -> list[str]:
@@ -21,6 +30,8 @@ def notes(table: Comparison, marks: str) -> list[str]:
             f"Δ: points over {_compared(table)} with the same seeds, and the {LEVEL:.0%} "
             "confidence interval of its mean (Student's t)."
         )
+        if "overall" in table.shown:
+            lines.append("Δ of all pairs: mean of the Δ of each pair, and its interval over pairs.")
         lines += _verdicts(table)
     if any(table.is_published(column) for column in table.columns):
         lines.append("Published: Zhao, Chen, Zhao, ICASSP 2023, Table 1; not measured here.")
@@ -31,20 +42,39 @@ def notes(table: Comparison, marks: str) -> list[str]:
 
 def _compared(table: Comparison) -> str:
     """What differences are from, in words."""
-    if table.added:
-        return f"the same without {table.added}"
-    return " or ".join(dict.fromkeys(table.bases.values()))
+    return " or ".join(dict.fromkeys(_base(table, method) for method in table.bases))
+
+
+def _base(table: Comparison, method: str) -> str:
+    return f"the same without {table.added}" if table.added else table.bases[method]
 
 
 def _verdicts(table: Comparison) -> list[str]:
-    """In words, by the interval over all columns."""
-    told = {"ahead": "Ahead of", "behind": "Behind", "open": "Not told apart from"}
-    lines = []
-    for verdict, words in told.items():
-        methods: dict[str, list[str]] = {}
-        for method, difference in table.overall.items():
+    """In words: of each pair of networks by itself, and of all where they are several."""
+    if len(table.columns) == 1:
+        phrases = _phrases(table, _differences(table, table.columns[0]))
+        return [f"{phrase[0].upper()}{phrase[1:]}." for phrase in phrases]
+    several = {m: d for m, d in table.overall.items() if d.pairs > 1}
+    told = {f"On {table.heading(c)}": _differences(table, c) for c in table.columns}
+    told["Over all pairs"] = several
+    found = {where: "; ".join(_phrases(table, d)) for where, d in told.items()}
+    return [f"{where}, {phrases}." for where, phrases in found.items() if phrases]
+
+
+def _differences(table: Comparison, column: Column) -> dict[str, Difference]:
+    found = {method: table.entries[column, method].difference for method in table.methods}
+    return {method: difference for method, difference in found.items() if difference is not None}
+
+
+def _phrases(table: Comparison, differences: Mapping[str, Difference]) -> list[str]:
+    """Methods by verdict and by what they are compared with."""
+    phrases = []
+    for verdict, words in _VERDICTS.items():
+        groups: dict[str, list[str]] = {}
+        for method, difference in differences.items():
             if difference.verdict == verdict:
-                base = _compared(table) if table.added else table.bases[method]
-                methods.setdefault(base, []).append(method)
-        lines += [f"{words} {base}: {', '.join(names)}." for base, names in methods.items()]
-    return lines
+                groups.setdefault(words.format(_base(table, method)), []).append(method)
+        for group, methods in groups.items():
+            every = verdict == "single" and len(methods) == len(differences) > 1
+            phrases.append(f"{group}: {'all' if every else ', '.join(methods)}")
+    return phrases

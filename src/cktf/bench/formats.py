@@ -88,11 +88,9 @@ def _grid(
     escape: Callable[[str], str] = str,
 ) -> tuple[list[str], list[list[str]]]:
     """Heads and rows, as text of some form."""
-    data = {column[0] for column in table.columns}
     heads, shown = ["method"], table.shown
     for column in table.columns:
-        pair = column[1].replace(":", " → ")
-        heads.append(pair if len(data) == 1 else f"{column[0]}: {pair}")
+        heads.append(table.heading(column))
         heads += [f"+{table.added}"] if table.added else []
         heads += [f"Δ{_only_base(table)} [{LEVEL:.0%}]"] if "difference" in shown else []
         heads += [PUBLISHED] if table.is_published(column) else []

@@ -9,7 +9,7 @@ from cktf.bench.cost import cost_key, costs_in
 from cktf.bench.matrix import Matrix
 from cktf.bench.published import published
 from cktf.bench.results import Result, all_results, kept_matrix, results_in
-from cktf.bench.statistics import Difference, paired, spread
+from cktf.bench.statistics import Difference, interval, paired, spread
 from cktf.errors import RecipeError, nearest
 
 Column = tuple[str, str]  # data set, teacher:student
@@ -60,7 +60,7 @@ class Comparison:
         teachers: top-1 of the teacher of each column.
         published_teachers: likewise, as published.
         entries: by column and method.
-        overall: differences over all columns and seeds, by method.
+        overall: means of the differences of all columns, by method.
         added: what each method is compared with and without, in place of a baseline.
     """
 
@@ -93,6 +93,11 @@ class Comparison:
             "memory": costs,
         }
         return {name for name, wanted in shown.items() if wanted}
+
+    def heading(self, column: Column) -> str:
+        """What a column is called; its data set only where there are others."""
+        pair = column[1].replace(":", " → ")
+        return pair if len({c[0] for c in self.columns}) == 1 else f"{column[0]}: {pair}"
 
     def is_published(self, column: Column) -> bool:
         """Whether there is a figure of the paper for any method of a column."""
@@ -148,7 +153,7 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         {column: _teacher(results, column) for column in columns},
         {column: paper.get((column, "teacher")) for column in columns},
         entries,
-        _overall(values, bases),
+        _overall(entries, methods),
         matrix.added if matrix is not None and baseline is None else None,
     )
 
@@ -194,18 +199,20 @@ def _ranks(values: Mapping[str, Mapping[int, float]]) -> dict[str, int]:
 
 
 def _overall(
-    values: Mapping[tuple[Column, str], Mapping[int, float]], bases: Mapping[str, str | None]
+    entries: Mapping[tuple[Column, str], Entry], methods: Sequence[str]
 ) -> dict[str, Difference]:
-    def all_of(method: str) -> dict[tuple[Column, int], float]:
-        return {
-            (column, seed): top1
-            for (column, name), seeds in values.items()
-            if name == method
-            for seed, top1 in seeds.items()
-        }
+    """Differences over pairs of networks, each of which counts once.
 
-    found = {m: paired(all_of(m), all_of(base)) for m, base in bases.items() if base is not None}
-    return {m: difference for m, difference in found.items() if difference is not None}
+    Seeds of one pair are more alike than pairs are: as draws of their own they would make the
+    interval too narrow.
+    """
+    found = {}
+    for method in methods:
+        own = [entry.difference for (_, name), entry in entries.items() if name == method]
+        difference = interval([d.mean for d in own if d is not None])
+        if difference is not None:
+            found[method] = difference
+    return found
 
 
 def _teacher(results: Sequence[Result], column: Column) -> float | None:
