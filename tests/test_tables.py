@@ -116,6 +116,36 @@ def test_one_seed_has_no_verdict(tmp_path):
     assert "One seed in common, no interval: all." in markdown(compare(tmp_path, baseline="KD"))
 
 
+def test_an_entry_says_of_how_many_seeds_it_is(tmp_path):
+    """The method has three seeds and its baseline two, which are those of the difference."""
+    results(tmp_path, "KD", [70.0, 71.0])
+    results(tmp_path, "CKTF", [71.0, 72.5, 76.0])
+    table = compare(tmp_path, baseline="KD")
+    text = markdown(table)
+    assert "| **73.17 ± 2.57** | +1.25 [−1.93, +4.43] (2) |" in text
+    assert "| *70.50 ± 0.71* (2) |" in text
+    assert "over 3 seeds, or over (n);" in text
+    assert "Δ: points over KD on the seeds that both have, and the 95%" in text
+    assert r"\underline{70.50 $\pm$ 0.71} (2)" in latex(table)
+    rows = {r["method"]: r for r in csv.DictReader(csv_rows(table).splitlines())}
+    assert [rows["CKTF"][name] for name in ("n", "shared_seeds")] == ["3", "2"]
+    (tmp_path / "CKTF-wrn_40_2-wrn_16_2-2.json").unlink()
+    even = markdown(compare(tmp_path, baseline="KD"))
+    assert "over 2 seeds; " in even
+    assert "(2)" not in even
+
+
+def test_a_mean_of_some_pairs_says_so(tmp_path):
+    for pair in ("a:s", "b:s"):
+        results(tmp_path, "KD", [70.0, 71.0], pair=pair)
+        results(tmp_path, "AT", [71.0, 71.5], pair=pair)
+    assert "(n)" not in markdown(compare(tmp_path, baseline="KD"))
+    results(tmp_path, "CKTF", [71.0, 72.5], pair="a:s")
+    text = markdown(compare(tmp_path, baseline="KD"))
+    assert "| +1.25 (1) |" in text
+    assert "over pairs; (n): of n pairs." in text
+
+
 def test_what_is_added_stands_beside(tmp_path):
     """As the paper's Table 2: each method without and with it, and the difference of the two."""
     methods = {"alone": "ce", "alone+CKTF": "cktf", "KD": "kd"}
@@ -156,7 +186,7 @@ def test_a_method_may_have_a_baseline_of_its_own(tmp_path):
     head, *_, row = (line for line in text.splitlines() if line.startswith("|"))
     assert "| Δ [95%] |" in head
     assert row.startswith("| CKTF all | **75.10 ± 1.05** | +0.07 [")
-    assert "Δ: points over KD or CKTF with the same seeds" in text
+    assert "Δ: points over KD or CKTF on the seeds that both have" in text
     assert "\nAhead of KD: CKTF.\nBehind CKTF: CKTF queue.\n" in text
     assert "\nNot told apart from CKTF: CKTF all.\n" in text
     assert "Behind KD: CKTF queue." in markdown(compare(tmp_path, baseline="KD"))

@@ -22,22 +22,32 @@ def notes(table: Comparison, marks: str) -> list[str]:
     """
     counts = {len(e.values) for e in table.entries.values() if e.values}
     lines = [f"{table.about}. " if table.about else ""]
-    lines[0] += f"Top-1 %, mean ± standard deviation over seeds; {marks}. {table.conditions}."
+    lines[0] += f"Top-1 %, {_of_seeds(table)}; {marks}. {table.conditions}."
     if len(counts) > 1:
         lines.append(f"Unfinished: from {min(counts)} to {max(counts)} seeds for each entry.")
-    if any(e.difference for e in table.entries.values()):
-        lines.append(
-            f"Δ: points over {_compared(table)} with the same seeds, and the {LEVEL:.0%} "
-            "confidence interval of its mean (Student's t)."
-        )
+    if "difference" in table.shown:
+        lines.append(f"Δ: points over {_compared(table)} on the seeds that both have")
+        if table.has_intervals:
+            lines[-1] += f", and the {LEVEL:.0%} confidence interval of its mean (Student's t)"
+        lines[-1] += "."
         if "overall" in table.shown:
-            lines.append("Δ of all pairs: mean of the Δ of each pair, and its interval over pairs.")
+            lines.append("Δ of all pairs: mean of the Δ of each pair, and its interval over pairs")
+            uneven = any(d.pairs < len(table.columns) for d in table.overall.values())
+            lines[-1] += "; (n): of n pairs." if uneven else "."
         lines += _verdicts(table)
     if any(table.is_published(column) for column in table.columns):
         lines.append("Published: Zhao, Chen, Zhao, ICASSP 2023, Table 1; not measured here.")
     if "time" in table.shown:
         lines.append("Time of a step over that of the student alone; peak memory; by themselves.")
     return lines
+
+
+def _of_seeds(table: Comparison) -> str:
+    """What an entry is, and what a number in brackets behind it says."""
+    told = "of one seed"
+    if table.seeds > 1:
+        told = f"mean ± standard deviation over {table.seeds} seeds"
+    return told if table.is_even else f"{told}, or over (n)"
 
 
 def _compared(table: Comparison) -> str:

@@ -60,7 +60,8 @@ def csv_rows(table: Comparison) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         ["data", "teacher", "student", "method", "n", "mean", "sd", "rank", "baseline",
-         "difference", "low", "high", "relative_time", "peak_memory_mb", PUBLISHED, "by_seed"]
+         "difference", "low", "high", "shared_seeds", "relative_time", "peak_memory_mb", PUBLISHED,
+         "by_seed"]
     )  # fmt: skip
     for (column, method), entry in table.entries.items():
         if entry.mean is not None:
@@ -70,7 +71,7 @@ def csv_rows(table: Comparison) -> str:
             writer.writerow(
                 [column[0], teacher, student, method, len(entry.values), f"{entry.mean:.4f}",
                  _plain(entry.deviation), entry.rank or "", entry.base or "",
-                 *((_plain(d.mean), _plain(d.low), _plain(d.high)) if d else ("", "", "")),
+                 *((_plain(d.mean), _plain(d.low), _plain(d.high), d.pairs) if d else [""] * 4),
                  _plain(entry.relative_time), _plain(entry.memory_mb), _plain(entry.published),
                  seeds]
             )  # fmt: skip
@@ -92,7 +93,7 @@ def _grid(
     for column in table.columns:
         heads.append(table.heading(column))
         heads += [f"+{table.added}"] if table.added else []
-        heads += [f"Δ{_only_base(table)} [{LEVEL:.0%}]"] if "difference" in shown else []
+        heads += [_difference_head(table)] if "difference" in shown else []
         heads += [PUBLISHED] if table.is_published(column) else []
     heads += ["Δ of all pairs"] if "overall" in shown else []
     heads += ["time ×"] if "time" in shown else []
@@ -102,13 +103,14 @@ def _grid(
         row, own = [method], [table.entries[column, method] for column in table.columns]
         last = f"{method}+{table.added}" if table.added else method
         for column, entry in zip(table.columns, own, strict=True):
-            row.append(_accuracy(entry, mark, plus_minus))
+            row.append(_accuracy(entry, mark, plus_minus, table.seeds))
             ending = table.entries.get((column, last))
-            row += [_accuracy(ending, mark, plus_minus)] if table.added else []
+            row += [_accuracy(ending, mark, plus_minus, table.seeds)] if table.added else []
             difference = ending.difference if ending else None
-            row += [escape(_difference(difference))] if "difference" in shown else []
+            row += [escape(_difference(difference, table.seeds))] if "difference" in shown else []
             row += [_number(entry.published, 2)] if table.is_published(column) else []
-        row += [escape(_difference(table.overall.get(last)))] if "overall" in shown else []
+        overall = _difference(table.overall.get(last), len(table.columns))
+        row += [escape(overall)] if "overall" in shown else []
         times = [e.relative_time for e in own if e.relative_time is not None]
         memory = [e.memory_mb for e in own if e.memory_mb is not None]
         row += [_range(times, 2)] if "time" in shown else []
@@ -135,21 +137,29 @@ def _teacher_row(table: Comparison, shown: set[str]) -> list[str]:
     return row + [""] * len(shown - {"difference"})
 
 
-def _accuracy(entry: Entry | None, mark: Callable[[str, int], str], plus_minus: str) -> str:
+def _accuracy(
+    entry: Entry | None, mark: Callable[[str, int], str], plus_minus: str, usual: int
+) -> str:
     if entry is None or entry.mean is None:
         return _NONE
     text = f"{entry.mean:.2f}"
     if entry.deviation is not None:
         text += f"{plus_minus}{entry.deviation:.2f}"
-    return mark(text, entry.rank)
+    return mark(text, entry.rank) + _count(len(entry.values), usual)
 
 
-def _difference(found: Difference | None) -> str:
+def _difference(found: Difference | None, usual: int) -> str:
     if found is None:
         return ""
-    if found.low is None or found.high is None:
-        return f"{found.mean:+.2f}".replace("-", "−")
-    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]".replace("-", "−")
+    text = f"{found.mean:+.2f}"
+    if found.low is not None and found.high is not None:
+        text += f" [{found.low:+.2f}, {found.high:+.2f}]"
+    return text.replace("-", "−") + _count(found.pairs, usual)
+
+
+def _count(number: int, usual: int) -> str:
+    """From how many a mean is, where it is not from as many as others."""
+    return "" if number == usual else f" ({number})"
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -164,7 +174,8 @@ def _range(values: Sequence[float], digits: int) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def _only_base(table: Comparison) -> str:
-    """The one method that all are compared with, behind a space; nothing where they differ."""
+def _difference_head(table: Comparison) -> str:
+    """With what all are compared with, if that is one method."""
     bases = set(table.bases.values())
-    return f" {bases.pop()}" if len(bases) == 1 and not table.added else ""
+    base = f" {bases.pop()}" if len(bases) == 1 and not table.added else ""
+    return f"Δ{base} [{LEVEL:.0%}]" if table.has_intervals else f"Δ{base}"

@@ -81,6 +81,23 @@ class Comparison:
         return {method: base for method, base in found.items() if base is not None}
 
     @property
+    def seeds(self) -> int:
+        """Of the entry that has most."""
+        return max(len(entry.values) for entry in self.entries.values())
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every entry and difference is from that many seeds."""
+        found = {len(e.values) for e in self.entries.values() if e.values}
+        found |= {e.difference.pairs for e in self.entries.values() if e.difference}
+        return found == {self.seeds}
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether any difference has one."""
+        return any(e.difference and e.difference.pairs > 1 for e in self.entries.values())
+
+    @property
     def shown(self) -> set[str]:
         """Which columns there is something for."""
         entries = self.entries.values()
@@ -267,7 +284,7 @@ def _conditions(results: Sequence[Result]) -> str:
     images = [r.summary["test_images"] for r in results if r.summary.get("test_images")]
     versions = [r.summary["versions"]["torch"] for r in results]
     return (
-        f"{len(results)} students, seeds {several(seeds)}; "
+        f"{len(results)} students, seed{'s'[: len(seeds) - 1]} {several(seeds)}; "
         f"{several([r.summary['epochs'] for r in results])} epochs; accuracy of the last epoch on "
         f"{several([f'{n:,}' for n in images])} test images; precision "
         f"{several([r.recipe['runtime.precision'] for r in results])}; "
