@@ -69,7 +69,6 @@ def test_table_forms(figures):
     assert next(line for line in lines if line.startswith("| KD ")).count("*73.17") == 1
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     assert "On wrn_40_2 → wrn_16_2, ahead of KD: CKTF; behind KD: alone." in lines
-    assert "Unfinished" in markdown(table)
     assert r"\textbf{75.17 $\pm$ 1.04}" in latex(table)
     assert r"wrn\_40\_2 $\to$ wrn\_16\_2" in latex(table)
     rows = list(csv.DictReader(csv_rows(table).splitlines()))
@@ -144,6 +143,26 @@ def test_a_mean_of_some_pairs_says_so(tmp_path):
     text = markdown(compare(tmp_path, baseline="KD"))
     assert "| +1.25 (1) |" in text
     assert "over pairs; (n): of n pairs." in text
+
+
+def test_what_the_matrix_has_and_the_table_has_not(tmp_path):
+    """Seeds, pairs, methods and data sets; what a pair is without is not missed."""
+    pairs = ["wrn_40_2:wrn_16_2", {"teacher": "vgg13", "student": "vgg8", "without": ["alone"]}]
+    keep_matrix(make_matrix(MATRIX | {"pairs": pairs}), tmp_path)
+    results(tmp_path, "KD", [72.0])
+    results(tmp_path, "CKTF", [74.0])
+    results(tmp_path, "AT", [74.0])
+    text = markdown(compare(tmp_path))
+    assert (
+        "Unfinished: 2 of the matrix's 15 cells are done; pairs without any: vgg13 → vgg8; " in text
+    )
+    assert "; methods without any: 1.\n" in text
+    data = [{"name": "cifar100"}, {"name": "cifar10"}]
+    keep_matrix(make_matrix(MATRIX | {"data": data}), tmp_path)
+    text = markdown(compare(tmp_path))
+    assert "18 cells are done; pairs without any: cifar10: wrn_40_2 → wrn_16_2; " in text
+    keep_matrix(make_matrix(MATRIX | {"seeds": [0], "methods": ["KD", "CKTF"]}), tmp_path)
+    assert "Unfinished" not in markdown(compare(tmp_path))
 
 
 def test_what_is_added_stands_beside(tmp_path):

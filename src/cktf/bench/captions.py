@@ -20,11 +20,9 @@ def notes(table: Comparison, marks: str) -> list[str]:
         table: that they are of.
         marks: how the best of a column are marked.
     """
-    counts = {len(e.values) for e in table.entries.values() if e.values}
     lines = [f"{table.about}. " if table.about else ""]
     lines[0] += f"Top-1 %, {_of_seeds(table)}; {marks}. {table.conditions}."
-    if len(counts) > 1:
-        lines.append(f"Unfinished: from {min(counts)} to {max(counts)} seeds for each entry.")
+    lines += _unfinished(table)
     if "difference" in table.shown:
         lines.append(f"Δ: points over {_compared(table)} on the seeds that both have")
         if table.has_intervals:
@@ -40,6 +38,19 @@ def notes(table: Comparison, marks: str) -> list[str]:
     if "time" in table.shown:
         lines.append("Time of a step over that of the student alone; peak memory; by themselves.")
     return lines
+
+
+def _unfinished(table: Comparison) -> list[str]:
+    """What the matrix has and the table has not."""
+    progress = table.progress
+    if progress is None or progress.done == progress.planned:
+        return []
+    told = [f"Unfinished: {progress.done} of the matrix's {progress.planned} cells are done"]
+    if progress.columns:
+        told.append(f"pairs without any: {', '.join(map(table.heading, progress.columns))}")
+    if progress.methods:
+        told.append(f"methods without any: {len(progress.methods)}")
+    return ["; ".join(told) + "."]
 
 
 def _of_seeds(table: Comparison) -> str:

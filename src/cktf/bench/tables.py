@@ -49,6 +49,21 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How much of a matrix is done.
+
+    Attributes:
+        done, planned: numbers of its cells.
+        columns, methods: of which there is no cell yet.
+    """
+
+    done: int
+    planned: int
+    columns: list[Column]
+    methods: list[str]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A table, before it is written in some form.
 
@@ -62,6 +77,7 @@ class Comparison:
         entries: by column and method.
         overall: means of the differences of all columns, by method.
         added: what each method is compared with and without, in place of a baseline.
+        progress: of the matrix; None where it is not kept.
     """
 
     about: str
@@ -73,6 +89,7 @@ class Comparison:
     entries: dict[tuple[Column, str], Entry]
     overall: dict[str, Difference]
     added: str | None
+    progress: Progress | None
 
     @property
     def bases(self) -> dict[str, str]:
@@ -114,7 +131,7 @@ class Comparison:
     def heading(self, column: Column) -> str:
         """What a column is called; its data set only where there are others."""
         pair = column[1].replace(":", " → ")
-        return pair if len({c[0] for c in self.columns}) == 1 else f"{column[0]}: {pair}"
+        return pair if {c[0] for c in self.columns} == {column[0]} else f"{column[0]}: {pair}"
 
     def is_published(self, column: Column) -> bool:
         """Whether there is a figure of the paper for any method of a column."""
@@ -172,7 +189,24 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         entries,
         _overall(entries, methods),
         matrix.added if matrix is not None and baseline is None else None,
+        None if matrix is None else _progress(results, matrix),
     )
+
+
+def _progress(results: Sequence[Result], matrix: Matrix) -> Progress:
+    planned = {
+        ((str(data["name"]), f"{pair.teacher}:{pair.student}"), method, seed): None
+        for data in matrix.data
+        for pair in matrix.pairs
+        for method in matrix.methods
+        for seed in matrix.seeds
+        if method not in pair.without
+    }
+    done = {((r.data, r.pair), r.method, r.seed) for r in results} & planned.keys()
+    seen = {column for column, _, _ in done}, {method for _, method, _ in done}
+    columns = [c for c in dict.fromkeys(column for column, _, _ in planned) if c not in seen[0]]
+    methods = [m for m in dict.fromkeys(method for _, method, _ in planned) if m not in seen[1]]
+    return Progress(len(done), len(planned), columns, methods)
 
 
 def _bases(
