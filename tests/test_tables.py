@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from cktf.bench import compare, csv_rows, latex, make_matrix, markdown
+from cktf.bench import Cost, compare, cost_key, csv_rows, keep_costs, latex, make_matrix, markdown
 from cktf.bench.results import Result, keep_matrix
 from cktf.bench.statistics import paired
 from cktf.errors import RecipeError
@@ -21,7 +21,7 @@ MATRIX = {
 }
 
 
-def results(place, method, top1, pair="wrn_40_2:wrn_16_2", string=None, together=1):
+def results(place, method, top1, pair="wrn_40_2:wrn_16_2", string=None):
     for seed, value in enumerate(top1):
         recipe = {"kind": "distill", "method": string or method.lower()}
         recipe |= {"runtime.precision": "float32"}
@@ -30,7 +30,7 @@ def results(place, method, top1, pair="wrn_40_2:wrn_16_2", string=None, together
             "device": "a machine", "versions": {"torch": "2"}, "peak_memory_mb": 100.0,
             "images_per_second": 100.0 if string == "ce" else 50.0,
         }  # fmt: skip
-        found = Result("cifar100", pair, method, seed, recipe, summary, [], together)
+        found = Result("cifar100", pair, method, seed, recipe, summary, [], 1)
         path = place / f"{method}-{pair.replace(':', '-')}-{seed}.json"
         path.write_bytes(found.to_json())
 
@@ -56,7 +56,6 @@ def test_table(figures):
     assert entry.difference[:3] == pytest.approx((2.0, 2.0 - half, 2.0 + half), abs=1e-4)
     assert entry.published == 75.85
     assert [table.entries[pair, m].rank for m in ("alone", "KD", "CKTF")] == [0, 2, 1]
-    assert entry.relative_time == pytest.approx(2.0)
     assert table.overall["CKTF"].pairs == 1
 
 
@@ -216,10 +215,23 @@ def test_a_method_may_have_a_baseline_of_its_own(tmp_path):
         make_matrix(matrix)
 
 
-def test_times_of_students_in_turn_are_not_compared(tmp_path):
-    results(tmp_path, "alone", [70.0], string="ce", together=2)
-    results(tmp_path, "KD", [72.0], together=2)
-    assert all(e.relative_time is None for e in compare(tmp_path).entries.values())
+def test_costs_are_those_measured_by_themselves(figures):
+    """Speed and memory of finished runs, which other work on the machine changes, are not shown."""
+    table = compare(figures, baseline="KD")
+    assert all(e.relative_time is e.memory_mb is None for e in table.entries.values())
+    assert "time ×" not in markdown(table)
+    pair = ("cifar100", "wrn_40_2:wrn_16_2")
+    costs = {"alone": Cost(0.1, 300.0, 1.0, "GPU A"), "KD": Cost(0.15, 400.0, 1.0, "GPU A")}
+    costs["CKTF"] = Cost(0.01, 900.0, 1.0, "GPU B")
+    keep_costs({cost_key(*pair, method): cost for method, cost in costs.items()}, figures)
+    table = compare(figures, baseline="KD")
+    times = [table.entries[pair, method].relative_time for method in costs]
+    assert times == [1.0, pytest.approx(1.5), None]
+    text = markdown(table)
+    assert "measured by itself on GPU A, GPU B." in text
+    assert next(line for line in text.splitlines() if line.startswith("| KD")).endswith(
+        "| 1.50 | 400 |"
+    )
 
 
 def test_paired_needs_common_seeds():

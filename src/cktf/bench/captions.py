@@ -36,7 +36,10 @@ def notes(table: Comparison, marks: str) -> list[str]:
     if any(table.is_published(column) for column in table.columns):
         lines.append("Published: Zhao, Chen, Zhao, ICASSP 2023, Table 1; not measured here.")
     if "time" in table.shown:
-        lines.append("Time of a step over that of the student alone; peak memory; by themselves.")
+        lines.append(
+            "Time of a step over that of the student alone, and peak memory: each measured by "
+            f"itself on {', '.join(table.cost_devices)}."
+        )
     return lines
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cktf.bench.cost import cost_key, costs_in
+from cktf.bench.cost import Cost, cost_key, costs_in
 from cktf.bench.matrix import Matrix
 from cktf.bench.published import published
 from cktf.bench.results import Result, all_results, kept_matrix, results_in
@@ -78,6 +78,7 @@ class Comparison:
         overall: means of the differences of all columns, by method.
         added: what each method is compared with and without, in place of a baseline.
         progress: of the matrix; None where it is not kept.
+        cost_devices: on which costs were measured.
     """
 
     about: str
@@ -90,6 +91,7 @@ class Comparison:
     overall: dict[str, Difference]
     added: str | None
     progress: Progress | None
+    cost_devices: list[str]
 
     @property
     def bases(self) -> dict[str, str]:
@@ -162,12 +164,14 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
             result.top1
         )
     paper = {((row.dataset, row.pair), row.method): row.top1 for row in published()}
-    strings = {(r.data, r.pair, r.method): str(r.recipe["method"]) for r in results}
+    strings = {((r.data, r.pair), r.method): str(r.recipe["method"]) for r in results}
     entries = {}
-    times, memory = _costs(results, place)
+    costs = _costs(results, place)
     for column in columns:
         ranks = _ranks({m: values[column, m] for m in methods if (column, m) in values})
+        alone = next((c for k, c in costs.items() if k[0] == column and strings[k] == "ce"), None)
         for method in methods:
+            cost = costs.get((column, method))
             own = values.get((column, method), {})
             base = values.get((column, bases[method] or ""), {})
             entries[column, method] = Entry(
@@ -175,9 +179,9 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
                 ranks.get(method, 0),
                 bases[method],
                 paired(own, base),
-                paper.get((column, _plain(strings.get((*column, method), "")))),
-                times.get((column, method)),
-                memory.get((column, method)),
+                paper.get((column, _plain(strings.get((column, method), "")))),
+                _relative_time(cost, alone),
+                cost.peak_memory_mb if cost else None,
             )
     return Comparison(
         matrix.about if matrix else "",
@@ -190,6 +194,7 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         _overall(entries, methods),
         matrix.added if matrix is not None and baseline is None else None,
         None if matrix is None else _progress(results, matrix),
+        sorted({cost.device for cost in costs.values()}),
     )
 
 
@@ -278,34 +283,21 @@ def _is_transfer(results: Sequence[Result], column: Column) -> bool:
     return any(r.recipe["kind"] == "transfer" for r in results if (r.data, r.pair) == column)
 
 
-_Costs = dict[tuple[Column, str], float]
-
-
-def _costs(results: Sequence[Result], place: Path) -> tuple[_Costs, _Costs]:
-    """Time of a step over the student alone, and peak memory in MiB.
-
-    As measured by themselves where they were; else of runs that did not take turns.
-    """
-    seconds: _Costs = {}
-    memory: _Costs = {}
-    strings = {((r.data, r.pair), r.method): str(r.recipe["method"]) for r in results}
+def _costs(results: Sequence[Result], place: Path) -> dict[tuple[Column, str], Cost]:
+    """As measured by themselves; finished runs shared their machine and process with others."""
     measured = costs_in(place)
-    for column, method in strings:
-        cost = measured.get(cost_key(*column, method))
-        if cost is not None:
-            seconds[column, method] = cost.step_seconds
-            memory[column, method] = cost.peak_memory_mb
-    if not measured:
-        for result in (r for r in results if r.together == 1):
-            key = (result.data, result.pair), result.method
-            seconds.setdefault(key, 1 / result.summary["images_per_second"])
-            memory.setdefault(key, result.summary["peak_memory_mb"])
-    relative: _Costs = {}
-    for key, value in seconds.items():
-        alone = next((seconds[k] for k in seconds if k[0] == key[0] and strings[k] == "ce"), None)
-        if alone is not None:
-            relative[key] = value / alone
-    return relative, memory
+    found = {
+        ((r.data, r.pair), r.method): measured.get(cost_key(r.data, r.pair, r.method))
+        for r in results
+    }
+    return {key: cost for key, cost in found.items() if cost is not None}
+
+
+def _relative_time(cost: Cost | None, alone: Cost | None) -> float | None:
+    """Of a step over the student alone, on the same device."""
+    if cost is None or alone is None or cost.device != alone.device:
+        return None
+    return cost.step_seconds / alone.step_seconds
 
 
 def _conditions(results: Sequence[Result]) -> str:
