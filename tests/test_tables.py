@@ -23,7 +23,8 @@ MATRIX = {
 
 def results(place, method, top1, pair="wrn_40_2:wrn_16_2", string=None):
     for seed, value in enumerate(top1):
-        recipe = {"kind": "distill", "method": string or method.lower()}
+        student = pair.rpartition(":")[2]
+        recipe = {"kind": "distill", "method": string or method.lower(), "student": student}
         recipe |= {"runtime.precision": "float32"}
         summary = {
             "test_top1": value, "teacher_top1": 75.0, "epochs": 240, "test_images": 10000,
@@ -47,7 +48,7 @@ def figures(tmp_path):
 def test_table(figures):
     """Means, spreads and an interval by the book: t of 2 degrees of freedom is 4.303."""
     table = compare(figures, baseline="KD")
-    pair = ("cifar100", "wrn_40_2:wrn_16_2")
+    pair = ("cifar100", "wrn_40_2", "wrn_16_2")
     entry = table.entries[pair, "CKTF"]
     assert entry.mean == pytest.approx(75.16667, abs=1e-4)
     assert entry.deviation == pytest.approx(statistics.stdev([74.0, 75.5, 76.0]))
@@ -164,6 +165,14 @@ def test_what_the_matrix_has_and_the_table_has_not(tmp_path):
     assert "Unfinished" not in markdown(compare(tmp_path))
 
 
+def test_names_of_networks_may_have_colons(tmp_path):
+    results(tmp_path, "KD", [72.0], pair="timm:resnet18:resnet8")
+    table = compare(tmp_path)
+    assert "| timm:resnet18 → resnet8 |" in markdown(table)
+    (row,) = csv.DictReader(csv_rows(table).splitlines())
+    assert (row["teacher"], row["student"]) == ("timm:resnet18", "resnet8")
+
+
 def test_what_is_added_stands_beside(tmp_path):
     """As the paper's Table 2: each method without and with it, and the difference of the two."""
     methods = {"alone": "ce", "alone+CKTF": "cktf", "KD": "kd"}
@@ -220,10 +229,13 @@ def test_costs_are_those_measured_by_themselves(figures):
     table = compare(figures, baseline="KD")
     assert all(e.relative_time is e.memory_mb is None for e in table.entries.values())
     assert "time ×" not in markdown(table)
-    pair = ("cifar100", "wrn_40_2:wrn_16_2")
+    pair = ("cifar100", "wrn_40_2", "wrn_16_2")
     costs = {"alone": Cost(0.1, 300.0, 1.0, "GPU A"), "KD": Cost(0.15, 400.0, 1.0, "GPU A")}
     costs["CKTF"] = Cost(0.01, 900.0, 1.0, "GPU B")
-    keep_costs({cost_key(*pair, method): cost for method, cost in costs.items()}, figures)
+    keep_costs(
+        {cost_key("cifar100", "wrn_40_2:wrn_16_2", method): cost for method, cost in costs.items()},
+        figures,
+    )
     table = compare(figures, baseline="KD")
     times = [table.entries[pair, method].relative_time for method in costs]
     assert times == [1.0, pytest.approx(1.5), None]

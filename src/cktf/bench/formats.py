@@ -65,11 +65,10 @@ def csv_rows(table: Comparison) -> str:
     )  # fmt: skip
     for (column, method), entry in table.entries.items():
         if entry.mean is not None:
-            teacher, _, student = column[1].partition(":")
             d = entry.difference
             seeds = " ".join(f"{seed}:{top1:.2f}" for seed, top1 in sorted(entry.values.items()))
             writer.writerow(
-                [column[0], teacher, student, method, len(entry.values), f"{entry.mean:.4f}",
+                [*column, method, len(entry.values), f"{entry.mean:.4f}",
                  _plain(entry.deviation), entry.rank or "", entry.base or "",
                  *((_plain(d.mean), _plain(d.low), _plain(d.high), d.pairs) if d else [""] * 4),
                  _plain(entry.relative_time), _plain(entry.memory_mb), _plain(entry.published),

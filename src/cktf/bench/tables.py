@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cktf.bench.cost import Cost, cost_key, costs_in
 from cktf.bench.matrix import Matrix
@@ -12,7 +13,23 @@ from cktf.bench.results import Result, all_results, kept_matrix, results_in
 from cktf.bench.statistics import Difference, interval, paired, spread
 from cktf.errors import RecipeError, nearest
 
-Column = tuple[str, str]  # data set, teacher:student
+
+class Column(NamedTuple):
+    """A pair of networks on a data set; either name may have a colon in it, as timm's have."""
+
+    data: str
+    teacher: str
+    student: str
+
+    @property
+    def pair(self) -> str:
+        """`teacher:student`."""
+        return f"{self.teacher}:{self.student}"
+
+
+def _column(result: Result) -> Column:
+    student = str(result.recipe["student"])
+    return Column(result.data, result.pair.removesuffix(f":{student}"), student)
 
 
 @dataclass(frozen=True)
@@ -132,8 +149,8 @@ class Comparison:
 
     def heading(self, column: Column) -> str:
         """What a column is called; its data set only where there are others."""
-        pair = column[1].replace(":", " → ")
-        return pair if {c[0] for c in self.columns} == {column[0]} else f"{column[0]}: {pair}"
+        pair = f"{column.teacher} → {column.student}"
+        return pair if {c.data for c in self.columns} == {column.data} else f"{column.data}: {pair}"
 
     def is_published(self, column: Column) -> bool:
         """Whether there is a figure of the paper for any method of a column."""
@@ -160,11 +177,9 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
     bases = _bases(methods, matrix, baseline)
     values: dict[tuple[Column, str], dict[int, float]] = {}
     for result in results:
-        values.setdefault(((result.data, result.pair), result.method), {})[result.seed] = (
-            result.top1
-        )
-    paper = {((row.dataset, row.pair), row.method): row.top1 for row in published()}
-    strings = {((r.data, r.pair), r.method): str(r.recipe["method"]) for r in results}
+        values.setdefault((_column(result), result.method), {})[result.seed] = result.top1
+    paper = {(row.dataset, row.pair, row.method): row.top1 for row in published()}
+    strings = {(_column(r), r.method): str(r.recipe["method"]) for r in results}
     entries = {}
     costs = _costs(results, place)
     for column in columns:
@@ -179,7 +194,7 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
                 ranks.get(method, 0),
                 bases[method],
                 paired(own, base),
-                paper.get((column, _plain(strings.get((column, method), "")))),
+                paper.get((column.data, column.pair, _plain(strings.get((column, method), "")))),
                 _relative_time(cost, alone),
                 cost.peak_memory_mb if cost else None,
             )
@@ -189,7 +204,7 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         columns,
         methods,
         {column: _teacher(results, column) for column in columns},
-        {column: paper.get((column, "teacher")) for column in columns},
+        {column: paper.get((column.data, column.pair, "teacher")) for column in columns},
         entries,
         _overall(entries, methods),
         matrix.added if matrix is not None and baseline is None else None,
@@ -200,14 +215,14 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
 
 def _progress(results: Sequence[Result], matrix: Matrix) -> Progress:
     planned = {
-        ((str(data["name"]), f"{pair.teacher}:{pair.student}"), method, seed): None
+        (Column(str(data["name"]), pair.teacher, pair.student), method, seed): None
         for data in matrix.data
         for pair in matrix.pairs
         for method in matrix.methods
         for seed in matrix.seeds
         if method not in pair.without
     }
-    done = {((r.data, r.pair), r.method, r.seed) for r in results} & planned.keys()
+    done = {(_column(r), r.method, r.seed) for r in results} & planned.keys()
     seen = {column for column, _, _ in done}, {method for _, method, _ in done}
     columns = [c for c in dict.fromkeys(column for column, _, _ in planned) if c not in seen[0]]
     methods = [m for m in dict.fromkeys(method for _, method, _ in planned) if m not in seen[1]]
@@ -236,11 +251,14 @@ def _plain(method: str) -> str:
 
 def _order(results: Sequence[Result], matrix: Matrix | None) -> tuple[list[Column], list[str]]:
     """Columns and methods that have results, in the matrix's order, then others."""
-    columns = list(dict.fromkeys((r.data, r.pair) for r in results))
+    columns = list(dict.fromkeys(map(_column, results)))
     methods = list(dict.fromkeys(r.method for r in results))
     if matrix is not None:
-        pairs = [f"{pair.teacher}:{pair.student}" for pair in matrix.pairs]
-        known = [(str(data["name"]), pair) for data in matrix.data for pair in pairs]
+        known = [
+            Column(str(data["name"]), pair.teacher, pair.student)
+            for data in matrix.data
+            for pair in matrix.pairs
+        ]
         columns.sort(key=lambda c: known.index(c) if c in known else len(known))
         names = list(matrix.methods)
         methods.sort(key=lambda m: names.index(m) if m in names else len(names))
@@ -273,22 +291,21 @@ def _overall(
 
 def _teacher(results: Sequence[Result], column: Column) -> float | None:
     name = "teacher_probe_top1" if _is_transfer(results, column) else "teacher_top1"
-    told = [r.summary.get(name) for r in results if (r.data, r.pair) == column]
+    told = [r.summary.get(name) for r in results if _column(r) == column]
     found = {float(top1) for top1 in told if top1 is not None}
     return statistics.mean(found) if found else None
 
 
 def _is_transfer(results: Sequence[Result], column: Column) -> bool:
     """Whether a column's cells are transfers without labels."""
-    return any(r.recipe["kind"] == "transfer" for r in results if (r.data, r.pair) == column)
+    return any(r.recipe["kind"] == "transfer" for r in results if _column(r) == column)
 
 
 def _costs(results: Sequence[Result], place: Path) -> dict[tuple[Column, str], Cost]:
     """As measured by themselves; finished runs shared their machine and process with others."""
     measured = costs_in(place)
     found = {
-        ((r.data, r.pair), r.method): measured.get(cost_key(r.data, r.pair, r.method))
-        for r in results
+        (_column(r), r.method): measured.get(cost_key(r.data, r.pair, r.method)) for r in results
     }
     return {key: cost for key, cost in found.items() if cost is not None}
 
