@@ -183,10 +183,13 @@ def test_what_is_added_stands_beside(tmp_path):
     keep_matrix(make_matrix(matrix), tmp_path)
     table = compare(tmp_path)
     lines = markdown(table).splitlines()
-    assert lines[0].startswith("| method | wrn_40_2 → wrn_16_2 | +CKTF | Δ [95%] |")
+    assert lines[0].split(" | ")[1:] == [
+        "wrn_40_2 → wrn_16_2", "published", "+CKTF", "published", "Δ [95%] |",
+    ]  # fmt: skip
     row = next(line for line in lines if line.startswith("| alone "))
-    assert "| 71.00 ± 1.00 | *72.33 ± 1.53* | +1.33 [" in row
-    assert "| **73.17 ± 1.26** | – |  |" in next(line for line in lines if line.startswith("| KD "))
+    assert "| 71.00 ± 1.00 | 73.26 | *72.33 ± 1.53* | 75.85 | +1.33 [" in row
+    row = next(line for line in lines if line.startswith("| KD "))
+    assert "| **73.17 ± 1.26** | 74.92 | – | – |  |" in row
     assert not any(line.startswith("| alone+CKTF") for line in lines)
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     rows = {r["method"]: r for r in csv.DictReader(csv_rows(table).splitlines())}
@@ -194,6 +197,21 @@ def test_what_is_added_stands_beside(tmp_path):
     assert compare(tmp_path, baseline="KD").added is None
     with pytest.raises(RecipeError, match="called NAME"):
         make_matrix(matrix | {"added": "CRD"})
+
+
+def test_published_figures_stand_behind_what_they_are_of(tmp_path):
+    """Of KD 74.92 and of CKTF+KD 75.89, as the paper has them."""
+    methods = {"KD": "kd", "KD+CKTF": "cktf+kd", "AT": "at", "AT+CKTF": "cktf+at"}
+    results(tmp_path, "KD", [74.0])
+    results(tmp_path, "KD+CKTF", [75.0], string="cktf+kd")
+    results(tmp_path, "AT", [73.0])
+    results(tmp_path, "AT+CKTF", [74.5], string="cktf+at")
+    keep_matrix(make_matrix(MATRIX | {"methods": methods, "added": "CKTF"}), tmp_path)
+    head, _, teacher, *rows = markdown(compare(tmp_path)).splitlines()
+    assert head == "| method | wrn_40_2 → wrn_16_2 | published | +CKTF | published | Δ |"
+    assert teacher == "| teacher | 75.00 | 75.61 |  |  |  |"
+    assert rows[0] == "| KD | 74.00 | 74.92 | **75.00** | 75.89 | +1.00 |"
+    assert rows[1] == "| AT | 73.00 | 74.08 | *74.50* | – | +1.50 |"
 
 
 def test_a_method_may_have_a_baseline_of_its_own(tmp_path):

@@ -33,7 +33,7 @@ def notes(table: Comparison, marks: str) -> list[str]:
             uneven = any(d.pairs < len(table.columns) for d in table.overall.values())
             lines[-1] += "; (n): of n pairs." if uneven else "."
         lines += _verdicts(table)
-    if any(table.is_published(column) for column in table.columns):
+    if any(table.is_published(column, table.methods) for column in table.columns):
         lines.append("Published: Zhao, Chen, Zhao, ICASSP 2023, Table 1; not measured here.")
     if "time" in table.shown:
         lines.append(

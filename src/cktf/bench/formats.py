@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from cktf.bench.captions import notes
 from cktf.bench.statistics import LEVEL, Difference
-from cktf.bench.tables import Comparison, Entry
+from cktf.bench.tables import Column, Comparison, Entry
 
 PUBLISHED = "published"
 _NONE = "–"
@@ -90,10 +90,10 @@ def _grid(
     """Heads and rows, as text of some form."""
     heads, shown = ["method"], table.shown
     for column in table.columns:
-        heads.append(table.heading(column))
-        heads += [f"+{table.added}"] if table.added else []
-        heads += [_difference_head(table)] if "difference" in shown else []
-        heads += [PUBLISHED] if table.is_published(column) else []
+        added = f"+{table.added}", PUBLISHED
+        heads += _cells(
+            table, column, (table.heading(column), PUBLISHED), added, _difference_head(table)
+        )
     heads += ["Δ of all pairs"] if "overall" in shown else []
     heads += ["time ×"] if "time" in shown else []
     heads += ["memory MiB"] if "memory" in shown else []
@@ -102,12 +102,16 @@ def _grid(
         row, own = [method], [table.entries[column, method] for column in table.columns]
         last = f"{method}+{table.added}" if table.added else method
         for column, entry in zip(table.columns, own, strict=True):
-            row.append(_accuracy(entry, mark, plus_minus, table.seeds))
             ending = table.entries.get((column, last))
-            row += [_accuracy(ending, mark, plus_minus, table.seeds)] if table.added else []
-            difference = ending.difference if ending else None
-            row += [escape(_difference(difference, table.seeds))] if "difference" in shown else []
-            row += [_number(entry.published, 2)] if table.is_published(column) else []
+            figures = [
+                (
+                    _accuracy(e, mark, plus_minus, table.seeds),
+                    _number(e.published if e else None, 2),
+                )
+                for e in (entry, ending)
+            ]
+            difference = _difference(ending.difference if ending else None, table.seeds)
+            row += _cells(table, column, figures[0], figures[1], escape(difference))
         overall = _difference(table.overall.get(last), len(table.columns))
         row += [escape(overall)] if "overall" in shown else []
         times = [e.relative_time for e in own if e.relative_time is not None]
@@ -119,6 +123,28 @@ def _grid(
     return [escape(head) for head in heads], rows
 
 
+def _cells(
+    table: Comparison, column: Column, own: tuple[str, ...], added: tuple[str, ...], change: str
+) -> list[str]:
+    """One pair's part of a row.
+
+    Args:
+        table: of which.
+        column: the pair.
+        own: of the method, and as published.
+        added: of the same with what is added, and as published; right behind what it is of.
+        change: the difference.
+    """
+    rows = _rows(table)
+    beside = [method for method in table.methods if method not in rows]
+    change_of = [change] if "difference" in table.shown else []
+    own = own if table.is_published(column, rows) else own[:1]
+    if not table.added:
+        return [own[0], *change_of, *own[1:]]
+    added = added if table.is_published(column, beside) else added[:1]
+    return [*own, *added, *change_of]
+
+
 def _rows(table: Comparison) -> list[str]:
     """Methods that have a row: all, but for those that stand beside another."""
     beside = {f"{method}+{table.added}" for method in table.methods} if table.added else set()
@@ -128,11 +154,8 @@ def _rows(table: Comparison) -> list[str]:
 def _teacher_row(table: Comparison, shown: set[str]) -> list[str]:
     row = ["teacher"]
     for column in table.columns:
-        row.append(_number(table.teachers[column], 2))
-        row += [""] if table.added else []
-        row += [""] if "difference" in shown else []
-        published = _number(table.published_teachers[column], 2)
-        row += [published] if table.is_published(column) else []
+        top1, paper = table.teachers[column], table.published_teachers[column]
+        row += _cells(table, column, (_number(top1, 2), _number(paper, 2)), ("", ""), "")
     return row + [""] * len(shown - {"difference"})
 
 

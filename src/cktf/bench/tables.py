@@ -152,9 +152,9 @@ class Comparison:
         pair = f"{column.teacher} → {column.student}"
         return pair if {c.data for c in self.columns} == {column.data} else f"{column.data}: {pair}"
 
-    def is_published(self, column: Column) -> bool:
-        """Whether there is a figure of the paper for any method of a column."""
-        return any(e.published is not None for (c, _), e in self.entries.items() if c == column)
+    def is_published(self, column: Column, methods: Sequence[str]) -> bool:
+        """Whether there is a figure of the paper for any of these methods in a column."""
+        return any(self.entries[column, m].published is not None for m in methods)
 
 
 def compare(folder: Path, baseline: str | None = None) -> Comparison:
