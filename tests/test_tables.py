@@ -1,6 +1,7 @@
 """Tables of results: means, intervals, verdicts, costs and published figures, in three forms."""
 
 import csv
+import json
 import math
 import statistics
 
@@ -212,6 +213,25 @@ def test_published_figures_stand_behind_what_they_are_of(tmp_path):
     assert teacher == "| teacher | 75.00 | 75.61 |  |  |  |"
     assert rows[0] == "| KD | 74.00 | 74.92 | **75.00** | 75.89 | +1.00 |"
     assert rows[1] == "| AT | 73.00 | 74.08 | *74.50* | – | +1.50 |"
+
+
+def test_names_do_not_break_a_form(tmp_path):
+    """What LaTeX and Markdown have a meaning for, and a matrix described in several lines."""
+    name = r"KD^2 {a|b} $~\x_%&#"
+    matrix = MATRIX | {"methods": {name: "kd"}, "about": "one\n  two.\n", "baseline": None}
+    keep_matrix(make_matrix(matrix), tmp_path)
+    results(tmp_path, "KD", [72.0])
+    file = tmp_path / "KD-wrn_40_2-wrn_16_2-0.json"
+    file.write_text(file.read_text().replace('"method": "KD"', f'"method": {json.dumps(name)}'))
+    table = compare(tmp_path)
+    assert r"| KD^2 {a\|b} $~\x_%&# | **72.00**" in markdown(table)
+    assert "\none two. Top-1" in markdown(table)
+    lines = latex(table).splitlines()
+    row = r"KD\textasciicircum{}2 \{a$|$b\} \$\textasciitilde{}\textbackslash{}x\_\%\&\# & "
+    assert any(line.startswith(row) for line in lines)
+    assert lines[0].startswith("% one two. Top-1")
+    first = lines.index(next(line for line in lines if not line.startswith("%")))
+    assert lines[first].startswith(r"\begin{tabular}")
 
 
 def test_a_method_may_have_a_baseline_of_its_own(tmp_path):

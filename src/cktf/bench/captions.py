@@ -20,7 +20,9 @@ def notes(table: Comparison, marks: str) -> list[str]:
         table: that they are of.
         marks: how the best of a column are marked.
     """
-    lines = [f"{table.about}. " if table.about else ""]
+    # It may be of several lines; in LaTeX each note is one comment.
+    about = " ".join(table.about.split()).removesuffix(".")
+    lines = [f"{about}. " if about else ""]
     lines[0] += f"Top-1 %, {_of_seeds(table)}; {marks}. {table.conditions}."
     lines += _unfinished(table)
     if "difference" in table.shown:

@@ -18,7 +18,7 @@ def markdown(table: Comparison) -> str:
     def mark(text: str, rank: int) -> str:
         return {1: f"**{text}**", 2: f"*{text}*"}.get(rank, text)
 
-    heads, rows = _grid(table, mark, " ± ")
+    heads, rows = _grid(table, mark, " ± ", _markdown)
     lines = [f"| {' | '.join(row)} |" for row in (heads, *rows)]
     lines.insert(1, "|---|" + "---:|" * (len(heads) - 1))
     below = notes(table, "**best**, *second* of a column")
@@ -45,13 +45,23 @@ def latex(table: Comparison) -> str:
     )  # fmt: skip
 
 
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
+        "_": r"\_", "#": r"\#", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+        "<": "$<$", ">": "$>$", "|": "$|$", "→": r"$\to$", "×": r"$\times$", "Δ": r"$\Delta$",
+        _NONE: "--", "−": "$-$",
+    }
+)  # fmt: skip
+
+
 def _latex(text: str) -> str:
-    for plain, escaped in (
-        ("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"),
-        ("→", r"$\to$"), ("×", r"$\times$"), ("Δ", r"$\Delta$"), (_NONE, "--"), ("−", "$-$"),
-    ):  # fmt: skip
-        text = text.replace(plain, escaped)
-    return text
+    return text.translate(_LATEX)
+
+
+def _markdown(text: str) -> str:
+    """As it stands in a row, which a bar would break."""
+    return text.replace("|", r"\|")
 
 
 def csv_rows(table: Comparison) -> str:
@@ -85,7 +95,7 @@ def _grid(
     table: Comparison,
     mark: Callable[[str, int], str],
     plus_minus: str,
-    escape: Callable[[str], str] = str,
+    escape: Callable[[str], str],
 ) -> tuple[list[str], list[list[str]]]:
     """Heads and rows, as text of some form."""
     heads, shown = ["method"], table.shown
