@@ -1,12 +1,10 @@
-"""Matrices: cells and their recipes, processes that share a folder, kills, failures, and tables."""
+"""Matrices: cells and their recipes, processes that share a folder, kills, and failures."""
 
 import csv
 import json
-import math
 import os
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -25,17 +23,14 @@ from cktf.bench import (
     cells_of,
     compare,
     csv_rows,
-    latex,
     make_matrix,
-    markdown,
     published,
     read_matrix,
     run_bench,
     shipped,
 )
-from cktf.bench.results import Result, completed, decided_by, keep_matrix, weights_of
+from cktf.bench.results import completed, decided_by, weights_of
 from cktf.bench.runner import prepare_bench
-from cktf.bench.statistics import paired
 from cktf.cli.main import app
 from cktf.errors import RecipeError, RunFolderError
 from cktf.models import create, save_network
@@ -305,123 +300,6 @@ def test_a_kept_recipe_knows_its_fields_later(done, weights):
     older = {k: v for k, v in result.recipe.items() if k != "data.skip_broken"}
     sha = result.recipe["teacher"].removeprefix("sha256 ")
     assert completed(older) == decided_by(cell.recipe(), sha)
-
-
-def results(place, method, top1, pair="wrn_40_2:wrn_16_2", string=None, together=1):
-    for seed, value in enumerate(top1):
-        recipe = {"kind": "distill", "method": string or method.lower()}
-        recipe |= {"runtime.precision": "float32"}
-        summary = {
-            "test_top1": value, "teacher_top1": 75.0, "epochs": 240, "test_images": 10000,
-            "device": "a machine", "versions": {"torch": "2"}, "peak_memory_mb": 100.0,
-            "images_per_second": 100.0 if string == "ce" else 50.0,
-        }  # fmt: skip
-        found = Result("cifar100", pair, method, seed, recipe, summary, [], together)
-        path = place / f"{method}-{pair.replace(':', '-')}-{seed}.json"
-        path.write_bytes(found.to_json())
-
-
-@pytest.fixture
-def figures(tmp_path):
-    results(tmp_path, "alone", [70.0, 71.0, 72.0], string="ce")
-    results(tmp_path, "KD", [72.0, 73.0, 74.5])
-    results(tmp_path, "CKTF", [74.0, 75.5, 76.0])
-    results(tmp_path, "CKTF", [60.0], pair="vgg13:vgg8")
-    return tmp_path
-
-
-def test_table(figures):
-    """Means, spreads and an interval by the book: t of 2 degrees of freedom is 4.303."""
-    table = compare(figures, baseline="KD")
-    pair = ("cifar100", "wrn_40_2:wrn_16_2")
-    entry = table.entries[pair, "CKTF"]
-    assert entry.mean == pytest.approx(75.16667, abs=1e-4)
-    assert entry.deviation == pytest.approx(statistics.stdev([74.0, 75.5, 76.0]))
-    gains = [2.0, 2.5, 1.5]
-    half = 4.30265 * statistics.stdev(gains) / math.sqrt(3)
-    assert entry.difference[:3] == pytest.approx((2.0, 2.0 - half, 2.0 + half), abs=1e-4)
-    assert entry.published == 75.85
-    assert [table.entries[pair, m].rank for m in ("alone", "KD", "CKTF")] == [0, 2, 1]
-    assert entry.relative_time == pytest.approx(2.0)
-    assert table.overall["CKTF"].pairs == 3
-
-
-def test_table_forms(figures):
-    table = compare(figures, baseline="KD")
-    lines = markdown(table).splitlines()
-    assert "published" in lines[0]
-    row = next(line for line in lines if line.startswith("| CKTF "))
-    assert "**75.17 ± 1.04** | +2.00 [+0.76, +3.24] | 75.85 |" in row
-    assert next(line for line in lines if line.startswith("| KD ")).count("*73.17") == 1
-    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
-    assert "Ahead of KD: CKTF." in lines
-    assert "Unfinished" in markdown(table)
-    assert r"\textbf{75.17 $\pm$ 1.04}" in latex(table)
-    assert r"wrn\_40\_2 $\to$ wrn\_16\_2" in latex(table)
-    rows = list(csv.DictReader(csv_rows(table).splitlines()))
-    cktf = next(r for r in rows if r["method"] == "CKTF" and r["n"] == "3")
-    assert (cktf["published"], cktf["by_seed"]) == ("75.8500", "0:74.00 1:75.50 2:76.00")
-
-
-def test_what_is_added_stands_beside(tmp_path):
-    """As the paper's Table 2: each method without and with it, and the difference of the two."""
-    matrix = TINY | {"methods": {"alone": "ce", "alone+CKTF": "cktf", "KD": "kd"}, "added": "CKTF"}
-    results(tmp_path, "alone", [70.0, 71.0, 72.0], string="ce")
-    results(tmp_path, "alone+CKTF", [71.0, 72.0, 74.0], string="cktf")
-    results(tmp_path, "KD", [72.0, 73.0, 74.5])
-    keep_matrix(make_matrix(matrix), tmp_path)
-    table = compare(tmp_path)
-    lines = markdown(table).splitlines()
-    assert lines[0].startswith("| method | wrn_40_2 → wrn_16_2 | +CKTF | Δ [95%] |")
-    row = next(line for line in lines if line.startswith("| alone "))
-    assert "| 71.00 ± 1.00 | *72.33 ± 1.53* | +1.33 [" in row
-    assert "| **73.17 ± 1.26** | – |  |" in next(line for line in lines if line.startswith("| KD "))
-    assert not any(line.startswith("| alone+CKTF") for line in lines)
-    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
-    rows = {r["method"]: r for r in csv.DictReader(csv_rows(table).splitlines())}
-    assert (rows["alone+CKTF"]["baseline"], rows["KD"]["baseline"]) == ("alone", "")
-    assert compare(tmp_path, baseline="KD").added is None
-    with pytest.raises(RecipeError, match="called NAME"):
-        make_matrix(matrix | {"added": "CRD"})
-
-
-def test_a_method_may_have_a_baseline_of_its_own(tmp_path):
-    methods = {
-        "KD": "kd",
-        "CKTF": "cktf",
-        "CKTF queue": {"method": "cktf", "against": "CKTF"},
-        "CKTF all": {"method": "cktf", "against": "CKTF"},
-    }
-    results(tmp_path, "KD", [72.0, 73.0, 74.0])
-    results(tmp_path, "CKTF", [74.0, 75.1, 76.0])
-    results(tmp_path, "CKTF queue", [71.0, 72.0, 73.1], string="cktf")
-    results(tmp_path, "CKTF all", [74.1, 75.0, 76.2], string="cktf")
-    matrix = TINY | {"methods": methods, "baseline": "KD"}
-    keep_matrix(make_matrix(matrix), tmp_path)
-    text = markdown(compare(tmp_path))
-    head, *_, row = (line for line in text.splitlines() if line.startswith("|"))
-    assert "| Δ [95%] |" in head
-    assert row.startswith("| CKTF all | **75.10 ± 1.05** | +0.07 [")
-    assert "Δ: points over KD or CKTF with the same seeds" in text
-    assert "\nAhead of KD: CKTF.\nBehind CKTF: CKTF queue.\n" in text
-    assert "\nNot told apart from CKTF: CKTF all.\n" in text
-    assert "Behind KD: CKTF queue." in markdown(compare(tmp_path, baseline="KD"))
-    with pytest.raises(RecipeError, match="leave `against` away"):
-        make_matrix(matrix | {"added": "KD", "methods": methods | {"CKTF+KD": "cktf+kd"}})
-    methods["CKTF all"]["against"] = "CKFT"
-    with pytest.raises(RecipeError, match=r"CKTF all.against: no such method. .*CKTF"):
-        make_matrix(matrix)
-
-
-def test_times_of_students_in_turn_are_not_compared(tmp_path):
-    results(tmp_path, "alone", [70.0], string="ce", together=2)
-    results(tmp_path, "KD", [72.0], together=2)
-    assert all(e.relative_time is None for e in compare(tmp_path).entries.values())
-
-
-def test_paired_needs_common_seeds():
-    assert paired({0: 1.0}, {1: 2.0}) is None
-    assert paired({0: 1.0}, {0: 3.0, 1: 2.0}).low is None
 
 
 def test_command_line(done, written, tmp_path):

@@ -4,8 +4,9 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
+from cktf.bench.captions import notes
 from cktf.bench.statistics import LEVEL, Difference
-from cktf.bench.tables import Comparison, Entry
+from cktf.bench.tables import Column, Comparison, Entry
 
 PUBLISHED = "published"
 _NONE = "–"
@@ -17,11 +18,11 @@ def markdown(table: Comparison) -> str:
     def mark(text: str, rank: int) -> str:
         return {1: f"**{text}**", 2: f"*{text}*"}.get(rank, text)
 
-    heads, rows = _grid(table, mark, " ± ")
+    heads, rows = _grid(table, mark, " ± ", _markdown)
     lines = [f"| {' | '.join(row)} |" for row in (heads, *rows)]
     lines.insert(1, "|---|" + "---:|" * (len(heads) - 1))
-    notes = _notes(table, "**best**, *second* of a column")
-    return "\n".join([*lines, "", *notes]) + "\n"
+    below = notes(table, "**best**, *second* of a column")
+    return "\n".join([*lines, "", *below]) + "\n"
 
 
 def latex(table: Comparison) -> str:
@@ -33,10 +34,10 @@ def latex(table: Comparison) -> str:
     heads, rows = _grid(table, mark, r" $\pm$ ", _latex)
     body = [" & ".join(row) + r" \\" for row in rows]
     head = " & ".join(heads) + r" \\"
-    notes = [f"% {line}" for line in _notes(table, "bold: best, underlined: second of a column")]
+    below = [f"% {line}" for line in notes(table, "bold: best, underlined: second of a column")]
     return "\n".join(
         [
-            *notes,
+            *below,
             rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
             r"\toprule", head, r"\midrule", *body, r"\bottomrule",
             r"\end{tabular}", "",
@@ -44,13 +45,23 @@ def latex(table: Comparison) -> str:
     )  # fmt: skip
 
 
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
+        "_": r"\_", "#": r"\#", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+        "<": "$<$", ">": "$>$", "|": "$|$", "→": r"$\to$", "×": r"$\times$", "Δ": r"$\Delta$",
+        _NONE: "--", "−": "$-$",
+    }
+)  # fmt: skip
+
+
 def _latex(text: str) -> str:
-    for plain, escaped in (
-        ("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"),
-        ("→", r"$\to$"), ("×", r"$\times$"), ("Δ", r"$\Delta$"), (_NONE, "--"), ("−", "$-$"),
-    ):  # fmt: skip
-        text = text.replace(plain, escaped)
-    return text
+    return text.translate(_LATEX)
+
+
+def _markdown(text: str) -> str:
+    """As it stands in a row, which a bar would break."""
+    return text.replace("|", r"\|")
 
 
 def csv_rows(table: Comparison) -> str:
@@ -59,17 +70,17 @@ def csv_rows(table: Comparison) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         ["data", "teacher", "student", "method", "n", "mean", "sd", "rank", "baseline",
-         "difference", "low", "high", "relative_time", "peak_memory_mb", PUBLISHED, "by_seed"]
+         "difference", "low", "high", "shared_seeds", "relative_time", "peak_memory_mb", PUBLISHED,
+         "by_seed"]
     )  # fmt: skip
     for (column, method), entry in table.entries.items():
         if entry.mean is not None:
-            teacher, _, student = column[1].partition(":")
             d = entry.difference
             seeds = " ".join(f"{seed}:{top1:.2f}" for seed, top1 in sorted(entry.values.items()))
             writer.writerow(
-                [column[0], teacher, student, method, len(entry.values), f"{entry.mean:.4f}",
+                [*column, method, len(entry.values), f"{entry.mean:.4f}",
                  _plain(entry.deviation), entry.rank or "", entry.base or "",
-                 *((_plain(d.mean), _plain(d.low), _plain(d.high)) if d else ("", "", "")),
+                 *((_plain(d.mean), _plain(d.low), _plain(d.high), d.pairs) if d else [""] * 4),
                  _plain(entry.relative_time), _plain(entry.memory_mb), _plain(entry.published),
                  seeds]
             )  # fmt: skip
@@ -84,17 +95,15 @@ def _grid(
     table: Comparison,
     mark: Callable[[str, int], str],
     plus_minus: str,
-    escape: Callable[[str], str] = str,
+    escape: Callable[[str], str],
 ) -> tuple[list[str], list[list[str]]]:
     """Heads and rows, as text of some form."""
-    data = {column[0] for column in table.columns}
-    heads, shown = ["method"], _shown(table)
+    heads, shown = ["method"], table.shown
     for column in table.columns:
-        pair = column[1].replace(":", " → ")
-        heads.append(pair if len(data) == 1 else f"{column[0]}: {pair}")
-        heads += [f"+{table.added}"] if table.added else []
-        heads += [f"Δ{_only(table)} [{LEVEL:.0%}]"] if "difference" in shown else []
-        heads += [PUBLISHED] if _is_published(table, column) else []
+        added = f"+{table.added}", PUBLISHED
+        heads += _cells(
+            table, column, (table.heading(column), PUBLISHED), added, _difference_head(table)
+        )
     heads += ["Δ of all pairs"] if "overall" in shown else []
     heads += ["time ×"] if "time" in shown else []
     heads += ["memory MiB"] if "memory" in shown else []
@@ -103,13 +112,18 @@ def _grid(
         row, own = [method], [table.entries[column, method] for column in table.columns]
         last = f"{method}+{table.added}" if table.added else method
         for column, entry in zip(table.columns, own, strict=True):
-            row.append(_accuracy(entry, mark, plus_minus))
             ending = table.entries.get((column, last))
-            row += [_accuracy(ending, mark, plus_minus)] if table.added else []
-            difference = ending.difference if ending else None
-            row += [escape(_difference(difference))] if "difference" in shown else []
-            row += [_number(entry.published, 2)] if _is_published(table, column) else []
-        row += [escape(_difference(table.overall.get(last)))] if "overall" in shown else []
+            figures = [
+                (
+                    _accuracy(e, mark, plus_minus, table.seeds),
+                    _number(e.published if e else None, 2),
+                )
+                for e in (entry, ending)
+            ]
+            difference = _difference(ending.difference if ending else None, table.seeds)
+            row += _cells(table, column, figures[0], figures[1], escape(difference))
+        overall = _difference(table.overall.get(last), len(table.columns))
+        row += [escape(overall)] if "overall" in shown else []
         times = [e.relative_time for e in own if e.relative_time is not None]
         memory = [e.memory_mb for e in own if e.memory_mb is not None]
         row += [_range(times, 2)] if "time" in shown else []
@@ -119,56 +133,65 @@ def _grid(
     return [escape(head) for head in heads], rows
 
 
+def _cells(
+    table: Comparison, column: Column, own: tuple[str, ...], added: tuple[str, ...], change: str
+) -> list[str]:
+    """One pair's part of a row.
+
+    Args:
+        table: of which.
+        column: the pair.
+        own: of the method, and as published.
+        added: of the same with what is added, and as published; right behind what it is of.
+        change: the difference.
+    """
+    rows = _rows(table)
+    beside = [method for method in table.methods if method not in rows]
+    change_of = [change] if "difference" in table.shown else []
+    own = own if table.is_published(column, rows) else own[:1]
+    if not table.added:
+        return [own[0], *change_of, *own[1:]]
+    added = added if table.is_published(column, beside) else added[:1]
+    return [*own, *added, *change_of]
+
+
 def _rows(table: Comparison) -> list[str]:
     """Methods that have a row: all, but for those that stand beside another."""
     beside = {f"{method}+{table.added}" for method in table.methods} if table.added else set()
     return [method for method in table.methods if method not in beside]
 
 
-def _shown(table: Comparison) -> set[str]:
-    """Which columns there is something for."""
-    entries = table.entries.values()
-    # Costs are of one method, a row of two has none; and one cost alone compares nothing.
-    costs = not table.added and any(e.relative_time is not None for e in entries)
-    shown = {
-        "difference": any(e.difference for e in entries),
-        "overall": len(table.columns) > 1 and bool(table.overall),
-        "time": costs,
-        "memory": costs,
-    }
-    return {name for name, wanted in shown.items() if wanted}
-
-
-def _is_published(table: Comparison, column: tuple[str, str]) -> bool:
-    return any(e.published is not None for (c, _), e in table.entries.items() if c == column)
-
-
 def _teacher_row(table: Comparison, shown: set[str]) -> list[str]:
     row = ["teacher"]
     for column in table.columns:
-        row.append(_number(table.teachers[column], 2))
-        row += [""] if table.added else []
-        row += [""] if "difference" in shown else []
-        published = _number(table.published_teachers[column], 2)
-        row += [published] if _is_published(table, column) else []
+        top1, paper = table.teachers[column], table.published_teachers[column]
+        row += _cells(table, column, (_number(top1, 2), _number(paper, 2)), ("", ""), "")
     return row + [""] * len(shown - {"difference"})
 
 
-def _accuracy(entry: Entry | None, mark: Callable[[str, int], str], plus_minus: str) -> str:
+def _accuracy(
+    entry: Entry | None, mark: Callable[[str, int], str], plus_minus: str, usual: int
+) -> str:
     if entry is None or entry.mean is None:
         return _NONE
     text = f"{entry.mean:.2f}"
     if entry.deviation is not None:
         text += f"{plus_minus}{entry.deviation:.2f}"
-    return mark(text, entry.rank)
+    return mark(text, entry.rank) + _count(len(entry.values), usual)
 
 
-def _difference(found: Difference | None) -> str:
+def _difference(found: Difference | None, usual: int) -> str:
     if found is None:
         return ""
-    if found.low is None or found.high is None:
-        return f"{found.mean:+.2f}".replace("-", "−")
-    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]".replace("-", "−")
+    text = f"{found.mean:+.2f}"
+    if found.low is not None and found.high is not None:
+        text += f" [{found.low:+.2f}, {found.high:+.2f}]"
+    return text.replace("-", "−") + _count(found.pairs, usual)
+
+
+def _count(number: int, usual: int) -> str:
+    """From how many a mean is, where it is not from as many as others."""
+    return "" if number == usual else f" ({number})"
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -183,47 +206,8 @@ def _range(values: Sequence[float], digits: int) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def _notes(table: Comparison, marks: str) -> list[str]:
-    counts = {len(e.values) for e in table.entries.values() if e.values}
-    notes = [f"{table.about}. " if table.about else ""]
-    notes[0] += f"Top-1 %, mean ± standard deviation over seeds; {marks}. {table.conditions}."
-    if len(counts) > 1:
-        notes.append(f"Unfinished: from {min(counts)} to {max(counts)} seeds for each entry.")
-    if any(e.difference for e in table.entries.values()):
-        notes.append(
-            f"Δ: points over {_compared(table)} with the same seeds, and the {LEVEL:.0%} "
-            "confidence interval of its mean (Student's t)."
-        )
-        notes += _verdicts(table)
-    if any(_is_published(table, column) for column in table.columns):
-        notes.append("Published: Zhao, Chen, Zhao, ICASSP 2023, Table 1; not measured here.")
-    if "time" in _shown(table):
-        notes.append("Time of a step over that of the student alone; peak memory; by themselves.")
-    return notes
-
-
-def _only(table: Comparison) -> str:
-    """The one method that all are compared with, behind a space; nothing where they differ."""
+def _difference_head(table: Comparison) -> str:
+    """With what all are compared with, if that is one method."""
     bases = set(table.bases.values())
-    return f" {bases.pop()}" if len(bases) == 1 and not table.added else ""
-
-
-def _compared(table: Comparison) -> str:
-    """What differences are from, in words."""
-    if table.added:
-        return f"the same without {table.added}"
-    return " or ".join(dict.fromkeys(table.bases.values()))
-
-
-def _verdicts(table: Comparison) -> list[str]:
-    """In words, by the interval over all columns."""
-    told = {"ahead": "Ahead of", "behind": "Behind", "open": "Not told apart from"}
-    lines = []
-    for verdict, words in told.items():
-        methods: dict[str, list[str]] = {}
-        for method, difference in table.overall.items():
-            if difference.verdict == verdict:
-                base = _compared(table) if table.added else table.bases[method]
-                methods.setdefault(base, []).append(method)
-        lines += [f"{words} {base}: {', '.join(names)}." for base, names in methods.items()]
-    return lines
+    base = f" {bases.pop()}" if len(bases) == 1 and not table.added else ""
+    return f"Δ{base} [{LEVEL:.0%}]" if table.has_intervals else f"Δ{base}"

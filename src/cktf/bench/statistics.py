@@ -26,12 +26,16 @@ class Difference(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether the interval leaves 0 out.
+        """On which side of 0 the interval lies; `single` where there is none.
 
         >>> Difference(0.5, 0.1, 0.9, 3).verdict, Difference(0.5, -0.1, 1.1, 3).verdict
         ('ahead', 'open')
+        >>> Difference(0.5, None, None, 1).verdict
+        'single'
         """
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+        if self.low is None or self.high is None:
+            return "single"
+        if self.low <= 0 <= self.high:
             return "open"
         return "ahead" if self.mean > 0 else "behind"
 
@@ -49,13 +53,22 @@ def paired(first: Mapping[Key, float], second: Mapping[Key, float]) -> Differenc
     >>> paired({0: 2.0, 1: 4.0, 2: 3.0}, {0: 1.0, 1: 2.0, 2: 3.0, 3: 9.0})
     Difference(mean=1.0, low=-1.48..., high=3.48..., pairs=3)
     """
+    return interval([first[key] - second[key] for key in first if key in second])
+
+
+def interval(differences: Sequence[float]) -> Difference | None:
+    """Their mean, and Student's interval of it; None where there are none.
+
+    >>> interval([0.5])
+    Difference(mean=0.5, low=None, high=None, pairs=1)
+    """
     from scipy.stats import t
 
-    values = [first[key] - second[key] for key in first if key in second]
-    if not values:
+    if not differences:
         return None
-    mean, deviation = statistics.mean(values), spread(values)
+    mean, deviation = statistics.mean(differences), spread(differences)
     if deviation is None:
         return Difference(mean, None, None, 1)
-    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
-    return Difference(mean, mean - half, mean + half, len(values))
+    count = len(differences)
+    half = float(t.ppf((1 + LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
+    return Difference(mean, mean - half, mean + half, count)

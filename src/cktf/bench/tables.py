@@ -4,15 +4,32 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from cktf.bench.cost import cost_key, costs_in
+from cktf.bench.cost import Cost, cost_key, costs_in
 from cktf.bench.matrix import Matrix
 from cktf.bench.published import published
 from cktf.bench.results import Result, all_results, kept_matrix, results_in
-from cktf.bench.statistics import Difference, paired, spread
+from cktf.bench.statistics import Difference, interval, paired, spread
 from cktf.errors import RecipeError, nearest
 
-Column = tuple[str, str]  # data set, teacher:student
+
+class Column(NamedTuple):
+    """A pair of networks on a data set; either name may have a colon in it, as timm's have."""
+
+    data: str
+    teacher: str
+    student: str
+
+    @property
+    def pair(self) -> str:
+        """`teacher:student`."""
+        return f"{self.teacher}:{self.student}"
+
+
+def _column(result: Result) -> Column:
+    student = str(result.recipe["student"])
+    return Column(result.data, result.pair.removesuffix(f":{student}"), student)
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,21 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How much of a matrix is done.
+
+    Attributes:
+        done, planned: numbers of its cells.
+        columns, methods: of which there is no cell yet.
+    """
+
+    done: int
+    planned: int
+    columns: list[Column]
+    methods: list[str]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A table, before it is written in some form.
 
@@ -60,8 +92,10 @@ class Comparison:
         teachers: top-1 of the teacher of each column.
         published_teachers: likewise, as published.
         entries: by column and method.
-        overall: differences over all columns and seeds, by method.
+        overall: means of the differences of all columns, by method.
         added: what each method is compared with and without, in place of a baseline.
+        progress: of the matrix; None where it is not kept.
+        cost_devices: on which costs were measured.
     """
 
     about: str
@@ -73,12 +107,54 @@ class Comparison:
     entries: dict[tuple[Column, str], Entry]
     overall: dict[str, Difference]
     added: str | None
+    progress: Progress | None
+    cost_devices: list[str]
 
     @property
     def bases(self) -> dict[str, str]:
         """What each method is compared with, for those that are."""
         found = {method: entry.base for (_, method), entry in self.entries.items()}
         return {method: base for method, base in found.items() if base is not None}
+
+    @property
+    def seeds(self) -> int:
+        """Of the entry that has most."""
+        return max(len(entry.values) for entry in self.entries.values())
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every entry and difference is from that many seeds."""
+        found = {len(e.values) for e in self.entries.values() if e.values}
+        found |= {e.difference.pairs for e in self.entries.values() if e.difference}
+        return found == {self.seeds}
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether any difference has one."""
+        return any(e.difference and e.difference.pairs > 1 for e in self.entries.values())
+
+    @property
+    def shown(self) -> set[str]:
+        """Which columns there is something for."""
+        entries = self.entries.values()
+        # Costs are of one method, a row of two has none; and one cost alone compares nothing.
+        costs = not self.added and any(e.relative_time is not None for e in entries)
+        shown = {
+            "difference": any(e.difference for e in entries),
+            "overall": len(self.columns) > 1 and bool(self.overall),
+            "time": costs,
+            "memory": costs,
+        }
+        return {name for name, wanted in shown.items() if wanted}
+
+    def heading(self, column: Column) -> str:
+        """What a column is called; its data set only where there are others."""
+        pair = f"{column.teacher} → {column.student}"
+        return pair if {c.data for c in self.columns} == {column.data} else f"{column.data}: {pair}"
+
+    def is_published(self, column: Column, methods: Sequence[str]) -> bool:
+        """Whether there is a figure of the paper for any of these methods in a column."""
+        return any(self.entries[column, m].published is not None for m in methods)
 
 
 def compare(folder: Path, baseline: str | None = None) -> Comparison:
@@ -101,16 +177,16 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
     bases = _bases(methods, matrix, baseline)
     values: dict[tuple[Column, str], dict[int, float]] = {}
     for result in results:
-        values.setdefault(((result.data, result.pair), result.method), {})[result.seed] = (
-            result.top1
-        )
-    paper = {((row.dataset, row.pair), row.method): row.top1 for row in published()}
-    strings = {(r.data, r.pair, r.method): str(r.recipe["method"]) for r in results}
+        values.setdefault((_column(result), result.method), {})[result.seed] = result.top1
+    paper = {(row.dataset, row.pair, row.method): row.top1 for row in published()}
+    strings = {(_column(r), r.method): str(r.recipe["method"]) for r in results}
     entries = {}
-    times, memory = _costs(results, place)
+    costs = _costs(results, place)
     for column in columns:
         ranks = _ranks({m: values[column, m] for m in methods if (column, m) in values})
+        alone = next((c for k, c in costs.items() if k[0] == column and strings[k] == "ce"), None)
         for method in methods:
+            cost = costs.get((column, method))
             own = values.get((column, method), {})
             base = values.get((column, bases[method] or ""), {})
             entries[column, method] = Entry(
@@ -118,9 +194,9 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
                 ranks.get(method, 0),
                 bases[method],
                 paired(own, base),
-                paper.get((column, _plain(strings.get((*column, method), "")))),
-                times.get((column, method)),
-                memory.get((column, method)),
+                paper.get((column.data, column.pair, _plain(strings.get((column, method), "")))),
+                _relative_time(cost, alone),
+                cost.peak_memory_mb if cost else None,
             )
     return Comparison(
         matrix.about if matrix else "",
@@ -128,11 +204,29 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         columns,
         methods,
         {column: _teacher(results, column) for column in columns},
-        {column: paper.get((column, "teacher")) for column in columns},
+        {column: paper.get((column.data, column.pair, "teacher")) for column in columns},
         entries,
-        _overall(values, bases),
+        _overall(entries, methods),
         matrix.added if matrix is not None and baseline is None else None,
+        None if matrix is None else _progress(results, matrix),
+        sorted({cost.device for cost in costs.values()}),
     )
+
+
+def _progress(results: Sequence[Result], matrix: Matrix) -> Progress:
+    planned = {
+        (Column(str(data["name"]), pair.teacher, pair.student), method, seed): None
+        for data in matrix.data
+        for pair in matrix.pairs
+        for method in matrix.methods
+        for seed in matrix.seeds
+        if method not in pair.without
+    }
+    done = {(_column(r), r.method, r.seed) for r in results} & planned.keys()
+    seen = {column for column, _, _ in done}, {method for _, method, _ in done}
+    columns = [c for c in dict.fromkeys(column for column, _, _ in planned) if c not in seen[0]]
+    methods = [m for m in dict.fromkeys(method for _, method, _ in planned) if m not in seen[1]]
+    return Progress(len(done), len(planned), columns, methods)
 
 
 def _bases(
@@ -157,11 +251,14 @@ def _plain(method: str) -> str:
 
 def _order(results: Sequence[Result], matrix: Matrix | None) -> tuple[list[Column], list[str]]:
     """Columns and methods that have results, in the matrix's order, then others."""
-    columns = list(dict.fromkeys((r.data, r.pair) for r in results))
+    columns = list(dict.fromkeys(map(_column, results)))
     methods = list(dict.fromkeys(r.method for r in results))
     if matrix is not None:
-        pairs = [f"{pair.teacher}:{pair.student}" for pair in matrix.pairs]
-        known = [(str(data["name"]), pair) for data in matrix.data for pair in pairs]
+        known = [
+            Column(str(data["name"]), pair.teacher, pair.student)
+            for data in matrix.data
+            for pair in matrix.pairs
+        ]
         columns.sort(key=lambda c: known.index(c) if c in known else len(known))
         names = list(matrix.methods)
         methods.sort(key=lambda m: names.index(m) if m in names else len(names))
@@ -176,60 +273,48 @@ def _ranks(values: Mapping[str, Mapping[int, float]]) -> dict[str, int]:
 
 
 def _overall(
-    values: Mapping[tuple[Column, str], Mapping[int, float]], bases: Mapping[str, str | None]
+    entries: Mapping[tuple[Column, str], Entry], methods: Sequence[str]
 ) -> dict[str, Difference]:
-    def all_of(method: str) -> dict[tuple[Column, int], float]:
-        return {
-            (column, seed): top1
-            for (column, name), seeds in values.items()
-            if name == method
-            for seed, top1 in seeds.items()
-        }
+    """Differences over pairs of networks, each of which counts once.
 
-    found = {m: paired(all_of(m), all_of(base)) for m, base in bases.items() if base is not None}
-    return {m: difference for m, difference in found.items() if difference is not None}
+    Seeds of one pair are more alike than pairs are: as draws of their own they would make the
+    interval too narrow.
+    """
+    found = {}
+    for method in methods:
+        own = [entry.difference for (_, name), entry in entries.items() if name == method]
+        difference = interval([d.mean for d in own if d is not None])
+        if difference is not None:
+            found[method] = difference
+    return found
 
 
 def _teacher(results: Sequence[Result], column: Column) -> float | None:
     name = "teacher_probe_top1" if _is_transfer(results, column) else "teacher_top1"
-    told = [r.summary.get(name) for r in results if (r.data, r.pair) == column]
+    told = [r.summary.get(name) for r in results if _column(r) == column]
     found = {float(top1) for top1 in told if top1 is not None}
     return statistics.mean(found) if found else None
 
 
 def _is_transfer(results: Sequence[Result], column: Column) -> bool:
     """Whether a column's cells are transfers without labels."""
-    return any(r.recipe["kind"] == "transfer" for r in results if (r.data, r.pair) == column)
+    return any(r.recipe["kind"] == "transfer" for r in results if _column(r) == column)
 
 
-_Costs = dict[tuple[Column, str], float]
-
-
-def _costs(results: Sequence[Result], place: Path) -> tuple[_Costs, _Costs]:
-    """Time of a step over the student alone, and peak memory in MiB.
-
-    As measured by themselves where they were; else of runs that did not take turns.
-    """
-    seconds: _Costs = {}
-    memory: _Costs = {}
-    strings = {((r.data, r.pair), r.method): str(r.recipe["method"]) for r in results}
+def _costs(results: Sequence[Result], place: Path) -> dict[tuple[Column, str], Cost]:
+    """As measured by themselves; finished runs shared their machine and process with others."""
     measured = costs_in(place)
-    for column, method in strings:
-        cost = measured.get(cost_key(*column, method))
-        if cost is not None:
-            seconds[column, method] = cost.step_seconds
-            memory[column, method] = cost.peak_memory_mb
-    if not measured:
-        for result in (r for r in results if r.together == 1):
-            key = (result.data, result.pair), result.method
-            seconds.setdefault(key, 1 / result.summary["images_per_second"])
-            memory.setdefault(key, result.summary["peak_memory_mb"])
-    relative: _Costs = {}
-    for key, value in seconds.items():
-        alone = next((seconds[k] for k in seconds if k[0] == key[0] and strings[k] == "ce"), None)
-        if alone is not None:
-            relative[key] = value / alone
-    return relative, memory
+    found = {
+        (_column(r), r.method): measured.get(cost_key(r.data, r.pair, r.method)) for r in results
+    }
+    return {key: cost for key, cost in found.items() if cost is not None}
+
+
+def _relative_time(cost: Cost | None, alone: Cost | None) -> float | None:
+    """Of a step over the student alone, on the same device."""
+    if cost is None or alone is None or cost.device != alone.device:
+        return None
+    return cost.step_seconds / alone.step_seconds
 
 
 def _conditions(results: Sequence[Result]) -> str:
@@ -242,7 +327,7 @@ def _conditions(results: Sequence[Result]) -> str:
     images = [r.summary["test_images"] for r in results if r.summary.get("test_images")]
     versions = [r.summary["versions"]["torch"] for r in results]
     return (
-        f"{len(results)} students, seeds {several(seeds)}; "
+        f"{len(results)} students, seed{'s'[: len(seeds) - 1]} {several(seeds)}; "
         f"{several([r.summary['epochs'] for r in results])} epochs; accuracy of the last epoch on "
         f"{several([f'{n:,}' for n in images])} test images; precision "
         f"{several([r.recipe['runtime.precision'] for r in results])}; "
