@@ -200,6 +200,12 @@ def test_turns_give_what_single_runs_give(done, weights, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/*")}
 
 
+def test_turns_are_taken_by_students_of_one_view_of_the_teacher(weights):
+    methods = {"KD": "kd", "AT": "at", "KD 64": {"method": "kd", "recipe": {"teacher_size": 64}}}
+    plan = bench(Path("x"), weights, together=4, matrix={"methods": methods, "seeds": [0]})
+    assert [[c.method for c in group] for group in plan.groups()] == [["KD", "AT"], ["KD 64"]]
+
+
 def start(matrix, out, *arguments):
     command = [sys.executable, "-m", "cktf", "bench", str(matrix), "--out", str(out), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}

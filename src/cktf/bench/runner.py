@@ -39,7 +39,7 @@ from cktf.bench.results import (
 from cktf.engine import RunFolder, announce, write_atomically
 from cktf.errors import CktfError, RunFolderError
 from cktf.recipes import DistillRecipe, TransferRecipe
-from cktf.workflows import carry_out, distill_together, plan, run_recipe
+from cktf.workflows import SHARED, carry_out, distill_together, plan, run_recipe
 
 Group = list[Cell]
 
@@ -101,7 +101,7 @@ def _alike(cell: Cell) -> str:
     recipe = cell.recipe()
     if isinstance(recipe, TransferRecipe):
         return cell.slug
-    seen = recipe.model_dump(mode="json", include={"data", "seed", "runtime"})
+    seen = recipe.model_dump(mode="json", include=set(SHARED))
     return json.dumps([cell.teacher.slug, seen], sort_keys=True)
 
 
