@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from test_resume import stop_after
 from typer.testing import CliRunner
 
 from cktf.bench import (
@@ -33,11 +35,11 @@ from cktf.bench import (
     run_bench,
     shipped,
 )
-from cktf.bench.results import Result, completed, decided_by, keep_matrix, weights_of
+from cktf.bench.results import Result, Reusable, completed, decided_by, keep_matrix, weights_of
 from cktf.bench.runner import prepare_bench
 from cktf.bench.statistics import paired
 from cktf.cli.main import app
-from cktf.errors import RecipeError, RunFolderError
+from cktf.errors import Interrupted, RecipeError, RunFolderError
 from cktf.models import create, save_network
 from cktf.recipes import decisive, make_recipe, make_transfer
 
@@ -280,6 +282,9 @@ def test_a_teacher_is_trained_once(tmp_path):
     sources = {r.recipe["teacher"] for r in all_results(tmp_path / "results")}
     assert sources == {record["weights"]}
     assert record["summary"]["epochs"] == 1
+    longer = more | {"teachers": {"resnet14": {"recipe": {"epochs": 2}}}}
+    with pytest.raises(RunFolderError, match=r"teachers of other recipes(?s:.*)epochs"):
+        run_bench(bench(tmp_path, matrix=longer))
 
 
 def test_finished_runs_are_taken_over(done, weights, tmp_path, monkeypatch):
@@ -295,6 +300,48 @@ def test_finished_runs_are_taken_over(done, weights, tmp_path, monkeypatch):
         assert values(tmp_path / name) == values(done)
     other = {"recipe": TINY["recipe"] | {"epochs": 1}}
     assert run_bench(bench(tmp_path / "other", weights, reuse=[done], matrix=other))
+
+
+ONE = {"methods": {"KD": "kd"}, "seeds": [0]}
+
+
+def test_students_of_an_earlier_teacher_are_not_stamped_with_a_later_one(done, weights, tmp_path):
+    """Neither where they lie, nor taken over, after another file was put at its path."""
+    path = tmp_path / "teacher.safetensors"
+    path.write_bytes(weights.read_bytes())
+    plan = bench(tmp_path / "a", path, matrix=ONE)
+    assert run_bench(plan) == []
+    shutil.rmtree(plan.results)
+    torch.manual_seed(1)
+    save_network(
+        create("resnet14", 2), path, name="resnet14", classes=CLASSES, dataset="fashion-mini"
+    )
+    (name,) = run_bench(bench(tmp_path / "a", path, matrix=ONE))
+    assert "differs in: the teacher's weights" in plan.failure(name).read_text()
+    taken = Reusable([plan.out / "cells"])
+    assert taken.find(plan.cells[0], weights_of(path)) is None
+    assert taken.find(plan.cells[0], weights_of(weights)) == plan.folder(plan.cells[0])
+
+
+def test_a_half_trained_cell_goes_on_where_its_folder_and_teacher_are_now(
+    done, weights, tmp_path, monkeypatch
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    (first / "t.safetensors").write_bytes(weights.read_bytes())
+    with monkeypatch.context() as patch:
+        # In the second of two epochs of four steps.
+        stop_after(patch, 5)
+        with pytest.raises(Interrupted):
+            run_bench(bench(first / "out", first / "t.safetensors", matrix=ONE))
+    first.rename(second)
+    moved = bench(second / "out", second / "t.safetensors", matrix=ONE)
+    assert run_bench(moved) == []
+    assert values(moved.out)["KD", 0] == values(done)["KD", 0]
+    assert (
+        "continued after 1 epochs and 1 steps"
+        in (moved.folder(moved.cells[0]) / "log.txt").read_text()
+    )
 
 
 def test_results_of_another_recipe_are_refused(done, weights):

@@ -15,6 +15,7 @@ from cktf.engine import RunFolder, write_atomically
 from cktf.errors import CktfError, RunFolderError
 from cktf.models import fingerprint
 from cktf.recipes import decisive, make_recipe, make_transfer, put, read_recipe, teacher_file
+from cktf.workflows import noted
 
 RESULTS, MATRIX, COSTS = "results", "matrix.yaml", "costs.json"
 
@@ -197,7 +198,10 @@ def _run_decided_by(run: RunFolder) -> dict[str, Any] | None:
         if fields.get("kind") not in ("distill", "transfer"):
             return None
         make: Any = make_transfer if fields["kind"] == "transfer" else make_recipe
-        return decided_by(make(fields), weights_of(Path(fields["teacher"])))
+        # What lies at its teacher's path by now may be another.
+        taught = noted(run.path)
+        sha = taught.sha256 if taught else weights_of(Path(fields["teacher"]))
+        return decided_by(make(fields), sha)
     except CktfError:
         return None
 

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -38,7 +39,7 @@ from cktf.bench.results import (
 )
 from cktf.engine import RunFolder, announce, write_atomically
 from cktf.errors import CktfError, RunFolderError
-from cktf.recipes import DistillRecipe, TransferRecipe
+from cktf.recipes import DistillRecipe, TransferRecipe, decisive, make_recipe, read_recipe
 from cktf.workflows import SHARED, carry_out, distill_together, plan, run_recipe
 
 Group = list[Cell]
@@ -109,21 +110,10 @@ def prepare_bench(bench: Bench) -> None:
     """Make the folders, note the matrix, and see that what is there is of the same recipes.
 
     Raises:
-        RunFolderError: results of other recipes, or a folder that cannot be written.
+        RunFolderError: results or teachers of other recipes, or a folder that cannot be written.
     """
-    changed = []
-    for cell in bench.cells:
-        result = read_result(bench.result_file(cell))
-        if result is not None:
-            now = decided_by(cell.recipe(), "") | {"teacher": result.recipe["teacher"]}
-            fields = ", ".join(differing(completed(result.recipe), now))
-            changed += [f"{cell.slug}: {fields}"] if fields else []
-    if changed:
-        raise RunFolderError(
-            f"{bench.results} holds results of other recipes than the matrix's; they differ in\n"
-            + "\n".join(f"  - {line}" for line in changed[:10])
-            + "\nChoose another --out, or move them away."
-        )
+    _refuse(bench.results, "results", _changed_results(bench))
+    _refuse(bench.out / "teachers", "teachers", _changed_teachers(bench))
     try:
         for name in ("teachers", "cells", "failures", "locks"):
             (bench.out / name).mkdir(parents=True, exist_ok=True)
@@ -135,6 +125,34 @@ def prepare_bench(bench: Bench) -> None:
         raise RunFolderError(
             f"{bench.out} cannot be written ({error.strerror}). Choose another --out."
         ) from error
+
+
+def _changed_results(bench: Bench) -> Iterator[str]:
+    for cell in bench.cells:
+        result = read_result(bench.result_file(cell))
+        if result is not None:
+            now = decided_by(cell.recipe(), "") | {"teacher": result.recipe["teacher"]}
+            if fields := ", ".join(differing(completed(result.recipe), now)):
+                yield f"{cell.slug}: {fields}"
+
+
+def _changed_teachers(bench: Bench) -> Iterator[str]:
+    for teacher in {cell.teacher.slug: cell.teacher for cell in bench.cells}.values():
+        run = RunFolder(bench.out / "teachers" / teacher.slug)
+        if teacher.weights is None and run.finished:
+            before = decisive(make_recipe(read_recipe(run.recipe)))
+            if fields := ", ".join(differing(before, decisive(teacher.recipe))):
+                yield f"{teacher.slug}: {fields}"
+
+
+def _refuse(place: Path, what: str, changed: Iterator[str]) -> None:
+    lines = [f"  - {line}" for line in islice(changed, 10)]
+    if lines:
+        raise RunFolderError(
+            f"{place} holds {what} of other recipes than the matrix's; they differ in\n"
+            + "\n".join(lines)
+            + "\nChoose another --out, or move them away."
+        )
 
 
 def run_bench(bench: Bench, jobs: int = 1) -> list[str]:
