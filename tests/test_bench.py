@@ -39,7 +39,7 @@ from cktf.bench.results import Result, Reusable, completed, decided_by, keep_mat
 from cktf.bench.runner import prepare_bench
 from cktf.bench.statistics import paired
 from cktf.cli.main import app
-from cktf.errors import Interrupted, RecipeError, RunFolderError
+from cktf.errors import Interrupted, RecipeError, RunFolderError, TrainingError
 from cktf.models import create, save_network
 from cktf.recipes import decisive, make_recipe, make_transfer
 
@@ -234,6 +234,25 @@ def test_two_shards_in_two_processes_give_the_table_of_one(done, written, tmp_pa
     rows = [[{c: r[c] for c in columns} for r in csv.DictReader(t.splitlines())] for t in tables]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 3
+
+
+def test_processes_that_die_are_told(weights, tmp_path, monkeypatch):
+    class Dead:
+        exitcode = -9
+
+        def __init__(self, **_):
+            pass
+
+        def start(self):
+            pass
+
+        join = start
+
+    monkeypatch.setattr("multiprocessing.context.SpawnContext.Process", Dead)
+    with pytest.raises(TrainingError, match=r"1 of 2 \(exit code -9\), 2 of 2"):
+        run_bench(bench(tmp_path, weights), jobs=2)
+    with pytest.raises(RunFolderError, match="--reuse /nowhere: there is no such folder"):
+        run_bench(bench(tmp_path, weights, reuse=[Path("/nowhere")]), jobs=2)
 
 
 def test_many_may_begin_at_once(weights, tmp_path):

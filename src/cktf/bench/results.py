@@ -158,8 +158,6 @@ class Reusable:
         self._runs: dict[str, Path] = {}
         self._results: dict[str, Result] = {}
         for folder in folders:
-            if not folder.is_dir():
-                raise RunFolderError(f"--reuse {folder}: there is no such folder.")
             for path in sorted(folder.rglob("*.json")):
                 self._note(path)
 

@@ -38,7 +38,7 @@ from cktf.bench.results import (
     weights_of,
 )
 from cktf.engine import RunFolder, announce, write_atomically
-from cktf.errors import CktfError, RunFolderError
+from cktf.errors import CktfError, RunFolderError, TrainingError
 from cktf.recipes import DistillRecipe, TransferRecipe, decisive, make_recipe, read_recipe
 from cktf.workflows import SHARED, carry_out, distill_together, plan, run_recipe
 
@@ -112,6 +112,9 @@ def prepare_bench(bench: Bench) -> None:
     Raises:
         RunFolderError: results or teachers of other recipes, or a folder that cannot be written.
     """
+    for folder in bench.reuse:
+        if not folder.is_dir():
+            raise RunFolderError(f"--reuse {folder}: there is no such folder.")
     _refuse(bench.results, "results", _changed_results(bench))
     _refuse(bench.out / "teachers", "teachers", _changed_teachers(bench))
     try:
@@ -166,6 +169,7 @@ def run_bench(bench: Bench, jobs: int = 1) -> list[str]:
         Names of cells and teachers that failed, now or before.
 
     Raises:
+        TrainingError: a process died; what it had not done is left.
         CktfError: nothing was trained.
     """
     prepare_bench(bench)
@@ -180,8 +184,20 @@ def run_bench(bench: Bench, jobs: int = 1) -> list[str]:
             worker.start()
         for worker in workers:
             worker.join()
+        _check_ends([worker.exitcode for worker in workers])
     wanted = {name for cell in bench.cells for name in (cell.slug, cell.teacher.slug)}
     return sorted(name for name in wanted if bench.failure(name).exists())
+
+
+def _check_ends(codes: Sequence[int | None]) -> None:
+    """A process that died leaves cells undone without a failure of theirs."""
+    died = {number: code for number, code in enumerate(codes, 1) if code}
+    if died:
+        said = ", ".join(f"{n} of {len(codes)} (exit code {code})" for n, code in died.items())
+        raise TrainingError(
+            f"Processes ended before their work was done: {said}; -9 is often too little memory. "
+            "Look at what they said above; the same command, with fewer --jobs if need be, goes on."
+        )
 
 
 def _job(bench: Bench, number: int, jobs: int) -> None:
