@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cktf.engine import RunFolder, write_atomically
 from cktf.models import fingerprint
-from cktf.recipes import CUSTOM, Recipe, TrainRecipe, TransferRecipe, located, teacher_file
+from cktf.recipes import CUSTOM, Recipe, TrainRecipe, TransferRecipe, teacher_file
 
 NOTE = "teacher.json"
 
@@ -46,7 +46,8 @@ def taught_by(recipe: Recipe | TransferRecipe) -> Taught | None:
         return None
     if not Path(recipe.teacher).expanduser().exists():
         return None
-    return Taught(located(recipe).teacher, fingerprint(teacher_file(recipe.teacher)))
+    where = str(Path(recipe.teacher).expanduser().absolute())
+    return Taught(where, fingerprint(teacher_file(recipe.teacher)))
 
 
 def as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
