@@ -23,9 +23,11 @@ from typer.testing import CliRunner
 
 from cktf.bench import (
     Bench,
+    Cost,
     all_results,
     cells_of,
     compare,
+    costs_in,
     csv_rows,
     latex,
     make_matrix,
@@ -35,10 +37,12 @@ from cktf.bench import (
     run_bench,
     shipped,
 )
+from cktf.bench.cost import _measure
 from cktf.bench.results import Result, Reusable, completed, decided_by, keep_matrix, weights_of
 from cktf.bench.runner import prepare_bench
 from cktf.bench.statistics import paired
 from cktf.cli.main import app
+from cktf.engine import Trainer
 from cktf.errors import Interrupted, RecipeError, RunFolderError, TrainingError
 from cktf.models import create, save_network
 from cktf.recipes import decisive, make_recipe, make_transfer
@@ -523,6 +527,44 @@ def test_command_line(done, written, tmp_path):
         failed = run(app, line)
         assert failed.exit_code == 2
         assert message in failed.output
+
+
+@pytest.mark.parametrize("method", ["ab", "ft"])
+def test_costs_are_of_the_main_stage(monkeypatch, method):
+    """Hours count the first stage too: an epoch of four steps before two."""
+    stages, step = set(), Trainer._step
+
+    def noted(self, stage, batch):
+        stages.add(stage.name)
+        return step(self, stage, batch)
+
+    monkeypatch.setattr(Trainer, "_step", noted)
+    methods = {"methods": {"A": method}, "options": {}, "baseline": None}
+    cost = _measure(bench(Path("x"), matrix=methods).cells[0].recipe(), "resnet14")
+    assert stages == {"train"}
+    assert cost.hours == pytest.approx(3 * 4 * cost.step_seconds / 3600)
+
+
+def test_costs_are_kept_one_by_one(written, tmp_path, monkeypatch):
+    """A measurement that fails is told and tried once; one that is stopped loses none before."""
+    tried = []
+
+    def measure(cell):
+        tried.append(cell.method)
+        if cell.method == "CKTF":
+            raise KeyboardInterrupt
+        if cell.method == "KD":
+            raise TrainingError("too little memory")
+        return Cost(0.01, 100.0, 1.0, "a machine")
+
+    monkeypatch.setattr("cktf.bench.measure", measure)
+    out = tmp_path / "out"
+    line = ["bench", str(written), "--out", str(out), "--costs"]
+    CliRunner().invoke(app, line)
+    assert list(costs_in(out / "results")) == ["fashion-mini|resnet14:resnet8|alone"]
+    told = CliRunner().invoke(app, [*line, "--methods", "alone,KD"])
+    assert "! KD: too little memory" in told.output
+    assert tried == ["alone", "KD", "CKTF", "alone", "KD"]
 
 
 @pytest.mark.parametrize("name", ["cifar10-choices", "cifar10-combinations"])
