@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from test_resume import stop_after
 from typer.testing import CliRunner
 
 from cktf.bench import (
     Bench,
+    Cost,
     all_results,
     cells_of,
     compare,
+    costs_in,
     csv_rows,
     make_matrix,
     published,
@@ -29,10 +33,12 @@ from cktf.bench import (
     run_bench,
     shipped,
 )
-from cktf.bench.results import completed, decided_by, weights_of
+from cktf.bench.cost import _measure
+from cktf.bench.results import Reusable, completed, decided_by, weights_of
 from cktf.bench.runner import prepare_bench
 from cktf.cli.main import app
-from cktf.errors import RecipeError, RunFolderError
+from cktf.engine import Trainer
+from cktf.errors import Interrupted, RecipeError, RunFolderError, TrainingError
 from cktf.models import create, save_network
 from cktf.recipes import decisive, make_recipe, make_transfer
 
@@ -195,6 +201,12 @@ def test_turns_give_what_single_runs_give(done, weights, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/*")}
 
 
+def test_turns_are_taken_by_students_of_one_view_of_the_teacher(weights):
+    methods = {"KD": "kd", "AT": "at", "KD 64": {"method": "kd", "recipe": {"teacher_size": 64}}}
+    plan = bench(Path("x"), weights, together=4, matrix={"methods": methods, "seeds": [0]})
+    assert [[c.method for c in group] for group in plan.groups()] == [["KD", "AT"], ["KD 64"]]
+
+
 def start(matrix, out, *arguments):
     command = [sys.executable, "-m", "cktf", "bench", str(matrix), "--out", str(out), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -221,6 +233,25 @@ def test_two_shards_in_two_processes_give_the_table_of_one(done, written, tmp_pa
     rows = [[{c: r[c] for c in columns} for r in csv.DictReader(t.splitlines())] for t in tables]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 3
+
+
+def test_processes_that_die_are_told(weights, tmp_path, monkeypatch):
+    class Dead:
+        exitcode = -9
+
+        def __init__(self, **_):
+            pass
+
+        def start(self):
+            pass
+
+        join = start
+
+    monkeypatch.setattr("multiprocessing.context.SpawnContext.Process", Dead)
+    with pytest.raises(TrainingError, match=r"1 of 2 \(exit code -9\), 2 of 2"):
+        run_bench(bench(tmp_path, weights), jobs=2)
+    with pytest.raises(RunFolderError, match="--reuse /nowhere: there is no such folder"):
+        run_bench(bench(tmp_path, weights, reuse=[Path("/nowhere")]), jobs=2)
 
 
 def test_many_may_begin_at_once(weights, tmp_path):
@@ -269,6 +300,9 @@ def test_a_teacher_is_trained_once(tmp_path):
     sources = {r.recipe["teacher"] for r in all_results(tmp_path / "results")}
     assert sources == {record["weights"]}
     assert record["summary"]["epochs"] == 1
+    longer = more | {"teachers": {"resnet14": {"recipe": {"epochs": 2}}}}
+    with pytest.raises(RunFolderError, match=r"teachers of other recipes(?s:.*)epochs"):
+        run_bench(bench(tmp_path, matrix=longer))
 
 
 def test_finished_runs_are_taken_over(done, weights, tmp_path, monkeypatch):
@@ -284,6 +318,48 @@ def test_finished_runs_are_taken_over(done, weights, tmp_path, monkeypatch):
         assert values(tmp_path / name) == values(done)
     other = {"recipe": TINY["recipe"] | {"epochs": 1}}
     assert run_bench(bench(tmp_path / "other", weights, reuse=[done], matrix=other))
+
+
+ONE = {"methods": {"KD": "kd"}, "seeds": [0]}
+
+
+def test_students_of_an_earlier_teacher_are_not_stamped_with_a_later_one(done, weights, tmp_path):
+    """Neither where they lie, nor taken over, after another file was put at its path."""
+    path = tmp_path / "teacher.safetensors"
+    path.write_bytes(weights.read_bytes())
+    plan = bench(tmp_path / "a", path, matrix=ONE)
+    assert run_bench(plan) == []
+    shutil.rmtree(plan.results)
+    torch.manual_seed(1)
+    save_network(
+        create("resnet14", 2), path, name="resnet14", classes=CLASSES, dataset="fashion-mini"
+    )
+    (name,) = run_bench(bench(tmp_path / "a", path, matrix=ONE))
+    assert "differs in: the teacher's weights" in plan.failure(name).read_text()
+    taken = Reusable([plan.out / "cells"])
+    assert taken.find(plan.cells[0], weights_of(path)) is None
+    assert taken.find(plan.cells[0], weights_of(weights)) == plan.folder(plan.cells[0])
+
+
+def test_a_half_trained_cell_goes_on_where_its_folder_and_teacher_are_now(
+    done, weights, tmp_path, monkeypatch
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    (first / "t.safetensors").write_bytes(weights.read_bytes())
+    with monkeypatch.context() as patch:
+        # In the second of two epochs of four steps.
+        stop_after(patch, 5)
+        with pytest.raises(Interrupted):
+            run_bench(bench(first / "out", first / "t.safetensors", matrix=ONE))
+    first.rename(second)
+    moved = bench(second / "out", second / "t.safetensors", matrix=ONE)
+    assert run_bench(moved) == []
+    assert values(moved.out)["KD", 0] == values(done)["KD", 0]
+    assert (
+        "continued after 1 epochs and 1 steps"
+        in (moved.folder(moved.cells[0]) / "log.txt").read_text()
+    )
 
 
 def test_results_of_another_recipe_are_refused(done, weights):
@@ -329,6 +405,44 @@ def test_command_line(done, written, tmp_path):
         failed = run(app, line)
         assert failed.exit_code == 2
         assert message in failed.output
+
+
+@pytest.mark.parametrize("method", ["ab", "ft"])
+def test_costs_are_of_the_main_stage(monkeypatch, method):
+    """Hours count the first stage too: an epoch of four steps before two."""
+    stages, step = set(), Trainer._step
+
+    def noted(self, stage, batch):
+        stages.add(stage.name)
+        return step(self, stage, batch)
+
+    monkeypatch.setattr(Trainer, "_step", noted)
+    methods = {"methods": {"A": method}, "options": {}, "baseline": None}
+    cost = _measure(bench(Path("x"), matrix=methods).cells[0].recipe(), "resnet14")
+    assert stages == {"train"}
+    assert cost.hours == pytest.approx(3 * 4 * cost.step_seconds / 3600)
+
+
+def test_costs_are_kept_one_by_one(written, tmp_path, monkeypatch):
+    """A measurement that fails is told and tried once; one that is stopped loses none before."""
+    tried = []
+
+    def measure(cell):
+        tried.append(cell.method)
+        if cell.method == "CKTF":
+            raise KeyboardInterrupt
+        if cell.method == "KD":
+            raise TrainingError("too little memory")
+        return Cost(0.01, 100.0, 1.0, "a machine")
+
+    monkeypatch.setattr("cktf.bench.measure", measure)
+    out = tmp_path / "out"
+    line = ["bench", str(written), "--out", str(out), "--costs"]
+    CliRunner().invoke(app, line)
+    assert list(costs_in(out / "results")) == ["fashion-mini|resnet14:resnet8|alone"]
+    told = CliRunner().invoke(app, [*line, "--methods", "alone,KD"])
+    assert "! KD: too little memory" in told.output
+    assert tried == ["alone", "KD", "CKTF", "alone", "KD"]
 
 
 @pytest.mark.parametrize("name", ["cifar10-choices", "cifar10-combinations"])

@@ -11,6 +11,7 @@ from cktf.recipes import (
     TrainRecipe,
     assign,
     check,
+    decisive,
     make_recipe,
     put,
     read_recipe,
@@ -349,3 +350,14 @@ def test_a_teacher_is_a_run_folder_or_a_file(tmp_path):
     save_network(create("resnet8", 2), weights, name="resnet8", classes=["a", "b"], dataset="toy")
     assert teacher_file(str(tmp_path)) == weights
     assert teacher_file(str(weights)) == weights
+
+
+def test_the_folder_decides_which_images_only_where_nothing_else_names_them():
+    def dirs(**section):
+        fields = {"kind": "train", "model": "resnet8", "data": section}
+        return decisive(make_recipe(fields)).get("data.dir")
+
+    assert dirs(name="cifar10", dir="/a") is None
+    assert dirs(name="imagefolder", dir="/a") == "/a"
+    assert dirs(name="cifar10", test="imagefolder", dir="/a") == "/a"
+    assert dirs(name="imagefolder:/a", dir="/b") is None

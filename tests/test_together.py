@@ -13,7 +13,8 @@ from cktf.taps import SharedTap, Tap
 from cktf.workflows import distill_together, run_recipe
 
 __all__ = ["cifar", "images"]  # fixtures
-METHODS = {"cktf+kd": {"cktf": {"negatives": 16}}, "at+ab": {}, "ce": {}}
+# The last two read no more than logits, and nothing.
+METHODS = {"cktf+kd": {"cktf": {"negatives": 16}}, "at+ab": {}, "kd": {}, "ce": {}}
 
 
 def parameters(network):
@@ -62,7 +63,7 @@ def test_together_as_alone(teacher, cifar, tmp_path, monkeypatch):
         model for model in calls if parameters(model) == runs[0].summary["teacher_parameters"]
     ]
     # Each run tries it once; then it sees every batch of the three passes of the longest once.
-    assert len(teachers) == 3 + 3 * (300 // 64)
+    assert len(teachers) == 4 + 3 * (300 // 64)
 
 
 def test_runs_that_are_done_are_taken_as_they_are(teacher, cifar, tmp_path):
@@ -76,6 +77,16 @@ def test_runs_that_are_done_are_taken_as_they_are(teacher, cifar, tmp_path):
 def test_students_of_other_batches_are_refused(teacher, cifar, tmp_path):
     jobs = [(recipe(teacher, cifar, "kd", {}, seed=seed), tmp_path / str(seed)) for seed in (0, 1)]
     with pytest.raises(RecipeError, match="seed: students are trained together"):
+        distill_together(jobs)
+
+
+@pytest.mark.parametrize(
+    "field", [{"teacher_size": 64}, {"teacher_taps": ["layer1"]}, {"teacher_embedding": "fc:input"}]
+)
+def test_students_of_another_view_of_the_teacher_are_refused(field, tmp_path):
+    """It would give them what their recipe does not say."""
+    jobs = [(recipe("t", "d", "kd", {}, **more), tmp_path) for more in ({}, field)]
+    with pytest.raises(RecipeError, match=f"{next(iter(field))}: students are trained together"):
         distill_together(jobs)
 
 

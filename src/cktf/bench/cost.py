@@ -9,12 +9,14 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cktf.bench.cells import Cell, TeacherPlan
 from cktf.engine import RunFolder, accelerator, peak_memory_mb, write_atomically
+from cktf.errors import TrainingError
 from cktf.recipes import (
     CUSTOM,
     DistillRecipe,
@@ -24,7 +26,7 @@ from cktf.recipes import (
     new_network,
 )
 from cktf.workflows.parts import Parts
-from cktf.workflows.run import describe, executing
+from cktf.workflows.run import assemble, describe, executing
 
 _WARM_UP, _STEPS = 3, 15
 
@@ -34,9 +36,9 @@ class Cost:
     """Of one method on one pair.
 
     Attributes:
-        step_seconds: median of a step, with loading its batch.
+        step_seconds: median of a step of the main stage, with loading its batch.
         peak_memory_mb: largest memory held; of the device if it has its own, else of the process.
-        hours: what a run takes at that rate, evaluation left out.
+        hours: what a run takes at that rate, initialisation stages too, evaluation left out.
         device: on which this was measured.
     """
 
@@ -65,8 +67,14 @@ def measure_teacher(plan: TeacherPlan) -> Cost:
 def _apart(recipe: Recipe, teacher: str | None) -> Cost:
     """A process that has done nothing else, since peak memory is of the whole process."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_measure, recipe, teacher).result()
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(_measure, recipe, teacher).result()
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            "A process that measured ended before it was done, often for too little memory. Take "
+            "a smaller data.batch_size, or a machine with more."
+        ) from error
 
 
 def _measure(recipe: Recipe, teacher_name: str | None) -> Cost:
@@ -78,6 +86,10 @@ def _measure(recipe: Recipe, teacher_name: str | None) -> Cost:
     student = new_network(name, data.raw_train, classes)
     runtime = recipe.runtime.model_copy(update={"track": ()})
     recipe = recipe.model_copy(update={"runtime": runtime})
+    whole = recipe
+    if isinstance(recipe, DistillRecipe):
+        # Steps of initialisation stages are others: some have no student.
+        recipe = recipe.model_copy(update={"init_epochs": 0})
     parts = Parts(student, teacher, name, CUSTOM if distilled else None, data)
     seconds, at = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -91,9 +103,9 @@ def _measure(recipe: Recipe, teacher_name: str | None) -> Cost:
             at = time.perf_counter()
         steps.close()
     device = accelerator(recipe.training()).device
-    step = statistics.median(seconds)
-    passes = recipe.epochs * len(data.train)
-    return Cost(step, peak_memory_mb(device), step * passes / 3600, describe(device))
+    step, memory = statistics.median(seconds), peak_memory_mb(device)
+    passes = sum(stage.epochs for stage in assemble(whole, parts).stages) * len(data.train)
+    return Cost(step, memory, step * passes / 3600, describe(device))
 
 
 def costs_in(place: Path) -> dict[str, Cost]:

@@ -15,6 +15,7 @@ from cktf.engine import RunFolder, write_atomically
 from cktf.errors import CktfError, RunFolderError
 from cktf.models import fingerprint
 from cktf.recipes import decisive, make_recipe, make_transfer, put, read_recipe, teacher_file
+from cktf.workflows import noted
 
 RESULTS, MATRIX, COSTS = "results", "matrix.yaml", "costs.json"
 
@@ -157,8 +158,6 @@ class Reusable:
         self._runs: dict[str, Path] = {}
         self._results: dict[str, Result] = {}
         for folder in folders:
-            if not folder.is_dir():
-                raise RunFolderError(f"--reuse {folder}: there is no such folder.")
             for path in sorted(folder.rglob("*.json")):
                 self._note(path)
 
@@ -197,7 +196,10 @@ def _run_decided_by(run: RunFolder) -> dict[str, Any] | None:
         if fields.get("kind") not in ("distill", "transfer"):
             return None
         make: Any = make_transfer if fields["kind"] == "transfer" else make_recipe
-        return decided_by(make(fields), weights_of(Path(fields["teacher"])))
+        # What lies at its teacher's path by now may be another.
+        taught = noted(run.path)
+        sha = taught.sha256 if taught else weights_of(Path(fields["teacher"]))
+        return decided_by(make(fields), sha)
     except CktfError:
         return None
 

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -37,9 +38,9 @@ from cktf.bench.results import (
     weights_of,
 )
 from cktf.engine import RunFolder, announce, write_atomically
-from cktf.errors import CktfError, RunFolderError
-from cktf.recipes import DistillRecipe, TransferRecipe
-from cktf.workflows import carry_out, distill_together, plan, run_recipe
+from cktf.errors import CktfError, RunFolderError, TrainingError
+from cktf.recipes import DistillRecipe, TransferRecipe, decisive, make_recipe, read_recipe
+from cktf.workflows import SHARED, carry_out, distill_together, plan, run_recipe
 
 Group = list[Cell]
 
@@ -101,7 +102,7 @@ def _alike(cell: Cell) -> str:
     recipe = cell.recipe()
     if isinstance(recipe, TransferRecipe):
         return cell.slug
-    seen = recipe.model_dump(mode="json", include={"data", "seed", "runtime"})
+    seen = recipe.model_dump(mode="json", include=set(SHARED))
     return json.dumps([cell.teacher.slug, seen], sort_keys=True)
 
 
@@ -109,21 +110,13 @@ def prepare_bench(bench: Bench) -> None:
     """Make the folders, note the matrix, and see that what is there is of the same recipes.
 
     Raises:
-        RunFolderError: results of other recipes, or a folder that cannot be written.
+        RunFolderError: results or teachers of other recipes, or a folder that cannot be written.
     """
-    changed = []
-    for cell in bench.cells:
-        result = read_result(bench.result_file(cell))
-        if result is not None:
-            now = decided_by(cell.recipe(), "") | {"teacher": result.recipe["teacher"]}
-            fields = ", ".join(differing(completed(result.recipe), now))
-            changed += [f"{cell.slug}: {fields}"] if fields else []
-    if changed:
-        raise RunFolderError(
-            f"{bench.results} holds results of other recipes than the matrix's; they differ in\n"
-            + "\n".join(f"  - {line}" for line in changed[:10])
-            + "\nChoose another --out, or move them away."
-        )
+    for folder in bench.reuse:
+        if not folder.is_dir():
+            raise RunFolderError(f"--reuse {folder}: there is no such folder.")
+    _refuse(bench.results, "results", _changed_results(bench))
+    _refuse(bench.out / "teachers", "teachers", _changed_teachers(bench))
     try:
         for name in ("teachers", "cells", "failures", "locks"):
             (bench.out / name).mkdir(parents=True, exist_ok=True)
@@ -137,6 +130,34 @@ def prepare_bench(bench: Bench) -> None:
         ) from error
 
 
+def _changed_results(bench: Bench) -> Iterator[str]:
+    for cell in bench.cells:
+        result = read_result(bench.result_file(cell))
+        if result is not None:
+            now = decided_by(cell.recipe(), "") | {"teacher": result.recipe["teacher"]}
+            if fields := ", ".join(differing(completed(result.recipe), now)):
+                yield f"{cell.slug}: {fields}"
+
+
+def _changed_teachers(bench: Bench) -> Iterator[str]:
+    for teacher in {cell.teacher.slug: cell.teacher for cell in bench.cells}.values():
+        run = RunFolder(bench.out / "teachers" / teacher.slug)
+        if teacher.weights is None and run.finished:
+            before = decisive(make_recipe(read_recipe(run.recipe)))
+            if fields := ", ".join(differing(before, decisive(teacher.recipe))):
+                yield f"{teacher.slug}: {fields}"
+
+
+def _refuse(place: Path, what: str, changed: Iterator[str]) -> None:
+    lines = [f"  - {line}" for line in islice(changed, 10)]
+    if lines:
+        raise RunFolderError(
+            f"{place} holds {what} of other recipes than the matrix's; they differ in\n"
+            + "\n".join(lines)
+            + "\nChoose another --out, or move them away."
+        )
+
+
 def run_bench(bench: Bench, jobs: int = 1) -> list[str]:
     """Train what is missing.
 
@@ -148,6 +169,7 @@ def run_bench(bench: Bench, jobs: int = 1) -> list[str]:
         Names of cells and teachers that failed, now or before.
 
     Raises:
+        TrainingError: a process died; what it had not done is left.
         CktfError: nothing was trained.
     """
     prepare_bench(bench)
@@ -162,8 +184,20 @@ def run_bench(bench: Bench, jobs: int = 1) -> list[str]:
             worker.start()
         for worker in workers:
             worker.join()
+        _check_ends([worker.exitcode for worker in workers])
     wanted = {name for cell in bench.cells for name in (cell.slug, cell.teacher.slug)}
     return sorted(name for name in wanted if bench.failure(name).exists())
+
+
+def _check_ends(codes: Sequence[int | None]) -> None:
+    """A process that died leaves cells undone without a failure of theirs."""
+    died = {number: code for number, code in enumerate(codes, 1) if code}
+    if died:
+        said = ", ".join(f"{n} of {len(codes)} (exit code {code})" for n, code in died.items())
+        raise TrainingError(
+            f"Processes ended before their work was done: {said}; -9 is often too little memory. "
+            "Look at what they said above; the same command, with fewer --jobs if need be, goes on."
+        )
 
 
 def _job(bench: Bench, number: int, jobs: int) -> None:

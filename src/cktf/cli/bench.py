@@ -17,7 +17,7 @@ from cktf.cli.common import (
 from cktf.errors import CktfError, RecipeError
 
 if TYPE_CHECKING:
-    from cktf.bench import Cell
+    from cktf.bench import Cell, Cost
 
 
 @reports_errors
@@ -159,11 +159,11 @@ def _shard(given: str) -> tuple[int, int]:
 
 def _costs(groups: "list[list[Cell]]", place: Path, *, keep: bool) -> None:
     """Print every cell with its estimated hours, and their sum."""
-    from cktf.bench import cost_key, costs_in, keep_costs, measure, measure_teacher
+    from cktf.bench import Cost, cost_key, costs_in, measure_teacher
 
-    known, measured, total, unknown = costs_in(place), {}, 0.0, 0
+    known, measured, total, unknown = costs_in(place), dict[str, Cost](), 0.0, 0
     teachers = {cell.teacher.slug: cell.teacher for group in groups for cell in group}
-    why: set[str] = set()
+    why, failed = set[str](), set[str]()
     for plan in teachers.values():
         hours = "trained already"
         if plan.weights is None:
@@ -176,11 +176,13 @@ def _costs(groups: "list[list[Cell]]", place: Path, *, keep: bool) -> None:
         print(f"teacher {plan.name} on {plan.data}: {hours}", flush=True)
     for cell in (cell for group in groups for cell in group):
         key = cost_key(*cell.column, cell.method)
-        if key not in measured and not (key in known and not keep):
-            try:
-                measured[key] = measure(cell)
-            except CktfError as error:
-                why.add(str(error))
+        if key not in measured and key not in failed and not (key in known and not keep):
+            found = _measured(cell, key, place if keep else None)
+            if isinstance(found, str):
+                failed.add(key)
+                why.add(found)
+            else:
+                measured[key] = found
         cost = measured.get(key) or known.get(key)
         if cost is None:
             unknown += 1
@@ -197,5 +199,16 @@ def _costs(groups: "list[list[Cell]]", place: Path, *, keep: bool) -> None:
     print(f"{cells} cells, {len(teachers)} teachers: about {total:.1f} h one by one{more}")
     for reason in sorted(why):
         print(f"! {reason}")
-    if keep:
-        keep_costs(measured, place)
+
+
+def _measured(cell: "Cell", key: str, place: Path | None) -> "Cost | str":
+    """Its cost, or why there is none; kept at once, since what comes later may be stopped."""
+    from cktf.bench import keep_costs, measure
+
+    try:
+        cost = measure(cell)
+    except CktfError as error:
+        return f"{cell.method}: {error}"
+    if place is not None:
+        keep_costs({key: cost}, place)
+    return cost

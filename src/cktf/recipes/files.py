@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from cktf.data import FOLDER
 from cktf.errors import RecipeError, RunFolderError, nearest
 from cktf.models import runs_code
 from cktf.recipes.schema import DistillRecipe, Recipe, TrainRecipe, TransferRecipe
@@ -269,7 +270,14 @@ def decisive(recipe: Recipe | TransferRecipe) -> dict[str, Any]:
     for name, value in located(recipe).model_dump().items():
         inner = value.items() if isinstance(value, dict) and name != "options" else [("", value)]
         flat |= {f"{name}.{part}".rstrip("."): v for part, v in inner}
-    return {name: value for name, value in flat.items() if name not in _FREE}
+    free = {name for name in _FREE if not _says_which(flat, name)}
+    return {name: value for name, value in flat.items() if name not in free}
+
+
+def _says_which(flat: dict[str, Any], name: str) -> bool:
+    """Whether a field is the folder of a user's own images, which nothing else names."""
+    section, _, field = name.partition(".")
+    return field == "dir" and FOLDER in (flat.get(f"{section}.name"), flat.get(f"{section}.test"))
 
 
 def identity(recipe: Recipe) -> str:

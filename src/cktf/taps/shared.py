@@ -24,14 +24,19 @@ class SharedTap:
     def __init__(self, model: nn.Module, *, compile: bool = False) -> None:
         self.model, self.compile = model, compile
         self._needs: frozenset[str] = frozenset()
+        self._paths = FeaturePaths()
         self._tap: Tap | None = None
         self._images: Tensor | None = None
         self._features: Features | None = None
 
-    def also(self, paths: FeaturePaths | None, needs: Iterable[str]) -> "SharedTap":
-        """The same tap, with what another reader needs too; the last images are forgotten."""
+    def also(self, paths: FeaturePaths, needs: Iterable[str]) -> "SharedTap":
+        """The same tap, with what another reader needs too; the last images are forgotten.
+
+        A reader of logits alone knows no paths; those of the others stay.
+        """
         self._needs |= frozenset(needs)
-        self._tap = Tap(self.model, paths, self._needs, compile=self.compile)
+        self._paths = self._paths.updated(paths)
+        self._tap = Tap(self.model, self._paths, self._needs, compile=self.compile)
         self._images = None
         return self
 

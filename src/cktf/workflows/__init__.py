@@ -7,12 +7,14 @@ from cktf.workflows.objects import Objects
 from cktf.workflows.probing import Probed, probe, probe_run
 from cktf.workflows.rehearsal import Rehearsal, rehearse
 from cktf.workflows.run import Run, assemble
-from cktf.workflows.together import distill_together
+from cktf.workflows.taught import noted
+from cktf.workflows.together import SHARED, distill_together
 from cktf.workflows.train import distill, prepare, run_recipe, teach
 from cktf.workflows.transferring import Planned, Transferred, carry_out, plan, transfer
 
 __all__ = [
     "CURVE",
+    "SHARED",
     "Inspection",
     "Objects",
     "Planned",
@@ -27,6 +29,7 @@ __all__ = [
     "draw_curve",
     "evaluate",
     "inspect",
+    "noted",
     "plan",
     "prepare",
     "probe",

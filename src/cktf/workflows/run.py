@@ -44,6 +44,7 @@ from cktf.taps import CachedTap, FeaturePaths, Features, Tap, TeacherTap, evalua
 from cktf.workflows.caching import cached
 from cktf.workflows.inspection import find_paths
 from cktf.workflows.parts import Parts
+from cktf.workflows.taught import as_begun
 
 _EXAMPLES = 8
 
@@ -198,7 +199,7 @@ def _train(
         run,
         title=f"{parts.student_name} {fitting.method}" if parts.teacher else parts.student_name,
         show=show,
-        identity=identity(recipe),
+        identity=identity(as_begun(recipe, run)),
         validation=data.validation,
     )
     teacher_accuracy = None

@@ -19,6 +19,13 @@ from cktf.taps import SharedTap
 from cktf.workflows.run import Run, executing
 from cktf.workflows.train import prepare
 
+# Fields in which students that take turns are alike: they decide the batches, and what the teacher
+# gives for them.
+SHARED = (
+    "teacher", "teacher_weights", "teacher_size", "teacher_taps", "teacher_embedding", "data",
+    "seed", "runtime",
+)  # fmt: skip
+
 
 @dataclass
 class _Turn:
@@ -55,7 +62,7 @@ def distill_together(recipes: Sequence[tuple[DistillRecipe, Path]]) -> list[Run]
     """Train students that differ in the method only, from one teacher; continues what is there.
 
     Args:
-        recipes: each with its run folder; of one teacher, data set, seed and runtime.
+        recipes: each with its run folder; alike in the fields `SHARED`.
 
     Returns:
         The runs, in order. Their times leave out what the teacher did for another.
@@ -66,7 +73,7 @@ def distill_together(recipes: Sequence[tuple[DistillRecipe, Path]]) -> list[Run]
     """
     first = recipes[0][0]
     for recipe, _ in recipes:
-        for name in ("teacher", "data", "seed", "runtime"):
+        for name in SHARED:
             if getattr(recipe, name) != getattr(first, name):
                 raise RecipeError(
                     [f"{name}: students are trained together from one teacher on the same batches."]

@@ -36,6 +36,7 @@ from cktf.workflows.inspection import find_paths
 from cktf.workflows.objects import Objects, absent, data_of
 from cktf.workflows.parts import Parts
 from cktf.workflows.run import Run, execute
+from cktf.workflows.taught import noted, taught_by
 
 T = TypeVar("T")
 
@@ -238,11 +239,19 @@ def prepare(
 def check_same(recipe: AnyRecipe, started: AnyRecipe, run: RunFolder) -> None:
     """A run is continued with the recipe that it was started with.
 
+    Its teacher is the one of the same weights, where these were noted, and not what is at its path.
+
     Raises:
         RunFolderError: it differs.
     """
     before, now = decisive(started), decisive(recipe)
     changed = sorted(n for n in before.keys() | now.keys() if before.get(n) != now.get(n))
+    known = noted(run.path)
+    if known is not None:
+        now_taught = taught_by(recipe)
+        same = now_taught is not None and now_taught.sha256 == known.sha256
+        changed = [name for name in changed if name != "teacher"]
+        changed += [] if same else ["the teacher's weights"]
     if changed:
         raise RunFolderError(
             f"{run.path} was started with another recipe; it differs in: {', '.join(changed)}. "

@@ -1,0 +1,66 @@
+"""Which teacher a run has: a recipe names it by a path, and what lies there may change or move.
+
+So the path and the weights' fingerprint are noted in the run folder before the first step. A run is
+continued with a teacher of the same weights wherever it is, and with no other.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cktf.engine import RunFolder, write_atomically
+from cktf.models import fingerprint
+from cktf.recipes import CUSTOM, Recipe, TrainRecipe, TransferRecipe, teacher_file
+
+NOTE = "teacher.json"
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A teacher of a run folder or file.
+
+    Attributes:
+        teacher: where it was, as the recipe has it; checkpoints know their recipe by that.
+        sha256: fingerprint of its weights.
+    """
+
+    teacher: str
+    sha256: str
+
+
+def noted(run: Path) -> Taught | None:
+    """What a run's folder says of its teacher; of a transfer, that of its first part."""
+    for folder in (run, run / "student"):
+        if (folder / NOTE).is_file():
+            return Taught(**json.loads((folder / NOTE).read_text()))
+    return None
+
+
+def taught_by(recipe: Recipe | TransferRecipe) -> Taught | None:
+    """The teacher of a recipe; None for one that is not weights of a run folder or file alone.
+
+    Raises:
+        CheckpointError: a folder without weights.
+    """
+    if isinstance(recipe, TrainRecipe) or recipe.teacher == CUSTOM:
+        return None
+    if not Path(recipe.teacher).expanduser().exists():
+        return None
+    where = str(Path(recipe.teacher).expanduser().absolute())
+    return Taught(where, fingerprint(teacher_file(recipe.teacher)))
+
+
+def as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
+    """The recipe with its teacher where that was at the first step, which is noted in the folder.
+
+    A run of before there were notes, and one whose teacher has other weights, is as it is given.
+    """
+    now, before = taught_by(recipe), noted(run.path)
+    if now is None:
+        return recipe
+    if not any(run.saved.folder.glob("*.pt")):
+        text = (json.dumps(asdict(now)) + "\n").encode()
+        run.insist(lambda: write_atomically(run.path / NOTE, text), "its teacher's fingerprint")
+    elif before is not None and before.sha256 == now.sha256:
+        return recipe.model_copy(update={"teacher": before.teacher})
+    return recipe
