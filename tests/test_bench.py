@@ -254,6 +254,35 @@ def test_processes_that_die_are_told(weights, tmp_path, monkeypatch):
         run_bench(bench(tmp_path, weights, reuse=[Path("/nowhere")]), jobs=2)
 
 
+def test_sigterm_reaches_the_processes(done, written, tmp_path):
+    """They save and end; the same command goes on to the same results."""
+    parent = start(written, tmp_path / "out", "--jobs", "2")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("out/cells/*/log.txt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.terminate()
+    output = parent.communicate(timeout=120)[0]
+    assert parent.returncode == 75, output
+    assert "Stopped by SIGTERM; saved. Continue with the same command again." in output
+    # The pipe has ended, so that no process of theirs holds it any more.
+    again = start(written, tmp_path / "out", "--jobs", "2")
+    output = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, output
+    assert values(tmp_path / "out") == values(done)
+
+
+def test_a_copy_that_fails_is_one_failed_cell(done, weights, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    # The runs, not what is known of them: those are copied.
+    reuse = [done / "cells"]
+    failed = run_bench(bench(tmp_path, weights, reuse=reuse, matrix={"seeds": [0]}))
+    assert len(failed) == 3
+    assert "No space left" in (tmp_path / "failures" / f"{failed[0]}.txt").read_text()
+
+
 def test_many_may_begin_at_once(weights, tmp_path):
     plan = bench(tmp_path, weights)
     with ThreadPoolExecutor(8) as threads:

@@ -9,8 +9,6 @@ OUT/locks/…      which process has what; the system frees a lock when its proc
 
 import fcntl
 import json
-import multiprocessing
-import os
 import shutil
 import time
 import traceback
@@ -21,9 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-import torch
-
 from cktf.bench.cells import Cell, TeacherPlan, with_weights
+from cktf.bench.jobs import work_together
 from cktf.bench.matrix import Matrix
 from cktf.bench.results import (
     Result,
@@ -38,7 +35,7 @@ from cktf.bench.results import (
     weights_of,
 )
 from cktf.engine import RunFolder, announce, write_atomically
-from cktf.errors import CktfError, RunFolderError, TrainingError
+from cktf.errors import CktfError, RunFolderError
 from cktf.recipes import DistillRecipe, TransferRecipe, decisive, make_recipe, read_recipe
 from cktf.workflows import SHARED, carry_out, distill_together, plan, run_recipe
 
@@ -169,45 +166,17 @@ def run_bench(bench: Bench, jobs: int = 1) -> list[str]:
         Names of cells and teachers that failed, now or before.
 
     Raises:
-        TrainingError: a process died; what it had not done is left.
+        Interrupted: SIGTERM or Ctrl-C; what was trained is saved.
+        TrainingError: one of several processes died; what it had not done is left.
         CktfError: nothing was trained.
     """
     prepare_bench(bench)
     if jobs == 1:
         _work(bench)
     else:
-        context = multiprocessing.get_context("spawn")
-        workers = [
-            context.Process(target=_job, args=(bench, number, jobs)) for number in range(jobs)
-        ]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        _check_ends([worker.exitcode for worker in workers])
+        work_together(_work, bench, jobs, bench.out)
     wanted = {name for cell in bench.cells for name in (cell.slug, cell.teacher.slug)}
     return sorted(name for name in wanted if bench.failure(name).exists())
-
-
-def _check_ends(codes: Sequence[int | None]) -> None:
-    """A process that died leaves cells undone without a failure of theirs."""
-    died = {number: code for number, code in enumerate(codes, 1) if code}
-    if died:
-        said = ", ".join(f"{n} of {len(codes)} (exit code {code})" for n, code in died.items())
-        raise TrainingError(
-            f"Processes ended before their work was done: {said}; -9 is often too little memory. "
-            "Look at what they said above; the same command, with fewer --jobs if need be, goes on."
-        )
-
-
-def _job(bench: Bench, number: int, jobs: int) -> None:
-    """One of several processes: on its share of the processor, and a GPU of its own if it can."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
-    known = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = known.split(",") if known else [str(n) for n in range(torch.cuda.device_count())]
-    if len(devices) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
-    _work(bench)
 
 
 def _work(bench: Bench) -> None:
@@ -265,7 +234,7 @@ def _do(bench: Bench, cells: Group, reusable: Reusable) -> None:
         return
     sha = weights_of(teacher)
     left = [with_weights(cell, teacher) for cell in cells]
-    left = [cell for cell in left if not _take_over(bench, cell, sha, reusable)]
+    left = [cell for cell in left if not _settled(bench, cell, sha, reusable)]
     if not left:
         return
     try:
@@ -283,6 +252,15 @@ def _do(bench: Bench, cells: Group, reusable: Reusable) -> None:
                     _note_failure(bench, cell.slug, own)
 
 
+def _settled(bench: Bench, cell: Cell, teacher: str, reusable: Reusable) -> bool:
+    """Whether a cell was taken over, or could not be: a full disk is not the other cells' end."""
+    try:
+        return _take_over(bench, cell, teacher, reusable)
+    except Exception as error:
+        _note_failure(bench, cell.slug, error)
+        return True
+
+
 def _take_over(bench: Bench, cell: Cell, teacher: str, reusable: Reusable) -> bool:
     """Whether a finished run of this very recipe is elsewhere; it is copied then."""
     found = reusable.find(cell, teacher)
@@ -295,8 +273,12 @@ def _take_over(bench: Bench, cell: Cell, teacher: str, reusable: Reusable) -> bo
         return True
     folder = bench.folder(cell)
     if found.resolve() != folder.resolve():
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(found, folder, ignore=shutil.ignore_patterns("checkpoints", "lock"))
+        # Half a copy is not taken for a run.
+        part = folder.with_name(f"{folder.name}.part")
+        for place in (part, folder):
+            shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(found, part, ignore=shutil.ignore_patterns("checkpoints", "lock"))
+        part.rename(folder)
     _keep(bench, cell, result_of(cell, folder, teacher, None), f"taken over from {found}")
     return True
 
