@@ -97,7 +97,8 @@ def sections() -> list[str]:
     parts += steps_of(step)
     parts += [
         "### With networks in float32\n\nAs the papers compute, which makes the floor higher, by "
-        f"`benchmarks/step.py --precision float32`, {exact['machine']}.",
+        f"`benchmarks/step.py --precision float32`, {exact['machine']}.\nA step cannot be "
+        "sooner than its floor: ratios below 1 tell how much the machine's speed varied.",
         *steps_of(exact, "#"),
     ]
     pair = " to ".join(step["scaled_pair"].split(":"))
