@@ -15,14 +15,12 @@ class Batch:
         labels: [B] int64 classes; None where the data has none.
         index: [B] int64, each sample's position in its data set.
         view: which of a finite set of augmentations all of them are in; None for new ones.
-        host_index: `index` in host memory, where the batch was moved from it.
     """
 
     images: Tensor
     labels: Tensor | None
     index: Tensor
     view: int | None = None
-    host_index: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
@@ -34,7 +32,6 @@ class Batch:
             images=self.images.to(device, non_blocking=True),
             labels=labels,
             index=self.index.to(device, non_blocking=True),
-            host_index=self.index if self.index.device.type == "cpu" else self.host_index,
         )
 
     def __len__(self) -> int:

@@ -2,7 +2,7 @@
 
 from cktf.engine.checkpoints import write_atomically
 from cktf.engine.devices import accelerator, place
-from cktf.engine.evaluate import Accuracy, evaluate
+from cktf.engine.evaluate import Accuracy, evaluate, standard_error
 from cktf.engine.progress import announce
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.settings import (
@@ -34,6 +34,7 @@ __all__ = [
     "in_precision",
     "peak_memory_mb",
     "place",
+    "standard_error",
     "tracked",
     "trackers_of",
     "write_atomically",

@@ -29,9 +29,14 @@ class Accuracy:
 
     @property
     def standard_error(self) -> float:
-        """Of top1, in points, for a test set drawn at random from all images of its kind."""
-        share = self.top1 / 100
-        return 100 * math.sqrt(share * (1 - share) / self.samples)
+        """Of top1."""
+        return standard_error(self.top1, self.samples)
+
+
+def standard_error(top1: float, images: int) -> float:
+    """Of an accuracy, in points, for a test set drawn at random from all images of its kind."""
+    share = top1 / 100
+    return 100 * math.sqrt(share * (1 - share) / images)
 
 
 @torch.no_grad()

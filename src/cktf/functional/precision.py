@@ -39,7 +39,7 @@ class RoundedProducts(TorchFunctionMode):
     """Autocast's bfloat16 where a CPU does not multiply it: rounded alike, multiplied in float32.
 
     Operands, results and the gradients of both have bfloat16's values; between them a layer takes
-    float32's time, of which PyTorch's own emulation takes ten times as much. That does what is
+    float32's time, of which PyTorch's own emulation takes a multiple. That does what is
     left: products within another of its functions (`torch.nn.MultiheadAttention`, `torch.einsum`).
     A network that recomputes its activations (`torch.utils.checkpoint`) needs float32 here, since
     PyTorch recomputes without this mode.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from cktf.bench.statistics import spread
-from cktf.data import FOLDER
 from cktf.errors import CktfError, RecipeError
 from cktf.models import fingerprint
 from cktf.recipes import CUSTOM, decisive, make_recipe, make_transfer, teacher_file
@@ -114,10 +113,6 @@ def experiment(run: Analysis) -> dict[str, Any]:
     for name in ("teacher", "teacher_weights"):
         if fields.get(name):
             fields[name] = _weights(fields[name])
-    for name in ("data", "labeled"):
-        section = run.recipe.get(name) or {}
-        if section.get("name") == FOLDER:
-            fields[f"{name}.dir"] = section.get("dir")
     if CUSTOM in fields.values():
         # What was made in Python the recipe does not describe; the summary does a little.
         told = ("student", "teacher", "teacher_top1", "student_parameters", "test_images")

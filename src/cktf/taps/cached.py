@@ -82,7 +82,7 @@ class CachedTap:
         """Features of a batch whose samples are all seen in one view."""
         assert batch.view is not None
         rows = self._rows(batch.view)
-        index = batch.index.cpu() if batch.host_index is None else batch.host_index
+        index = batch.index.cpu()
         return self._kept.assembled([row[index].to(batch.images.device) for row in rows])
 
     def check_room(self, example: Features) -> None:

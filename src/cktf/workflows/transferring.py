@@ -9,7 +9,6 @@ chosen by labels.
 
 import copy
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from cktf.data import ImageSet, labels_of
-from cktf.engine import RunFolder, announce, write_atomically
+from cktf.engine import RunFolder, announce, standard_error, write_atomically
 from cktf.errors import Interrupted, RecipeError, RunFolderError
 from cktf.models import Normalized, load_weights, resize_classifier, save_network
 from cktf.recipes import (
@@ -277,7 +276,7 @@ def _read(planned: Planned, student: nn.Module) -> Transferred:
 def _summary(
     planned: Planned, distilled: Run, scratch: Run, probed: Mapping[str, Probed]
 ) -> dict[str, Any]:
-    data, share = planned.parts.data, probed[STUDENT].final / 100
+    data = planned.parts.data
     images = len(planned.labelled.raw_test)
     return distilled.summary | {
         "unlabeled": data.name,
@@ -287,7 +286,7 @@ def _summary(
         "test_images": images,
         "test_top1": probed[STUDENT].final,
         # Of the test images alone; how far the draws of labels differ is in the points.
-        "test_standard_error": 100 * math.sqrt(share * (1 - share) / images),
+        "test_standard_error": standard_error(probed[STUDENT].final, images),
         "scratch_top1": scratch.summary["test_top1"],
         "scratch_epochs": scratch.summary["epochs"],
         **{f"{name}_probe_top1": found.final for name, found in probed.items()},
