@@ -1,9 +1,10 @@
 """What a run is put together from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
+from cktf.engine import Accuracy
 from cktf.recipes import Data
 from cktf.taps import SharedTap
 
@@ -18,6 +19,7 @@ class Parts:
         student_name, teacher_name: for the record.
         data: its images.
         shared: the teacher's tap, where several runs take turns with one teacher.
+        measured: accuracies on the test images by role, which those runs share.
         note: what was loaded as the teacher, for the log.
     """
 
@@ -27,4 +29,5 @@ class Parts:
     teacher_name: str | None
     data: Data
     shared: SharedTap | None = None
+    measured: dict[str, Accuracy] = field(default_factory=dict)
     note: str = ""

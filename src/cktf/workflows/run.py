@@ -205,7 +205,9 @@ def _train(
     teacher_accuracy = None
     if parts.teacher is not None and data.test is not None and fitting.same_classes:
         place(parts.teacher, recipe.training(), trainer.device)
-        teacher_accuracy = trainer.evaluate(parts.teacher, data.test)
+        if "teacher" not in parts.measured:
+            parts.measured["teacher"] = trainer.evaluate(parts.teacher, data.test)
+        teacher_accuracy = parts.measured["teacher"]
     if parts.note:
         measured = "" if teacher_accuracy is None else f": top-1 {teacher_accuracy.top1:.2f} %"
         run.log(f"teacher: {parts.note}{measured}")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cktf.engine import Accuracy
 from cktf.errors import Interrupted, RecipeError
 from cktf.recipes import DistillRecipe
 from cktf.taps import SharedTap
@@ -79,12 +80,13 @@ def distill_together(recipes: Sequence[tuple[DistillRecipe, Path]]) -> list[Run]
                     [f"{name}: students are trained together from one teacher on the same batches."]
                 )
     shared: SharedTap | None = None
+    measured: dict[str, Accuracy] = {}
     turns = []
     for recipe, out in recipes:
         run, parts = prepare(recipe, out, resume=True)
         assert parts.teacher is not None
         shared = shared or SharedTap(parts.teacher, compile=recipe.runtime.compile)
-        parts = replace(parts, teacher=shared.model, shared=shared)
+        parts = replace(parts, teacher=shared.model, shared=shared, measured=measured)
         turns.append(_Turn(executing(recipe, parts, run, show=False)))
     try:
         # Where a signal stops one, each of the others saves itself after its next step.
