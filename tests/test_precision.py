@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cktf.batch import Batch
 from cktf.engine import autocast, evaluate, in_precision, settings
+from cktf.functional import precision
 from cktf.functional.precision import full_precision
 
 CPU = torch.device("cpu")
@@ -136,3 +137,19 @@ def test_a_network_trains_alike_either_way(monkeypatch):
         F.cross_entropy(logits.float(), labels).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
     assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[0].norm()
+
+
+@pytest.mark.parametrize(
+    ("has", "intel", "multiplies"),
+    [
+        ({"_is_avx512_bf16_supported"}, False, True),
+        ({"_is_avx512_bf16_supported"}, True, False),
+        ({"_is_avx512_bf16_supported", "_is_amx_tile_supported"}, True, True),
+        (set(), False, False),
+    ],
+    ids=["AMD", "Intel", "AMX", "neither"],
+)
+def test_which_processors_multiply_bfloat16_faster(has, intel, multiplies, monkeypatch):
+    monkeypatch.setattr(precision, "_has", lambda probe: probe in has)
+    monkeypatch.setattr(precision, "_by_intel", lambda: intel)
+    assert precision.multiplies_bfloat16(CPU) is multiplies

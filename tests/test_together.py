@@ -1,5 +1,7 @@
 """Students that take turns with one teacher end as they would alone."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,6 +9,7 @@ from test_resume import stop_after
 from test_training import cifar, images, rows_of
 
 import cktf
+from cktf.engine import Trainer
 from cktf.errors import Interrupted, RecipeError
 from cktf.recipes import make_recipe
 from cktf.taps import SharedTap, Tap
@@ -52,6 +55,13 @@ def test_together_as_alone(teacher, cifar, tmp_path, monkeypatch):
     for method, given in recipes.items():
         run_recipe(given, tmp_path / "alone" / method, show=False)
     monkeypatch.setattr(Tap, "__call__", counted)
+    evaluate, evaluated = Trainer.evaluate, []
+
+    def noted(self, network, *given):
+        evaluated.append(parameters(network))
+        return evaluate(self, network, *given)
+
+    monkeypatch.setattr(Trainer, "evaluate", noted)
     runs = distill_together([(r, tmp_path / "together" / m) for m, r in recipes.items()])
     for method, run in zip(METHODS, runs, strict=True):
         alone = tmp_path / "alone" / method
@@ -59,9 +69,12 @@ def test_together_as_alone(teacher, cifar, tmp_path, monkeypatch):
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
         rows = [[row["terms"] for row in rows_of(f)] for f in (alone, run.folder)]
         assert rows[0] == rows[1]
+        summary = json.loads((alone / "summary.json").read_text())
+        assert summary["teacher_top1"] == run.summary["teacher_top1"]
     teachers = [
         model for model in calls if parameters(model) == runs[0].summary["teacher_parameters"]
     ]
+    assert evaluated.count(runs[0].summary["teacher_parameters"]) == 1
     # Each run tries it once; then it sees every batch of the three passes of the longest once.
     assert len(teachers) == 4 + 3 * (300 // 64)
 

@@ -60,8 +60,7 @@ class Training:
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """The type that networks compute in; None for float32.
 
-    `auto` is bfloat16 where the hardware multiplies it: it is faster there, and slower where
-    it is emulated.
+    `auto` is bfloat16 where the hardware multiplies it faster than float32.
     """
     if precision == "float32":
         return None
