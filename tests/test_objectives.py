@@ -175,6 +175,21 @@ class TestMethodStrings:
         assert self.weights("kd", labels=False).weights == {"kd": 1.0}
         assert self.weights("cktf", labels=False).weights == {"cktf": 1.0}
 
+    @pytest.mark.parametrize("method", ["cktf", "crd", "at+cktf"])
+    @pytest.mark.parametrize(
+        ("labels", "given", "temperature"),
+        [(True, {}, 0.1), (False, {}, 0.07), (False, {"temperature": 0.2}, 0.2)],
+    )
+    def test_the_temperature_without_labels(self, method, labels, given, temperature):
+        case = Case(method, "resnet-wrn")
+        setting = Setting(
+            case.setting.student, case.setting.teacher, N, case.setting.labels if labels else None
+        )
+        name = method.split("+")[-1]
+        objective = compose(method, setting, {name: {"negatives": 8} | given})
+        contrasts = [module for module in objective.modules() if isinstance(module, CRD)]
+        assert {contrast.temperature for contrast in contrasts} == {temperature}
+
     def test_the_sum_is_the_sum(self):
         case = Case("ce:0.3+kd:2", "resnet-wrn")
         student, teacher = case.features()

@@ -59,7 +59,8 @@ class CRD(Objective):
         dataset_size: N, samples in the training set.
         embedding_dim: length of the rows that are compared.
         negatives: K, negatives for each anchor.
-        temperature: τ, by which the products of unit rows are divided.
+        temperature: τ, by which the products of unit rows are divided; a method string without
+            labels takes 0.07, as the paper does on STL-10.
         momentum: how much of its old row a sample keeps at each visit, in a bank.
         memory: `bank`, a row per sample (the paper); `queue`, the last rows, whatever N; `batch`,
             the other samples of the batch.

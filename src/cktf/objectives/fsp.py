@@ -20,6 +20,9 @@ class FSP(Objective):
     Mean squared difference of `(1/HW) Σ f_k f_{k+1}ᵀ` of neighbouring maps, summed. The two
     networks need equal widths.
 
+    The initialisation minimises this loss times its weight in the method string, 50 unless given;
+    the published code leaves the weight out there, so that its steps are smaller.
+
     Args:
         init_lr: learning rate of the initialisation.
     """

@@ -61,7 +61,8 @@ class FT(Objective):
     Args:
         student_channels, teacher_channels: of the last stage's maps.
         factor: channels of the factors, as a part of the teacher's.
-        init_lr: learning rate of the paraphraser.
+        init_lr: learning rate of the paraphraser; the published code takes that of the network for
+            all but the CIFAR ResNets and wide ResNets.
     """
 
     needs = frozenset({"logits", "stages"})

@@ -9,6 +9,7 @@ student without a teacher. Without a weight the published ones hold:
 - `cktf` alone, or with `kd`: β 0.8 at the penultimate layer, θ 0.1 at the stem and each module
   (1 and 0.04 without labels); a weight given, or another method beside it, sets both: `cktf:0.8`
   is 0.8 · (L_penultimate + Σ L_k).
+- without labels the temperature of `crd` and `cktf` is 0.07, unless their options say another.
 """
 
 import inspect
@@ -135,8 +136,9 @@ METHODS = {
 # method it takes those of Table 2, 0.8 for every layer.
 _KEEPS_CKTF = {"ce", "kd", "cktf"}
 _CKTF_ADDED = 0.8
-# Beside these without labels, as the paper's transfer to STL-10.
+# Without labels, as the paper's transfer to STL-10: the first alone or beside those named above.
 _CKTF_UNLABELLED = {"beta": 1.0, "theta": 0.04}
+_CONTRAST_UNLABELLED = {"temperature": 0.07}
 _KD_ALONE = {"ce": 0.1, "kd": 0.9}
 
 
@@ -199,6 +201,9 @@ def compose(
     chosen = {name: dict(values) for name, values in (options or {}).items()}
     _check_options(given, chosen)
     weights = _weights(given, labelled=setting.labels is not None)
+    if setting.labels is None:
+        for name in {"crd", "cktf"} & given.keys():
+            chosen[name] = _CONTRAST_UNLABELLED | chosen.get(name, {})
     if "cktf" in given:
         weights["cktf"] = _place_cktf(
             given, chosen.setdefault("cktf", {}), setting.labels is not None
