@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from test_training import Small, images
+from torch import nn
 from torch.utils.data import Dataset
 from typer.testing import CliRunner
 
@@ -20,9 +22,10 @@ from cktf.engine import Trainer
 from cktf.errors import CktfError, DataError, Interrupted, RecipeError
 from cktf.models import Normalized, create, load_network, save_network
 from cktf.objectives import METHODS
-from cktf.recipes import make_transfer, read_recipe
+from cktf.recipes import loader_of_test, make_transfer, read_recipe
 from cktf.workflows import carry_out, plan
-from cktf.workflows.probing import Embedded, choose, fit_classifier
+from cktf.workflows.classifier import Embedded
+from cktf.workflows.probing import choose, embed, fit_classifier
 
 __all__ = ["images"]  # fixtures
 
@@ -325,6 +328,93 @@ def test_labelled_images_may_lack_the_last_class(images, tmp_path):
     )  # fmt: skip
     assert done.summary["test_images"] == len(images[1])
     assert done.summary["scratch_top1"] is not None
+
+
+class FromOne(Dataset):
+    """Classes that are numbered from 1."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, position):
+        image, label = self.data[position]
+        return image, label + 1
+
+
+class Scaled(Small):
+    """Whose logits are not those of its classifier."""
+
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Convolved(Small):
+    """Which classifies place by place."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Conv2d(16, 10, 1)
+
+    def forward(self, x):
+        return self.fc(self.b(self.a(x))).mean((2, 3))
+
+
+class TwoLayers(Small):
+    """A second layer on the first one's logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(10, 10)
+
+    def forward(self, x):
+        return self.last(super().forward(x).relu())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labeled": FromOne}, r"\[0, 100.* images of class 0"),
+        ({"test": FromOne}, "test labels run from 1 to 10"),
+        ({"student": Scaled}, "does more to its logits"),
+        ({"student": TwoLayers, "overrides": {"student_embedding": "fc:input"}}, "does more"),
+        ({"overrides": {"student_embedding": "fc"}}, "Name it as LAYER:input"),
+        ({"absent": "sklearn"}, "needs scikit-learn"),
+        ({"absent": "matplotlib", "labels_per_class": [1, 2]}, "needs matplotlib"),
+    ],
+    ids=["labels", "test labels", "scaled", "what follows", "no layer", "sklearn", "matplotlib"],
+)
+def test_nothing_is_trained_that_cannot_be_probed(change, message, images, tmp_path, monkeypatch):
+    change = dict(change)
+    if absent := change.pop("absent", None):
+        monkeypatch.setitem(sys.modules, absent, None)
+    made = {
+        "labeled": change.pop("labeled", list)(images[0]),
+        "test": change.pop("test", list)(images[1]),
+    }
+    with pytest.raises(CktfError, match=message):
+        cktf.transfer(
+            Small(width=16), change.pop("student", Small)(), unlabeled=Secret(images[0]),
+            method="crd", epochs=1, out=tmp_path, show=False, **made, **change,
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_student_that_classifies_by_a_convolution(images, tmp_path):
+    done = cktf.transfer(
+        Small(width=16), Convolved(), unlabeled=Secret(images[0]), labeled=images[0],
+        test=images[1], method="kd", epochs=1, labels_per_class=[2], draws=1, out=tmp_path,
+        show=False, overrides={"scratch_epochs": 1},
+    )  # fmt: skip
+    assert isinstance(done.student.fc, nn.Conv2d)
+
+
+def test_the_embedding_that_is_named_is_the_one_probed(images):
+    loader, network = loader_of_test(images[1]), TwoLayers()
+    assert embed(network, loader).features.shape == (500, 10)
+    assert embed(network, loader, embedding="fc:input").features.shape == (500, 16)
 
 
 # Probes from the command line

@@ -9,6 +9,18 @@ from cktf.errors import RecipeError
 CURVE = "curve.png"
 
 
+def check_plots() -> None:
+    """Raise unless plots can be drawn.
+
+    Raises:
+        RecipeError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise RecipeError(["A plot needs matplotlib: pip install 'cktf[transfer]'."]) from error
+
+
 def draw_curve(
     points: Mapping[str, Sequence[Mapping[str, Any]]], levels: Mapping[str, float], path: Path
 ) -> None:
@@ -23,11 +35,10 @@ def draw_curve(
     Raises:
         RecipeError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RecipeError(["A plot needs matplotlib: pip install 'cktf[transfer]'."]) from error
+    check_plots()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     # Without pyplot: no window, and nothing of the user's own figures is touched.
     FigureCanvasAgg(figure)

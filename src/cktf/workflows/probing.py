@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from cktf.data import Loader, few_per_class
 from cktf.engine import RunFolder, Training, accelerator, autocast, place
-from cktf.errors import DataError, ModelError, RecipeError
+from cktf.errors import DataError, RecipeError
 from cktf.recipes import TrainRecipe, build_data, check, load_teacher, loader_of_test
-from cktf.taps import Tap, evaluating, name_of
-from cktf.workflows.curve import CURVE, draw_curve
+from cktf.taps import Tap, evaluating
+from cktf.workflows.classifier import Embedded, LinearClassifier
+from cktf.workflows.curve import CURVE, check_plots, draw_curve
 from cktf.workflows.inspection import find_paths
 
 if TYPE_CHECKING:
@@ -33,51 +34,20 @@ _FOLDS = 5
 _FEWEST, _UNTRIED = 2, 0.1
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """A data set as a network sees it.
-
-    Attributes:
-        features: [N, D] float32, what the classifier reads.
-        labels: [N] int64.
-    """
-
-    features: Tensor
-    labels: Tensor
-
-    def take(self, positions: Tensor) -> "Embedded":
-        """Some of its images."""
-        return Embedded(self.features[positions], self.labels[positions])
-
-
-@dataclass(frozen=True)
-class LinearClassifier:
-    """A linear classifier on features.
-
-    Attributes:
-        weight: [classes, D] float32.
-        bias: [classes] float32.
-        strength: inverse of the regularisation's, as chosen.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    strength: float
-
-    def accuracy(self, data: Embedded) -> float:
-        """Share of images classified rightly, in per cent."""
-        found = (data.features @ self.weight.T + self.bias).argmax(1)
-        return round(100 * float((found == data.labels).float().mean()), 4)
-
-
 @torch.no_grad()
-def embed(network: nn.Module, loader: Loader, training: Training | None = None) -> Embedded:
+def embed(
+    network: nn.Module,
+    loader: Loader,
+    training: Training | None = None,
+    embedding: str | None = None,
+) -> Embedded:
     """The embedding of every image of a loader, in its order; the network stays as it is.
 
     Args:
         network: from images to logits.
         loader: labelled batches, neither shuffled nor augmented.
         training: precision and device; by default those that are fastest here.
+        embedding: the path of what the classifier reads, where the user gives one.
 
     Raises:
         DataError: images without labels.
@@ -93,7 +63,9 @@ def embed(network: nn.Module, loader: Loader, training: Training | None = None) 
             if batch.labels is None:
                 raise DataError("A probe needs labels, and these images have none.")
             batch = batch.to(device)
-            tap = tap or Tap(network, find_paths(network, batch.images[:2]), ["embedding"])
+            if tap is None:
+                paths = find_paths(network, batch.images[:2], embedding=embedding)
+                tap = Tap(network, paths, ["embedding"])
             with autocast(training.precision, device):
                 found = tap(batch.images).embedding
             assert found is not None
@@ -114,13 +86,8 @@ def fit_classifier(data: Embedded, seed: int = 0) -> LinearClassifier:
         DataError: a single class.
         RecipeError: scikit-learn is not installed.
     """
-    counts = data.labels.bincount()
-    fewest = int(counts[counts > 0].min())
-    if int((counts > 0).sum()) < 2 or not bool(counts.all()):
-        raise DataError(
-            "A classifier needs images of two classes or more, and of every class; given "
-            f"{counts.tolist()} images of class 0, 1, … Add images, or leave out classes."
-        )
+    check_classes(data.labels)
+    fewest = int(data.labels.bincount().min())
     mean, std = data.features.mean(0), data.features.std(0, unbiased=False)
     # A feature that never changes tells nothing.
     scale = torch.where(std > 0, 1 / std.clamp_min(1e-12), 0)
@@ -135,15 +102,44 @@ def fit_classifier(data: Embedded, seed: int = 0) -> LinearClassifier:
     return LinearClassifier(weight, bias - weight @ mean, strength)
 
 
+def check_classes(labels: Tensor) -> None:
+    """Raise unless a classifier can be fitted on these labels [N].
+
+    Raises:
+        DataError: a single class, or one without images.
+    """
+    counts = labels.bincount()
+    if len(counts) < 2 or not bool(counts.all()):
+        raise DataError(
+            "A classifier needs images of two classes or more, and of every class; given "
+            f"{counts.tolist()} images of class 0, 1, … Add images, or leave out classes."
+        )
+
+
+def check_probes(curve: bool) -> None:
+    """Raise unless what probes are made with is installed.
+
+    Args:
+        curve: whether there are several points, which are drawn.
+
+    Raises:
+        RecipeError: scikit-learn or matplotlib is not.
+    """
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise RecipeError(["A probe needs scikit-learn: pip install 'cktf[transfer]'."]) from error
+    if curve:
+        check_plots()
+
+
 def _regression(
     features: Any, labels: Any, fewest: int, seed: int
 ) -> tuple["LogisticRegression", float]:
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import GridSearchCV, StratifiedKFold
-    except ImportError as error:
-        raise RecipeError(["A probe needs scikit-learn: pip install 'cktf[transfer]'."]) from error
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
     with warnings.catch_warnings():
         # At the weakest regularisation it goes on for ever on separable data, and loses.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -267,6 +263,7 @@ def probe(
     Raises:
         CktfError: images without labels, too few of a class, features that cannot be found.
     """
+    check_probes(curve=False)
     training = Training(epochs=1, seed=seed, **dict(runtime or {}))
     fitted, tested = (embed(network, loader_of_test(data), training) for data in (labeled, test))
     choices = choose(fitted.labels, labels_per_class, draws, seed)
@@ -290,6 +287,8 @@ def probe_run(
     problems = check(recipe)
     with problems.collect("out"):
         RunFolder(out).check(resume=True)
+    with problems.collect():
+        check_probes(curve=len(labels_per_class) > 1)
     problems.stop_if_any()
     data = build_data(recipe.data.model_copy(update={"batch_size": 2}), recipe.seed)
     network = load_teacher(recipe.model, None, data.raw_train).network
@@ -307,53 +306,3 @@ def probe_run(
         draw_curve({"features": found.points()}, {}, out / CURVE)
     RunFolder(out).write_summary(summary)
     return found
-
-
-def classifying(network: nn.Module, classifier: LinearClassifier, images: Tensor) -> nn.Module:
-    """The network with a linear classifier in the place of its own; changed in place.
-
-    Args:
-        network: whose features the classifier reads.
-        classifier: as fitted on them.
-        images: [B, C, H, W], an example by which its place is found.
-
-    Raises:
-        ModelError: something follows the classifier.
-    """
-    new = new_classifier(network, len(classifier.bias), images)
-    with torch.no_grad():
-        new.weight.copy_(classifier.weight.view_as(new.weight))
-        assert new.bias is not None
-        new.bias.copy_(classifier.bias)
-    with evaluating(network), torch.no_grad():
-        features = Tap(network, find_paths(network, images), ["embedding"])(images)
-    assert features.embedding is not None
-    expected = features.embedding @ classifier.weight.T + classifier.bias
-    if not torch.allclose(features.logits, expected, rtol=1e-3, atol=1e-3):
-        raise ModelError(
-            f"{name_of(network)} does more to its logits than a linear classifier, so that a "
-            "probe's cannot take its place. Train it: cktf train --model RUN --set "
-            "trains=classifier."
-        )
-    return network
-
-
-def new_classifier(network: nn.Module, classes: int, images: Tensor) -> nn.Linear | nn.Conv2d:
-    """Put a fresh classifier of so many classes in the place of a network's own.
-
-    Args:
-        network: changed in place.
-        classes: logits of the new one.
-        images: [B, C, H, W], an example by which its place is found.
-    """
-    path = find_paths(network, images).embedding.removesuffix(":input")
-    parent, _, name = path.rpartition(".")
-    old = network.get_submodule(path)
-    assert isinstance(old, nn.Linear | nn.Conv2d)
-    new: nn.Linear | nn.Conv2d
-    if isinstance(old, nn.Conv2d):
-        new = nn.Conv2d(old.in_channels, classes, 1)
-    else:
-        new = nn.Linear(old.in_features, classes)
-    setattr(network.get_submodule(parent), name, new.to(images.device))
-    return new

@@ -97,9 +97,9 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     _check_classes(num_classes, parts)
     labels = labels_of(parts.data.raw_train) if parts.data.labelled else None
     if labels is not None:
-        _check_labels("training", labels, num_classes)
+        check_labels("training", labels, num_classes)
     if parts.data.raw_test is not None:
-        _check_labels("test", labels_of(parts.data.raw_test), num_classes)
+        check_labels("test", labels_of(parts.data.raw_test), num_classes)
     teacher_features = None if teacher is None else teacher.features
     setting = Setting(student.features, teacher_features, parts.data.train.samples, labels)
     objective = compose(method, setting, options)
@@ -303,7 +303,8 @@ def _check_classes(num_classes: int, parts: Parts) -> None:
         )
 
 
-def _check_labels(split: str, labels: Tensor, num_classes: int) -> None:
+def check_labels(split: str, labels: Tensor, num_classes: int) -> None:
+    """Raise DataError unless labels [N] are of so many classes."""
     low, high = int(labels.min()), int(labels.max())
     if not 0 <= low <= high < num_classes:
         raise DataError(

@@ -22,7 +22,7 @@ from torch.utils.data import Subset
 from cktf.data import ImageSet, labels_of
 from cktf.engine import RunFolder, announce, standard_error, write_atomically
 from cktf.errors import Interrupted, RecipeError, RunFolderError
-from cktf.models import Normalized, load_weights, resize_classifier, save_network
+from cktf.models import Normalized, load_weights, save_network
 from cktf.recipes import (
     CUSTOM,
     Data,
@@ -39,20 +39,21 @@ from cktf.recipes import (
     read_recipe,
     to_yaml,
 )
+from cktf.workflows.classifier import check_classifier, classifying, embedding_of, new_classifier
 from cktf.workflows.curve import CURVE, draw_curve
 from cktf.workflows.objects import Objects, absent_data, data_of
 from cktf.workflows.parts import Parts
 from cktf.workflows.probing import (
     Choice,
     Probed,
+    check_classes,
+    check_probes,
     choose,
-    classifying,
     embed,
-    new_classifier,
     probe_features,
 )
-from cktf.workflows.run import Run, assemble, execute
-from cktf.workflows.train import check_same, folder_of, name_of, prepare
+from cktf.workflows.run import Run, assemble, check_labels, execute
+from cktf.workflows.train import check_same, folder_of, name_of, prepare, taking
 
 _MOST_SCRATCH_EPOCHS = 200
 TEACHER, STUDENT, SCRATCH, FLOOR = "teacher", "student", "scratch", "floor"
@@ -186,10 +187,31 @@ def plan(
     with problems.collect("labeled"):
         data = _labelled(recipe, labelled or Objects())
         labels = labels_of(data.raw_train)
+        check_classes(labels)
+        check_labels("test", labels_of(data.raw_test), _classes(data))
         choices = choose(labels, recipe.labels_per_class, recipe.draws, recipe.seed)
+    with problems.collect():
+        check_probes(curve=len(choices) > 1)
+    if parts is not None and data is not None:
+        with problems.collect():
+            _check_networks(recipe, parts, data)
     problems.stop_if_any()
     assert parts is not None and data is not None
     return Planned(recipe, run, parts, copy.deepcopy(parts.student), data, choices)
+
+
+def _check_networks(recipe: TransferRecipe, parts: Parts, labelled: Data) -> None:
+    """Raise unless both networks can be probed, and the student given a new classifier."""
+    images = next(iter(labelled.train.epoch(1))).images[:2]
+    assert parts.teacher is not None
+    with taking(images):
+        embedding_of(parts.teacher, images, recipe.teacher_embedding)
+        check_classifier(parts.student, _classes(labelled), images, recipe.student_embedding)
+
+
+def _classes(labelled: Data) -> int:
+    """By name where classes have names: the images that are here may lack the last of them."""
+    return len(labelled.classes or range(int(labels_of(labelled.raw_train).max()) + 1))
 
 
 def _labelled(recipe: TransferRecipe, objects: Objects) -> Data:
@@ -247,7 +269,9 @@ def _carry_out(planned: Planned, show: bool) -> Transferred:
     found = summary["points"]
     if len(planned.choices) > 1:
         draw_curve(found, {SCRATCH: scratch.summary["test_top1"]}, run.path / CURVE)
-    student = classifying(distilled.student, probed[STUDENT].classifier, _example(planned))
+    student = classifying(
+        distilled.student, probed[STUDENT].classifier, _example(planned), recipe.student_embedding
+    )
     count = len(probed[STUDENT].classifier.bias)
     classes = planned.labelled.classes or tuple(f"class {c}" for c in range(count))
     save_network(
@@ -266,7 +290,7 @@ def _example(planned: Planned) -> Tensor:
 def _read(planned: Planned, student: nn.Module) -> Transferred:
     """A transfer that is finished already, with the probe's classifier in the student."""
     summary = json.loads(planned.run.summary.read_text())
-    new_classifier(student, summary["classes"], _example(planned))
+    new_classifier(student, summary["classes"], _example(planned), planned.recipe.student_embedding)
     load_weights(
         student.network if isinstance(student, Normalized) else student, planned.run.weights
     )
@@ -309,11 +333,12 @@ def _probe(planned: Planned, networks: Mapping[str, nn.Module], show: bool) -> d
     ]
     assert planned.labelled.test is not None
     loaders = loader_of_test(_few(planned.labelled.raw_train, needed)), planned.labelled.test
-    found, training = {}, planned.recipe.training()
+    recipe, found = planned.recipe, {}
     for name, network in networks.items():
         announce(f"probing the {name}'s features", show)
-        fitted, tested = (embed(network, loader, training) for loader in loaders)
-        found[name] = probe_features(fitted, tested, choices, planned.recipe.seed)
+        path = recipe.teacher_embedding if name == TEACHER else recipe.student_embedding
+        fitted, tested = (embed(network, loader, recipe.training(), path) for loader in loaders)
+        found[name] = probe_features(fitted, tested, choices, recipe.seed)
     return found
 
 
@@ -335,16 +360,14 @@ def _scratch(planned: Planned, show: bool) -> Run:
     )  # fmt: skip
     data = replace(labelled, train=custom_loader(few, section, recipe.seed), raw_train=few)
     set_seed(recipe.seed)
-    # By name where classes have names: the images that are here may lack the last of them.
-    classes = len(labelled.classes or range(int(labels_of(labelled.raw_train).max()) + 1))
     if (
         not isinstance(few, ImageSet)
         or Path(recipe.student).expanduser().exists()
         or recipe.student == CUSTOM
     ):
         network: nn.Module = copy.deepcopy(planned.untrained)
-        resize_classifier(network, classes)
+        new_classifier(network, _classes(labelled), _example(planned), recipe.student_embedding)
     else:
-        network = at_size(new_network(recipe.student, few, classes), recipe.student_size)
+        network = at_size(new_network(recipe.student, few, _classes(labelled)), recipe.student_size)
     parts = Parts(network, None, planned.parts.student_name, None, data)
     return execute(own, parts, RunFolder(planned.run.path / SCRATCH), show)

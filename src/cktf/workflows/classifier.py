@@ -1,0 +1,150 @@
+"""A linear classifier on a network's features, and its place in the network."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cktf.errors import ModelError
+from cktf.taps import FeaturePaths, Tap, evaluating, name_of
+from cktf.workflows.inspection import find_paths
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A data set as a network sees it.
+
+    Attributes:
+        features: [N, D] float32, what the classifier reads.
+        labels: [N] int64.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def take(self, positions: Tensor) -> "Embedded":
+        """Some of its images."""
+        return Embedded(self.features[positions], self.labels[positions])
+
+
+@dataclass(frozen=True)
+class LinearClassifier:
+    """A linear classifier on features.
+
+    Attributes:
+        weight: [classes, D] float32.
+        bias: [classes] float32.
+        strength: inverse of the regularisation's, as chosen.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    strength: float
+
+    def accuracy(self, data: Embedded) -> float:
+        """Share of images classified rightly, in per cent."""
+        found = (data.features @ self.weight.T + self.bias).argmax(1)
+        return round(100 * float((found == data.labels).float().mean()), 4)
+
+
+def embedding_of(network: nn.Module, images: Tensor, embedding: str | None = None) -> Tensor:
+    """What a network's classifier reads of images [B, C, H, W], as [B, D].
+
+    Args:
+        network: from images to logits.
+        images: that it takes.
+        embedding: the path of it, where the user gives one.
+
+    Raises:
+        TapError: it cannot be found.
+    """
+    return _embedded(network, images, find_paths(network, images, embedding=embedding))
+
+
+def _embedded(network: nn.Module, images: Tensor, paths: FeaturePaths) -> Tensor:
+    with evaluating(network), torch.no_grad():
+        found = Tap(network, paths, ["embedding"])(images).embedding
+    assert found is not None
+    return found
+
+
+def new_classifier(
+    network: nn.Module, classes: int, images: Tensor, embedding: str | None = None
+) -> nn.Linear | nn.Conv2d:
+    """Put a fresh classifier of so many classes in the place of a network's own.
+
+    Args:
+        network: changed in place.
+        classes: logits of the new one.
+        images: [B, C, H, W], an example by which its place is found.
+        embedding: the path of what it reads, where the user gives one.
+
+    Raises:
+        ModelError: what reads the embedding cannot be found.
+    """
+    path = find_paths(network, images, embedding=embedding).embedding
+    name = path.removesuffix(":input")
+    old = network.get_submodule(name)
+    if name == path or not isinstance(old, nn.Linear | nn.Conv2d):
+        raise ModelError(
+            f"The embedding {path!r} of {name_of(network)} is not the input of a linear layer, so "
+            "that nobody knows what classifies it. Name it as LAYER:input."
+        )
+    new: nn.Linear | nn.Conv2d
+    if isinstance(old, nn.Conv2d):
+        new = nn.Conv2d(old.in_channels, classes, 1)
+    else:
+        new = nn.Linear(old.in_features, classes)
+    parent, _, own = name.rpartition(".")
+    setattr(network.get_submodule(parent), own, new.to(images.device))
+    return new
+
+
+def classifying(
+    network: nn.Module,
+    classifier: LinearClassifier,
+    images: Tensor,
+    embedding: str | None = None,
+) -> nn.Module:
+    """The network with a linear classifier in the place of its own; changed in place.
+
+    Args:
+        network: whose features the classifier reads.
+        classifier: as fitted on them.
+        images: [B, C, H, W], an example by which its place is found.
+        embedding: the path of what it reads, where the user gives one.
+
+    Raises:
+        ModelError: something follows the classifier.
+    """
+    paths = find_paths(network, images, embedding=embedding)
+    new = new_classifier(network, len(classifier.bias), images, embedding)
+    with torch.no_grad():
+        new.weight.copy_(classifier.weight.view_as(new.weight))
+        assert new.bias is not None
+        new.bias.copy_(classifier.bias)
+    with evaluating(network), torch.no_grad():
+        logits = network(images)
+    expected = _embedded(network, images, paths) @ classifier.weight.T + classifier.bias
+    if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3):
+        raise ModelError(
+            f"{name_of(network)} does more to its logits than a linear classifier, so that a "
+            "probe's cannot take its place. Train it: cktf train --model RUN --set "
+            "trains=classifier."
+        )
+    return network
+
+
+def check_classifier(
+    network: nn.Module, classes: int, images: Tensor, embedding: str | None = None
+) -> None:
+    """Try on a copy of the network whether a linear classifier can take the place of its own.
+
+    Raises:
+        ModelError, TapError: it cannot, as `classifying` would say it.
+    """
+    tried = copy.deepcopy(network)
+    length = embedding_of(tried, images, embedding).shape[1]
+    steps = torch.linspace(-1, 1, classes * length).view(classes, length)
+    classifying(tried, LinearClassifier(steps, steps[:, 0], 0.0), images, embedding)
