@@ -1,4 +1,4 @@
-"""One folder per run: enough to resume, evaluate, export and report it."""
+"""One folder per run: enough to resume, evaluate and report it."""
 
 import fcntl
 import json
