@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import models
 
 from cktf.data import load_dataset
 from cktf.errors import CheckpointError, ModelError
@@ -33,6 +34,9 @@ def small(num_classes, width=4):
 
 def fixed():
     return small(3)
+
+def usual(num_classes=3):
+    return small(num_classes)
 
 def number(num_classes):
     return num_classes
@@ -108,6 +112,21 @@ class TestBuilding:
     def test_what_fails_says_so(self, own, name, message):
         with pytest.raises(ModelError, match=message):
             build_source(parse_source(f"{own}:{name}"), 5)
+
+    @pytest.mark.parametrize(
+        ("name", "head"),
+        [("squeezenet1_1", "classifier.1"), ("mobilenet_v3_small", "classifier.3")],
+    )
+    def test_pretrained_weights_but_for_the_classifier(self, monkeypatch, name, head):
+        trained = models.get_model(name).state_dict()
+        monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: trained)
+        source = parse_source(f"torchvision:{name}(pretrained=True)")
+        assert build_source(source, None).network(IMAGES).shape == (2, 1000)
+        network = build_source(source, 7).network.eval()
+        assert network(IMAGES).shape == (2, 7)
+        state = network.state_dict()
+        kept = {k for k in state if torch.equal(state[k], trained[k])}
+        assert state.keys() - kept == {f"{head}.weight", f"{head}.bias"}
 
     def test_a_network_of_one_size_sees_its_own(self):
         data = load_dataset("fashion-mini", None, "test")
@@ -191,6 +210,19 @@ class TestWeights:
             load_teacher(str(path), None)
         teacher = load_teacher("timm:mobilenetv3_small_050", None, weights=str(path))
         assert teacher.network.eval()(IMAGES).shape == (2, 5)
+
+    def test_as_many_classes_as_the_weights(self, own, tmp_path):
+        """Also of two classifiers; not against what the line itself says."""
+        path = tmp_path / "w.pth"
+        line = "timm:levit_128s(num_classes=10)@32"
+        torch.save(build_source(parse_source(line), None).network.state_dict(), path)
+        teacher = load_teacher("timm:levit_128s@32", None, weights=str(path)).network.eval()
+        assert teacher(IMAGES).shape == (2, 10)
+        with pytest.raises(CheckpointError, match="wrong shape"):
+            load_teacher("timm:levit_128s(num_classes=7)@32", None, weights=str(path))
+        torch.save(build_source(parse_source(f"{own}:small"), 6).network.state_dict(), path)
+        teacher = load_teacher(f"{own}:usual", None, weights=str(path)).network.eval()
+        assert teacher(IMAGES).shape == (2, 6)
 
     def test_own_code_with_the_weights_of_a_run(self, own, tmp_path):
         """What the run's file says of its images is kept."""

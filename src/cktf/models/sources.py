@@ -215,16 +215,26 @@ def _torchvision(source: Source, arguments: dict[str, Any]) -> Built:
     from torchvision import models
 
     pretrained = arguments.pop("pretrained", False)
-    if pretrained:
-        arguments["weights"], classes = "DEFAULT", arguments.pop("num_classes", None)
-    network = models.get_model(source.name, **arguments)
-    if pretrained and classes is not None:
-        resize_classifier(network, classes)
+    classes = arguments.pop("num_classes", None) if pretrained else None
+    network = models.get_model(
+        source.name, **arguments, **({"weights": "DEFAULT"} if pretrained else {})
+    )
+    if classes is not None:
+        _take_classifier(network, models.get_model(source.name, num_classes=classes, **arguments))
     vision = source.name.startswith(("vit", "swin", "maxvit"))
     size = arguments.get("image_size", 224 if vision or pretrained else None)
     if not pretrained:
         return Built(network, size=source.size or size)
     return Built(network, IMAGENET_MEAN, IMAGENET_STD, source.size or size)
+
+
+def _take_classifier(network: nn.Module, fresh: nn.Module) -> None:
+    """Replace the layers of a network that a like one of other classes has in another shape."""
+    shapes = {key: value.shape for key, value in fresh.state_dict().items()}
+    others = {k for k, v in network.state_dict().items() if v.shape != shapes[k]}
+    for path in {key.rpartition(".")[0] for key in others}:
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, fresh.get_submodule(path))
 
 
 def _own(source: Source, arguments: dict[str, Any], num_classes: int | None) -> Built:
@@ -240,30 +250,6 @@ def _own(source: Source, arguments: dict[str, Any], num_classes: int | None) -> 
         mean, std = (tuple(t.flatten().tolist()) for t in (network.mean, network.std))
         return Built(network.network, mean, std, source.size or network.size)
     return Built(network, size=source.size)
-
-
-def resize_classifier(network: nn.Module, num_classes: int, *, anew: bool = False) -> None:
-    """Replace the last linear layer by a new one for so many classes, if it has others.
-
-    Args:
-        network: changed in place.
-        num_classes: of its logits.
-        anew: also if it has as many.
-
-    Raises:
-        ModelError: no linear layer to replace.
-    """
-    linear = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)]
-    if not linear:
-        raise ModelError(
-            f"{type(network).__name__} has no nn.Linear to replace by one of {num_classes} classes."
-            " Build it with as many classes as the data has."
-        )
-    path, last = linear[-1]
-    if anew or last.out_features != num_classes:
-        fresh = nn.Linear(last.in_features, num_classes, bias=last.bias is not None)
-        parent, _, name = path.rpartition(".")
-        setattr(network.get_submodule(parent), name, fresh)
 
 
 _FORMS = (

@@ -20,11 +20,11 @@ from cktf.models import (
     load_state,
     parse_source,
     read_state,
-    resize_classifier,
     seems_to_be,
 )
 from cktf.models.sources import IMAGENET_MEAN, IMAGENET_STD
 from cktf.recipes.schema import CUSTOM
+from cktf.taps import resize_classifier
 
 _STUDENT_FILE = "student.safetensors"
 
@@ -106,14 +106,16 @@ def going_on_from(line: str, data: ImageSet, classes: int | None = None) -> tupl
     Raises:
         CheckpointError: weights that are missing or damaged.
         ModelError: no classifier that could be replaced.
+        RuntimeError: it cannot take the images.
     """
     found = load_teacher(line, None, data)
+    images = data[0][0].expand(2, -1, -1, -1)
     if classes is not None:
-        resize_classifier(found.network, classes)
+        resize_classifier(found.network, classes, images)
         return found.network, found.name
     told = _classes_told(Path(line).expanduser())
     if told != tuple(data.classes):
-        resize_classifier(found.network, len(data.classes), anew=True)
+        resize_classifier(found.network, len(data.classes), images, anew=True)
     return found.network, found.name
 
 
@@ -257,7 +259,7 @@ def _with_weights(source: Source, path: Path, data: ImageSet | None) -> Teacher:
     known = [k for k, v in state.items() if k in own and v.dim() == 1]
     rows = {len(state[k]) for k in known if state[k].shape != own[k].shape}
     if len(rows) == 1:
-        resize_classifier(built.network, rows.pop())
+        built = build_source(source, rows.pop())
     load_state(built.network, state, path)
     note = f"loaded {source.line} from {path}, sha256 {fingerprint(path)}…"
     mean, std = said.get("mean", built.mean), said.get("std", built.std)

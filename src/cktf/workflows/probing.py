@@ -19,7 +19,7 @@ from cktf.data import Loader, few_per_class
 from cktf.engine import RunFolder, Training, accelerator, autocast, place
 from cktf.errors import DataError, ModelError, RecipeError
 from cktf.recipes import TrainRecipe, build_data, check, load_teacher, loader_of_test
-from cktf.taps import Tap, evaluating, name_of
+from cktf.taps import Tap, evaluating, name_of, new_classifier
 from cktf.workflows.curve import CURVE, draw_curve
 from cktf.workflows.inspection import find_paths
 
@@ -320,7 +320,7 @@ def classifying(network: nn.Module, classifier: LinearClassifier, images: Tensor
     Raises:
         ModelError: something follows the classifier.
     """
-    new = new_classifier(network, len(classifier.bias), images)
+    new = new_classifier(network, len(classifier.bias), images, bias=True)
     with torch.no_grad():
         new.weight.copy_(classifier.weight.view_as(new.weight))
         assert new.bias is not None
@@ -336,24 +336,3 @@ def classifying(network: nn.Module, classifier: LinearClassifier, images: Tensor
             "trains=classifier."
         )
     return network
-
-
-def new_classifier(network: nn.Module, classes: int, images: Tensor) -> nn.Linear | nn.Conv2d:
-    """Put a fresh classifier of so many classes in the place of a network's own.
-
-    Args:
-        network: changed in place.
-        classes: logits of the new one.
-        images: [B, C, H, W], an example by which its place is found.
-    """
-    path = find_paths(network, images).embedding.removesuffix(":input")
-    parent, _, name = path.rpartition(".")
-    old = network.get_submodule(path)
-    assert isinstance(old, nn.Linear | nn.Conv2d)
-    new: nn.Linear | nn.Conv2d
-    if isinstance(old, nn.Conv2d):
-        new = nn.Conv2d(old.in_channels, classes, 1)
-    else:
-        new = nn.Linear(old.in_features, classes)
-    setattr(network.get_submodule(parent), name, new.to(images.device))
-    return new

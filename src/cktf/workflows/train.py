@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
@@ -31,8 +30,7 @@ from cktf.recipes import (
     put,
     read_recipe,
 )
-from cktf.taps import evaluating
-from cktf.workflows.inspection import find_paths
+from cktf.taps import count_logits, find_classifier
 from cktf.workflows.objects import Objects, absent, data_of
 from cktf.workflows.parts import Parts
 from cktf.workflows.run import Run, execute
@@ -310,7 +308,8 @@ def _student(
         # Nobody knows the classes: the student tells those of its teacher.
         classes = _logits(teacher.network, data)
     if Path(name).expanduser().exists():
-        return going_on_from(name, data.raw_train, None if data.labelled else classes)
+        with taking(data.raw_train[0][0][None]):
+            return going_on_from(name, data.raw_train, None if data.labelled else classes)
     return new_network(name, data.raw_train, classes), name
 
 
@@ -322,7 +321,7 @@ def freeze_features(network: nn.Module, images: Tensor) -> None:
         images: [B, C, H, W], an example by which the classifier is found.
     """
     with taking(images):
-        path = find_paths(network, images).embedding.removesuffix(":input")
+        path = find_classifier(network, images)
     network.requires_grad_(False)
     network.get_submodule(path).requires_grad_(True)
 
@@ -330,8 +329,8 @@ def freeze_features(network: nn.Module, images: Tensor) -> None:
 def _logits(network: nn.Module, data: Data) -> int:
     """How many a network gives."""
     images = next(iter(data.train.epoch(1))).images[:2]
-    with taking(images), torch.no_grad(), evaluating(network):
-        return int(network(images).shape[1])
+    with taking(images):
+        return count_logits(network, images)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch.utils.data import Subset
 from cktf.data import ImageSet, labels_of
 from cktf.engine import RunFolder, announce, standard_error, write_atomically
 from cktf.errors import Interrupted, RecipeError, RunFolderError
-from cktf.models import Normalized, load_weights, resize_classifier, save_network
+from cktf.models import Normalized, load_weights, save_network
 from cktf.recipes import (
     CUSTOM,
     Data,
@@ -39,6 +39,7 @@ from cktf.recipes import (
     read_recipe,
     to_yaml,
 )
+from cktf.taps import new_classifier, resize_classifier
 from cktf.workflows.curve import CURVE, draw_curve
 from cktf.workflows.objects import Objects, absent_data, data_of
 from cktf.workflows.parts import Parts
@@ -48,7 +49,6 @@ from cktf.workflows.probing import (
     choose,
     classifying,
     embed,
-    new_classifier,
     probe_features,
 )
 from cktf.workflows.run import Run, assemble, execute
@@ -266,7 +266,7 @@ def _example(planned: Planned) -> Tensor:
 def _read(planned: Planned, student: nn.Module) -> Transferred:
     """A transfer that is finished already, with the probe's classifier in the student."""
     summary = json.loads(planned.run.summary.read_text())
-    new_classifier(student, summary["classes"], _example(planned))
+    new_classifier(student, summary["classes"], _example(planned), bias=True)
     load_weights(
         student.network if isinstance(student, Normalized) else student, planned.run.weights
     )
@@ -343,7 +343,7 @@ def _scratch(planned: Planned, show: bool) -> Run:
         or recipe.student == CUSTOM
     ):
         network: nn.Module = copy.deepcopy(planned.untrained)
-        resize_classifier(network, classes)
+        resize_classifier(network, classes, _example(planned))
     else:
         network = at_size(new_network(recipe.student, few, classes), recipe.student_size)
     parts = Parts(network, None, planned.parts.student_name, None, data)
