@@ -128,6 +128,20 @@ class TestBuilding:
         kept = {k for k in state if torch.equal(state[k], trained[k])}
         assert state.keys() - kept == {f"{head}.weight", f"{head}.bias"}
 
+    @pytest.mark.parametrize(
+        ("name", "mean", "size"),
+        [("resnet18", 0.485, 224), ("efficientnet_b1", 0.485, 240), ("inception_v3", 0.485, 299),
+         ("swin_v2_t", 0.485, 256), ("efficientnet_v2_l", 0.5, 480)],
+    )  # fmt: skip
+    def test_pretrained_weights_see_what_they_were_trained_on(self, monkeypatch, name, mean, size):
+        """By the tables of torchvision's documentation."""
+        monkeypatch.setattr(models, "get_model", lambda *_, **__: nn.Identity())
+        built = build_source(parse_source(f"torchvision:{name}(pretrained=True)"), None)
+        assert (built.mean[0], built.size) == (mean, size)
+        assert built.std[0] == (0.5 if mean == 0.5 else 0.229)
+        assert build_source(parse_source(f"torchvision:{name}"), 7).mean is None
+        assert build_source(parse_source(f"torchvision:{name}(pretrained=True)@64"), 7).size == 64
+
     def test_a_network_of_one_size_sees_its_own(self):
         data = load_dataset("fashion-mini", None, "test")
         vit = new_network("timm:test_vit", data)

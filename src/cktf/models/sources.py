@@ -221,11 +221,13 @@ def _torchvision(source: Source, arguments: dict[str, Any]) -> Built:
     )
     if classes is not None:
         _take_classifier(network, models.get_model(source.name, num_classes=classes, **arguments))
-    vision = source.name.startswith(("vit", "swin", "maxvit"))
-    size = arguments.get("image_size", 224 if vision or pretrained else None)
     if not pretrained:
+        vision = source.name.startswith(("vit", "swin", "maxvit"))
+        size = arguments.get("image_size", 224 if vision else None)
         return Built(network, size=source.size or size)
-    return Built(network, IMAGENET_MEAN, IMAGENET_STD, source.size or size)
+    seen = models.get_model_weights(source.name).DEFAULT.transforms()
+    size = source.size or arguments.get("image_size", seen.crop_size[0])
+    return Built(network, tuple(seen.mean), tuple(seen.std), size)
 
 
 def _take_classifier(network: nn.Module, fresh: nn.Module) -> None:
