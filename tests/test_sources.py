@@ -38,6 +38,12 @@ def fixed():
 def usual(num_classes=3):
     return small(num_classes)
 
+class Wrapped(nn.Module):
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.model = small(num_classes)
+        self.forward = self.model.forward
+
 def number(num_classes):
     return num_classes
 
@@ -237,6 +243,21 @@ class TestWeights:
         torch.save(build_source(parse_source(f"{own}:small"), 6).network.state_dict(), path)
         teacher = load_teacher(f"{own}:usual", None, weights=str(path)).network.eval()
         assert teacher(IMAGES).shape == (2, 6)
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_what_looks_like_a_prefix_may_be_a_name(self, form, own, tmp_path):
+        path = tmp_path / "w.pth"
+        network = build_source(parse_source(f"{own}:Wrapped"), 5).network.eval()
+        torch.save(FORMS[form](network.state_dict()), path)
+        teacher = load_teacher(f"{own}:Wrapped", None, weights=str(path)).network.eval()
+        torch.testing.assert_close(teacher.network(IMAGES), network(IMAGES))
+        save_network(
+            network, path.with_suffix(".safetensors"), name="x", classes="abcde", dataset=""
+        )
+        load_teacher(f"{own}:Wrapped", None, weights=str(path.with_suffix(".safetensors")))
+        # And what is one, in a network that has no such name.
+        teacher = load_teacher(f"{own}:usual", None, weights=str(path)).network.eval()
+        torch.testing.assert_close(teacher.network(IMAGES), network(IMAGES))
 
     def test_own_code_with_the_weights_of_a_run(self, own, tmp_path):
         """What the run's file says of its images is kept."""

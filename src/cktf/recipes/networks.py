@@ -250,10 +250,10 @@ def _published(path: Path, data: ImageSet | None) -> Teacher:
 
 
 def _with_weights(source: Source, path: Path, data: ImageSet | None) -> Teacher:
-    state = read_state(path)
     # A file of ours knows more than the weights.
     said: dict[str, Any] = describe(path) if is_ours(path) else {}
     built = build_source(source, len(said["classes"]) if said else None)
+    state = read_state(path, built.network)
     # The classifier's own rows say how many classes the weights know.
     own = built.network.state_dict()
     known = [k for k, v in state.items() if k in own and v.dim() == 1]
