@@ -309,7 +309,8 @@ def _check_own(source: Source) -> None:
             raise ModelError(f"{path} defines no {source.name!r}. {nearest(source.name, defined)}")
         return
     try:
-        found = importlib.util.find_spec(source.library)
+        # Looking further into a package would run it.
+        found = importlib.util.find_spec(source.library.partition(".")[0])
     except (ImportError, ValueError):
         found = None
     if found is None:
