@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 
 import pytest
 import torch
@@ -49,6 +50,30 @@ def number(num_classes):
 
 def broken(num_classes):
     raise RuntimeError("out of luck")
+"""
+
+WRITTEN = """
+from __future__ import annotations
+from dataclasses import dataclass
+from functools import partial
+from torch import nn
+from blocks_beside import Linear
+
+@dataclass
+class Options:
+    width: int = 8
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), Linear(Options().width, num_classes))
+        self.origin = __name__
+
+made = partial(Net, 7)
+typed: partial = made
+
+def late(num_classes):
+    import late_beside
+    return Net(num_classes)
 """
 
 
@@ -110,6 +135,26 @@ class TestBuilding:
     def test_own_code(self, own):
         assert build_source(parse_source(f"{own}:small(width=6)"), 5).network[0].out_channels == 6
         assert build_source(parse_source(f"{own}:fixed"), 5).network(IMAGES).shape == (2, 3)
+
+    @pytest.mark.parametrize("name", ["Net", "made", "typed", "late"])
+    def test_files_as_they_are_written(self, tmp_path, monkeypatch, name):
+        """A dataclass with annotations as text, assigned names, and files beside it."""
+        for module in ("blocks_beside", "late_beside"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
+            (tmp_path / f"{module}.py").write_text("from torch import nn\nLinear = nn.Linear\n")
+        path = tmp_path / "net.py"
+        path.write_text(WRITTEN)
+        paths = list(sys.path)
+        network = build_source(parse_source(f"{path}:{name}"), 5).network
+        assert network[1].out_features == (7 if name in ("made", "typed") else 5)
+        assert sys.path == paths
+        # Another file of the same name is another module.
+        other = tmp_path / "other" / "net.py"
+        other.parent.mkdir()
+        other.write_text(WRITTEN.replace("8", "9"))
+        kept = sys.modules[network.origin]
+        build_source(parse_source(f"{other}:{name}"), 5)
+        assert sys.modules[network.origin] is kept
 
     @pytest.mark.parametrize(
         ("name", "message"),

@@ -16,6 +16,10 @@ import importlib
 import importlib.util
 import inspect
 import re
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -240,10 +244,11 @@ def _take_classifier(network: nn.Module, fresh: nn.Module) -> None:
 
 
 def _own(source: Source, arguments: dict[str, Any], num_classes: int | None) -> Built:
-    function = getattr(_module(source), source.name)
-    if num_classes is not None and "num_classes" in inspect.signature(function).parameters:
-        arguments.setdefault("num_classes", num_classes)
-    network = function(**arguments)
+    with _beside(source):
+        function = getattr(_module(source), source.name)
+        if num_classes is not None and "num_classes" in inspect.signature(function).parameters:
+            arguments.setdefault("num_classes", num_classes)
+        network = function(**arguments)
     if not isinstance(network, nn.Module):
         raise ModelError(
             f"{source.line} gives a {type(network).__name__}; a network is a torch.nn.Module."
@@ -325,21 +330,45 @@ def _defined_in(path: Path) -> list[str]:
         raise ModelError(f"{path} is no Python file: {error}.") from error
     kinds = (ast.FunctionDef, ast.ClassDef)
     own = [node.name for node in tree.body if isinstance(node, kinds)]
+    assigned = [
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    ]
     imported = [
         alias.asname or alias.name
         for node in tree.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     ]
-    return own + imported
+    return own + assigned + imported
 
 
 def _module(source: Source) -> ModuleType:
     if not source.library.endswith(".py"):
         return importlib.import_module(source.library)
     path = Path(source.library).expanduser().resolve()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name that no other module has: dataclasses, for one, look their module up by it.
+    name = f"{path.stem}_{zlib.crc32(bytes(path)):08x}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _beside(source: Source) -> Iterator[None]:
+    """What is inside imports what lies beside a file, as if the file were run by itself."""
+    if not source.library.endswith(".py"):
+        yield
+        return
+    folder = str(Path(source.library).expanduser().resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(folder)
