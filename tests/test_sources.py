@@ -22,7 +22,7 @@ from cktf.models import (
     save_network,
     seems_to_be,
 )
-from cktf.recipes import load_teacher, new_network
+from cktf.recipes import going_on_from, load_teacher, new_network
 
 IMAGES = torch.rand(2, 3, 32, 32)
 OWN = """
@@ -313,6 +313,31 @@ class TestWeights:
         teacher = load_teacher(f"{own}:small", None, weights=str(path)).network.eval()
         assert (teacher.size, teacher.mean.tolist()) == (16, network.mean.tolist())
         torch.testing.assert_close(teacher(IMAGES), network(IMAGES))
+
+    @pytest.mark.parametrize(
+        ("form", "classes", "fresh"),
+        [("published", 10, False), ("published", 100, True), ("named", 10, False),
+         ("others", 10, True)],
+    )  # fmt: skip
+    def test_a_classifier_goes_on_unless_its_classes_are_others(
+        self, form, classes, fresh, tmp_path
+    ):
+        data = load_dataset("fashion-mini", None, "test")
+        network, path = create("resnet8", classes), tmp_path / "w.pth"
+        if form == "published":
+            torch.save(network.state_dict(), path)
+        else:
+            told = data.classes if form == "named" else data.classes[::-1]
+            save_network(network, path, name="resnet8", classes=told, dataset="x")
+        found = going_on_from(str(path), data)
+        state = getattr(found.network, "network", found.network).state_dict()
+        changed = {
+            k for k, v in network.state_dict().items()
+            if v.shape != state[k].shape or not torch.equal(v, state[k])
+        }  # fmt: skip
+        assert changed == ({"fc.weight", "fc.bias"} if fresh else set())
+        assert ("new classifier of 10 classes" in found.note) == fresh
+        assert len(state["fc.bias"]) == 10
 
     def test_weights_of_another_network_are_named(self, tmp_path):
         path = tmp_path / "w.pth"

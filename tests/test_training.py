@@ -20,6 +20,8 @@ from cktf.errors import CktfError, DataError, RecipeError, RunFolderError, TapEr
 from cktf.models import create
 from cktf.recipes import make_recipe, read_recipe
 from cktf.workflows import run_recipe
+from cktf.workflows.run import executing
+from cktf.workflows.train import prepare
 
 OPTIONS = {"cktf": {"negatives": 64}}
 SUMMARY = {
@@ -212,6 +214,19 @@ def test_a_recipe_repeats_its_run(cifar, tmp_path):
     assert run.summary["teacher_top1"] == first.summary["test_top1"]
     assert run.summary["compression_ratio"] == 1
     assert yaml.safe_load((run.folder / "recipe.yaml").read_text())["optimizer"]["lr"] == 0.02
+
+
+def test_what_a_run_goes_on_from_is_in_its_log(cifar, tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save(create("resnet8", 100).state_dict(), path)
+    data = {"name": "cifar10", "dir": cifar}
+    recipe = make_recipe({"kind": "train", "model": str(path), "epochs": 1, "data": data})
+    run, parts = prepare(recipe, tmp_path / "run")
+    # As far as to the first step.
+    next(executing(recipe, parts, run, show=False))
+    log = (run.path / "log.txt").read_text()
+    assert f"student: loaded resnet8 from {path}" in log
+    assert "new classifier of 10 classes" in log
 
 
 def as_tensors(data, count):

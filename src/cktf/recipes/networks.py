@@ -1,6 +1,6 @@
 """From names to networks: the student that a recipe asks for, and its trained teacher."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +91,15 @@ def check_network(line: str) -> None:
         parse_source(line)
 
 
-def going_on_from(line: str, data: ImageSet, classes: int | None = None) -> tuple[nn.Module, str]:
+def going_on_from(line: str, data: ImageSet, classes: int | None = None) -> Teacher:
     """A trained network with a classifier for a data set, new where it told other classes.
+
+    Its own classifier stays where nobody names its classes, if it tells as many.
 
     Args:
         line: a run folder or a file of weights.
         data: whose classes it is to tell.
-        classes: how many it is to tell where nobody names them; its own classifier stays if it has
-            as many.
-
-    Returns:
-        The network and its name.
+        classes: how many it is to tell, where nobody names those of the data.
 
     Raises:
         CheckpointError: weights that are missing or damaged.
@@ -109,14 +107,13 @@ def going_on_from(line: str, data: ImageSet, classes: int | None = None) -> tupl
         RuntimeError: it cannot take the images.
     """
     found = load_teacher(line, None, data)
+    told = _classes_told(Path(line).expanduser()) if classes is None else None
+    others = told is not None and told != tuple(data.classes)
+    count = len(data.classes) if classes is None else classes
     images = data[0][0].expand(2, -1, -1, -1)
-    if classes is not None:
-        resize_classifier(found.network, classes, images)
-        return found.network, found.name
-    told = _classes_told(Path(line).expanduser())
-    if told != tuple(data.classes):
-        resize_classifier(found.network, len(data.classes), images, anew=True)
-    return found.network, found.name
+    if resize_classifier(found.network, count, images, anew=others):
+        return replace(found, note=f"{found.note}; with a new classifier of {count} classes")
+    return found
 
 
 def _classes_told(path: Path) -> tuple[str, ...] | None:

@@ -202,6 +202,8 @@ def _train(
         identity=identity(as_begun(recipe, run)),
         validation=data.validation,
     )
+    if parts.began:
+        _tell(run, show, f"student: {parts.began}")
     teacher_accuracy = None
     if parts.teacher is not None and data.test is not None and fitting.same_classes:
         place(parts.teacher, recipe.training(), trainer.device)
@@ -210,8 +212,7 @@ def _train(
         teacher_accuracy = parts.measured["teacher"]
     if parts.note:
         measured = "" if teacher_accuracy is None else f": top-1 {teacher_accuracy.top1:.2f} %"
-        run.log(f"teacher: {parts.note}{measured}")
-        announce(f"teacher: {parts.note}{measured}", show)
+        _tell(run, show, f"teacher: {parts.note}{measured}")
     yield
     yield from trainer.steps()
     fitted = trainer.fitted()

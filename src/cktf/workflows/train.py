@@ -224,14 +224,16 @@ def prepare(
     problems.stop_if_any()
     assert data is not None
     set_seed(recipe.seed)
-    student, name = _student(recipe, objects, data, teacher)
+    student, name, began = _student(recipe, objects, data, teacher)
     if isinstance(recipe, DistillRecipe):
         at_size(student, recipe.student_size)
     if isinstance(recipe, TrainRecipe) and recipe.trains == "classifier":
         freeze_features(student, next(iter(data.train.epoch(1))).images[:2])
     if teacher is None:
-        return run, Parts(student, None, name, None, data)
-    return run, Parts(student, teacher.network, name, teacher.name, data, note=teacher.note)
+        return run, Parts(student, None, name, None, data, began=began)
+    return run, Parts(
+        student, teacher.network, name, teacher.name, data, note=teacher.note, began=began
+    )
 
 
 def check_same(recipe: AnyRecipe, started: AnyRecipe, run: RunFolder) -> None:
@@ -292,9 +294,10 @@ def _name_of(network: nn.Module) -> str:
 
 def _student(
     recipe: Recipe, objects: Objects, data: Data, teacher: Teacher | None
-) -> tuple[nn.Module, str]:
+) -> tuple[nn.Module, str, str]:
+    """The network to train, its name, and what was loaded."""
     if isinstance(objects.student, nn.Module):
-        return objects.student, _name_of(objects.student)
+        return objects.student, _name_of(objects.student), ""
     name = recipe.model if isinstance(recipe, TrainRecipe) else recipe.student
     if not isinstance(data.raw_train, ImageSet):
         raise RecipeError(
@@ -309,8 +312,9 @@ def _student(
         classes = _logits(teacher.network, data)
     if Path(name).expanduser().exists():
         with taking(data.raw_train[0][0][None]):
-            return going_on_from(name, data.raw_train, None if data.labelled else classes)
-    return new_network(name, data.raw_train, classes), name
+            found = going_on_from(name, data.raw_train, None if data.labelled else classes)
+        return found.network, found.name, found.note
+    return new_network(name, data.raw_train, classes), name, ""
 
 
 def freeze_features(network: nn.Module, images: Tensor) -> None:
