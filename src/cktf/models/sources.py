@@ -33,7 +33,6 @@ from cktf.errors import ModelError, nearest
 from cktf.models.normalized import Normalized
 from cktf.models.zoo import check_name, create
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LINE = re.compile(r"(?P<where>[^()@]+?)(?P<arguments>\(.*\))?(?:@(?P<size>\d+))?")
 _LIBRARIES = ("timm", "torchvision")
 # Arguments by which timm opens files, pickles among them, without asking what is in them.

@@ -22,7 +22,6 @@ from cktf.models import (
     read_state,
     seems_to_be,
 )
-from cktf.models.sources import IMAGENET_MEAN, IMAGENET_STD
 from cktf.recipes.schema import CUSTOM
 from cktf.taps import resize_classifier
 
@@ -191,7 +190,8 @@ def load_teacher(
     Args:
         teacher: a run folder, a file of weights, or a network.
         classes: of the data; a network that was trained here has to know the same.
-        data: whose mean and std a network takes that does not say its own.
+        data: whose mean and std a network takes that does not say its own; None: it takes images
+            as they come.
         weights: a file, for a network.
 
     Raises:
@@ -271,8 +271,10 @@ def _seeing(
     size: int | None,
     data: ImageSet | None,
 ) -> Normalized:
-    """A network that normalises as its source says, or as the data's own networks do."""
+    """A network that normalises as its source says, or as the data's own networks do.
+
+    A data set of the user's own gives images as its networks are to see them.
+    """
     if mean is None or std is None:
-        own = (IMAGENET_MEAN, IMAGENET_STD) if data is None else (data.mean, data.std)
-        mean, std = own
+        mean, std = ((0.0,), (1.0,)) if data is None else (data.mean, data.std)
     return Normalized(network, mean, std, size)
