@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import models
 
 from cktf.data import load_dataset
 from cktf.errors import CheckpointError, ModelError
@@ -20,7 +22,7 @@ from cktf.models import (
     save_network,
     seems_to_be,
 )
-from cktf.recipes import load_teacher, new_network
+from cktf.recipes import going_on_from, load_teacher, new_network
 
 IMAGES = torch.rand(2, 3, 32, 32)
 OWN = """
@@ -34,11 +36,44 @@ def small(num_classes, width=4):
 def fixed():
     return small(3)
 
+def usual(num_classes=3):
+    return small(num_classes)
+
+class Wrapped(nn.Module):
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.model = small(num_classes)
+        self.forward = self.model.forward
+
 def number(num_classes):
     return num_classes
 
 def broken(num_classes):
     raise RuntimeError("out of luck")
+"""
+
+WRITTEN = """
+from __future__ import annotations
+from dataclasses import dataclass
+from functools import partial
+from torch import nn
+from blocks_beside import Linear
+
+@dataclass
+class Options:
+    width: int = 8
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), Linear(Options().width, num_classes))
+        self.origin = __name__
+
+made = partial(Net, 7)
+typed: partial = made
+
+def late(num_classes):
+    import late_beside
+    return Net(num_classes)
 """
 
 
@@ -101,6 +136,26 @@ class TestBuilding:
         assert build_source(parse_source(f"{own}:small(width=6)"), 5).network[0].out_channels == 6
         assert build_source(parse_source(f"{own}:fixed"), 5).network(IMAGES).shape == (2, 3)
 
+    @pytest.mark.parametrize("name", ["Net", "made", "typed", "late"])
+    def test_files_as_they_are_written(self, tmp_path, monkeypatch, name):
+        """A dataclass with annotations as text, assigned names, and files beside it."""
+        for module in ("blocks_beside", "late_beside"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
+            (tmp_path / f"{module}.py").write_text("from torch import nn\nLinear = nn.Linear\n")
+        path = tmp_path / "net.py"
+        path.write_text(WRITTEN)
+        paths = list(sys.path)
+        network = build_source(parse_source(f"{path}:{name}"), 5).network
+        assert network[1].out_features == (7 if name in ("made", "typed") else 5)
+        assert sys.path == paths
+        # Another file of the same name is another module.
+        other = tmp_path / "other" / "net.py"
+        other.parent.mkdir()
+        other.write_text(WRITTEN.replace("8", "9"))
+        kept = sys.modules[network.origin]
+        build_source(parse_source(f"{other}:{name}"), 5)
+        assert sys.modules[network.origin] is kept
+
     @pytest.mark.parametrize(
         ("name", "message"),
         [("number", "gives a int"), ("broken", "out of luck"), ("small(depth=3)", "depth")],
@@ -108,6 +163,35 @@ class TestBuilding:
     def test_what_fails_says_so(self, own, name, message):
         with pytest.raises(ModelError, match=message):
             build_source(parse_source(f"{own}:{name}"), 5)
+
+    @pytest.mark.parametrize(
+        ("name", "head"),
+        [("squeezenet1_1", "classifier.1"), ("mobilenet_v3_small", "classifier.3")],
+    )
+    def test_pretrained_weights_but_for_the_classifier(self, monkeypatch, name, head):
+        trained = models.get_model(name).state_dict()
+        monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: trained)
+        source = parse_source(f"torchvision:{name}(pretrained=True)")
+        assert build_source(source, None).network(IMAGES).shape == (2, 1000)
+        network = build_source(source, 7).network.eval()
+        assert network(IMAGES).shape == (2, 7)
+        state = network.state_dict()
+        kept = {k for k in state if torch.equal(state[k], trained[k])}
+        assert state.keys() - kept == {f"{head}.weight", f"{head}.bias"}
+
+    @pytest.mark.parametrize(
+        ("name", "mean", "size"),
+        [("resnet18", 0.485, 224), ("efficientnet_b1", 0.485, 240), ("inception_v3", 0.485, 299),
+         ("swin_v2_t", 0.485, 256), ("efficientnet_v2_l", 0.5, 480)],
+    )  # fmt: skip
+    def test_pretrained_weights_see_what_they_were_trained_on(self, monkeypatch, name, mean, size):
+        """By the tables of torchvision's documentation."""
+        monkeypatch.setattr(models, "get_model", lambda *_, **__: nn.Identity())
+        built = build_source(parse_source(f"torchvision:{name}(pretrained=True)"), None)
+        assert (built.mean[0], built.size) == (mean, size)
+        assert built.std[0] == (0.5 if mean == 0.5 else 0.229)
+        assert build_source(parse_source(f"torchvision:{name}"), 7).mean is None
+        assert build_source(parse_source(f"torchvision:{name}(pretrained=True)@64"), 7).size == 64
 
     def test_a_network_of_one_size_sees_its_own(self):
         data = load_dataset("fashion-mini", None, "test")
@@ -192,6 +276,34 @@ class TestWeights:
         teacher = load_teacher("timm:mobilenetv3_small_050", None, weights=str(path))
         assert teacher.network.eval()(IMAGES).shape == (2, 5)
 
+    def test_as_many_classes_as_the_weights(self, own, tmp_path):
+        """Also of two classifiers; not against what the line itself says."""
+        path = tmp_path / "w.pth"
+        line = "timm:levit_128s(num_classes=10)@32"
+        torch.save(build_source(parse_source(line), None).network.state_dict(), path)
+        teacher = load_teacher("timm:levit_128s@32", None, weights=str(path)).network.eval()
+        assert teacher(IMAGES).shape == (2, 10)
+        with pytest.raises(CheckpointError, match="wrong shape"):
+            load_teacher("timm:levit_128s(num_classes=7)@32", None, weights=str(path))
+        torch.save(build_source(parse_source(f"{own}:small"), 6).network.state_dict(), path)
+        teacher = load_teacher(f"{own}:usual", None, weights=str(path)).network.eval()
+        assert teacher(IMAGES).shape == (2, 6)
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_what_looks_like_a_prefix_may_be_a_name(self, form, own, tmp_path):
+        path = tmp_path / "w.pth"
+        network = build_source(parse_source(f"{own}:Wrapped"), 5).network.eval()
+        torch.save(FORMS[form](network.state_dict()), path)
+        teacher = load_teacher(f"{own}:Wrapped", None, weights=str(path)).network.eval()
+        torch.testing.assert_close(teacher.network(IMAGES), network(IMAGES))
+        save_network(
+            network, path.with_suffix(".safetensors"), name="x", classes="abcde", dataset=""
+        )
+        load_teacher(f"{own}:Wrapped", None, weights=str(path.with_suffix(".safetensors")))
+        # And what is one, in a network that has no such name.
+        teacher = load_teacher(f"{own}:usual", None, weights=str(path)).network.eval()
+        torch.testing.assert_close(teacher.network(IMAGES), network(IMAGES))
+
     def test_own_code_with_the_weights_of_a_run(self, own, tmp_path):
         """What the run's file says of its images is kept."""
         data = load_dataset("fashion-mini", None, "test")
@@ -201,6 +313,31 @@ class TestWeights:
         teacher = load_teacher(f"{own}:small", None, weights=str(path)).network.eval()
         assert (teacher.size, teacher.mean.tolist()) == (16, network.mean.tolist())
         torch.testing.assert_close(teacher(IMAGES), network(IMAGES))
+
+    @pytest.mark.parametrize(
+        ("form", "classes", "fresh"),
+        [("published", 10, False), ("published", 100, True), ("named", 10, False),
+         ("others", 10, True)],
+    )  # fmt: skip
+    def test_a_classifier_goes_on_unless_its_classes_are_others(
+        self, form, classes, fresh, tmp_path
+    ):
+        data = load_dataset("fashion-mini", None, "test")
+        network, path = create("resnet8", classes), tmp_path / "w.pth"
+        if form == "published":
+            torch.save(network.state_dict(), path)
+        else:
+            told = data.classes if form == "named" else data.classes[::-1]
+            save_network(network, path, name="resnet8", classes=told, dataset="x")
+        found = going_on_from(str(path), data)
+        state = getattr(found.network, "network", found.network).state_dict()
+        changed = {
+            k for k, v in network.state_dict().items()
+            if v.shape != state[k].shape or not torch.equal(v, state[k])
+        }  # fmt: skip
+        assert changed == ({"fc.weight", "fc.bias"} if fresh else set())
+        assert ("new classifier of 10 classes" in found.note) == fresh
+        assert len(state["fc.bias"]) == 10
 
     def test_weights_of_another_network_are_named(self, tmp_path):
         path = tmp_path / "w.pth"

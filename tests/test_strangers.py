@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import os
 import pickle
 import resource
@@ -109,12 +110,19 @@ def test_trusted_or_typed_code_runs(here):
     assert Path("ran").exists()
 
 
-def test_weights_name_no_code(here):
+@pytest.mark.parametrize("line", ["own.py:Net", "package.module:Net", " package.module : Net@32"])
+def test_weights_name_no_code(here, monkeypatch, line):
+    monkeypatch.syspath_prepend(here)
+    Path("package").mkdir()
+    Path("package/__init__.py").write_text(OWN)
     state = {k: v.contiguous() for k, v in create("resnet8", 10).state_dict().items()}
-    told = '{"network": "own.py:Net", "classes": ["a", "b"], "dataset": "custom"}'
-    save_file(state, "s.safetensors", metadata={"cktf": told})
+    told = {"network": line, "classes": ["a", "b"], "dataset": "custom"}
+    save_file(state, "s.safetensors", metadata={"cktf": json.dumps(told)})
     with pytest.raises(CheckpointError, match="built by code of its user"):
         load_network(Path("s.safetensors"))
+    if "package" in line:
+        # Nor does looking whether there is such a module.
+        parse_source(line)
     assert not Path("ran").exists()
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from cktf.errors import TapError
-from cktf.models import Normalized, create
-from cktf.taps import FeaturePaths, Tap, infer_paths
+from cktf.errors import ModelError, TapError
+from cktf.models import Normalized, build_source, create, parse_source
+from cktf.taps import FeaturePaths, Tap, infer_paths, resize_classifier
 
 IMAGES = torch.rand(2, 3, 32, 32)
 ALL = ("embedding", "stem", "stages", "blocks", "preacts")
@@ -259,3 +259,60 @@ def test_infer_a_convolution_that_classifies():
 def test_unknown_feature():
     with pytest.raises(TapError, match="Did you mean 'stages'"):
         Tap(create("resnet8", 10), needs=["stage"])
+
+
+# A classifier in the place of another
+
+
+class Tail(nn.Module):
+    """Its classifier is defined before the layer that runs before it."""
+
+    def __init__(self, last=None):
+        super().__init__()
+        self.fc, self.features = nn.Linear(3, 5), nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU())
+        self.proj, self.last = nn.Linear(4, 3), last
+
+    def forward(self, x):
+        logits = self.fc(self.proj(self.features(x).mean((2, 3))))
+        return logits if self.last is None else logits + self.last(logits)
+
+
+def convolution():
+    head = nn.Sequential(nn.Conv2d(4, 5, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), head)
+
+
+@pytest.mark.parametrize(
+    ("make", "path"),
+    [(Tail, "fc"), (lambda: Normalized(Tail(), [0.0] * 3, [1.0] * 3), "network.fc"),
+     (convolution, "2.0"), (lambda: create("resnet8", 5), "fc")],
+)  # fmt: skip
+def test_the_classifier_is_the_layer_that_gives_the_logits(make, path):
+    network = make().eval()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    old = network.get_submodule(path)
+    assert not resize_classifier(network, 5, IMAGES)
+    assert network.get_submodule(path) is old
+    assert resize_classifier(network, 5, IMAGES, anew=True)
+    assert not torch.equal(network.get_submodule(path).weight, old.weight)
+    assert resize_classifier(network, 7, IMAGES)
+    assert network(IMAGES).shape == (2, 7)
+    after = network.state_dict()
+    assert after.keys() == before.keys()
+    changed = {k for k in after if not torch.equal(after[k], before[k])}
+    assert changed == {k for k in before if k.startswith(path)}
+
+
+def test_a_network_of_two_classifiers_gets_two():
+    pytest.importorskip("timm")
+    network = build_source(parse_source("timm:levit_128s@32"), 5).network.eval()
+    assert resize_classifier(network, 7, IMAGES)
+    assert network(IMAGES).shape == (2, 7)
+    assert resize_classifier(network, 7, IMAGES, anew=True)
+
+
+def test_what_has_no_classifier_of_its_own_says_so():
+    with pytest.raises(ModelError, match=r"of more than one layer.*with 7 classes"):
+        resize_classifier(Tail(nn.Linear(5, 5)), 7, IMAGES)
+    with pytest.raises(ModelError, match="runs no linear layer or convolution"):
+        resize_classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 7, IMAGES)

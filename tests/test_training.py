@@ -17,9 +17,12 @@ from cktf.engine import Accuracy, RunFolder, Trainer, Training
 from cktf.engine.randomness import random_state, restore_random_state
 from cktf.engine.stage import schedule
 from cktf.errors import CktfError, DataError, RecipeError, RunFolderError, TapError, TrainingError
-from cktf.models import create
+from cktf.models import Normalized, create
 from cktf.recipes import make_recipe, read_recipe
 from cktf.workflows import run_recipe
+from cktf.workflows.objects import Objects
+from cktf.workflows.run import executing
+from cktf.workflows.train import prepare
 
 OPTIONS = {"cktf": {"negatives": 64}}
 SUMMARY = {
@@ -214,6 +217,19 @@ def test_a_recipe_repeats_its_run(cifar, tmp_path):
     assert yaml.safe_load((run.folder / "recipe.yaml").read_text())["optimizer"]["lr"] == 0.02
 
 
+def test_what_a_run_goes_on_from_is_in_its_log(cifar, tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save(create("resnet8", 100).state_dict(), path)
+    data = {"name": "cifar10", "dir": cifar}
+    recipe = make_recipe({"kind": "train", "model": str(path), "epochs": 1, "data": data})
+    run, parts = prepare(recipe, tmp_path / "run")
+    # As far as to the first step.
+    next(executing(recipe, parts, run, show=False))
+    log = (run.path / "log.txt").read_text()
+    assert f"student: loaded resnet8 from {path}" in log
+    assert "new classifier of 10 classes" in log
+
+
 def as_tensors(data, count):
     return TensorDataset(data.images[:count].permute(0, 3, 1, 2).float() / 255, data.labels[:count])
 
@@ -224,6 +240,31 @@ def test_any_map_style_data_set(images, tmp_path):
     run = distil([train, as_tensors(images[1], 50)], tmp_path / "run", epochs=1)
     assert 0 <= run.summary["test_top1"] <= 100
     assert run.summary["dataset"] == "custom"
+
+
+@pytest.mark.parametrize("kind", ["file", "module", "normalised module", "from 0 to 1"])
+def test_images_that_a_data_set_normalises_are_not_normalised_again(images, tmp_path, kind):
+    """A file that does not say its mean sees them as they come; what says one is told of."""
+    network = create("resnet8", 10).eval()
+    path = tmp_path / "w.pth"
+    torch.save(network.state_dict(), path)
+    own = as_tensors(images[0], 64).tensors
+    shift, scale = (0.0, 1.0) if kind == "from 0 to 1" else (0.5, 0.25)
+    train = TensorDataset((own[0] - shift) / scale, own[1])
+    teachers = {"file": str(path), "module": Small()}
+    teacher = teachers.get(kind, Normalized(Small(), [0.5] * 3, [0.25] * 3))
+    recipe = make_recipe({
+        "kind": "distill", "teacher": teacher if kind == "file" else "custom", "student": "custom",
+        "method": "kd", "epochs": 1, "data": {"name": "custom"},
+    })  # fmt: skip
+    run, parts = prepare(recipe, tmp_path / "run", Objects(teacher, Small(), train))
+    if kind == "file":
+        seen = train.tensors[0][:4]
+        torch.testing.assert_close(parts.teacher.eval()(seen), network(seen))
+    next(executing(recipe, parts, run, show=False))
+    log = run.path / "log.txt"
+    told = log.exists() and "normalises images from [0, 1] itself, and these run" in log.read_text()
+    assert told == (kind == "normalised module")
 
 
 def test_images_of_different_sizes_are_named(images, tmp_path):

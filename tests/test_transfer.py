@@ -380,7 +380,7 @@ class TwoLayers(Small):
         ({"test": FromOne}, "test labels run from 1 to 10"),
         ({"student": Scaled}, "does more to its logits"),
         ({"student": TwoLayers, "overrides": {"student_embedding": "fc:input"}}, "does more"),
-        ({"overrides": {"student_embedding": "fc"}}, "Name it as LAYER:input"),
+        ({"overrides": {"student_embedding": "fc"}}, "linear classifier of 'fc'"),
         ({"absent": "sklearn"}, "needs scikit-learn"),
         ({"absent": "matplotlib", "labels_per_class": [1, 2]}, "needs matplotlib"),
     ],

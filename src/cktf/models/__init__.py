@@ -11,7 +11,7 @@ from cktf.models.checkpoints import (
 from cktf.models.foreign import fingerprint, read_state, seems_to_be
 from cktf.models.normalized import Normalized
 from cktf.models.paths import FeaturePaths
-from cktf.models.sources import Source, build_source, parse_source, resize_classifier, runs_code
+from cktf.models.sources import Source, build_source, parse_source, runs_code
 from cktf.models.translate import to_published_keys
 from cktf.models.zoo import check_name, create, names
 
@@ -31,7 +31,6 @@ __all__ = [
     "names",
     "parse_source",
     "read_state",
-    "resize_classifier",
     "runs_code",
     "save_network",
     "seems_to_be",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cktf.errors import CheckpointError, ModelError
 from cktf.models.foreign import seems_to_be
 from cktf.models.normalized import Normalized
-from cktf.models.sources import build_source, parse_source
+from cktf.models.sources import build_source, parse_source, runs_code
 from cktf.models.translate import to_published_keys
 
 _SHOWN = 3
@@ -116,9 +116,9 @@ def load_network(path: Path) -> tuple[nn.Module, dict[str, object]]:
     described = describe(path)
     name = str(described["network"])
     try:
-        source = parse_source(name)
-        if source.is_own_code:
+        if runs_code(name):
             raise ModelError("it is built by code of its user's, which a file cannot have run.")
+        source = parse_source(name)
         # Its weights come from the file, not from where they once came.
         arguments = {k: v for k, v in source.arguments.items() if k != "pretrained"}
         classes = len(described["classes"])  # type: ignore[arg-type]

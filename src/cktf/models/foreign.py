@@ -7,7 +7,7 @@ training program beside the weights, an `argparse.Namespace`, are let through by
 import argparse
 import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from cktf.errors import CheckpointError, ModelError
 from cktf.models.translate import to_published_keys
@@ -27,8 +27,12 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
 _HASHED = 8
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, network: nn.Module | None = None) -> dict[str, Tensor]:
     """The weights in a file, whatever saved it, without the prefixes of wrappers.
+
+    Args:
+        path: the file.
+        network: whose weights they may be; what looks like a prefix stays where its names have it.
 
     Raises:
         CheckpointError: no such file, one that is damaged or needs code to be opened, or one
@@ -42,7 +46,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} holds no weights: neither a state dict, nor one under "
             f"{', '.join(_HOLDERS[:4])}. Save model.state_dict()."
         )
-    return _bare(found)
+    return _bare(found, set() if network is None else network.state_dict().keys())
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -84,11 +88,13 @@ def _state_in(value: Any) -> dict[str, Tensor] | None:
     return None
 
 
-def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without a prefix that all keys have in common."""
+def _bare(state: dict[str, Tensor], names: Set[str]) -> dict[str, Tensor]:
+    """Without a prefix that all keys have in common, unless they are these names."""
+    if state.keys() == names:
+        return state
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in state):
-            return _bare({key.removeprefix(prefix): value for key, value in state.items()})
+            return _bare({key.removeprefix(prefix): value for key, value in state.items()}, names)
     return state
 
 

@@ -58,6 +58,11 @@ class Normalized(nn.Module):
         paths: FeaturePaths | None = getattr(self.network, "feature_paths", None)
         return None if paths is None else paths.prefixed("network")
 
+    @property
+    def normalises(self) -> bool:
+        """Whether it changes values, and not the size of images alone."""
+        return bool((self.mean != 0).any() or (self.std != 1).any())
+
     def seen(self, images: torch.Size) -> torch.Size:
         """The shape in which images of a shape reach the network."""
         return images if self.size is None else torch.Size((*images[:2], self.size, self.size))

@@ -16,6 +16,10 @@ import importlib
 import importlib.util
 import inspect
 import re
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +33,6 @@ from cktf.errors import ModelError, nearest
 from cktf.models.normalized import Normalized
 from cktf.models.zoo import check_name, create
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LINE = re.compile(r"(?P<where>[^()@]+?)(?P<arguments>\(.*\))?(?:@(?P<size>\d+))?")
 _LIBRARIES = ("timm", "torchvision")
 # Arguments by which timm opens files, pickles among them, without asking what is in them.
@@ -215,23 +218,36 @@ def _torchvision(source: Source, arguments: dict[str, Any]) -> Built:
     from torchvision import models
 
     pretrained = arguments.pop("pretrained", False)
-    if pretrained:
-        arguments["weights"], classes = "DEFAULT", arguments.pop("num_classes", None)
-    network = models.get_model(source.name, **arguments)
-    if pretrained and classes is not None:
-        resize_classifier(network, classes)
-    vision = source.name.startswith(("vit", "swin", "maxvit"))
-    size = arguments.get("image_size", 224 if vision or pretrained else None)
+    classes = arguments.pop("num_classes", None) if pretrained else None
+    network = models.get_model(
+        source.name, **arguments, **({"weights": "DEFAULT"} if pretrained else {})
+    )
+    if classes is not None:
+        _take_classifier(network, models.get_model(source.name, num_classes=classes, **arguments))
     if not pretrained:
+        vision = source.name.startswith(("vit", "swin", "maxvit"))
+        size = arguments.get("image_size", 224 if vision else None)
         return Built(network, size=source.size or size)
-    return Built(network, IMAGENET_MEAN, IMAGENET_STD, source.size or size)
+    seen = models.get_model_weights(source.name).DEFAULT.transforms()
+    size = source.size or arguments.get("image_size", seen.crop_size[0])
+    return Built(network, tuple(seen.mean), tuple(seen.std), size)
+
+
+def _take_classifier(network: nn.Module, fresh: nn.Module) -> None:
+    """Replace the layers of a network that a like one of other classes has in another shape."""
+    shapes = {key: value.shape for key, value in fresh.state_dict().items()}
+    others = {k for k, v in network.state_dict().items() if v.shape != shapes[k]}
+    for path in {key.rpartition(".")[0] for key in others}:
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, fresh.get_submodule(path))
 
 
 def _own(source: Source, arguments: dict[str, Any], num_classes: int | None) -> Built:
-    function = getattr(_module(source), source.name)
-    if num_classes is not None and "num_classes" in inspect.signature(function).parameters:
-        arguments.setdefault("num_classes", num_classes)
-    network = function(**arguments)
+    with _beside(source):
+        function = getattr(_module(source), source.name)
+        if num_classes is not None and "num_classes" in inspect.signature(function).parameters:
+            arguments.setdefault("num_classes", num_classes)
+        network = function(**arguments)
     if not isinstance(network, nn.Module):
         raise ModelError(
             f"{source.line} gives a {type(network).__name__}; a network is a torch.nn.Module."
@@ -240,30 +256,6 @@ def _own(source: Source, arguments: dict[str, Any], num_classes: int | None) -> 
         mean, std = (tuple(t.flatten().tolist()) for t in (network.mean, network.std))
         return Built(network.network, mean, std, source.size or network.size)
     return Built(network, size=source.size)
-
-
-def resize_classifier(network: nn.Module, num_classes: int, *, anew: bool = False) -> None:
-    """Replace the last linear layer by a new one for so many classes, if it has others.
-
-    Args:
-        network: changed in place.
-        num_classes: of its logits.
-        anew: also if it has as many.
-
-    Raises:
-        ModelError: no linear layer to replace.
-    """
-    linear = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)]
-    if not linear:
-        raise ModelError(
-            f"{type(network).__name__} has no nn.Linear to replace by one of {num_classes} classes."
-            " Build it with as many classes as the data has."
-        )
-    path, last = linear[-1]
-    if anew or last.out_features != num_classes:
-        fresh = nn.Linear(last.in_features, num_classes, bias=last.bias is not None)
-        parent, _, name = path.rpartition(".")
-        setattr(network.get_submodule(parent), name, fresh)
 
 
 _FORMS = (
@@ -321,7 +313,8 @@ def _check_own(source: Source) -> None:
             raise ModelError(f"{path} defines no {source.name!r}. {nearest(source.name, defined)}")
         return
     try:
-        found = importlib.util.find_spec(source.library)
+        # Looking further into a package would run it.
+        found = importlib.util.find_spec(source.library.partition(".")[0])
     except (ImportError, ValueError):
         found = None
     if found is None:
@@ -336,21 +329,45 @@ def _defined_in(path: Path) -> list[str]:
         raise ModelError(f"{path} is no Python file: {error}.") from error
     kinds = (ast.FunctionDef, ast.ClassDef)
     own = [node.name for node in tree.body if isinstance(node, kinds)]
+    assigned = [
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    ]
     imported = [
         alias.asname or alias.name
         for node in tree.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     ]
-    return own + imported
+    return own + assigned + imported
 
 
 def _module(source: Source) -> ModuleType:
     if not source.library.endswith(".py"):
         return importlib.import_module(source.library)
     path = Path(source.library).expanduser().resolve()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name that no other module has: dataclasses, for one, look their module up by it.
+    name = f"{path.stem}_{zlib.crc32(bytes(path)):08x}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _beside(source: Source) -> Iterator[None]:
+    """What is inside imports what lies beside a file, as if the file were run by itself."""
+    if not source.library.endswith(".py"):
+        yield
+        return
+    folder = str(Path(source.library).expanduser().resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(folder)

@@ -1,6 +1,6 @@
 """From names to networks: the student that a recipe asks for, and its trained teacher."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,10 @@ from cktf.models import (
     load_state,
     parse_source,
     read_state,
-    resize_classifier,
     seems_to_be,
 )
-from cktf.models.sources import IMAGENET_MEAN, IMAGENET_STD
 from cktf.recipes.schema import CUSTOM
+from cktf.taps import resize_classifier
 
 _STUDENT_FILE = "student.safetensors"
 
@@ -91,30 +90,29 @@ def check_network(line: str) -> None:
         parse_source(line)
 
 
-def going_on_from(line: str, data: ImageSet, classes: int | None = None) -> tuple[nn.Module, str]:
+def going_on_from(line: str, data: ImageSet, classes: int | None = None) -> Teacher:
     """A trained network with a classifier for a data set, new where it told other classes.
+
+    Its own classifier stays where nobody names its classes, if it tells as many.
 
     Args:
         line: a run folder or a file of weights.
         data: whose classes it is to tell.
-        classes: how many it is to tell where nobody names them; its own classifier stays if it has
-            as many.
-
-    Returns:
-        The network and its name.
+        classes: how many it is to tell, where nobody names those of the data.
 
     Raises:
         CheckpointError: weights that are missing or damaged.
         ModelError: no classifier that could be replaced.
+        RuntimeError: it cannot take the images.
     """
     found = load_teacher(line, None, data)
-    if classes is not None:
-        resize_classifier(found.network, classes)
-        return found.network, found.name
-    told = _classes_told(Path(line).expanduser())
-    if told != tuple(data.classes):
-        resize_classifier(found.network, len(data.classes), anew=True)
-    return found.network, found.name
+    told = _classes_told(Path(line).expanduser()) if classes is None else None
+    others = told is not None and told != tuple(data.classes)
+    count = len(data.classes) if classes is None else classes
+    images = data[0][0].expand(2, -1, -1, -1)
+    if resize_classifier(found.network, count, images, anew=others):
+        return replace(found, note=f"{found.note}; with a new classifier of {count} classes")
+    return found
 
 
 def _classes_told(path: Path) -> tuple[str, ...] | None:
@@ -192,7 +190,8 @@ def load_teacher(
     Args:
         teacher: a run folder, a file of weights, or a network.
         classes: of the data; a network that was trained here has to know the same.
-        data: whose mean and std a network takes that does not say its own.
+        data: whose mean and std a network takes that does not say its own; None: it takes images
+            as they come.
         weights: a file, for a network.
 
     Raises:
@@ -248,16 +247,16 @@ def _published(path: Path, data: ImageSet | None) -> Teacher:
 
 
 def _with_weights(source: Source, path: Path, data: ImageSet | None) -> Teacher:
-    state = read_state(path)
     # A file of ours knows more than the weights.
     said: dict[str, Any] = describe(path) if is_ours(path) else {}
     built = build_source(source, len(said["classes"]) if said else None)
+    state = read_state(path, built.network)
     # The classifier's own rows say how many classes the weights know.
     own = built.network.state_dict()
     known = [k for k, v in state.items() if k in own and v.dim() == 1]
     rows = {len(state[k]) for k in known if state[k].shape != own[k].shape}
     if len(rows) == 1:
-        resize_classifier(built.network, rows.pop())
+        built = build_source(source, rows.pop())
     load_state(built.network, state, path)
     note = f"loaded {source.line} from {path}, sha256 {fingerprint(path)}…"
     mean, std = said.get("mean", built.mean), said.get("std", built.std)
@@ -272,8 +271,10 @@ def _seeing(
     size: int | None,
     data: ImageSet | None,
 ) -> Normalized:
-    """A network that normalises as its source says, or as the data's own networks do."""
+    """A network that normalises as its source says, or as the data's own networks do.
+
+    A data set of the user's own gives images as its networks are to see them.
+    """
     if mean is None or std is None:
-        own = (IMAGENET_MEAN, IMAGENET_STD) if data is None else (data.mean, data.std)
-        mean, std = own
+        mean, std = ((0.0,), (1.0,)) if data is None else (data.mean, data.std)
     return Normalized(network, mean, std, size)

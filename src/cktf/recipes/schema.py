@@ -188,8 +188,8 @@ class TrainRecipe(_Recipe):
 
     Attributes:
         model: a network: see `cktf.models.sources`; a run folder or a file of weights, to go on
-            from with a new classifier where its classes are others; or `custom` for a user's own
-            object.
+            from with a new classifier where its classes are others, or other in number where it
+            does not name them; or `custom` for a user's own object.
         trains: `all` of it, or the `classifier` alone, on features that stay as they are, the
             statistics of BatchNorm included.
     """

@@ -2,9 +2,10 @@
 
 from cktf.models.paths import FeaturePaths
 from cktf.taps.cached import CachedTap
+from cktf.taps.classifier import count_logits, new_classifier, resize_classifier
 from cktf.taps.features import FEATURES, Features
 from cktf.taps.folding import name_of
-from cktf.taps.infer import evaluating, infer_paths
+from cktf.taps.infer import evaluating, find_classifier, infer_paths
 from cktf.taps.kept import Kept
 from cktf.taps.shared import SharedTap
 from cktf.taps.tap import Tap
@@ -20,7 +21,11 @@ __all__ = [
     "SharedTap",
     "Tap",
     "TeacherTap",
+    "count_logits",
     "evaluating",
+    "find_classifier",
     "infer_paths",
     "name_of",
+    "new_classifier",
+    "resize_classifier",
 ]

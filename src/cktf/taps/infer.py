@@ -19,6 +19,7 @@ Tokens and maps whose channels come last are maps too (`cktf.taps.folding`). An 
 layer overwrites is never chosen.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from torch.nn.modules import (
     pooling,
 )
 
-from cktf.errors import TapError
+from cktf.errors import ModelError, TapError
 from cktf.models.paths import FeaturePaths
 from cktf.taps.folding import as_map, name_of, seen
 
@@ -86,6 +87,13 @@ def _run(model: nn.Module, example: Tensor) -> tuple[list[_Event], Any]:
     return events, logits
 
 
+def _run_once(model: nn.Module, example: Tensor) -> tuple[list[_Event], Any]:
+    """What ran, but for modules that ran more than once."""
+    events, logits = _run(model, example)
+    counts = Counter(event.path for event in events)
+    return [e for e in events if counts[e.path] == 1], logits
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode inside, and in its own mode again after."""
@@ -120,11 +128,7 @@ def infer_paths(
     Raises:
         TapError: no classifier ran, or no map of more than one pixel was found.
     """
-    events, logits = _run(model, example)
-    counts: dict[str, int] = {}
-    for event in events:
-        counts[event.path] = counts.get(event.path, 0) + 1
-    once = [e for e in events if counts[e.path] == 1]
+    once, logits = _run_once(model, example)
     given = given or FeaturePaths()
     name = name_of(model)
     classifier = _classifier(once, logits)
@@ -153,6 +157,25 @@ def infer_paths(
         embedding=f"{classifier.path}:input" if classifier else "",
     )
     return found.updated(given)
+
+
+def find_classifier(model: nn.Module, example: Tensor) -> str:
+    """The path of the layer that gives a network's logits.
+
+    Args:
+        model: from images to logits; its mode and weights are left as they are.
+        example: [B, C, H, W], a few images of the size that it will see.
+
+    Raises:
+        ModelError: no linear layer or convolution gives them.
+    """
+    found = _classifier(*_run_once(model, example))
+    if found is None:
+        raise ModelError(
+            f"{name_of(model)} runs no linear layer or convolution that gives its logits, so that "
+            "it cannot be given another. Build it with as many classes as the data has."
+        )
+    return found.path
 
 
 def _classifier(events: list[_Event], logits: Any) -> _Event | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cktf.errors import ModelError
-from cktf.taps import FeaturePaths, Tap, evaluating, name_of
+from cktf.taps import FeaturePaths, Tap, evaluating, name_of, new_classifier
 from cktf.workflows.inspection import find_paths
 
 
@@ -69,38 +69,6 @@ def _embedded(network: nn.Module, images: Tensor, paths: FeaturePaths) -> Tensor
     return found
 
 
-def new_classifier(
-    network: nn.Module, classes: int, images: Tensor, embedding: str | None = None
-) -> nn.Linear | nn.Conv2d:
-    """Put a fresh classifier of so many classes in the place of a network's own.
-
-    Args:
-        network: changed in place.
-        classes: logits of the new one.
-        images: [B, C, H, W], an example by which its place is found.
-        embedding: the path of what it reads, where the user gives one.
-
-    Raises:
-        ModelError: what reads the embedding cannot be found.
-    """
-    path = find_paths(network, images, embedding=embedding).embedding
-    name = path.removesuffix(":input")
-    old = network.get_submodule(name)
-    if name == path or not isinstance(old, nn.Linear | nn.Conv2d):
-        raise ModelError(
-            f"The embedding {path!r} of {name_of(network)} is not the input of a linear layer, so "
-            "that nobody knows what classifies it. Name it as LAYER:input."
-        )
-    new: nn.Linear | nn.Conv2d
-    if isinstance(old, nn.Conv2d):
-        new = nn.Conv2d(old.in_channels, classes, 1)
-    else:
-        new = nn.Linear(old.in_features, classes)
-    parent, _, own = name.rpartition(".")
-    setattr(network.get_submodule(parent), own, new.to(images.device))
-    return new
-
-
 def classifying(
     network: nn.Module,
     classifier: LinearClassifier,
@@ -116,22 +84,25 @@ def classifying(
         embedding: the path of what it reads, where the user gives one.
 
     Raises:
-        ModelError: something follows the classifier.
+        ModelError: something is between what it reads and the classifier, or follows that.
     """
     paths = find_paths(network, images, embedding=embedding)
-    new = new_classifier(network, len(classifier.bias), images, embedding)
-    with torch.no_grad():
-        new.weight.copy_(classifier.weight.view_as(new.weight))
-        assert new.bias is not None
-        new.bias.copy_(classifier.bias)
-    with evaluating(network), torch.no_grad():
-        logits = network(images)
-    expected = _embedded(network, images, paths) @ classifier.weight.T + classifier.bias
-    if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3):
+    new = new_classifier(network, len(classifier.bias), images, bias=True)
+    fits = new.weight.numel() == classifier.weight.numel()
+    if fits:
+        with torch.no_grad():
+            new.weight.copy_(classifier.weight.view_as(new.weight))
+            assert new.bias is not None
+            new.bias.copy_(classifier.bias)
+        with evaluating(network), torch.no_grad():
+            logits = network(images)
+        expected = _embedded(network, images, paths) @ classifier.weight.T + classifier.bias
+        fits = torch.allclose(logits, expected, rtol=1e-3, atol=1e-3)
+    if not fits:
         raise ModelError(
-            f"{name_of(network)} does more to its logits than a linear classifier, so that a "
-            "probe's cannot take its place. Train it: cktf train --model RUN --set "
-            "trains=classifier."
+            f"{name_of(network)} does more to its logits than a linear classifier of "
+            f"{paths.embedding!r}, so that a probe's cannot take its place. Train it: cktf train "
+            "--model RUN --set trains=classifier."
         )
     return network
 

@@ -21,6 +21,7 @@ class Parts:
         shared: the teacher's tap, where several runs take turns with one teacher.
         measured: accuracies on the test images by role, which those runs share.
         note: what was loaded as the teacher, for the log.
+        began: likewise as the student.
     """
 
     student: nn.Module
@@ -31,3 +32,4 @@ class Parts:
     shared: SharedTap | None = None
     measured: dict[str, Accuracy] = field(default_factory=dict)
     note: str = ""
+    began: str = ""

@@ -173,6 +173,7 @@ def _advice(
             f"The loss is not finite; it comes from: {', '.join(sorted(bad))}. Look for NaN in the "
             "images, and for weights of a network that did not train well."
         )
+    yield from fitting.advice
     if not gradient > 0:
         yield "No gradient reaches the student. Are its parameters frozen? Set requires_grad."
     if parts.data.labelled:

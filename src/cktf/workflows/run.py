@@ -47,6 +47,8 @@ from cktf.workflows.parts import Parts
 from cktf.workflows.taught import as_begun
 
 _EXAMPLES = 8
+# Of resampled or noisy images beyond [0, 1]; normalised ones reach -1.
+_OVERSHOOT = 0.5
 
 
 @dataclass(frozen=True)
@@ -66,21 +68,23 @@ class Run:
 
 @dataclass(frozen=True)
 class _Tried:
-    """A network after a dry run: where its features are, and an example of them."""
+    """A network after a dry run: where its features are, an example of them, what looks wrong."""
 
     paths: FeaturePaths
     features: Features
+    advice: str
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """Networks, data and objective that are known to fit together."""
+    """Networks, data and objective that are known to fit together, and what looks wrong."""
 
     method: str
     num_classes: int
     objective: WeightedSum
     stages: list[Stage]
     same_classes: bool
+    advice: list[str]
 
 
 def assemble(recipe: Recipe, parts: Parts) -> Assembly:
@@ -105,7 +109,8 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     objective = compose(method, setting, options)
     same = teacher is None or teacher.features.logits.shape[1] == num_classes
     stages = _stages(recipe, parts, objective, student, teacher)
-    return Assembly(method, num_classes, objective, stages, same)
+    advice = [tried.advice for tried in (student, teacher) if tried is not None and tried.advice]
+    return Assembly(method, num_classes, objective, stages, same, advice)
 
 
 def _stages(
@@ -202,6 +207,10 @@ def _train(
         identity=identity(as_begun(recipe, run)),
         validation=data.validation,
     )
+    for line in fitting.advice:
+        _tell(run, show, line)
+    if parts.began:
+        _tell(run, show, f"student: {parts.began}")
     teacher_accuracy = None
     if parts.teacher is not None and data.test is not None and fitting.same_classes:
         place(parts.teacher, recipe.training(), trainer.device)
@@ -210,8 +219,7 @@ def _train(
         teacher_accuracy = parts.measured["teacher"]
     if parts.note:
         measured = "" if teacher_accuracy is None else f": top-1 {teacher_accuracy.top1:.2f} %"
-        run.log(f"teacher: {parts.note}{measured}")
-        announce(f"teacher: {parts.note}{measured}", show)
+        _tell(run, show, f"teacher: {parts.note}{measured}")
     yield
     yield from trainer.steps()
     fitted = trainer.fitted()
@@ -284,12 +292,25 @@ def _try(
             wanted = reads > {"logits"}
             paths = find_paths(network, images, *named) if wanted else FeaturePaths()
             there = {n for n in reads - {"logits"} if getattr(paths, n)}
-            return _Tried(paths, Tap(network, paths, there)(images))
+            features = Tap(network, paths, there)(images)
+            return _Tried(paths, features, _normalised_twice(network, f"{role} {name}", images))
     except (RuntimeError, ValueError, TypeError) as error:
         raise DataError(
             f"The {role} {name} cannot take images {tuple(images.shape)}: "
             f"{str(error).splitlines()[0]}. Check channels and size, or give another network."
         ) from error
+
+
+def _normalised_twice(network: nn.Module, who: str, images: Tensor) -> str:
+    """What looks wrong where a network normalises images that seem to be normalised already."""
+    low, high = float(images.min()), float(images.max())
+    inside = low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT
+    if inside or not isinstance(network, Normalized) or not network.normalises:
+        return ""
+    return (
+        f"The {who} normalises images from [0, 1] itself, and these run from {low:.1f} to "
+        f"{high:.1f}. Leave normalising out of the data set, or give the network inside, .network."
+    )
 
 
 def _check_classes(num_classes: int, parts: Parts) -> None:

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
@@ -31,8 +30,7 @@ from cktf.recipes import (
     put,
     read_recipe,
 )
-from cktf.taps import evaluating
-from cktf.workflows.inspection import find_paths
+from cktf.taps import count_logits, find_classifier
 from cktf.workflows.objects import Objects, absent, data_of
 from cktf.workflows.parts import Parts
 from cktf.workflows.run import Run, execute
@@ -226,14 +224,16 @@ def prepare(
     problems.stop_if_any()
     assert data is not None
     set_seed(recipe.seed)
-    student, name = _student(recipe, objects, data, teacher)
+    student, name, began = _student(recipe, objects, data, teacher)
     if isinstance(recipe, DistillRecipe):
         at_size(student, recipe.student_size)
     if isinstance(recipe, TrainRecipe) and recipe.trains == "classifier":
         freeze_features(student, next(iter(data.train.epoch(1))).images[:2])
     if teacher is None:
-        return run, Parts(student, None, name, None, data)
-    return run, Parts(student, teacher.network, name, teacher.name, data, note=teacher.note)
+        return run, Parts(student, None, name, None, data, began=began)
+    return run, Parts(
+        student, teacher.network, name, teacher.name, data, note=teacher.note, began=began
+    )
 
 
 def check_same(recipe: AnyRecipe, started: AnyRecipe, run: RunFolder) -> None:
@@ -294,9 +294,10 @@ def _name_of(network: nn.Module) -> str:
 
 def _student(
     recipe: Recipe, objects: Objects, data: Data, teacher: Teacher | None
-) -> tuple[nn.Module, str]:
+) -> tuple[nn.Module, str, str]:
+    """The network to train, its name, and what was loaded."""
     if isinstance(objects.student, nn.Module):
-        return objects.student, _name_of(objects.student)
+        return objects.student, _name_of(objects.student), ""
     name = recipe.model if isinstance(recipe, TrainRecipe) else recipe.student
     if not isinstance(data.raw_train, ImageSet):
         raise RecipeError(
@@ -310,8 +311,10 @@ def _student(
         # Nobody knows the classes: the student tells those of its teacher.
         classes = _logits(teacher.network, data)
     if Path(name).expanduser().exists():
-        return going_on_from(name, data.raw_train, None if data.labelled else classes)
-    return new_network(name, data.raw_train, classes), name
+        with taking(data.raw_train[0][0][None]):
+            found = going_on_from(name, data.raw_train, None if data.labelled else classes)
+        return found.network, found.name, found.note
+    return new_network(name, data.raw_train, classes), name, ""
 
 
 def freeze_features(network: nn.Module, images: Tensor) -> None:
@@ -322,7 +325,7 @@ def freeze_features(network: nn.Module, images: Tensor) -> None:
         images: [B, C, H, W], an example by which the classifier is found.
     """
     with taking(images):
-        path = find_paths(network, images).embedding.removesuffix(":input")
+        path = find_classifier(network, images)
     network.requires_grad_(False)
     network.get_submodule(path).requires_grad_(True)
 
@@ -330,8 +333,8 @@ def freeze_features(network: nn.Module, images: Tensor) -> None:
 def _logits(network: nn.Module, data: Data) -> int:
     """How many a network gives."""
     images = next(iter(data.train.epoch(1))).images[:2]
-    with taking(images), torch.no_grad(), evaluating(network):
-        return int(network(images).shape[1])
+    with taking(images):
+        return count_logits(network, images)
 
 
 @contextmanager

@@ -39,7 +39,8 @@ from cktf.recipes import (
     read_recipe,
     to_yaml,
 )
-from cktf.workflows.classifier import check_classifier, classifying, embedding_of, new_classifier
+from cktf.taps import new_classifier, resize_classifier
+from cktf.workflows.classifier import check_classifier, classifying, embedding_of
 from cktf.workflows.curve import CURVE, draw_curve
 from cktf.workflows.objects import Objects, absent_data, data_of
 from cktf.workflows.parts import Parts
@@ -290,7 +291,7 @@ def _example(planned: Planned) -> Tensor:
 def _read(planned: Planned, student: nn.Module) -> Transferred:
     """A transfer that is finished already, with the probe's classifier in the student."""
     summary = json.loads(planned.run.summary.read_text())
-    new_classifier(student, summary["classes"], _example(planned), planned.recipe.student_embedding)
+    new_classifier(student, summary["classes"], _example(planned), bias=True)
     load_weights(
         student.network if isinstance(student, Normalized) else student, planned.run.weights
     )
@@ -366,7 +367,7 @@ def _scratch(planned: Planned, show: bool) -> Run:
         or recipe.student == CUSTOM
     ):
         network: nn.Module = copy.deepcopy(planned.untrained)
-        new_classifier(network, _classes(labelled), _example(planned), recipe.student_embedding)
+        resize_classifier(network, _classes(labelled), _example(planned))
     else:
         network = at_size(new_network(recipe.student, few, _classes(labelled)), recipe.student_size)
     parts = Parts(network, None, planned.parts.student_name, None, data)
