@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 
 import numpy
 import pytest
@@ -16,7 +17,15 @@ from cktf.data import ImageSet, load_dataset
 from cktf.engine import Accuracy, RunFolder, Trainer, Training
 from cktf.engine.randomness import random_state, restore_random_state
 from cktf.engine.stage import schedule
-from cktf.errors import CktfError, DataError, RecipeError, RunFolderError, TapError, TrainingError
+from cktf.errors import (
+    CktfError,
+    DataError,
+    ModelError,
+    RecipeError,
+    RunFolderError,
+    TapError,
+    TrainingError,
+)
 from cktf.models import create
 from cktf.recipes import make_recipe, read_recipe
 from cktf.workflows import run_recipe
@@ -109,15 +118,51 @@ def test_run_folder(images, tmp_path, small):
     assert (recipe.epochs, recipe.method, recipe.teacher) == (2, "cktf+kd", "custom")
 
 
-def test_teacher_is_frozen_and_in_eval_mode(images, tmp_path):
+def test_a_teacher_is_frozen_in_eval_mode_and_then_as_it_was(images, tmp_path, monkeypatch):
     teacher = Small(width=16)
+    teacher.a.requires_grad_(False).eval()
+
+    def as_it_is():
+        trained = [p.requires_grad for p in teacher.parameters()]
+        return trained, [m.training for m in teacher.modules()]
+
+    def spy(self, stage, batch):
+        seen.append(as_it_is())
+        return loss(self, stage, batch)
+
+    loss, seen, given = Trainer._loss, [], as_it_is()
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
-    cktf.distill(
-        teacher, Small(), train=images[0], method="cktf+kd", epochs=1, out=tmp_path / "run",
-        options=OPTIONS, show=False,
-    )  # fmt: skip
-    assert not teacher.training
-    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    monkeypatch.setattr(Trainer, "_loss", spy)
+    for out, more in (("run", {}), ("failed", {"overrides": {"optimizer.lr": 1e9}})):
+        with pytest.raises(TrainingError) if more else nullcontext():
+            cktf.distill(
+                teacher, Small(), train=images[0], method="cktf+kd", epochs=1, out=tmp_path / out,
+                options=OPTIONS, show=False, **more,
+            )  # fmt: skip
+        assert not any(any(trained + modes) for trained, modes in seen)
+        assert as_it_is() == given
+        assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+def test_a_student_that_nothing_would_train_is_refused(images, tmp_path):
+    frozen, network = Small().requires_grad_(False), Small()
+    part = Small(width=16)
+    part.a = network.a
+    mistakes = [
+        (lambda **more: cktf.distill(Small(), frozen, method="crd", **more), "requires a gradient"),
+        (lambda **more: cktf.teach(frozen, **more), "none of Small's"),
+        (lambda **more: cktf.distill(network, network, **more), "10 of the 10 parameters of Small"),
+        (lambda **more: cktf.distill(part, network, **more), "4 of the 10 parameters"),
+    ]
+    for go, message in mistakes:
+        with pytest.raises(ModelError, match=message):
+            go(train=images[0], epochs=1, out=tmp_path / "run", show=False)
+    with pytest.raises(ModelError, match="requires a gradient"):
+        cktf.transfer(
+            Small(), frozen, unlabeled=images[0], labeled=images[0], test=images[1], epochs=1,
+            out=tmp_path / "run", show=False,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
 
 
 def test_heads_train_with_the_student(images, tmp_path, monkeypatch):

@@ -71,7 +71,7 @@ class Trainer:
     Args:
         student: the network that is trained.
         stages: in order; the last is the one that `Training` describes, and its objective holds
-            whatever the others train.
+            whatever the others train. Their teachers are frozen and put in eval mode.
         train: training batches.
         test: evaluated after every epoch of the last stage; None for no evaluation.
         num_classes: logits of the student.

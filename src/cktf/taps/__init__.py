@@ -4,7 +4,7 @@ from cktf.models.paths import FeaturePaths
 from cktf.taps.cached import CachedTap
 from cktf.taps.features import FEATURES, Features
 from cktf.taps.folding import name_of
-from cktf.taps.infer import evaluating, infer_paths
+from cktf.taps.infer import as_before, evaluating, infer_paths
 from cktf.taps.kept import Kept
 from cktf.taps.shared import SharedTap
 from cktf.taps.tap import Tap
@@ -20,6 +20,7 @@ __all__ = [
     "SharedTap",
     "Tap",
     "TeacherTap",
+    "as_before",
     "evaluating",
     "infer_paths",
     "name_of",

@@ -12,7 +12,7 @@ from cktf.data import ImageSet, labels_of
 from cktf.engine import Stage, accelerator, autocast, peak_memory_mb, place
 from cktf.models import Normalized
 from cktf.recipes import Recipe
-from cktf.taps import CachedTap, FeaturePaths, Features, Tap
+from cktf.taps import CachedTap, FeaturePaths, Features, Tap, as_before
 from cktf.workflows.parts import Parts
 from cktf.workflows.run import Assembly, assemble
 
@@ -95,7 +95,8 @@ def rehearse(recipe: Recipe, parts: Parts) -> Rehearsal:
         if network is not None:
             place(network, recipe.training(), device)
     fitting.objective.to(device)
-    steps = list(_steps(recipe, parts, stage, device))
+    with as_before(parts.student), as_before(parts.teacher):
+        steps = list(_steps(recipe, parts, stage, device))
     last = steps[-1]
     student = _seen(parts.student, parts.student_name, stage, last.student, last.images)
     teacher = None

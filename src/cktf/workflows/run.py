@@ -27,7 +27,7 @@ from cktf.engine import (
     tracked,
     write_atomically,
 )
-from cktf.errors import DataError
+from cktf.errors import DataError, ModelError
 from cktf.models import Normalized, load_weights, save_network
 from cktf.objectives import Objective, Setting, WeightedSum, compose, features_read
 from cktf.recipes import (
@@ -40,7 +40,7 @@ from cktf.recipes import (
     located,
     to_yaml,
 )
-from cktf.taps import CachedTap, FeaturePaths, Features, Tap, TeacherTap, evaluating
+from cktf.taps import CachedTap, FeaturePaths, Features, Tap, TeacherTap, as_before, evaluating
 from cktf.workflows.caching import cached
 from cktf.workflows.inspection import find_paths
 from cktf.workflows.parts import Parts
@@ -91,6 +91,7 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     """
     method = recipe.method if isinstance(recipe, DistillRecipe) else "ce"
     options = recipe.options if isinstance(recipe, DistillRecipe) else {}
+    _check_student(parts)
     set_seed(recipe.seed)
     student, teacher = _dry_run(parts, method, recipe)
     num_classes = int(student.features.logits.shape[1])
@@ -153,15 +154,18 @@ def _stages(
 def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> Run:
     """Train, record and save; nothing is written before all is known to fit.
 
+    The teacher is frozen and in eval mode meanwhile, and then as it was.
+
     Raises:
         CktfError: networks, data and method do not fit; nothing was trained then.
     """
     steps = executing(recipe, parts, run, show)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+    with as_before(parts.teacher):
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
 
 
 def executing(
@@ -290,6 +294,23 @@ def _try(
             f"The {role} {name} cannot take images {tuple(images.shape)}: "
             f"{str(error).splitlines()[0]}. Check channels and size, or give another network."
         ) from error
+
+
+def _check_student(parts: Parts) -> None:
+    """What is not trained would be saved as if it were; and no network is trained and frozen."""
+    name = parts.student_name
+    if not any(parameter.requires_grad for parameter in parts.student.parameters()):
+        raise ModelError(
+            f"A student has parameters that are trained, and none of {name}'s requires a gradient. "
+            "Call requires_grad_(True) on what is to be trained."
+        )
+    own = set(parts.student.parameters())
+    shared = own & set(() if parts.teacher is None else parts.teacher.parameters())
+    if shared:
+        raise ModelError(
+            f"A student is trained and its teacher is not; {len(shared)} of the {len(own)} "
+            f"parameters of {name} are the teacher's. Give a copy of it: copy.deepcopy(teacher)."
+        )
 
 
 def _check_classes(num_classes: int, parts: Parts) -> None:

@@ -98,8 +98,9 @@ def distill(
 
     Args:
         teacher: any trained module from images to logits, a run folder or a weights file. It is
-            frozen and put in eval mode.
-        student: any module, or the name of a network of the library.
+            frozen and in eval mode until the run ends, and then as it was.
+        student: any module that shares no parameters with the teacher, or the name of a network of
+            the library.
         train: a map-style data set of `(image, label)`, or the name of one of the library's.
         unlabeled: in its place images whose labels are not read, if they have any: a data set of
             images, of `(image, anything)`, or a name.

@@ -115,8 +115,9 @@ def transfer(
     """Train a student on images without labels, and measure its features on few labels.
 
     Args:
-        teacher: any trained module, a run folder, a weights file, or a network with weights.
-        student: any module, or the name of a network.
+        teacher: any trained module, a run folder, a weights file, or a network with weights. It is
+            frozen and in eval mode while the student is trained, and then as it was.
+        student: any module that shares no parameters with the teacher, or the name of a network.
         unlabeled: images whose labels are not read, if they have any: a data set of images, of
             `(image, anything)`, or a name.
         labeled: images for the probes: a data set of `(image, label)`, or a name; by default those
