@@ -67,6 +67,7 @@ def test_a_good_plan(images, tmp_path):
     assert found.step_seconds > 0
     for key, value in student.state_dict().items():
         assert torch.equal(value, before[key]), key
+    assert all(p.grad is None for p in student.parameters())
     assert all(p.requires_grad for p in teacher.parameters())
     assert teacher.training
     assert not (tmp_path / "run").exists()

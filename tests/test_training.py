@@ -165,6 +165,15 @@ def test_a_student_that_nothing_would_train_is_refused(images, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_frozen_stays_whatever_gradients_it_came_with(images, tmp_path, small):
+    """A user's own backward pass before the run left gradients, and then he froze a layer."""
+    small(torch.rand(8, 3, 32, 32)).sum().backward()
+    small.a[0].requires_grad_(False)
+    before = small.a[0].weight.clone()
+    distil(images, tmp_path / "run", epochs=1, method="kd", student=small)
+    assert torch.equal(small.a[0].weight, before)
+
+
 def test_heads_train_with_the_student(images, tmp_path, monkeypatch):
     kept = []
     steps = Trainer.steps

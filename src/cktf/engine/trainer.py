@@ -176,6 +176,8 @@ class Trainer:
             weight_decay=self.training.weight_decay,
             nesterov=self.training.nesterov,
         )
+        # Gradients that the networks came with are of no step of this run.
+        self.optimizer.zero_grad(set_to_none=True)
         self.scheduler: LRScheduler
         if stage.lr is None:
             self.scheduler = schedule(self.optimizer, self.training, len(self.train))

@@ -104,6 +104,7 @@ def rehearse(recipe: Recipe, parts: Parts) -> Rehearsal:
         name = parts.teacher_name or type(parts.teacher).__name__
         teacher = _seen(parts.teacher, name, stage, last.teacher, last.images)
     gradient = _gradient(parts.student)
+    parts.student.zero_grad(set_to_none=True)
     advice = list(_advice(fitting, parts, steps, student, teacher, gradient))
     return Rehearsal(
         student, teacher, parts.data.found or parts.data.name, [s.terms for s in steps],
