@@ -174,6 +174,21 @@ def test_what_is_frozen_stays_whatever_gradients_it_came_with(images, tmp_path, 
     assert torch.equal(small.a[0].weight, before)
 
 
+@pytest.mark.parametrize("method", ["kd", "cktf"])
+def test_frozen_batch_norm_keeps_its_statistics(images, tmp_path, small, method):
+    """A frozen backbone, behind which all else is trained; the memory is filled from a pass."""
+    small.a.requires_grad_(False)
+    before = {k: v.clone() for k, v in small.state_dict().items()}
+    options = {"cktf": {"memory": "queue", "queue_size": 64, "negatives": 16, "init": "forward"}}
+    cktf.distill(
+        Small(width=16), small, train=images[0], test=images[1], method=method, epochs=1,
+        out=tmp_path, options=options if method == "cktf" else None, show=False,
+    )  # fmt: skip
+    after = small.state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {name for name in before if name.startswith("a.")}
+
+
 def test_heads_train_with_the_student(images, tmp_path, monkeypatch):
     kept = []
     steps = Trainer.steps

@@ -207,8 +207,7 @@ class Trainer:
     def _epoch(
         self, stage: Stage, epoch: int, passes: int, progress: TrainingProgress
     ) -> Generator[None, None, dict[str, Any]]:
-        if stage.student is not None:
-            self.student.train(not stage.keeps_statistics)
+        stage.set_modes()
         stage.objective.train()
         if not self.tally.counted:
             stage.objective.begin_epoch(epoch)
@@ -264,8 +263,8 @@ class Trainer:
         The student is in training mode, as it will be when these rows are its negatives, but its
         BatchNorm statistics are left as they were.
         """
-        network, samples = self.student.train(), 0
-        buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+        stage.set_modes()
+        samples, buffers = 0, [(buffer, buffer.clone()) for buffer in self.student.buffers()]
         for batch in self.train.epoch(0, cover=True):
             batch = batch.to(self.device)
             stage.objective.fill(*self._features(stage, batch), batch)

@@ -125,7 +125,7 @@ def _steps(recipe: Recipe, parts: Parts, stage: Stage, device: torch.device) -> 
     start = time.perf_counter()
     for batch in batches:
         batch = batch.to(device)
-        parts.student.train()
+        stage.set_modes()
         parts.student.zero_grad(set_to_none=True)
         with autocast(recipe.runtime.precision, device):
             with torch.no_grad():

@@ -56,7 +56,9 @@ def teach(
     """Train a network on labels alone.
 
     Args:
-        model: any module from images to logits, or the name of a network of the library.
+        model: any module from images to logits, or the name of a network of the library. Parameters
+            that require no gradient stay as they are, and so do the statistics of BatchNorm whose
+            parameters are all such.
         train: a map-style data set of `(image, label)`, or the name of one of the library's.
         test: a data set to evaluate on after every epoch; comes with a named one.
         epochs: passes over the training set.
@@ -100,7 +102,7 @@ def distill(
         teacher: any trained module from images to logits, a run folder or a weights file. It is
             frozen and in eval mode until the run ends, and then as it was.
         student: any module that shares no parameters with the teacher, or the name of a network of
-            the library.
+            the library. What of it is frozen stays so, as in `teach`.
         train: a map-style data set of `(image, label)`, or the name of one of the library's.
         unlabeled: in its place images whose labels are not read, if they have any: a data set of
             images, of `(image, anything)`, or a name.
