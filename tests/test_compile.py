@@ -1,5 +1,6 @@
 """Networks through torch.compile; its code generator is left out, since it needs a C compiler."""
 
+import pickle
 from functools import partial
 
 import pytest
@@ -34,6 +35,17 @@ def test_a_compiled_tap_gives_the_same_features_and_gradients():
         found.append(everything + [p.grad.clone() for p in network.parameters()])
     for plain, compiled in zip(*found, strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_tap_leaves_no_hooks_and_compiles_once():
+    network, images = create("resnet8", 4), torch.rand(4, 3, 32, 32)
+    tap = Tap(network, compile=True)
+    tap(images)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        first, second = tap(images), tap(images / 2)
+    assert not torch.equal(first.stem, second.stem)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+    pickle.dumps(network)
 
 
 def test_one_process_compiles_for_several_taps():
