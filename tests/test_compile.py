@@ -75,3 +75,22 @@ def test_a_run_with_networks_that_the_user_compiled(tmp_path):
     assert not torch.equal(student.conv1.weight, before)
     saved = load_file(run.folder / "student.safetensors")
     assert torch.equal(saved["conv1.weight"], student.conv1.weight)
+
+
+def test_a_transfer_and_a_probe_of_networks_that_the_user_compiled(tmp_path):
+    """What counts is the plain network; here it also trains uncompiled, to save time."""
+    torch.manual_seed(0)
+    data = TensorDataset(torch.rand(24, 3, 16, 16), torch.arange(24) % 4)
+    teacher, student = create("resnet8", 4), create("resnet8", 4)
+    plain, compiled = (
+        cktf.probe(network, labeled=data, test=data, labels_per_class=[1], draws=1)
+        for network in (student, torch.compile(student))
+    )
+    assert plain.top1 == compiled.top1
+    fields = {"data.batch_size": 8, "scratch_epochs": 1, "runtime.compile": False}
+    done = cktf.transfer(
+        torch.compile(teacher), torch.compile(student), unlabeled=data, labeled=data, test=data,
+        method="kd", epochs=1, labels_per_class=[1], draws=1, out=tmp_path / "run", show=False,
+        overrides=fields,
+    )  # fmt: skip
+    assert done.student is student

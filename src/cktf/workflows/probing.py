@@ -22,6 +22,7 @@ from cktf.recipes import TrainRecipe, build_data, check, load_teacher, loader_of
 from cktf.taps import Tap, evaluating, name_of
 from cktf.workflows.curve import CURVE, draw_curve
 from cktf.workflows.inspection import find_paths
+from cktf.workflows.train import plain
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -268,6 +269,7 @@ def probe(
         CktfError: images without labels, too few of a class, features that cannot be found.
     """
     training = Training(epochs=1, seed=seed, **dict(runtime or {}))
+    network, _ = plain(network)
     fitted, tested = (embed(network, loader_of_test(data), training) for data in (labeled, test))
     choices = choose(fitted.labels, labels_per_class, draws, seed)
     return probe_features(fitted, tested, choices, seed)

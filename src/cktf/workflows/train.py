@@ -74,7 +74,7 @@ def teach(
     Raises:
         CktfError: a mistake that can be mended; the message says how.
     """
-    model, compiled = _plain(model)
+    model, compiled = plain(model)
     fields: dict[str, Any] = {"kind": "train", "model": name_of(model)} | compiled
     recipe = _recipe(fields, train, epochs, seed, overrides)
     return run_recipe(recipe, out, student=model, train=train, test=test, resume=resume, show=show)
@@ -122,8 +122,8 @@ def distill(
     Raises:
         CktfError: a mistake that can be mended; the message says how.
     """
-    teacher, teacher_compiled = _plain(teacher)
-    student, student_compiled = _plain(student)
+    teacher, teacher_compiled = plain(teacher)
+    student, student_compiled = plain(student)
     fields: dict[str, Any] = {
         "kind": "distill",
         "teacher": name_of(teacher),
@@ -151,7 +151,7 @@ def distill(
     )
 
 
-def _plain(network: T) -> tuple[T, dict[str, Any]]:
+def plain(network: T) -> tuple[T, dict[str, Any]]:
     """A network without `torch.compile` around it, and the field that compiles it in training."""
     inner = getattr(network, "_orig_mod", None)
     return (network, {}) if inner is None else (inner, {"runtime": {"compile": True}})

@@ -52,7 +52,7 @@ from cktf.workflows.probing import (
     probe_features,
 )
 from cktf.workflows.run import Run, assemble, execute
-from cktf.workflows.train import check_same, folder_of, name_of, prepare
+from cktf.workflows.train import check_same, folder_of, name_of, plain, prepare
 
 _MOST_SCRATCH_EPOCHS = 200
 TEACHER, STUDENT, SCRATCH, FLOOR = "teacher", "student", "scratch", "floor"
@@ -137,11 +137,14 @@ def transfer(
     Raises:
         CktfError: a mistake that can be mended; the message says how.
     """
+    teacher, teacher_compiled = plain(teacher)
+    student, student_compiled = plain(student)
     fields: dict[str, Any] = {
         "kind": "transfer", "teacher": name_of(teacher), "student": name_of(student),
         "method": method, "options": {n: dict(values) for n, values in (options or {}).items()},
         "epochs": epochs, "seed": seed, "labels_per_class": list(labels_per_class), "draws": draws,
         "data": {"name": unlabeled if isinstance(unlabeled, str) else CUSTOM},
+        **teacher_compiled, **student_compiled,
     }  # fmt: skip
     if labeled is not None:
         put(fields, "labeled.name", labeled if isinstance(labeled, str) else CUSTOM)
