@@ -8,13 +8,15 @@ import numpy
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 import cktf
 from cktf.data import ImageSet, load_dataset
-from cktf.engine import Accuracy, RunFolder, Trainer, Training
+from cktf.engine import Accuracy, RunFolder, Trainer, Training, device_of
 from cktf.engine.randomness import random_state, restore_random_state
 from cktf.engine.stage import schedule
 from cktf.errors import (
@@ -385,6 +387,29 @@ def test_mistakes_in_python(images, tmp_path, change, error, message):
     } | change(images)  # fmt: skip
     with pytest.raises(error, match=message):
         cktf.distill(arguments.pop("teacher"), arguments.pop("student"), **arguments)
+
+
+@pytest.fixture
+def own_accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def test_a_users_own_accelerator_stays_as_it_is(images, tmp_path, own_accelerator):
+    distil(images, tmp_path / "run", epochs=1, method="kd")
+    assert own_accelerator.mixed_precision == "bf16"
+    assert own_accelerator.gradient_accumulation_steps == 2
+    assert Accelerator(cpu=True, mixed_precision="bf16").device.type == "cpu"
+
+
+@pytest.mark.parametrize("said", ["MIXED_PRECISION", "GRADIENT_ACCUMULATION_STEPS"])
+def test_what_a_launcher_says(monkeypatch, said):
+    monkeypatch.setenv(f"ACCELERATE_{said}", "bf16" if said == "MIXED_PRECISION" else "2")
+    refused = pytest.raises(TrainingError, match="1 processes and 2 steps")
+    with nullcontext() if said == "MIXED_PRECISION" else refused:
+        assert device_of(Training(epochs=1, device="cpu")).type == "cpu"
 
 
 def test_a_run_folder_below_a_file(images, tmp_path):

@@ -1,7 +1,7 @@
 """The training loop, evaluation and run folders."""
 
 from cktf.engine.checkpoints import write_atomically
-from cktf.engine.devices import accelerator, place
+from cktf.engine.devices import device_of, place
 from cktf.engine.evaluate import Accuracy, evaluate, standard_error
 from cktf.engine.progress import announce
 from cktf.engine.run_folder import RunFolder
@@ -26,10 +26,10 @@ __all__ = [
     "Stage",
     "Trainer",
     "Training",
-    "accelerator",
     "announce",
     "autocast",
     "autocast_dtype",
+    "device_of",
     "evaluate",
     "in_precision",
     "peak_memory_mb",

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
 from cktf.batch import Batch
 from cktf.data import Loader
 from cktf.engine.choice import Choice
-from cktf.engine.devices import accelerator, place
+from cktf.engine.devices import device_of, place
 from cktf.engine.evaluate import Accuracy, evaluate
 from cktf.engine.numbers import Tally, Undo, gradient_norm, not_finite, out_of_memory
 from cktf.engine.progress import TrainingProgress, announce
@@ -98,8 +99,8 @@ class Trainer:
         identity: str = "",
         validation: Loader | None = None,
     ) -> None:
-        self.accelerator = accelerator(training)
-        self.device = self.accelerator.device
+        self.device = device_of(training)
+        set_seed(training.seed)
         self.student, self.stages, self.objective = student, stages, stages[-1].objective
         self.train, self.test, self.num_classes = train, test, num_classes
         self.validation, self.choice = validation, Choice()
@@ -298,7 +299,7 @@ class Trainer:
         if self._undo is not None:
             self._undo.before()
         loss = self._loss(stage, batch)
-        self.accelerator.backward(stage.weight * loss.total)
+        torch.autograd.backward(stage.weight * loss.total)
         norm = gradient_norm(self._parameters, self.training.clip)
         numbers, lr = self.tally.numbers(loss, norm), self.optimizer.param_groups[0]["lr"]
         look = self.tally.note(self.place.step + 1, lr, numbers) or self._looks_at_once

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cktf.data import Loader, few_per_class
-from cktf.engine import RunFolder, Training, accelerator, autocast, place
+from cktf.engine import RunFolder, Training, autocast, device_of, place
 from cktf.errors import DataError, ModelError, RecipeError
 from cktf.recipes import TrainRecipe, build_data, check, load_teacher, loader_of_test
 from cktf.taps import Tap, evaluating, name_of
@@ -85,7 +85,7 @@ def embed(network: nn.Module, loader: Loader, training: Training | None = None) 
         TapError: what the classifier reads cannot be found.
     """
     training = training or Training(epochs=1)
-    device = accelerator(training).device
+    device = device_of(training)
     place(network, training, device)
     features, labels = [], []
     with evaluating(network):

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from cktf.data import ImageSet, labels_of
-from cktf.engine import Stage, accelerator, autocast, peak_memory_mb, place
+from cktf.engine import Stage, autocast, device_of, peak_memory_mb, place
 from cktf.models import Normalized
 from cktf.recipes import Recipe
 from cktf.taps import CachedTap, FeaturePaths, Features, Tap, as_before
@@ -88,7 +89,8 @@ def rehearse(recipe: Recipe, parts: Parts) -> Rehearsal:
         CktfError: networks, data and method do not fit.
     """
     fitting = assemble(recipe, parts)
-    stage, device = fitting.stages[-1], accelerator(recipe.training()).device
+    stage, device = fitting.stages[-1], device_of(recipe.training())
+    set_seed(recipe.seed)
     footprint = fitting.objective.footprint(parts.data.train.batch_size)
     footprint.check(device, built=True)
     for network in (parts.student, parts.teacher):

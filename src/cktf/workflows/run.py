@@ -21,8 +21,8 @@ from cktf.engine import (
     RunFolder,
     Stage,
     Trainer,
-    accelerator,
     announce,
+    device_of,
     place,
     tracked,
     write_atomically,
@@ -175,7 +175,7 @@ def executing(
     if run.finished:
         return _read(run, parts.student)
     fitting, data = assemble(recipe, parts), parts.data
-    device = accelerator(recipe.training()).device
+    device = device_of(recipe.training())
     fitting.objective.footprint(data.train.batch_size).check(device, built=True)
     for stage in fitting.stages:
         if isinstance(stage.teacher, CachedTap):
