@@ -1,5 +1,8 @@
 """The devices of a run, and how networks are put on them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -45,3 +48,20 @@ def place(network: nn.Module, training: Training, device: torch.device) -> None:
     network.to(device)
     if training.channels_last:
         network.to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def placed(network: nn.Module, training: Training, device: torch.device) -> Iterator[None]:
+    """Inside, a network that is not trained is where and how it is to compute; then as it was."""
+    tensors = [t for p in network.parameters() for t in (p, p.grad) if t is not None]
+    contents = [tensor.data for tensor in tensors]
+    modules = list(network.modules())
+    buffers = [dict(module._buffers) for module in modules]
+    place(network, training, device)
+    try:
+        yield
+    finally:
+        for tensor, content in zip(tensors, contents, strict=True):
+            tensor.data = content
+        for module, own in zip(modules, buffers, strict=True):
+            module._buffers.update(own)

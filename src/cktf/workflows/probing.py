@@ -16,9 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from cktf.data import Loader, few_per_class
-from cktf.engine import RunFolder, Training, autocast, device_of, place
+from cktf.engine import RunFolder, Training, autocast, device_of, placed, seeded
 from cktf.errors import DataError, ModelError, RecipeError
-from cktf.recipes import TrainRecipe, build_data, check, load_teacher, loader_of_test
+from cktf.recipes import (
+    CUSTOM,
+    TrainRecipe,
+    build_data,
+    check,
+    load_teacher,
+    loader_of_test,
+    make_recipe,
+)
 from cktf.taps import Tap, evaluating, name_of
 from cktf.workflows.curve import CURVE, draw_curve
 from cktf.workflows.inspection import find_paths
@@ -86,9 +94,8 @@ def embed(network: nn.Module, loader: Loader, training: Training | None = None) 
     """
     training = training or Training(epochs=1)
     device = device_of(training)
-    place(network, training, device)
     features, labels = [], []
-    with evaluating(network):
+    with placed(network, training, device), seeded(training.seed, device), evaluating(network):
         tap: Tap | None = None
         for batch in loader.epoch(0):
             if batch.labels is None:
@@ -256,6 +263,8 @@ def probe(
 ) -> Probed:
     """Measure what a network's features are worth; it is left as it is, to the last buffer.
 
+    So is the state of the caller's random generators.
+
     Args:
         network: from images to logits.
         labeled: map-style data set of `(image, label)` to fit a linear classifier on.
@@ -266,9 +275,11 @@ def probe(
         runtime: `device`, `precision` and `channels_last`, where not the defaults.
 
     Raises:
-        CktfError: images without labels, too few of a class, features that cannot be found.
+        CktfError: a mistake in `runtime`, images without labels, too few of a class, features that
+            cannot be found.
     """
-    training = Training(epochs=1, seed=seed, **dict(runtime or {}))
+    fields = {"kind": "train", "model": CUSTOM, "seed": seed, "runtime": dict(runtime or {})}
+    training = make_recipe(fields).training()
     network, _ = plain(network)
     fitted, tested = (embed(network, loader_of_test(data), training) for data in (labeled, test))
     choices = choose(fitted.labels, labels_per_class, draws, seed)
