@@ -25,7 +25,7 @@ from cktf.engine.progress import TrainingProgress, announce
 from cktf.engine.randomness import random_state, restore_random_state
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.saving import Place, Saver
-from cktf.engine.settings import Training, autocast, in_precision, peak_memory_mb
+from cktf.engine.settings import Training, autocast, in_precision, new_peak, peak_memory_mb
 from cktf.engine.signals import asked_to_stop, listening
 from cktf.engine.stage import MAIN, Stage, schedule
 from cktf.errors import CheckpointError, Interrupted
@@ -46,7 +46,7 @@ class Fitted:
             None where there were none, and it has those of the last.
         seconds: spent on training in all stages, evaluation and saving left out.
         images_per_second: of the last stage.
-        peak_memory_mb: largest memory held.
+        peak_memory_mb: largest memory held: of a GPU in this run, else of the process so far.
         skipped: steps whose numbers were not finite.
     """
 
@@ -111,8 +111,8 @@ class Trainer:
             if stage.teacher is not None:
                 place(stage.teacher.model, training, self.device)
                 stage.teacher.model.eval().requires_grad_(False)
-        self.place = Place()
-        self.tally = Tally()
+        self.place, self.tally = Place(), Tally()
+        new_peak(self.device)
         self.saver, self.identity = Saver(run, training, title, show), identity
         self._epoch_now = 0
         # Nothing waits for the CPU; and what is to be skipped has to be known before the update.
