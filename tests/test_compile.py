@@ -1,5 +1,6 @@
 """Networks through torch.compile; its code generator is left out, since it needs a C compiler."""
 
+import pickle
 from functools import partial
 
 import pytest
@@ -36,6 +37,17 @@ def test_a_compiled_tap_gives_the_same_features_and_gradients():
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
 
 
+def test_a_compiled_tap_leaves_no_hooks_and_compiles_once():
+    network, images = create("resnet8", 4), torch.rand(4, 3, 32, 32)
+    tap = Tap(network, compile=True)
+    tap(images)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        first, second = tap(images), tap(images / 2)
+    assert not torch.equal(first.stem, second.stem)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+    pickle.dumps(network)
+
+
 def test_one_process_compiles_for_several_taps():
     """Networks of one class, tapped at different places, one after another."""
     images = torch.rand(4, 3, 32, 32)
@@ -63,3 +75,22 @@ def test_a_run_with_networks_that_the_user_compiled(tmp_path):
     assert not torch.equal(student.conv1.weight, before)
     saved = load_file(run.folder / "student.safetensors")
     assert torch.equal(saved["conv1.weight"], student.conv1.weight)
+
+
+def test_a_transfer_and_a_probe_of_networks_that_the_user_compiled(tmp_path):
+    """What counts is the plain network; here it also trains uncompiled, to save time."""
+    torch.manual_seed(0)
+    data = TensorDataset(torch.rand(24, 3, 16, 16), torch.arange(24) % 4)
+    teacher, student = create("resnet8", 4), create("resnet8", 4)
+    plain, compiled = (
+        cktf.probe(network, labeled=data, test=data, labels_per_class=[1], draws=1)
+        for network in (student, torch.compile(student))
+    )
+    assert plain.top1 == compiled.top1
+    fields = {"data.batch_size": 8, "scratch_epochs": 1, "runtime.compile": False}
+    done = cktf.transfer(
+        torch.compile(teacher), torch.compile(student), unlabeled=data, labeled=data, test=data,
+        method="kd", epochs=1, labels_per_class=[1], draws=1, out=tmp_path / "run", show=False,
+        overrides=fields,
+    )  # fmt: skip
+    assert done.student is student

@@ -67,6 +67,9 @@ def test_a_good_plan(images, tmp_path):
     assert found.step_seconds > 0
     for key, value in student.state_dict().items():
         assert torch.equal(value, before[key]), key
+    assert all(p.grad is None for p in student.parameters())
+    assert all(p.requires_grad for p in teacher.parameters())
+    assert teacher.training
     assert not (tmp_path / "run").exists()
 
 
@@ -100,8 +103,9 @@ def test_classes_without_images(images, tmp_path):
     assert any("the smallest 5." in a for a in found.advice)
 
 
-def test_a_frozen_student(images, tmp_path):
+def test_a_student_that_no_gradient_reaches(images, tmp_path):
     student = Small().requires_grad_(False)
+    student.spare = nn.Parameter(torch.zeros(1))
     found = rehearsed(images[0], tmp_path, student=student, method="at")
     assert found.gradient == 0
     assert any("Are its parameters frozen?" in a for a in found.advice)

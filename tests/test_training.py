@@ -2,21 +2,32 @@
 
 import json
 import math
+from contextlib import nullcontext
 
 import numpy
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 import cktf
 from cktf.data import ImageSet, load_dataset
-from cktf.engine import Accuracy, RunFolder, Trainer, Training
+from cktf.engine import Accuracy, RunFolder, Trainer, Training, device_of
 from cktf.engine.randomness import random_state, restore_random_state
 from cktf.engine.stage import schedule
-from cktf.errors import CktfError, DataError, RecipeError, RunFolderError, TapError, TrainingError
+from cktf.errors import (
+    CktfError,
+    DataError,
+    ModelError,
+    RecipeError,
+    RunFolderError,
+    TapError,
+    TrainingError,
+)
 from cktf.models import Normalized, create
 from cktf.recipes import make_recipe, read_recipe
 from cktf.workflows import run_recipe
@@ -112,15 +123,75 @@ def test_run_folder(images, tmp_path, small):
     assert (recipe.epochs, recipe.method, recipe.teacher) == (2, "cktf+kd", "custom")
 
 
-def test_teacher_is_frozen_and_in_eval_mode(images, tmp_path):
+def test_a_teacher_is_frozen_in_eval_mode_and_then_as_it_was(images, tmp_path, monkeypatch):
     teacher = Small(width=16)
+    teacher.a.requires_grad_(False).eval()
+
+    def as_it_is():
+        trained = [p.requires_grad for p in teacher.parameters()]
+        return trained, [m.training for m in teacher.modules()]
+
+    def spy(self, stage, batch):
+        seen.append(as_it_is())
+        return loss(self, stage, batch)
+
+    loss, seen, given = Trainer._loss, [], as_it_is()
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    monkeypatch.setattr(Trainer, "_loss", spy)
+    for out, more in (("run", {}), ("failed", {"overrides": {"optimizer.lr": 1e9}})):
+        with pytest.raises(TrainingError) if more else nullcontext():
+            cktf.distill(
+                teacher, Small(), train=images[0], method="cktf+kd", epochs=1, out=tmp_path / out,
+                options=OPTIONS, show=False, **more,
+            )  # fmt: skip
+        assert not any(any(trained + modes) for trained, modes in seen)
+        assert as_it_is() == given
+        assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+def test_a_student_that_nothing_would_train_is_refused(images, tmp_path):
+    frozen, network = Small().requires_grad_(False), Small()
+    part = Small(width=16)
+    part.a = network.a
+    mistakes = [
+        (lambda **more: cktf.distill(Small(), frozen, method="crd", **more), "requires a gradient"),
+        (lambda **more: cktf.teach(frozen, **more), "none of Small's"),
+        (lambda **more: cktf.distill(network, network, **more), "10 of the 10 parameters of Small"),
+        (lambda **more: cktf.distill(part, network, **more), "4 of the 10 parameters"),
+    ]
+    for go, message in mistakes:
+        with pytest.raises(ModelError, match=message):
+            go(train=images[0], epochs=1, out=tmp_path / "run", show=False)
+    with pytest.raises(ModelError, match="requires a gradient"):
+        cktf.transfer(
+            Small(), frozen, unlabeled=images[0], labeled=images[0], test=images[1], epochs=1,
+            out=tmp_path / "run", show=False,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_frozen_stays_whatever_gradients_it_came_with(images, tmp_path, small):
+    """A user's own backward pass before the run left gradients, and then he froze a layer."""
+    small(torch.rand(8, 3, 32, 32)).sum().backward()
+    small.a[0].requires_grad_(False)
+    before = small.a[0].weight.clone()
+    distil(images, tmp_path / "run", epochs=1, method="kd", student=small)
+    assert torch.equal(small.a[0].weight, before)
+
+
+@pytest.mark.parametrize("method", ["kd", "cktf"])
+def test_frozen_batch_norm_keeps_its_statistics(images, tmp_path, small, method):
+    """A frozen backbone, behind which all else is trained; the memory is filled from a pass."""
+    small.a.requires_grad_(False)
+    before = {k: v.clone() for k, v in small.state_dict().items()}
+    options = {"cktf": {"memory": "queue", "queue_size": 64, "negatives": 16, "init": "forward"}}
     cktf.distill(
-        teacher, Small(), train=images[0], method="cktf+kd", epochs=1, out=tmp_path / "run",
-        options=OPTIONS, show=False,
+        Small(width=16), small, train=images[0], test=images[1], method=method, epochs=1,
+        out=tmp_path, options=options if method == "cktf" else None, show=False,
     )  # fmt: skip
-    assert not teacher.training
-    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    after = small.state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {name for name in before if name.startswith("a.")}
 
 
 def test_heads_train_with_the_student(images, tmp_path, monkeypatch):
@@ -357,6 +428,29 @@ def test_mistakes_in_python(images, tmp_path, change, error, message):
     } | change(images)  # fmt: skip
     with pytest.raises(error, match=message):
         cktf.distill(arguments.pop("teacher"), arguments.pop("student"), **arguments)
+
+
+@pytest.fixture
+def own_accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def test_a_users_own_accelerator_stays_as_it_is(images, tmp_path, own_accelerator):
+    distil(images, tmp_path / "run", epochs=1, method="kd")
+    assert own_accelerator.mixed_precision == "bf16"
+    assert own_accelerator.gradient_accumulation_steps == 2
+    assert Accelerator(cpu=True, mixed_precision="bf16").device.type == "cpu"
+
+
+@pytest.mark.parametrize("said", ["MIXED_PRECISION", "GRADIENT_ACCUMULATION_STEPS"])
+def test_what_a_launcher_says(monkeypatch, said):
+    monkeypatch.setenv(f"ACCELERATE_{said}", "bf16" if said == "MIXED_PRECISION" else "2")
+    refused = pytest.raises(TrainingError, match="1 processes and 2 steps")
+    with nullcontext() if said == "MIXED_PRECISION" else refused:
+        assert device_of(Training(epochs=1, device="cpu")).type == "cpu"
 
 
 def test_a_run_folder_below_a_file(images, tmp_path):

@@ -1,9 +1,11 @@
 """Transfer without labels, and probes of features."""
 
 import json
+import random
 import shlex
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -156,17 +158,36 @@ def test_smaller_draws_are_within_larger_ones():
 
 def test_a_probe_changes_nothing_of_a_network(images):
     network = create("resnet8", 10).train()
+    network(torch.rand(2, 3, 32, 32)).sum().backward()
     before, modes = state_of(network), [m.training for m in network.modules()]
+    tensors = [*network.parameters(), *(p.grad for p in network.parameters()), *network.buffers()]
+    places = [(t.data_ptr(), t.stride()) for t in tensors]
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    drawn = [random.random(), np.random.rand(), float(torch.rand(1))]
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
     found = cktf.probe(
         network, labeled=images[0], test=images[1], labels_per_class=[5, 20], draws=2
     )
+    assert drawn == [random.random(), np.random.rand(), float(torch.rand(1))]
+    after = [*network.parameters(), *(p.grad for p in network.parameters()), *network.buffers()]
+    assert places == [(t.data_ptr(), t.stride()) for t in after]
+    assert all(t is u for t, u in zip(tensors, after, strict=True))
     assert same(before, state_of(network))
     assert modes == [m.training for m in network.modules()]
-    assert all(p.grad is None for p in network.parameters())
     assert [len(point) for point in found.top1] == [2, 2]
     assert found.final == pytest.approx(sum(found.top1[1]) / 2)
     # Even random features tell ten kinds of clothes better than chance.
     assert found.final > 20
+
+
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [({"precison": "float32"}, "Did you mean 'precision'"), ({"precision": "float16"}, "float16"),
+     ({"device": "gpu"}, "runtime.device")],
+)  # fmt: skip
+def test_mistakes_in_a_probes_runtime(images, runtime, message):
+    with pytest.raises(RecipeError, match=message):
+        cktf.probe(create("resnet8", 10), labeled=images[0], test=images[1], runtime=runtime)
 
 
 def test_a_probe_needs_labels(images):

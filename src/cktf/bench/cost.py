@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cktf.bench.cells import Cell, TeacherPlan
-from cktf.engine import RunFolder, accelerator, peak_memory_mb, write_atomically
+from cktf.engine import RunFolder, device_of, peak_memory_mb, write_atomically
 from cktf.errors import TrainingError
 from cktf.recipes import (
     CUSTOM,
@@ -102,7 +102,7 @@ def _measure(recipe: Recipe, teacher_name: str | None) -> Cost:
                 break
             at = time.perf_counter()
         steps.close()
-    device = accelerator(recipe.training()).device
+    device = device_of(recipe.training())
     step, memory = statistics.median(seconds), peak_memory_mb(device)
     passes = sum(stage.epochs for stage in assemble(whole, parts).stages) * len(data.train)
     return Cost(step, memory, step * passes / 3600, describe(device))

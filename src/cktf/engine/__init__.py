@@ -1,9 +1,10 @@
 """The training loop, evaluation and run folders."""
 
 from cktf.engine.checkpoints import write_atomically
-from cktf.engine.devices import accelerator, place
+from cktf.engine.devices import device_of, place, placed
 from cktf.engine.evaluate import Accuracy, evaluate, standard_error
 from cktf.engine.progress import announce
+from cktf.engine.randomness import seeded
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.settings import (
     OnNonFinite,
@@ -26,14 +27,16 @@ __all__ = [
     "Stage",
     "Trainer",
     "Training",
-    "accelerator",
     "announce",
     "autocast",
     "autocast_dtype",
+    "device_of",
     "evaluate",
     "in_precision",
     "peak_memory_mb",
     "place",
+    "placed",
+    "seeded",
     "standard_error",
     "tracked",
     "trackers_of",

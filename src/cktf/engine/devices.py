@@ -1,30 +1,46 @@
 """The devices of a run, and how networks are put on them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
 from cktf.engine.settings import Training
 from cktf.errors import TrainingError
 
+_STATES = (AcceleratorState, PartialState, GradientState)
 
-def accelerator(training: Training) -> Accelerator:
-    """The devices to train on, and the seed of everything random."""
+
+def device_of(training: Training) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        TrainingError: it is not there, or a launcher asks for what a run does not do.
+    """
     if training.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("Device 'cuda' was asked for, and PyTorch sees none. Use device=cpu.")
-    # Accelerate remembers the first device of a process; every run chooses its own.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    made = Accelerator(cpu=training.device == "cpu", mixed_precision="no")
-    if made.num_processes > 1 or made.gradient_accumulation_steps > 1:
+    # Accelerate remembers the first choices of a process. Every run makes its own, and those of a
+    # caller who uses Accelerate himself are then put back.
+    kept = [dict(state._shared_state) for state in _STATES]
+    try:
+        for state in _STATES:
+            state._shared_state.clear()
+        made = Accelerator(cpu=training.device == "cpu", mixed_precision="no")
+        device: torch.device = made.device
+        processes, steps = made.num_processes, made.gradient_accumulation_steps
+    finally:
+        for state, before in zip(_STATES, kept, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(before)
+    if processes > 1 or steps > 1:
         raise TrainingError(
             "A run is one process without gradient accumulation; the launcher asks for "
-            f"{made.num_processes} processes and {made.gradient_accumulation_steps} steps. Start "
-            "cktf without a launcher."
+            f"{processes} processes and {steps} steps. Start cktf without a launcher."
         )
-    set_seed(training.seed)
-    return made
+    return device
 
 
 def place(network: nn.Module, training: Training, device: torch.device) -> None:
@@ -32,3 +48,20 @@ def place(network: nn.Module, training: Training, device: torch.device) -> None:
     network.to(device)
     if training.channels_last:
         network.to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def placed(network: nn.Module, training: Training, device: torch.device) -> Iterator[None]:
+    """Inside, a network that is not trained is where and how it is to compute; then as it was."""
+    tensors = [t for p in network.parameters() for t in (p, p.grad) if t is not None]
+    contents = [tensor.data for tensor in tensors]
+    modules = list(network.modules())
+    buffers = [dict(module._buffers) for module in modules]
+    place(network, training, device)
+    try:
+        yield
+    finally:
+        for tensor, content in zip(tensors, contents, strict=True):
+            tensor.data = content
+        for module, own in zip(modules, buffers, strict=True):
+            module._buffers.update(own)

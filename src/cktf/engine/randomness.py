@@ -1,10 +1,13 @@
 """The state of all random generators of the process, in types that a checkpoint may hold."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor
 
 
@@ -26,6 +29,17 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     _set_numpy_state(state["numpy"])
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, what is drawn follows from the seed; after it, what was drawn before goes on."""
+    state = random_state(device)
+    set_seed(seed)
+    try:
+        yield
+    finally:
+        restore_random_state(state, device)
 
 
 def _numpy_state() -> tuple[Tensor, int, int, float]:

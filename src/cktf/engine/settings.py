@@ -96,8 +96,17 @@ def in_precision(
     return forward
 
 
+def new_peak(device: torch.device) -> None:
+    """Have `peak_memory_mb` tell of what is held from here on; a process's own cannot forget."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory held so far, in MiB: of the device if it has its own, else of the process."""
+    """Largest memory held so far, in MiB: of a GPU since the run began, else of the whole process.
+
+    On a CPU it may thus be what the process held before, as for an earlier run.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
 from cktf.engine.settings import Training
@@ -35,6 +36,19 @@ class Stage:
     lr: float | None = None
     weight: float = 1.0
     keeps_statistics: bool = False
+
+    def set_modes(self) -> None:
+        """Put the student in training mode, but for what is to keep its statistics.
+
+        That is the whole of it where the stage says so, and BatchNorm whose parameters are frozen.
+        """
+        if self.student is None:
+            return
+        network = self.student.model.train(not self.keeps_statistics)
+        for module in network.modules():
+            own = list(module.parameters()) if isinstance(module, _BatchNorm) else []
+            if own and not any(parameter.requires_grad for parameter in own):
+                module.eval()
 
 
 def schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LRScheduler:

@@ -11,20 +11,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
 from cktf.batch import Batch
 from cktf.data import Loader
 from cktf.engine.choice import Choice
-from cktf.engine.devices import accelerator, place
+from cktf.engine.devices import device_of, place
 from cktf.engine.evaluate import Accuracy, evaluate
 from cktf.engine.numbers import Tally, Undo, gradient_norm, not_finite, out_of_memory
 from cktf.engine.progress import TrainingProgress, announce
 from cktf.engine.randomness import random_state, restore_random_state
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.saving import Place, Saver
-from cktf.engine.settings import Training, autocast, in_precision, peak_memory_mb
+from cktf.engine.settings import Training, autocast, in_precision, new_peak, peak_memory_mb
 from cktf.engine.signals import asked_to_stop, listening
 from cktf.engine.stage import MAIN, Stage, schedule
 from cktf.errors import CheckpointError, Interrupted
@@ -45,7 +46,7 @@ class Fitted:
             None where there were none, and it has those of the last.
         seconds: spent on training in all stages, evaluation and saving left out.
         images_per_second: of the last stage.
-        peak_memory_mb: largest memory held.
+        peak_memory_mb: largest memory held: of a GPU in this run, else of the process so far.
         skipped: steps whose numbers were not finite.
     """
 
@@ -71,7 +72,7 @@ class Trainer:
     Args:
         student: the network that is trained.
         stages: in order; the last is the one that `Training` describes, and its objective holds
-            whatever the others train.
+            whatever the others train. Their teachers are frozen and put in eval mode.
         train: training batches.
         test: evaluated after every epoch of the last stage; None for no evaluation.
         num_classes: logits of the student.
@@ -98,8 +99,8 @@ class Trainer:
         identity: str = "",
         validation: Loader | None = None,
     ) -> None:
-        self.accelerator = accelerator(training)
-        self.device = self.accelerator.device
+        self.device = device_of(training)
+        set_seed(training.seed)
         self.student, self.stages, self.objective = student, stages, stages[-1].objective
         self.train, self.test, self.num_classes = train, test, num_classes
         self.validation, self.choice = validation, Choice()
@@ -110,8 +111,8 @@ class Trainer:
             if stage.teacher is not None:
                 place(stage.teacher.model, training, self.device)
                 stage.teacher.model.eval().requires_grad_(False)
-        self.place = Place()
-        self.tally = Tally()
+        self.place, self.tally = Place(), Tally()
+        new_peak(self.device)
         self.saver, self.identity = Saver(run, training, title, show), identity
         self._epoch_now = 0
         # Nothing waits for the CPU; and what is to be skipped has to be known before the update.
@@ -176,6 +177,8 @@ class Trainer:
             weight_decay=self.training.weight_decay,
             nesterov=self.training.nesterov,
         )
+        # Gradients that the networks came with are of no step of this run.
+        self.optimizer.zero_grad(set_to_none=True)
         self.scheduler: LRScheduler
         if stage.lr is None:
             self.scheduler = schedule(self.optimizer, self.training, len(self.train))
@@ -205,8 +208,7 @@ class Trainer:
     def _epoch(
         self, stage: Stage, epoch: int, passes: int, progress: TrainingProgress
     ) -> Generator[None, None, dict[str, Any]]:
-        if stage.student is not None:
-            self.student.train(not stage.keeps_statistics)
+        stage.set_modes()
         stage.objective.train()
         if not self.tally.counted:
             stage.objective.begin_epoch(epoch)
@@ -262,8 +264,8 @@ class Trainer:
         The student is in training mode, as it will be when these rows are its negatives, but its
         BatchNorm statistics are left as they were.
         """
-        network, samples = self.student.train(), 0
-        buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+        stage.set_modes()
+        samples, buffers = 0, [(buffer, buffer.clone()) for buffer in self.student.buffers()]
         for batch in self.train.epoch(0, cover=True):
             batch = batch.to(self.device)
             stage.objective.fill(*self._features(stage, batch), batch)
@@ -297,7 +299,7 @@ class Trainer:
         if self._undo is not None:
             self._undo.before()
         loss = self._loss(stage, batch)
-        self.accelerator.backward(stage.weight * loss.total)
+        torch.autograd.backward(stage.weight * loss.total)
         norm = gradient_norm(self._parameters, self.training.clip)
         numbers, lr = self.tally.numbers(loss, norm), self.optimizer.param_groups[0]["lr"]
         look = self.tally.note(self.place.step + 1, lr, numbers) or self._looks_at_once

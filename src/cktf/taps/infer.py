@@ -95,15 +95,27 @@ def _run_once(model: nn.Module, example: Tensor) -> tuple[list[_Event], Any]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside, and in its own mode again after."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+def as_before(network: nn.Module | None) -> Iterator[None]:
+    """After it, a network's modes, and which of its parameters are trained, are as they were."""
+    modules = [] if network is None else list(network.modules())
+    modes = [module.training for module in modules]
+    parameters = [] if network is None else list(network.parameters())
+    trained = [parameter.requires_grad for parameter in parameters]
     try:
         yield
     finally:
-        for module, mode in modes.items():
+        for module, mode in zip(modules, modes, strict=True):
             module.training = mode
+        for parameter, trains in zip(parameters, trained, strict=True):
+            parameter.requires_grad_(trains)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside, and in its own mode again after."""
+    with as_before(model):
+        model.eval()
+        yield
 
 
 def _note(events: list[_Event], path: str, images: torch.Size) -> Any:

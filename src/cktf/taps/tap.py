@@ -4,7 +4,8 @@ A `Tap` hooks the modules that `FeaturePaths` names for the length of one forwar
 hooks away again, so that the network is the user's own before and after.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,8 +64,8 @@ class Tap:
         model: any module from images [B, C, H, W] to logits [B, classes].
         paths: where its features are; by default what the model says in `feature_paths`.
         needs: names of the `Features` to keep; `logits` is always kept.
-        compile: run the network through `torch.compile`. Its hooks then stay, as a part of what is
-            compiled, and what was overwritten is not noticed: try the tap without it first.
+        compile: run the network through `torch.compile`. What was overwritten is then not noticed:
+            try the tap without it first.
 
     Raises:
         TapError: a path that does not exist, or a feature that is needed and has no path; when
@@ -149,18 +150,24 @@ class Tap:
             for path, value in found.items():
                 recorder.record(path, value)
         else:
-            handles = [self._hook(path, recorder.record) for path in self._modules]
-            try:
+            with self._hooked(recorder.record):
                 logits = self.model(images)
-            finally:
-                for handle in handles:
-                    handle.remove()
         _check_logits(self.model, logits, len(images))
         return self._assemble(logits, recorder, seen(self.model, images.shape))
 
     def of(self, batch: Batch) -> Features:
         """Run the network on a batch's images."""
         return self(batch.images)
+
+    @contextmanager
+    def _hooked(self, record: Callable[[str, Any], None]) -> Iterator[None]:
+        """Inside, every forward pass of the network records what is tapped."""
+        handles = [self._hook(path, record) for path in self._modules]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _hook(self, path: str, record: Callable[[str, Any], None]) -> RemovableHandle:
         """Have a module's input or output recorded in each forward pass."""
@@ -180,17 +187,23 @@ class Tap:
     def _compile(self) -> Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]:
         """The network as a compiled function that gives its logits and what was recorded."""
         seen: dict[str, Tensor] = {}
-        for path in self._modules:
-            self._hook(path, seen.__setitem__)
         # What is compiled for one tap also runs for another of a like network, whose hooks are not
         # compared; that it looks up the paths by name sets apart those that tap elsewhere.
         paths = tuple(self._modules)
 
         def run(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            logits, found = self.model(images), {path: seen[path] for path in paths}
             seen.clear()
-            return self.model(images), {path: seen[path] for path in paths}
+            return logits, found
 
-        return torch.compile(run)
+        compiled = torch.compile(run)
+
+        def hooked(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            # The hooks are a part of what is compiled, and have to be there when that is done anew.
+            with self._hooked(seen.__setitem__):
+                return compiled(images)
+
+        return hooked
 
     def _assemble(self, logits: Tensor, recorder: _Recorder, images: torch.Size) -> Features:
         paths, needs = self.paths, self.needs

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cktf.data import FOLDER, ImageSet
-from cktf.engine import RunFolder, accelerator, autocast, place
+from cktf.engine import RunFolder, autocast, device_of, place
 from cktf.errors import CktfError, RunFolderError
 from cktf.models import describe, is_ours
 from cktf.recipes import (
@@ -203,7 +203,7 @@ class Analyst:
         training = recipe.training()
         if not torch.cuda.is_available():
             training = replace(training, device="cpu")
-        device = accelerator(training).device
+        device = device_of(training)
         loader = loader_of_test(test)
         example = next(iter(loader.epoch(0))).images[:2]
         channels, height, width = example.shape[1:]

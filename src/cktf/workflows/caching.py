@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from cktf.data import DatasetLoader, MemoryLoader, identity
-from cktf.engine import accelerator, autocast_dtype
+from cktf.engine import autocast_dtype, device_of
 from cktf.objectives import WeightedSum
 from cktf.recipes import DistillRecipe
 from cktf.taps import CachedTap, Features, Tap
@@ -29,7 +29,7 @@ def cached(
     """
     kept, data, loader = objective.kept(), recipe.data, parts.data.train
     assert isinstance(loader, MemoryLoader | DatasetLoader)
-    dtype = autocast_dtype(recipe.runtime.precision, accelerator(recipe.training()).device)
+    dtype = autocast_dtype(recipe.runtime.precision, device_of(recipe.training()))
     decides = {
         "images": identity(parts.data.raw_train),
         "augment": data.augment,

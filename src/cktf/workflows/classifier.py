@@ -59,6 +59,7 @@ def embedding_of(network: nn.Module, images: Tensor, embedding: str | None = Non
     Raises:
         TapError: it cannot be found.
     """
+    images = _beside(network, images)
     return _embedded(network, images, find_paths(network, images, embedding=embedding))
 
 
@@ -66,7 +67,13 @@ def _embedded(network: nn.Module, images: Tensor, paths: FeaturePaths) -> Tensor
     with evaluating(network), torch.no_grad():
         found = Tap(network, paths, ["embedding"])(images).embedding
     assert found is not None
-    return found
+    return found.cpu()
+
+
+def _beside(network: nn.Module, images: Tensor) -> Tensor:
+    """The images on the network's device."""
+    parameter = next(network.parameters(), None)
+    return images if parameter is None else images.to(parameter.device)
 
 
 def classifying(
@@ -86,6 +93,7 @@ def classifying(
     Raises:
         ModelError: something is between what it reads and the classifier, or follows that.
     """
+    images = _beside(network, images)
     paths = find_paths(network, images, embedding=embedding)
     new = new_classifier(network, len(classifier.bias), images, bias=True)
     fits = new.weight.numel() == classifier.weight.numel()
@@ -95,7 +103,7 @@ def classifying(
             assert new.bias is not None
             new.bias.copy_(classifier.bias)
         with evaluating(network), torch.no_grad():
-            logits = network(images)
+            logits = network(images).cpu()
         expected = _embedded(network, images, paths) @ classifier.weight.T + classifier.bias
         fits = torch.allclose(logits, expected, rtol=1e-3, atol=1e-3)
     if not fits:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from cktf.engine import Accuracy, accelerator, in_precision, place
+from cktf.engine import Accuracy, device_of, in_precision, place
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import RunFolderError
 from cktf.recipes import (
@@ -60,7 +60,7 @@ def evaluate(
     if not torch.cuda.is_available():
         # A run from a machine with a GPU can be measured on one without.
         training = replace(training, device="cpu")
-    device = accelerator(training).device
+    device = device_of(training)
     place(network, training, device)
     forward = in_precision(network.eval(), training.precision, device)
     return accuracy_of(forward, loader, len(classes), device), section.name

@@ -16,13 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from cktf.data import Loader, few_per_class
-from cktf.engine import RunFolder, Training, accelerator, autocast, place
+from cktf.engine import RunFolder, Training, autocast, device_of, placed, seeded
 from cktf.errors import DataError, RecipeError
-from cktf.recipes import TrainRecipe, build_data, check, load_teacher, loader_of_test
+from cktf.recipes import (
+    CUSTOM,
+    TrainRecipe,
+    build_data,
+    check,
+    load_teacher,
+    loader_of_test,
+    make_recipe,
+)
 from cktf.taps import Tap, evaluating
 from cktf.workflows.classifier import Embedded, LinearClassifier
 from cktf.workflows.curve import CURVE, check_plots, draw_curve
 from cktf.workflows.inspection import find_paths
+from cktf.workflows.train import plain
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -54,10 +63,9 @@ def embed(
         TapError: what the classifier reads cannot be found.
     """
     training = training or Training(epochs=1)
-    device = accelerator(training).device
-    place(network, training, device)
+    device = device_of(training)
     features, labels = [], []
-    with evaluating(network):
+    with placed(network, training, device), seeded(training.seed, device), evaluating(network):
         tap: Tap | None = None
         for batch in loader.epoch(0):
             if batch.labels is None:
@@ -251,6 +259,8 @@ def probe(
 ) -> Probed:
     """Measure what a network's features are worth; it is left as it is, to the last buffer.
 
+    So is the state of the caller's random generators.
+
     Args:
         network: from images to logits.
         labeled: map-style data set of `(image, label)` to fit a linear classifier on.
@@ -261,10 +271,13 @@ def probe(
         runtime: `device`, `precision` and `channels_last`, where not the defaults.
 
     Raises:
-        CktfError: images without labels, too few of a class, features that cannot be found.
+        CktfError: a mistake in `runtime`, images without labels, too few of a class, features that
+            cannot be found.
     """
     check_probes(curve=False)
-    training = Training(epochs=1, seed=seed, **dict(runtime or {}))
+    fields = {"kind": "train", "model": CUSTOM, "seed": seed, "runtime": dict(runtime or {})}
+    training = make_recipe(fields).training()
+    network, _ = plain(network)
     fitted, tested = (embed(network, loader_of_test(data), training) for data in (labeled, test))
     choices = choose(fitted.labels, labels_per_class, draws, seed)
     return probe_features(fitted, tested, choices, seed)

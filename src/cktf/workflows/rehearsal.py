@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from cktf.data import ImageSet, labels_of
-from cktf.engine import Stage, accelerator, autocast, peak_memory_mb, place
+from cktf.engine import Stage, autocast, device_of, peak_memory_mb, place
 from cktf.models import Normalized
 from cktf.recipes import Recipe
-from cktf.taps import CachedTap, FeaturePaths, Features, Tap
+from cktf.taps import CachedTap, FeaturePaths, Features, Tap, as_before
 from cktf.workflows.parts import Parts
 from cktf.workflows.run import Assembly, assemble
 
@@ -88,14 +89,16 @@ def rehearse(recipe: Recipe, parts: Parts) -> Rehearsal:
         CktfError: networks, data and method do not fit.
     """
     fitting = assemble(recipe, parts)
-    stage, device = fitting.stages[-1], accelerator(recipe.training()).device
+    stage, device = fitting.stages[-1], device_of(recipe.training())
+    set_seed(recipe.seed)
     footprint = fitting.objective.footprint(parts.data.train.batch_size)
     footprint.check(device, built=True)
     for network in (parts.student, parts.teacher):
         if network is not None:
             place(network, recipe.training(), device)
     fitting.objective.to(device)
-    steps = list(_steps(recipe, parts, stage, device))
+    with as_before(parts.student), as_before(parts.teacher):
+        steps = list(_steps(recipe, parts, stage, device))
     last = steps[-1]
     student = _seen(parts.student, parts.student_name, stage, last.student, last.images)
     teacher = None
@@ -103,6 +106,7 @@ def rehearse(recipe: Recipe, parts: Parts) -> Rehearsal:
         name = parts.teacher_name or type(parts.teacher).__name__
         teacher = _seen(parts.teacher, name, stage, last.teacher, last.images)
     gradient = _gradient(parts.student)
+    parts.student.zero_grad(set_to_none=True)
     advice = list(_advice(fitting, parts, steps, student, teacher, gradient))
     return Rehearsal(
         student, teacher, parts.data.found or parts.data.name, [s.terms for s in steps],
@@ -123,7 +127,7 @@ def _steps(recipe: Recipe, parts: Parts, stage: Stage, device: torch.device) -> 
     start = time.perf_counter()
     for batch in batches:
         batch = batch.to(device)
-        parts.student.train()
+        stage.set_modes()
         parts.student.zero_grad(set_to_none=True)
         with autocast(recipe.runtime.precision, device):
             with torch.no_grad():

@@ -21,8 +21,8 @@ from cktf.engine import (
     RunFolder,
     Stage,
     Trainer,
-    accelerator,
     announce,
+    device_of,
     place,
     tracked,
     write_atomically,
@@ -40,15 +40,14 @@ from cktf.recipes import (
     located,
     to_yaml,
 )
-from cktf.taps import CachedTap, FeaturePaths, Features, Tap, TeacherTap, evaluating
+from cktf.taps import CachedTap, FeaturePaths, Features, Tap, TeacherTap, as_before, evaluating
 from cktf.workflows.caching import cached
+from cktf.workflows.fitness import check_classes, check_labels, check_student, normalised_twice
 from cktf.workflows.inspection import find_paths
 from cktf.workflows.parts import Parts
 from cktf.workflows.taught import as_begun
 
 _EXAMPLES = 8
-# Of resampled or noisy images beyond [0, 1]; normalised ones reach -1.
-_OVERSHOOT = 0.5
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,11 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     """
     method = recipe.method if isinstance(recipe, DistillRecipe) else "ce"
     options = recipe.options if isinstance(recipe, DistillRecipe) else {}
+    check_student(parts)
     set_seed(recipe.seed)
     student, teacher = _dry_run(parts, method, recipe)
     num_classes = int(student.features.logits.shape[1])
-    _check_classes(num_classes, parts)
+    check_classes(num_classes, parts)
     labels = labels_of(parts.data.raw_train) if parts.data.labelled else None
     if labels is not None:
         check_labels("training", labels, num_classes)
@@ -158,15 +158,18 @@ def _stages(
 def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> Run:
     """Train, record and save; nothing is written before all is known to fit.
 
+    The teacher is frozen and in eval mode meanwhile, and then as it was.
+
     Raises:
         CktfError: networks, data and method do not fit; nothing was trained then.
     """
     steps = executing(recipe, parts, run, show)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+    with as_before(parts.teacher):
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
 
 
 def executing(
@@ -176,7 +179,7 @@ def executing(
     if run.finished:
         return _read(run, parts.student)
     fitting, data = assemble(recipe, parts), parts.data
-    device = accelerator(recipe.training()).device
+    device = device_of(recipe.training())
     fitting.objective.footprint(data.train.batch_size).check(device, built=True)
     for stage in fitting.stages:
         if isinstance(stage.teacher, CachedTap):
@@ -293,46 +296,12 @@ def _try(
             paths = find_paths(network, images, *named) if wanted else FeaturePaths()
             there = {n for n in reads - {"logits"} if getattr(paths, n)}
             features = Tap(network, paths, there)(images)
-            return _Tried(paths, features, _normalised_twice(network, f"{role} {name}", images))
+            return _Tried(paths, features, normalised_twice(network, f"{role} {name}", images))
     except (RuntimeError, ValueError, TypeError) as error:
         raise DataError(
             f"The {role} {name} cannot take images {tuple(images.shape)}: "
             f"{str(error).splitlines()[0]}. Check channels and size, or give another network."
         ) from error
-
-
-def _normalised_twice(network: nn.Module, who: str, images: Tensor) -> str:
-    """What looks wrong where a network normalises images that seem to be normalised already."""
-    low, high = float(images.min()), float(images.max())
-    inside = low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT
-    if inside or not isinstance(network, Normalized) or not network.normalises:
-        return ""
-    return (
-        f"The {who} normalises images from [0, 1] itself, and these run from {low:.1f} to "
-        f"{high:.1f}. Leave normalising out of the data set, or give the network inside, .network."
-    )
-
-
-def _check_classes(num_classes: int, parts: Parts) -> None:
-    """A network for other classes would be trained, saved and read wrongly."""
-    classes = parts.data.classes
-    if classes is not None and len(classes) != num_classes:
-        raise DataError(
-            f"The student {parts.student_name} gives {num_classes} logits, and the data has "
-            f"{len(classes)} classes. Build it for {len(classes)}: a function in a file is called "
-            "with num_classes if it takes that."
-        )
-
-
-def check_labels(split: str, labels: Tensor, num_classes: int) -> None:
-    """Raise DataError unless labels [N] are of so many classes."""
-    low, high = int(labels.min()), int(labels.max())
-    if not 0 <= low <= high < num_classes:
-        raise DataError(
-            f"The {split} labels run from {low} to {high}, and the student has {num_classes} "
-            f"classes: a label is from 0 to {num_classes - 1}. Give the student as many outputs as "
-            "the data has classes."
-        )
 
 
 def _summary(

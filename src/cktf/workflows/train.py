@@ -54,7 +54,9 @@ def teach(
     """Train a network on labels alone.
 
     Args:
-        model: any module from images to logits, or the name of a network of the library.
+        model: any module from images to logits, or the name of a network of the library. Parameters
+            that require no gradient stay as they are, and so do the statistics of BatchNorm whose
+            parameters are all such.
         train: a map-style data set of `(image, label)`, or the name of one of the library's.
         test: a data set to evaluate on after every epoch; comes with a named one.
         epochs: passes over the training set.
@@ -70,7 +72,7 @@ def teach(
     Raises:
         CktfError: a mistake that can be mended; the message says how.
     """
-    model, compiled = _plain(model)
+    model, compiled = plain(model)
     fields: dict[str, Any] = {"kind": "train", "model": name_of(model)} | compiled
     recipe = _recipe(fields, train, epochs, seed, overrides)
     return run_recipe(recipe, out, student=model, train=train, test=test, resume=resume, show=show)
@@ -96,8 +98,9 @@ def distill(
 
     Args:
         teacher: any trained module from images to logits, a run folder or a weights file. It is
-            frozen and put in eval mode.
-        student: any module, or the name of a network of the library.
+            frozen and in eval mode until the run ends, and then as it was.
+        student: any module that shares no parameters with the teacher, or the name of a network of
+            the library. What of it is frozen stays so, as in `teach`.
         train: a map-style data set of `(image, label)`, or the name of one of the library's.
         unlabeled: in its place images whose labels are not read, if they have any: a data set of
             images, of `(image, anything)`, or a name.
@@ -117,8 +120,8 @@ def distill(
     Raises:
         CktfError: a mistake that can be mended; the message says how.
     """
-    teacher, teacher_compiled = _plain(teacher)
-    student, student_compiled = _plain(student)
+    teacher, teacher_compiled = plain(teacher)
+    student, student_compiled = plain(student)
     fields: dict[str, Any] = {
         "kind": "distill",
         "teacher": name_of(teacher),
@@ -146,7 +149,7 @@ def distill(
     )
 
 
-def _plain(network: T) -> tuple[T, dict[str, Any]]:
+def plain(network: T) -> tuple[T, dict[str, Any]]:
     """A network without `torch.compile` around it, and the field that compiles it in training."""
     inner = getattr(network, "_orig_mod", None)
     return (network, {}) if inner is None else (inner, {"runtime": {"compile": True}})

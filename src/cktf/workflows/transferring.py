@@ -42,6 +42,7 @@ from cktf.recipes import (
 from cktf.taps import new_classifier, resize_classifier
 from cktf.workflows.classifier import check_classifier, classifying, embedding_of
 from cktf.workflows.curve import CURVE, draw_curve
+from cktf.workflows.fitness import check_labels
 from cktf.workflows.objects import Objects, absent_data, data_of
 from cktf.workflows.parts import Parts
 from cktf.workflows.probing import (
@@ -53,8 +54,8 @@ from cktf.workflows.probing import (
     embed,
     probe_features,
 )
-from cktf.workflows.run import Run, assemble, check_labels, execute
-from cktf.workflows.train import check_same, folder_of, name_of, prepare, taking
+from cktf.workflows.run import Run, assemble, execute
+from cktf.workflows.train import check_same, folder_of, name_of, plain, prepare, taking
 
 _MOST_SCRATCH_EPOCHS = 200
 TEACHER, STUDENT, SCRATCH, FLOOR = "teacher", "student", "scratch", "floor"
@@ -117,8 +118,9 @@ def transfer(
     """Train a student on images without labels, and measure its features on few labels.
 
     Args:
-        teacher: any trained module, a run folder, a weights file, or a network with weights.
-        student: any module, or the name of a network.
+        teacher: any trained module, a run folder, a weights file, or a network with weights. It is
+            frozen and in eval mode while the student is trained, and then as it was.
+        student: any module that shares no parameters with the teacher, or the name of a network.
         unlabeled: images whose labels are not read, if they have any: a data set of images, of
             `(image, anything)`, or a name.
         labeled: images for the probes: a data set of `(image, label)`, or a name; by default those
@@ -138,11 +140,14 @@ def transfer(
     Raises:
         CktfError: a mistake that can be mended; the message says how.
     """
+    teacher, teacher_compiled = plain(teacher)
+    student, student_compiled = plain(student)
     fields: dict[str, Any] = {
         "kind": "transfer", "teacher": name_of(teacher), "student": name_of(student),
         "method": method, "options": {n: dict(values) for n, values in (options or {}).items()},
         "epochs": epochs, "seed": seed, "labels_per_class": list(labels_per_class), "draws": draws,
         "data": {"name": unlabeled if isinstance(unlabeled, str) else CUSTOM},
+        **teacher_compiled, **student_compiled,
     }  # fmt: skip
     if labeled is not None:
         put(fields, "labeled.name", labeled if isinstance(labeled, str) else CUSTOM)
