@@ -11,6 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from typer.testing import CliRunner
 
+import cktf
 from cktf.cli.main import app
 from cktf.data import (
     DatasetLoader,
@@ -27,6 +28,8 @@ from cktf.data.folder import usual_size
 from cktf.data.picture import decode, square, to_eight_bits
 from cktf.data.pictures import Files
 from cktf.errors import DataError
+from cktf.models import create, save_network
+from cktf.recipes import make_recipe, make_transfer, to_yaml
 
 RNG = np.random.default_rng
 
@@ -590,6 +593,46 @@ def test_impossible_fractions(fraction):
 def test_a_class_of_one_cannot_be_split():
     with pytest.raises(DataError, match="class 1 has a single image"):
         split_validation(torch.tensor([0, 0, 1]), 0.3, seed=0)
+
+
+# Sets that belong together
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Folders of the same two classes, of a side and a number of test images that tell them."""
+    for name, (side, count) in {"a": (64, 3), "b": (96, 4), "c": (128, 5)}.items():
+        for part, images in (("train", 2), ("test", count)):
+            for label in ("cat", "dog"):
+                write(tmp_path / name / part / label, images, sizes=[(side, side)])
+    return {name: f"imagefolder:{tmp_path / name}" for name in "abc"}
+
+
+def finished(folder, recipe):
+    """What evaluation reads of a run: its recipe, and a network of its classes."""
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(to_yaml(recipe))
+    save_network(
+        create("resnet8", 2), folder / "student.safetensors", name="resnet8",
+        classes=["cat", "dog"], dataset="photos",
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["train", "transfer"])
+def test_the_set_that_is_named_is_measured(sets, tmp_path, kind):
+    section = {"name": sets["a"], "test": sets["b"], "classes": ["cat", "dog"]}
+    if kind == "train":
+        recipe = make_recipe({"kind": kind, "model": "resnet8", "data": section})
+    else:
+        fields = {"teacher": "resnet8", "student": "resnet8", "data": {"name": sets["a"]}}
+        recipe = make_transfer({"kind": kind, "labeled": section, **fields})
+    run = finished(tmp_path / "run", recipe)
+    for data, (measured, images) in {
+        None: ("b", 8), sets["a"]: ("a", 6), sets["b"]: ("b", 8), sets["c"]: ("c", 10),
+    }.items():  # fmt: skip
+        accuracy, name = cktf.evaluate(run, data)
+        assert (name, accuracy.samples) == (sets[measured], images)
 
 
 # What a user is told

@@ -28,11 +28,11 @@ def evaluate(
 
     Args:
         run: a run folder.
-        data: a named data set; by default the run's own.
+        data: a named data set; by default the one that the run was tested on.
         data_dir: its folder; by default the run's own.
 
     Returns:
-        The accuracy, and the name of the data set.
+        The accuracy, and the name of the data set whose test images it is of.
 
     Raises:
         CktfError: no finished run, or data that does not fit it.
@@ -45,8 +45,10 @@ def evaluate(
     else:
         recipe = make_recipe(fields)
         section = recipe.data
-    if data is not None and data != section.name:
-        section = section.model_copy(update={"name": data, "dir": None})
+    if data is not None and data != (section.test or section.name):
+        # Classes that were chosen stay: they are those that the network knows.
+        other = {} if data == section.name else {"name": data, "dir": None}
+        section = section.model_copy(update={"test": None, **other})
     if section.name == CUSTOM:
         raise RunFolderError(
             f"{run} was trained on a data set made in Python. Name another with --data, or measure "
@@ -63,4 +65,4 @@ def evaluate(
     device = accelerator(training).device
     place(network, training, device)
     forward = in_precision(network.eval(), training.precision, device)
-    return accuracy_of(forward, loader, len(classes), device), section.name
+    return accuracy_of(forward, loader, len(classes), device), section.test or section.name
