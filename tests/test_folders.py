@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -620,14 +621,16 @@ def finished(folder, recipe):
 
 
 @pytest.mark.parametrize("kind", ["train", "transfer"])
-def test_the_set_that_is_named_is_measured(sets, tmp_path, kind):
+def test_the_set_that_is_named_is_measured(sets, tmp_path, monkeypatch, kind):
     section = {"name": sets["a"], "test": sets["b"], "classes": ["cat", "dog"]}
     if kind == "train":
         recipe = make_recipe({"kind": kind, "model": "resnet8", "data": section})
     else:
         fields = {"teacher": "resnet8", "student": "resnet8", "data": {"name": sets["a"]}}
         recipe = make_transfer({"kind": kind, "labeled": section, **fields})
-    run = finished(tmp_path / "run", recipe)
+    monkeypatch.chdir(tmp_path)
+    # A run folder may be called like a network.
+    run = finished(Path("resnet8"), recipe)
     for data, (measured, images) in {
         None: ("b", 8), sets["a"]: ("a", 6), sets["b"]: ("b", 8), sets["c"]: ("c", 10),
     }.items():  # fmt: skip

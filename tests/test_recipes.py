@@ -1,9 +1,12 @@
 """Recipes: reading, assigning, checking, and saying all that is wrong at once."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
 
+from cktf.data import load_dataset
 from cktf.errors import CheckpointError, RecipeError, RunFolderError
 from cktf.models import create, save_network
 from cktf.recipes import (
@@ -12,6 +15,7 @@ from cktf.recipes import (
     assign,
     check,
     decisive,
+    located,
     make_recipe,
     put,
     read_recipe,
@@ -19,6 +23,8 @@ from cktf.recipes import (
     teacher_file,
     to_yaml,
 )
+from cktf.workflows.taught import taught_by
+from cktf.workflows.train import name_of, prepare
 
 TRAIN = {"kind": "train", "model": "resnet8"}
 DISTILL = {"kind": "distill", "teacher": "custom", "student": "resnet8"}
@@ -350,6 +356,38 @@ def test_a_teacher_is_a_run_folder_or_a_file(tmp_path):
     save_network(create("resnet8", 2), weights, name="resnet8", classes=["a", "b"], dataset="toy")
     assert teacher_file(str(tmp_path)) == weights
     assert teacher_file(str(weights)) == weights
+
+
+@pytest.fixture
+def resnet8(tmp_path, monkeypatch):
+    """A run folder called like a network, in the working folder; its weights are all 7."""
+    monkeypatch.chdir(tmp_path)
+    network = create("resnet8", 10)
+    for parameter in network.parameters():
+        parameter.data.fill_(7)
+    classes = load_dataset("fashion-mini", None, "test").classes
+    path = tmp_path / "resnet8" / "student.safetensors"
+    path.parent.mkdir()
+    save_network(network, path, name="resnet8", classes=classes, dataset="fashion-mini")
+    return path.parent
+
+
+def test_a_folder_called_like_a_network_does_not_take_its_place(resnet8):
+    def first(fields):
+        student = prepare(make_recipe(fields), "out")[1].student
+        return next(student.parameters()).flatten()[0].item()
+
+    taught = DISTILL | {"teacher": "./resnet8", "method": "kd"}
+    for fields, name in ((TRAIN, "model"), (taught, "student")):
+        assert first(fields) != 7
+        assert first(fields | {name: "./resnet8"}) == 7
+        assert getattr(located(make_recipe(fields)), name) == "resnet8"
+        there = located(make_recipe(fields | {name: "./resnet8"}))
+        assert getattr(there, name) == str(resnet8)
+    for called in (name_of(Path("resnet8")), "./resnet8", str(resnet8)):
+        assert taught_by(make_recipe(taught | {"teacher": called})).teacher == str(resnet8)
+    assert taught_by(make_recipe(taught | {"teacher": "resnet8"})) is None
+    assert "what is called so here: ./resnet8" in found(taught | {"teacher": "resnet8"})[0]
 
 
 def test_the_folder_decides_which_images_only_where_nothing_else_names_them():

@@ -71,7 +71,7 @@ def probe(
         _check(counts, draws, sgd and finetune)
         name = "finetuned" if finetune else "probe-sgd"
         given |= {
-            "model": run,
+            "model": run.absolute(),
             "trains": "all" if finetune else "classifier",
             "data.per_class": counts[0] if counts else None,
             "epochs": epochs,
@@ -82,7 +82,7 @@ def probe(
             out=out or (None if resume not in (None, "auto") else _beside(run) / name),
         )  # fmt: skip
         return
-    given |= {"model": run, "trains": "classifier", "epochs": None}
+    given |= {"model": run.absolute(), "trains": "classifier", "epochs": None}
     if epochs is not None or resume is not None or dry_run:
         raise RecipeError(
             ["--epochs, --resume and --dry-run are for training: add --sgd or --finetune."]

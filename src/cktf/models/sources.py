@@ -27,7 +27,7 @@ from torch import nn
 
 from cktf.errors import ModelError, nearest
 from cktf.models.normalized import Normalized
-from cktf.models.zoo import check_name, create
+from cktf.models.zoo import check_name, create, names
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LINE = re.compile(r"(?P<where>[^()@]+?)(?P<arguments>\(.*\))?(?:@(?P<size>\d+))?")
@@ -104,6 +104,13 @@ def parse_source(line: str) -> Source:
     else:
         _check_own(source)
     return source
+
+
+def is_listed(line: str) -> bool:
+    """Whether a line has the form of a network of this library, timm or torchvision."""
+    match = _LINE.fullmatch(line.strip())
+    library, _, name = (match["where"] if match else line).rpartition(":")
+    return library in _LIBRARIES or (not library and name.strip() in names())
 
 
 def runs_code(line: str) -> bool:

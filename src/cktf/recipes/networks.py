@@ -15,6 +15,7 @@ from cktf.models import (
     create,
     describe,
     fingerprint,
+    is_listed,
     is_ours,
     load_network,
     load_state,
@@ -79,13 +80,21 @@ def at_size(network: nn.Module, size: int | None) -> nn.Module:
     return network
 
 
+def is_path(line: str) -> bool:
+    """Whether a line is of a run folder or a file, and not of a network.
+
+    A network's name is one wherever it is given; `./NAME` is the folder that is called so.
+    """
+    return line != CUSTOM and not is_listed(line) and Path(line).expanduser().exists()
+
+
 def check_network(line: str) -> None:
     """Make sure that there is a network to train, as far as that can be seen without loading it.
 
     Raises:
         CktfError: neither a network, nor a run folder or file of weights to go on from.
     """
-    if Path(line).expanduser().exists():
+    if is_path(line):
         teacher_file(line)
     else:
         parse_source(line)
@@ -134,8 +143,7 @@ def check_teacher(teacher: str, weights: str | None) -> None:
         CheckpointError: no file, or no trained weights.
         ModelError: no such network.
     """
-    path = Path(teacher).expanduser()
-    if path.exists():
+    if is_path(teacher):
         teacher_file(teacher)
         if weights is not None:
             raise CheckpointError(
@@ -156,6 +164,8 @@ def check_teacher(teacher: str, weights: str | None) -> None:
         advice = "give its weights with --teacher-weights FILE"
         if source.library:
             advice += f", or ask for {source.line}(pretrained=True)"
+        if Path(teacher).exists():
+            advice += f", or name what is called so here: ./{teacher}"
         raise CheckpointError(
             f"{teacher!r} is a network without trained weights here. Train it first (cktf train "
             f"--model {teacher} --out runs/teacher; then --teacher runs/teacher), or {advice}."
@@ -200,7 +210,7 @@ def load_teacher(
         ModelError: other classes, or a network that cannot be built.
     """
     check_teacher(teacher, weights)
-    if Path(teacher).expanduser().exists():
+    if is_path(teacher):
         path = teacher_file(teacher)
         return _ours(path, classes) if is_ours(path) else _published(path, data)
     source = parse_source(teacher)

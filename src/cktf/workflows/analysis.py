@@ -23,6 +23,7 @@ from cktf.recipes import (
     TrainRecipe,
     TransferRecipe,
     build_data,
+    is_path,
     load_teacher,
     loader_of_test,
     make_recipe,
@@ -174,7 +175,7 @@ class Analyst:
             test = build_data(section, recipe.seed).raw_test
             self._data[key] = test.subset(evenly(len(test), self.images))
         test, classes = self._data[key], tuple(self._data[key].classes)
-        student = load_teacher(str(plain.folder), classes).network
+        student = load_teacher(str(plain.folder.absolute()), classes).network
         seen = self._see(student, plain.summary["student"], test, recipe)
         teacher = None
         missing = ""
@@ -239,7 +240,7 @@ class Analyst:
 def _classes_of(recipe: DistillRecipe | TransferRecipe) -> tuple[str, ...] | None:
     """Names of a teacher's classes, where its file says and a data set has given them."""
     line = recipe.teacher_weights or recipe.teacher
-    if not Path(line).expanduser().exists() or not is_ours(teacher_file(line)):
+    if not is_path(line) or not is_ours(teacher_file(line)):
         return None
     described = describe(teacher_file(line))
     told = described["classes"]

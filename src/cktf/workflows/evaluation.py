@@ -57,7 +57,7 @@ def evaluate(
     if data_dir is not None:
         section = section.model_copy(update={"dir": data_dir})
     loader, classes = build_test(section)
-    network = load_teacher(str(run), classes).network
+    network = load_teacher(str(Path(run).absolute()), classes).network
     training = recipe.training()
     if not torch.cuda.is_available():
         # A run from a machine with a GPU can be measured on one without.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cktf.engine import RunFolder, write_atomically
 from cktf.models import fingerprint
-from cktf.recipes import CUSTOM, Recipe, TrainRecipe, TransferRecipe, teacher_file
+from cktf.recipes import Recipe, TrainRecipe, TransferRecipe, is_path, teacher_file
 
 NOTE = "teacher.json"
 
@@ -42,9 +42,7 @@ def taught_by(recipe: Recipe | TransferRecipe) -> Taught | None:
     Raises:
         CheckpointError: a folder without weights.
     """
-    if isinstance(recipe, TrainRecipe) or recipe.teacher == CUSTOM:
-        return None
-    if not Path(recipe.teacher).expanduser().exists():
+    if isinstance(recipe, TrainRecipe) or not is_path(recipe.teacher):
         return None
     where = str(Path(recipe.teacher).expanduser().absolute())
     return Taught(where, fingerprint(teacher_file(recipe.teacher)))

@@ -25,6 +25,7 @@ from cktf.recipes import (
     check,
     decisive,
     going_on_from,
+    is_path,
     load_teacher,
     make_recipe,
     new_network,
@@ -156,7 +157,10 @@ def _plain(network: T) -> tuple[T, dict[str, Any]]:
 
 def name_of(network: nn.Module | str | Path) -> str:
     """What a recipe calls a network."""
-    return CUSTOM if isinstance(network, nn.Module) else str(network)
+    if isinstance(network, Path):
+        # Never the name of a network.
+        return str(network.expanduser().absolute())
+    return CUSTOM if isinstance(network, nn.Module) else network
 
 
 def _recipe(
@@ -309,7 +313,7 @@ def _student(
     if not data.labelled and teacher is not None:
         # Nobody knows the classes: the student tells those of its teacher.
         classes = _logits(teacher.network, data)
-    if Path(name).expanduser().exists():
+    if is_path(name):
         return going_on_from(name, data.raw_train, None if data.labelled else classes)
     return new_network(name, data.raw_train, classes), name
 

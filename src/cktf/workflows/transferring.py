@@ -31,6 +31,7 @@ from cktf.recipes import (
     TransferRecipe,
     at_size,
     custom_loader,
+    is_path,
     loader_of_test,
     located,
     make_transfer,
@@ -337,11 +338,7 @@ def _scratch(planned: Planned, show: bool) -> Run:
     set_seed(recipe.seed)
     # By name where classes have names: the images that are here may lack the last of them.
     classes = len(labelled.classes or range(int(labels_of(labelled.raw_train).max()) + 1))
-    if (
-        not isinstance(few, ImageSet)
-        or Path(recipe.student).expanduser().exists()
-        or recipe.student == CUSTOM
-    ):
+    if not isinstance(few, ImageSet) or is_path(recipe.student) or recipe.student == CUSTOM:
         network: nn.Module = copy.deepcopy(planned.untrained)
         resize_classifier(network, classes)
     else:
