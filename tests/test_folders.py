@@ -152,6 +152,17 @@ def test_a_class_may_be_called_train(tmp_path):
     assert load(tmp_path).classes == ("car", "train")
 
 
+def test_images_without_labels_are_no_class(plain):
+    write(plain / "unlabeled", 4, first=500)
+    assert load(plain).classes == ("ant", "cat", "dog")
+    assert len(load(plain, "unlabeled")) == 4
+    for path in (plain / "unlabeled").iterdir():
+        path.unlink()
+    assert len(load(plain)) == 24
+    with pytest.raises(DataError, match=r"photos/unlabeled, if it is there, and no images are"):
+        load(plain, "unlabeled")
+
+
 # What is wrong with a folder
 
 
@@ -207,6 +218,14 @@ def test_a_test_folder_without_classes(split):
     write(split / "test", 3)
     with pytest.raises(DataError, match=r"photos/test has no folders. Sort them, or move it away"):
         load(split)
+
+
+@pytest.mark.parametrize("name", ["test", "validation"])
+def test_a_test_split_beside_classes(plain, name):
+    write(plain / name / "cat", 2)
+    words = f"test images are in {name} only where .* found ant, cat, dog.* Move the folders of cla"
+    with pytest.raises(DataError, match=words):
+        load(plain)
 
 
 def test_classes_without_images_are_named(plain):
