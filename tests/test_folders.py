@@ -30,7 +30,16 @@ from cktf.data.picture import decode, square, to_eight_bits
 from cktf.data.pictures import Files
 from cktf.errors import DataError
 from cktf.models import create, save_network
-from cktf.recipes import make_recipe, make_transfer, to_yaml
+from cktf.recipes import (
+    DataSection,
+    build_data,
+    build_test,
+    make_recipe,
+    make_transfer,
+    to_yaml,
+)
+from cktf.workflows import plan
+from cktf.workflows.objects import Objects
 
 RNG = np.random.default_rng
 
@@ -655,6 +664,41 @@ def test_the_set_that_is_named_is_measured(sets, tmp_path, monkeypatch, kind):
     }.items():  # fmt: skip
         accuracy, name = cktf.evaluate(run, data)
         assert (name, accuracy.samples) == (sets[measured], images)
+
+
+def test_another_set_is_tested_at_the_size_of_training(sets):
+    section = DataSection(name=sets["a"], test=sets["c"], batch_size=2)
+    data = build_data(section, 0)
+    assert data.raw_train.images.shape[1:] == data.raw_test.images.shape[1:] == (64, 64, 3)
+    test = build_test(section)[0]
+    assert next(iter(test.epoch(0))).images.shape == (10, 3, 64, 64)
+
+
+def test_images_without_labels_have_the_size_of_the_others(plain):
+    write(plain / "unlabeled", 4, sizes=[(128, 128)], first=500)
+    found = load(plain, "unlabeled")
+    assert found.images.shape[1] == load(plain).images.shape[1] == 32
+    assert found.note == "image_size 32, as of its images with labels"
+    for name in ("ant", "cat", "dog"):
+        shutil.rmtree(plain / name)
+    assert load(plain, "unlabeled").images.shape[1] == 128
+
+
+@pytest.mark.parametrize(("given", "size"), [({}, 64), ({"image_size": 32}, 32)])
+def test_a_transfer_probes_at_the_size_it_distils_at(sets, tmp_path, given, size):
+    fields = {
+        "teacher": "custom", "student": "custom", "labeled": {"name": sets["c"]} | given,
+        "data": {"name": sets["a"], "batch_size": 2},
+    }  # fmt: skip
+    recipe, out = make_transfer({"kind": "transfer", **fields}), tmp_path / "run"
+    networks = Objects(create("resnet8", 2), create("resnet8", 2))
+    planned = plan(recipe, out, networks)
+    assert planned.labelled.raw_train.images.shape[1] == size
+    assert planned.parts.data.raw_train.images.shape[1] == 64
+    # What is evaluated or reported of it later, and what goes on, is of that size too.
+    assert planned.recipe.labeled.image_size == size
+    finished(out, planned.recipe)
+    assert plan(recipe, out, networks, resume=True).recipe == planned.recipe
 
 
 # What a user is told

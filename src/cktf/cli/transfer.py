@@ -110,7 +110,7 @@ def transfer(
     planned = plan(parsed, wanted.out, resume=wanted.continued)
     if dry_run:
         show_rehearsal(rehearse(parsed.distilling(), planned.parts))
-        print(to_yaml(parsed), end="")
+        print(to_yaml(planned.recipe), end="")
         return
     _report(carry_out(planned))
 

@@ -82,9 +82,18 @@ def _unlabelled(directory: Path, reading: Reading) -> Source:
         return replace(source, split=UNLABELED, labels=labels, classes=())
     size, note = reading.image_size, ""
     if size is None:
-        size, note = usual_size(Files(paths))
+        size, note = _labelled_size(directory, reading) or usual_size(Files(paths))
     labels = torch.full((len(paths),), UNLABELLED)
     return Source(name, UNLABELED, Files(paths), labels, (), MEAN, STD, size, note=note)
+
+
+def _labelled_size(directory: Path, reading: Reading) -> tuple[int, str] | None:
+    """Pixels of a side of the images with labels in the same folder, where there are some."""
+    try:
+        size = open_folder(directory, "train", reading).size
+    except DataError:
+        return None
+    return size, f"image_size {size}, as of its images with labels"
 
 
 def usual_size(pictures: Pictures) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 from cktf.recipes.build import (
     Data,
     Problems,
+    at_one_size,
     build_data,
     build_test,
     check,
@@ -55,6 +56,7 @@ __all__ = [
     "TrainRecipe",
     "TransferRecipe",
     "assign",
+    "at_one_size",
     "at_size",
     "build_data",
     "build_test",

@@ -41,7 +41,7 @@ class DataSection(_Section):
         workers: processes that load a user's own data set, or a named one that is too large for
             memory.
         image_size: pixels of a side; by default the data set's own, and for folders of images of
-            many sizes what suits them.
+            many sizes what suits those to train on.
         channels: 3, or 1 for grey images.
         skip_broken: leave out images that cannot be read, in place of stopping.
         labels: whether labels are read; without there is no cross-entropy, and no accuracy.

@@ -29,6 +29,7 @@ from cktf.recipes import (
     Problems,
     TrainRecipe,
     TransferRecipe,
+    at_one_size,
     at_size,
     custom_loader,
     is_path,
@@ -175,6 +176,7 @@ def plan(
     Raises:
         RecipeError: everything that is wrong with it.
     """
+    recipe = at_one_size(recipe)
     distilling, problems = recipe.distilling(), Problems()
     run = RunFolder(folder_of(distilling, "transfer") if out is None else Path(out))
     with problems.collect("out"):
