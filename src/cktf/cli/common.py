@@ -81,7 +81,7 @@ TrackOption = Annotated[
 TrustCodeOption = Annotated[
     bool,
     typer.Option(
-        "--trust-code", help="Run the Python file or module that a recipe names as a network."
+        "--trust-code", help="Run the Python file or module that a recipe or run names as network."
     ),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -232,10 +232,11 @@ def train_from_options(
     )  # fmt: skip
     parsed = make_recipe(wanted.fields)
     if dry_run:
-        show_rehearsal(rehearse(parsed, prepare(parsed, wanted.out, resume=wanted.continued)[1]))
+        parts = prepare(parsed, wanted.out, resume=wanted.continued, trust_code=trust_code)[1]
+        show_rehearsal(rehearse(parsed, parts))
         print(to_yaml(parsed), end="")
         return
-    report(run_recipe(parsed, wanted.out, resume=wanted.continued))
+    report(run_recipe(parsed, wanted.out, resume=wanted.continued, trust_code=trust_code))
 
 
 def report(run: "Run") -> None:

@@ -100,7 +100,9 @@ def check_network(line: str) -> None:
         parse_source(line)
 
 
-def going_on_from(line: str, data: ImageSet, classes: int | None = None) -> tuple[nn.Module, str]:
+def going_on_from(
+    line: str, data: ImageSet, classes: int | None = None, *, trust_code: bool = False
+) -> tuple[nn.Module, str]:
     """A trained network with a classifier for a data set, new where it told other classes.
 
     Args:
@@ -108,6 +110,7 @@ def going_on_from(line: str, data: ImageSet, classes: int | None = None) -> tupl
         data: whose classes it is to tell.
         classes: how many it is to tell where nobody names them; its own classifier stays if it has
             as many.
+        trust_code: whether code that the weights name may run.
 
     Returns:
         The network and its name.
@@ -116,7 +119,7 @@ def going_on_from(line: str, data: ImageSet, classes: int | None = None) -> tupl
         CheckpointError: weights that are missing or damaged.
         ModelError: no classifier that could be replaced.
     """
-    found = load_teacher(line, None, data)
+    found = load_teacher(line, None, data, trust_code=trust_code)
     if classes is not None:
         resize_classifier(found.network, classes)
         return found.network, found.name
@@ -196,6 +199,8 @@ def load_teacher(
     classes: tuple[str, ...] | None,
     data: ImageSet | None = None,
     weights: str | None = None,
+    *,
+    trust_code: bool = False,
 ) -> Teacher:
     """A trained network.
 
@@ -204,6 +209,7 @@ def load_teacher(
         classes: of the data; a network that was trained here has to know the same.
         data: whose mean and std a network takes that does not say its own.
         weights: a file, for a network.
+        trust_code: whether code that weights name may run.
 
     Raises:
         CheckpointError: weights that are missing, damaged, or of another network.
@@ -212,7 +218,7 @@ def load_teacher(
     check_teacher(teacher, weights)
     if is_path(teacher):
         path = teacher_file(teacher)
-        return _ours(path, classes) if is_ours(path) else _published(path, data)
+        return _ours(path, classes, trust_code) if is_ours(path) else _published(path, data)
     source = parse_source(teacher)
     if weights is None:
         built = build_source(source, None)
@@ -221,8 +227,8 @@ def load_teacher(
     return _with_weights(source, Path(weights).expanduser(), data)
 
 
-def _ours(path: Path, classes: tuple[str, ...] | None) -> Teacher:
-    network, described = load_network(path)
+def _ours(path: Path, classes: tuple[str, ...] | None, trust_code: bool) -> Teacher:
+    network, described = load_network(path, trust_code=trust_code)
     own = described["classes"]
     assert isinstance(own, list)
     if classes is not None and len(own) != len(classes):

@@ -49,6 +49,7 @@ def write_report(
     *,
     images: int = 10_000,
     data_dir: str | None = None,
+    trust_code: bool = False,
     show: bool = True,
 ) -> Path:
     """Write a report of one run, or of several beside each other.
@@ -58,6 +59,7 @@ def write_report(
         out: the HTML file.
         images: at most so many test images are classified.
         data_dir: folder of the data set, where the runs name one that is not there.
+        trust_code: whether the users' own code, by which networks are built, may run.
         show: whether progress is shown.
 
     Returns:
@@ -75,7 +77,7 @@ def write_report(
         raise RecipeError(
             [f"A report needs {error.name}, which is not here: pip install 'cktf[report]'."]
         ) from error
-    analyst = Analyst(images, data_dir=data_dir)
+    analyst = Analyst(images, data_dir=data_dir, trust_code=trust_code)
     found = []
     for run in runs:
         announce(f"reading {run}", show)

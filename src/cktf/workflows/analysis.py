@@ -30,6 +30,7 @@ from cktf.recipes import (
     make_transfer,
     read_recipe,
     recipe_of,
+    refuse_code,
     teacher_file,
 )
 from cktf.taps import Tap, evaluating
@@ -133,12 +134,18 @@ class Analyst:
         images: at most so many test images are classified.
         compared: so many of them at most for what compares every pair of images.
         data_dir: folder of the data set, where the runs name another.
+        trust_code: whether code by which networks are built may run.
     """
 
     def __init__(
-        self, images: int = 10_000, compared: int = 1000, data_dir: str | None = None
+        self,
+        images: int = 10_000,
+        compared: int = 1000,
+        data_dir: str | None = None,
+        trust_code: bool = False,
     ) -> None:
         self.images, self.compared, self.data_dir = images, compared, data_dir
+        self.trust_code = trust_code
         self._data: dict[str, ImageSet[Any]] = {}
         self._seen: dict[tuple[str, str], Seen] = {}
         self._latency: dict[tuple[str, int, int], float] = {}
@@ -175,12 +182,16 @@ class Analyst:
             test = build_data(section, recipe.seed).raw_test
             self._data[key] = test.subset(evenly(len(test), self.images))
         test, classes = self._data[key], tuple(self._data[key].classes)
-        student = load_teacher(str(plain.folder.absolute()), classes).network
+        student = load_teacher(
+            str(plain.folder.absolute()), classes, trust_code=self.trust_code
+        ).network
         seen = self._see(student, plain.summary["student"], test, recipe)
         teacher = None
         missing = ""
         if not isinstance(recipe, TrainRecipe):
             try:
+                if not self.trust_code:
+                    refuse_code({"teacher": recipe.teacher}, recipe_of(plain.folder))
                 teacher = self._teacher(recipe, key, test)
             except CktfError as error:
                 missing = f"The teacher cannot be loaded: {error}"
@@ -194,7 +205,9 @@ class Analyst:
         if (named, data) not in self._seen:
             if recipe.teacher == CUSTOM:
                 raise RunFolderError("it was made in Python.")
-            found = load_teacher(recipe.teacher, None, test, recipe.teacher_weights)
+            found = load_teacher(
+                recipe.teacher, None, test, recipe.teacher_weights, trust_code=self.trust_code
+            )
             seen = self._see(found.network, found.name, test, recipe)
             self._seen[named, data] = replace(seen, classes=_classes_of(recipe))
         return self._seen[named, data]

@@ -22,7 +22,11 @@ from cktf.recipes import (
 
 
 def evaluate(
-    run: str | Path, data: str | None = None, data_dir: str | None = None
+    run: str | Path,
+    data: str | None = None,
+    data_dir: str | None = None,
+    *,
+    trust_code: bool = False,
 ) -> tuple[Accuracy, str]:
     """Classify the test images of a data set with a run's network.
 
@@ -30,6 +34,7 @@ def evaluate(
         run: a run folder.
         data: a named data set; by default the one that the run was tested on.
         data_dir: its folder; by default the run's own.
+        trust_code: whether the user's own code, by which the run's network is built, may run.
 
     Returns:
         The accuracy, and the name of the data set whose test images it is of.
@@ -57,7 +62,8 @@ def evaluate(
     if data_dir is not None:
         section = section.model_copy(update={"dir": data_dir})
     loader, classes = build_test(section)
-    network = load_teacher(str(Path(run).absolute()), classes).network
+    where = str(Path(run).absolute())
+    network = load_teacher(where, classes, trust_code=trust_code).network
     training = recipe.training()
     if not torch.cuda.is_available():
         # A run from a machine with a GPU can be measured on one without.

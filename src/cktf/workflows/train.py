@@ -187,14 +187,17 @@ def run_recipe(
     test: Any = None,
     resume: bool = False,
     show: bool = True,
+    trust_code: bool = False,
 ) -> Run:
     """Carry out a recipe; objects stand in for what it calls `custom`.
+
+    With `trust_code` a file of weights may name code that builds its network.
 
     Raises:
         RecipeError: everything that is wrong with the recipe, before anything is trained.
     """
     objects = Objects(teacher, student, train, test)
-    run, parts = prepare(recipe, out, objects, resume=resume)
+    run, parts = prepare(recipe, out, objects, resume=resume, trust_code=trust_code)
     return execute(recipe, parts, run, show)
 
 
@@ -204,6 +207,7 @@ def prepare(
     objects: Objects | None = None,
     *,
     resume: bool = False,
+    trust_code: bool = False,
 ) -> tuple[RunFolder, Parts]:
     """Make sure that a recipe can be carried out, and load what it needs; nothing is written.
 
@@ -225,12 +229,12 @@ def prepare(
     teacher: Teacher | None = None
     if isinstance(recipe, DistillRecipe) and not problems.about("teacher"):
         with problems.collect("teacher"):
-            teacher = _teacher(recipe, objects, data)
+            teacher = _teacher(recipe, objects, data, trust_code)
             at_size(teacher.network, recipe.teacher_size)
     problems.stop_if_any()
     assert data is not None
     set_seed(recipe.seed)
-    student, name = _student(recipe, objects, data, teacher)
+    student, name = _student(recipe, objects, data, teacher, trust_code)
     if isinstance(recipe, DistillRecipe):
         at_size(student, recipe.student_size)
     if isinstance(recipe, TrainRecipe) and recipe.trains == "classifier":
@@ -278,7 +282,9 @@ def folder_of(recipe: Recipe, kind: str = "") -> Path:
     return path
 
 
-def _teacher(recipe: DistillRecipe, objects: Objects, data: Data | None) -> Teacher:
+def _teacher(
+    recipe: DistillRecipe, objects: Objects, data: Data | None, trust_code: bool
+) -> Teacher:
     if isinstance(objects.teacher, nn.Module):
         return Teacher(objects.teacher, _name_of(objects.teacher), "")
     raw = None if data is None else data.raw_train
@@ -287,6 +293,7 @@ def _teacher(recipe: DistillRecipe, objects: Objects, data: Data | None) -> Teac
         None if data is None else data.classes,
         raw if isinstance(raw, ImageSet) else None,
         recipe.teacher_weights,
+        trust_code=trust_code,
     )
 
 
@@ -297,7 +304,7 @@ def _name_of(network: nn.Module) -> str:
 
 
 def _student(
-    recipe: Recipe, objects: Objects, data: Data, teacher: Teacher | None
+    recipe: Recipe, objects: Objects, data: Data, teacher: Teacher | None, trust_code: bool
 ) -> tuple[nn.Module, str]:
     if isinstance(objects.student, nn.Module):
         return objects.student, _name_of(objects.student)
@@ -314,7 +321,8 @@ def _student(
         # Nobody knows the classes: the student tells those of its teacher.
         classes = _logits(teacher.network, data)
     if is_path(name):
-        return going_on_from(name, data.raw_train, None if data.labelled else classes)
+        told = None if data.labelled else classes
+        return going_on_from(name, data.raw_train, told, trust_code=trust_code)
     return new_network(name, data.raw_train, classes), name
 
 

@@ -163,6 +163,7 @@ def plan(
     labelled: Objects | None = None,
     *,
     resume: bool = False,
+    trust_code: bool = False,
 ) -> Planned:
     """Make sure that all of a transfer can be carried out; nothing is written.
 
@@ -172,6 +173,7 @@ def plan(
         objects: what stands in for teacher, student and unlabelled images.
         labelled: what stands in for the labelled images and those for the test.
         resume: continue what is there.
+        trust_code: whether code that weights name may run.
 
     Raises:
         RecipeError: everything that is wrong with it.
@@ -185,7 +187,9 @@ def plan(
     data: Data | None = None
     choices: list[Choice] = []
     with problems.collect():
-        parts = prepare(distilling, run.path / STUDENT, objects, resume=resume)[1]
+        parts = prepare(
+            distilling, run.path / STUDENT, objects, resume=resume, trust_code=trust_code
+        )[1]
     with problems.collect("labeled"):
         data = _labelled(recipe, labelled or Objects())
         labels = labels_of(data.raw_train)
