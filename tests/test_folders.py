@@ -310,6 +310,16 @@ def test_broken_images_are_skipped_on_request_and_counted(split, reading):
         assert torch.equal(found.images[i], whole.images[i])
 
 
+@pytest.mark.parametrize("reading", [{}, STREAM], ids=["memory", "stream"])
+def test_a_png_that_is_damaged_inside_is_skipped(split, reading):
+    raw = bytearray(encoded(picture(0), "PNG"))
+    raw[300:340] = bytes(40)
+    (split / "train" / "dog" / "bad.png").write_bytes(raw)
+    found = load(split, skip_broken=True, **reading)
+    assert found.describe().endswith("; 1 broken left out")
+    assert len(found) == 8
+
+
 def test_skipping_does_not_change_what_is_held_out(plain):
     def names(**reading):
         source = open_dataset(f"imagefolder:{plain}", None, "test", Reading(**reading))
@@ -342,6 +352,18 @@ def test_an_image_that_breaks_later_is_named(split):
     (split / "train" / "cat" / "002.jpg").write_bytes(GOOD[: HEAD + 20])
     with pytest.raises(DataError, match=r"cat/002.jpg cannot be decoded \(.*truncated"):
         data[2]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_worker_s_error_is_its_message(split, workers):
+    data = load(split, **STREAM)
+    path = split / "train" / "cat" / "002.jpg"
+    path.write_bytes(GOOD[: HEAD + 20])
+    with pytest.raises(DataError) as caught:
+        list(DatasetLoader(data, 2, train=False, workers=workers).epoch(0))
+    assert str(caught.value).startswith(f"{path} cannot be decoded (")
+    assert "Traceback" not in str(caught.value)
 
 
 # From any kind of picture to RGB
