@@ -6,8 +6,9 @@ import pytest
 import torch
 import yaml
 
+import cktf
 from cktf.data import load_dataset
-from cktf.errors import CheckpointError, RecipeError, RunFolderError
+from cktf.errors import CheckpointError, CktfError, RecipeError, RunFolderError
 from cktf.models import create, save_network
 from cktf.recipes import (
     DistillRecipe,
@@ -388,6 +389,16 @@ def test_a_folder_called_like_a_network_does_not_take_its_place(resnet8):
         assert taught_by(make_recipe(taught | {"teacher": called})).teacher == str(resnet8)
     assert taught_by(make_recipe(taught | {"teacher": "resnet8"})) is None
     assert "what is called so here: ./resnet8" in found(taught | {"teacher": "resnet8"})[0]
+
+
+def test_a_path_from_python_may_begin_at_home(resnet8, monkeypatch):
+    monkeypatch.setenv("HOME", str(resnet8.parent))
+    assert prepare(make_recipe(TRAIN), "~/out")[0].path == resnet8.parent / "out"
+    assert name_of(Path("~/resnet8")) == str(resnet8)
+    with pytest.raises(RunFolderError, match=f"^{resnet8} holds no run"):
+        cktf.evaluate("~/resnet8")
+    with pytest.raises(CktfError, match="there is none for ~nobody1"):
+        located(make_recipe(TRAIN | {"data": {"dir": "~nobody1"}}))
 
 
 def test_the_folder_decides_which_images_only_where_nothing_else_names_them():

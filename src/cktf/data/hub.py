@@ -15,6 +15,7 @@ from cktf.data.pictures import Pictures
 from cktf.data.reading import Reading, Source
 from cktf.data.splits import split_validation
 from cktf.errors import DataError
+from cktf.user_paths import expanded
 
 _TESTS = ("test", "validation", "valid", "val")
 
@@ -69,7 +70,7 @@ def _splits(title: str, name: str, directory: Path | None) -> dict[str, Any]:
     if not name:
         raise DataError("hf needs a name: hf:NAME, as of the Hub, or of a folder.")
     try:
-        saved = Path(name).expanduser()
+        saved = expanded(name)
         if any((saved / f).is_file() for f in ("dataset_dict.json", "state.json")):
             found = datasets.load_from_disk(os.fspath(saved))
         else:

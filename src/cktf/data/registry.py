@@ -16,6 +16,7 @@ from cktf.data.reading import BrokenImagesError, Reading, Source, read, source_o
 from cktf.data.stl10 import open_stl10
 from cktf.data.tiny_imagenet import open_tiny_imagenet
 from cktf.errors import DataError, nearest
+from cktf.user_paths import expanded
 
 _Open = Callable[[Path | None, str, Reading], Source]
 
@@ -109,7 +110,7 @@ def dataset_info(name: str) -> DatasetInfo:
     kind, colon, place = name.partition(":")
     if kind == FOLDER:
         known = DATASETS[f"{FOLDER}:DIR"]
-        root = Path(place).expanduser()
+        root = expanded(place)
         opens: _Open = lambda directory, split, reading: open_folder(  # noqa: E731
             root if place else directory, split, reading
         )
@@ -134,6 +135,7 @@ def open_dataset(
         DataError: unknown name or split, or files that are missing or not as they should be.
     """
     info = dataset_info(name)
+    directory = None if directory is None else expanded(directory)
     if split == UNLABELED and not info.unlabelled:
         source = info.open(directory, "train", reading or Reading())
         return replace(source, labels=torch.full_like(source.labels, UNLABELLED), classes=())

@@ -28,6 +28,7 @@ from torch import nn
 from cktf.errors import ModelError, nearest
 from cktf.models.normalized import Normalized
 from cktf.models.zoo import check_name, create, names
+from cktf.user_paths import expanded
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LINE = re.compile(r"(?P<where>[^()@]+?)(?P<arguments>\(.*\))?(?:@(?P<size>\d+))?")
@@ -320,7 +321,7 @@ def _listed(library: str) -> list[str]:
 
 def _check_own(source: Source) -> None:
     if source.library.endswith(".py"):
-        path = Path(source.library).expanduser()
+        path = expanded(source.library)
         if not path.is_file():
             raise ModelError(f"{source.line}: there is no file {path}.")
         defined = _defined_in(path)
@@ -355,7 +356,7 @@ def _defined_in(path: Path) -> list[str]:
 def _module(source: Source) -> ModuleType:
     if not source.library.endswith(".py"):
         return importlib.import_module(source.library)
-    path = Path(source.library).expanduser().resolve()
+    path = expanded(source.library).resolve()
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -227,7 +227,7 @@ def at_one_size(recipe: TransferRecipe) -> TransferRecipe:
 
 
 def _directory(section: DataSection) -> Path | None:
-    return None if section.dir is None else Path(section.dir).expanduser()
+    return None if section.dir is None else Path(section.dir)
 
 
 def _load(section: DataSection, *splits: str) -> list[ImageSet[Images]]:

@@ -16,6 +16,7 @@ from cktf.errors import RecipeError, RunFolderError, nearest
 from cktf.models import runs_code
 from cktf.recipes.networks import is_path
 from cktf.recipes.schema import DistillRecipe, Recipe, TrainRecipe, TransferRecipe
+from cktf.user_paths import expanded
 
 _KINDS: dict[str, type[TrainRecipe] | type[DistillRecipe]] = {
     "train": TrainRecipe,
@@ -282,7 +283,7 @@ def identity(recipe: Recipe) -> str:
 
 
 def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).expanduser().absolute())
+    return None if path is None else str(expanded(path).absolute())
 
 
 def _located(line: str) -> str | None:
@@ -290,7 +291,7 @@ def _located(line: str) -> str | None:
     if is_path(line):
         return _absolute(line)
     file, py, rest = line.partition(".py:")
-    return f"{Path(file).expanduser().absolute()}{py}{rest}" if py else line
+    return f"{expanded(file).absolute()}{py}{rest}" if py else line
 
 
 def to_yaml(recipe: Recipe | TransferRecipe) -> str:

@@ -26,6 +26,7 @@ from cktf.models import (
 )
 from cktf.models.sources import IMAGENET_MEAN, IMAGENET_STD
 from cktf.recipes.schema import CUSTOM
+from cktf.user_paths import expanded
 
 _STUDENT_FILE = "student.safetensors"
 
@@ -85,7 +86,7 @@ def is_path(line: str) -> bool:
 
     A network's name is one wherever it is given; `./NAME` is the folder that is called so.
     """
-    return line != CUSTOM and not is_listed(line) and Path(line).expanduser().exists()
+    return line != CUSTOM and not is_listed(line) and expanded(line).exists()
 
 
 def check_network(line: str) -> None:
@@ -123,7 +124,7 @@ def going_on_from(
     if classes is not None:
         resize_classifier(found.network, classes)
         return found.network, found.name
-    told = _classes_told(Path(line).expanduser())
+    told = _classes_told(expanded(line))
     if told != tuple(data.classes):
         resize_classifier(found.network, len(data.classes), anew=True)
     return found.network, found.name
@@ -161,7 +162,7 @@ def check_teacher(teacher: str, weights: str | None) -> None:
             f"{teacher} is neither a run folder nor a file of weights nor a network. {error}"
         ) from error
     if weights is not None:
-        if not Path(weights).expanduser().is_file():
+        if not expanded(weights).is_file():
             raise CheckpointError(f"teacher_weights: there is no file {weights}.")
     elif not source.is_own_code and not source.arguments.get("pretrained"):
         advice = "give its weights with --teacher-weights FILE"
@@ -181,7 +182,7 @@ def teacher_file(teacher: str) -> Path:
     Raises:
         CheckpointError: nothing there.
     """
-    path = Path(teacher).expanduser()
+    path = expanded(teacher)
     if path.is_dir():
         if not (path / _STUDENT_FILE).is_file():
             raise CheckpointError(
@@ -224,7 +225,7 @@ def load_teacher(
         built = build_source(source, None)
         mean = built.mean, built.std
         return Teacher(_seeing(built.network, *mean, built.size, data), teacher, f"built {teacher}")
-    return _with_weights(source, Path(weights).expanduser(), data)
+    return _with_weights(source, expanded(weights), data)
 
 
 def _ours(path: Path, classes: tuple[str, ...] | None, trust_code: bool) -> Teacher:

@@ -1,6 +1,5 @@
 """The typed description of an experiment: all that decides its result, in one YAML file."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,6 +14,7 @@ from typing_extensions import Self
 
 from cktf.data import FOLDER
 from cktf.engine import OnNonFinite, Training
+from cktf.user_paths import expanded
 
 Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 CUSTOM = "custom"
@@ -74,7 +74,7 @@ class DataSection(_Section):
         kind, colon, place = (name or "").partition(":")
         if kind != FOLDER or not place:
             return name
-        return f"{kind}{colon}{Path(place).expanduser().absolute()}"
+        return f"{kind}{colon}{expanded(place).absolute()}"
 
 
 class OptimizerSection(_Section):

@@ -20,6 +20,7 @@ from cktf.recipes import recipe_of
 from cktf.report import figures
 from cktf.report.answer import UNCERTAINTY, answer, compression, gap, teacher_gap
 from cktf.report.groups import Group, alone, grouped, refuse_unlike
+from cktf.user_paths import expanded
 from cktf.workflows.analysis import Analysis, Analyst, Seen, evenly, most_disagreed
 
 LARGEST_MB = 8
@@ -79,7 +80,7 @@ def write_report(
         ) from error
     analyst = Analyst(images, data_dir=data_dir, trust_code=trust_code)
     found = []
-    for run in runs:
+    for run in map(expanded, runs):
         announce(f"reading {run}", show)
         found.append(analyst.analyse(run))
     absent = [run.folder for run in found if run.summary.get("test_top1") is None]
@@ -102,6 +103,7 @@ def write_report(
         raise RecipeError(
             [f"The report would be of {len(content) / 2**20:.1f} MB. Give fewer runs at a time."]
         )
+    out = expanded(out)
     write_atomically(out, content)
     return out
 

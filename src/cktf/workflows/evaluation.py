@@ -19,6 +19,7 @@ from cktf.recipes import (
     read_recipe,
     recipe_of,
 )
+from cktf.user_paths import expanded
 
 
 def evaluate(
@@ -42,7 +43,8 @@ def evaluate(
     Raises:
         CktfError: no finished run, or data that does not fit it.
     """
-    fields = read_recipe(recipe_of(Path(run)))
+    run = expanded(run)
+    fields = read_recipe(recipe_of(run))
     recipe: Recipe | TransferRecipe
     if fields.get("kind") == "transfer":
         recipe = make_transfer(fields)
@@ -62,7 +64,7 @@ def evaluate(
     if data_dir is not None:
         section = section.model_copy(update={"dir": data_dir})
     loader, classes = build_test(section)
-    where = str(Path(run).absolute())
+    where = str(run.absolute())
     network = load_teacher(where, classes, trust_code=trust_code).network
     training = recipe.training()
     if not torch.cuda.is_available():

@@ -11,6 +11,7 @@ from pathlib import Path
 from cktf.engine import RunFolder, write_atomically
 from cktf.models import fingerprint
 from cktf.recipes import Recipe, TrainRecipe, TransferRecipe, is_path, teacher_file
+from cktf.user_paths import expanded
 
 NOTE = "teacher.json"
 
@@ -44,7 +45,7 @@ def taught_by(recipe: Recipe | TransferRecipe) -> Taught | None:
     """
     if isinstance(recipe, TrainRecipe) or not is_path(recipe.teacher):
         return None
-    where = str(Path(recipe.teacher).expanduser().absolute())
+    where = str(expanded(recipe.teacher).absolute())
     return Taught(where, fingerprint(teacher_file(recipe.teacher)))
 
 

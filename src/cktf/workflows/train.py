@@ -33,6 +33,7 @@ from cktf.recipes import (
     read_recipe,
 )
 from cktf.taps import evaluating
+from cktf.user_paths import expanded
 from cktf.workflows.inspection import find_paths
 from cktf.workflows.objects import Objects, absent, data_of
 from cktf.workflows.parts import Parts
@@ -159,7 +160,7 @@ def name_of(network: nn.Module | str | Path) -> str:
     """What a recipe calls a network."""
     if isinstance(network, Path):
         # Never the name of a network.
-        return str(network.expanduser().absolute())
+        return str(expanded(network).absolute())
     return CUSTOM if isinstance(network, nn.Module) else network
 
 
@@ -217,7 +218,7 @@ def prepare(
     objects = objects or Objects()
     problems = check(recipe)
     problems.found += absent(recipe, objects)
-    run = RunFolder(folder_of(recipe) if out is None else Path(out))
+    run = RunFolder(folder_of(recipe) if out is None else expanded(out))
     with problems.collect("out"):
         run.check(resume=resume)
         if resume and run.recipe.exists():

@@ -41,6 +41,7 @@ from cktf.recipes import (
     read_recipe,
     to_yaml,
 )
+from cktf.user_paths import expanded
 from cktf.workflows.curve import CURVE, draw_curve
 from cktf.workflows.objects import Objects, absent_data, data_of
 from cktf.workflows.parts import Parts
@@ -180,7 +181,7 @@ def plan(
     """
     recipe = at_one_size(recipe)
     distilling, problems = recipe.distilling(), Problems()
-    run = RunFolder(folder_of(distilling, "transfer") if out is None else Path(out))
+    run = RunFolder(folder_of(distilling, "transfer") if out is None else expanded(out))
     with problems.collect("out"):
         _check_folder(recipe, run, resume)
     parts: Parts | None = None
