@@ -6,10 +6,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from cktf.data.images import UNLABELLED, Images, ImageSet
+from cktf.data.picture import GREY, RGB, to_eight_bits
 from cktf.data.streamed import Streamed
 from cktf.errors import CktfError, DataError
 
@@ -94,6 +96,8 @@ def to_label(label: Any, position: int) -> int:
 
 def to_tensor(image: Any, position: int) -> Tensor:
     """An image as float32 [C, H, W]: bytes and pictures are scaled to [0, 1], floats kept."""
+    if isinstance(image, Image.Image):
+        image = _eight_bits(image, position)
     if not isinstance(image, Tensor):
         try:
             array = np.asarray(image)
@@ -117,6 +121,19 @@ def to_tensor(image: Any, position: int) -> Tensor:
             "[0, 1], floats are taken as they are. Convert it in the data set."
         )
     return values
+
+
+def _eight_bits(picture: Image.Image, position: int) -> Image.Image:
+    """A picture in RGB, or grey where it has no colours; one of floats is taken as they are."""
+    if picture.mode == "F":
+        return picture
+    try:
+        channels = GREY if Image.getmodebase(picture.mode) == "L" else RGB
+        return to_eight_bits(picture, channels)
+    except ValueError as error:
+        raise DataError(
+            f"The image of sample {position} cannot be taken ({error}). Convert it in the data set."
+        ) from error
 
 
 class Batches(Dataset[Any]):
