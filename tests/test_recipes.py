@@ -340,6 +340,14 @@ def test_options_become_what_their_method_takes(tmp_path):
     assert recipe.options == {"kd": {"temperature": 10.0}}
 
 
+def test_what_decides_a_result_is_the_same_from_a_file(tmp_path):
+    recipe = make_recipe(DISTILL | {"options": {"cktf": {"renormalize": (2, 4)}}})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(recipe))
+    read = make_recipe(read_recipe(path))
+    assert decisive(read) == decisive(recipe)
+
+
 def test_problems_know_their_field():
     problems = check(make_recipe(TRAIN | {"data": {"name": "cifar10"}}))
     assert problems.about("data")

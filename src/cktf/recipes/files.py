@@ -261,9 +261,9 @@ _FREE = (
 
 
 def decisive(recipe: Recipe | TransferRecipe) -> dict[str, Any]:
-    """Fields by dotted name, without those that do not change the result."""
+    """Fields by dotted name, as a file has them, without those that do not change the result."""
     flat: dict[str, Any] = {}
-    for name, value in located(recipe).model_dump().items():
+    for name, value in located(recipe).model_dump(mode="json").items():
         inner = value.items() if isinstance(value, dict) and name != "options" else [("", value)]
         flat |= {f"{name}.{part}".rstrip("."): v for part, v in inner}
     free = {name for name in _FREE if not _says_which(flat, name)}
