@@ -399,6 +399,19 @@ def test_a_folder_called_like_a_network_does_not_take_its_place(resnet8):
     assert "what is called so here: ./resnet8" in found(taught | {"teacher": "resnet8"})[0]
 
 
+def test_a_saved_data_set_is_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "dataset_dict.json").write_text("{}")
+
+    def name(line):
+        return make_recipe(TRAIN | {"data": {"name": line}}).data.name
+
+    assert name("hf:saved") == f"hf:{tmp_path / 'saved'}"
+    assert name("imagefolder:saved") == f"imagefolder:{tmp_path / 'saved'}"
+    assert name("hf:owner/of_the_hub") == "hf:owner/of_the_hub"
+
+
 def test_a_path_from_python_may_begin_at_home(resnet8, monkeypatch):
     monkeypatch.setenv("HOME", str(resnet8.parent))
     assert prepare(make_recipe(TRAIN), "~/out")[0].path == resnet8.parent / "out"

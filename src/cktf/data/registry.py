@@ -10,7 +10,7 @@ import torch
 from cktf.data.cifar import load_cifar10, load_cifar100
 from cktf.data.fashion import load_fashion_mini, load_fashion_mnist
 from cktf.data.folder import open_folder
-from cktf.data.hub import open_hub
+from cktf.data.hub import is_saved, open_hub
 from cktf.data.images import UNLABELED, UNLABELLED, Images, ImageSet
 from cktf.data.reading import BrokenImagesError, Reading, Source, read, source_of
 from cktf.data.stl10 import open_stl10
@@ -124,6 +124,14 @@ def dataset_info(name: str) -> DatasetInfo:
     if name not in DATASETS:
         raise DataError(f"There is no data set {name!r}. {nearest(name, DATASETS)}")
     return DATASETS[name]
+
+
+def located_name(name: str) -> str:
+    """The same name, its folder by an absolute path, so that it means the same in any folder."""
+    kind, _, place = name.partition(":")
+    if place and (kind == FOLDER or (kind == HUB and is_saved(place))):
+        return f"{kind}:{expanded(place).absolute()}"
+    return name
 
 
 def open_dataset(

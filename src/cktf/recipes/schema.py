@@ -12,9 +12,8 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from cktf.data import FOLDER
+from cktf.data import located_name
 from cktf.engine import OnNonFinite, Training
-from cktf.user_paths import expanded
 
 Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 CUSTOM = "custom"
@@ -71,10 +70,7 @@ class DataSection(_Section):
     @classmethod
     def _absolute(cls, name: str | None) -> str | None:
         """A folder in the name means the same wherever the recipe is read."""
-        kind, colon, place = (name or "").partition(":")
-        if kind != FOLDER or not place:
-            return name
-        return f"{kind}{colon}{expanded(place).absolute()}"
+        return None if name is None else located_name(name)
 
 
 class OptimizerSection(_Section):
