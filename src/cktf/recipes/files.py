@@ -49,6 +49,18 @@ class _Plain(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+def _decimal(loader: _Plain, node: yaml.ScalarNode) -> int | str:
+    """A whole number as people write it: to YAML 1.1, 010 would be 8, and 1:30 be 90."""
+    text = str(loader.construct_scalar(node))
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+_Plain.add_constructor("tag:yaml.org,2002:int", _decimal)
+
+
 def _parsed(text: str) -> Any:
     return yaml.load(text, Loader=_Plain)
 
