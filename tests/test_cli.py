@@ -70,6 +70,7 @@ def run(workshop, monkeypatch):
 
     monkeypatch.chdir(workshop)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("HOME", str(workshop))
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     monkeypatch.setattr("cktf.engine.Trainer.steps", train)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -155,6 +156,17 @@ MISTAKES = {
     "evaluate nowhere": ["nowhere holds no run"],
     "evaluate file": ["file holds no run"],
     "evaluate held": ["held holds no student.safetensors: the run is unfinished"],
+    # homes
+    f"{TRAIN} --out=~/held": ["held already holds a run"],
+    "train --resume ~/broken": ["broken/recipe.yaml is not YAML"],
+    "train --recipe=~/unclosed.yaml": ["unclosed.yaml is not YAML"],
+    "evaluate ~/held": ["held holds no student.safetensors"],
+    "datasets imagefolder --data-dir=~/empty": ["a folder for each class", "empty there is none"],
+    f"{TRAIN} --data cifar10 --data-dir '~nobody1/a'": ["~nobody1/a: a path", "home", "./~"],
+    f"{TRAIN} --data imagefolder:~nobody1/a": ["data.name: ", "there is none for ~nobody1"],
+    f"{TRAIN} --data cifar10 --set data.dir=~nobody1/a": ["data: ~nobody1/a: a path"],
+    f"{BY} ~nobody1/a": ["teacher: ~nobody1/a: a path"],
+    f"{BY} wrn_16_2 --teacher-weights ~nobody1/a": ["~nobody1/a: a path"],
     # commands
     "evaluate": ["Missing argument"],
     "distil": ["No such command 'distil'"],

@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from typer.testing import CliRunner
 
+import cktf
 from cktf.cli.main import app
 from cktf.data import (
     DatasetLoader,
@@ -27,6 +29,17 @@ from cktf.data.folder import usual_size
 from cktf.data.picture import decode, square, to_eight_bits
 from cktf.data.pictures import Files
 from cktf.errors import DataError
+from cktf.models import create, save_network
+from cktf.recipes import (
+    DataSection,
+    build_data,
+    build_test,
+    make_recipe,
+    make_transfer,
+    to_yaml,
+)
+from cktf.workflows import plan
+from cktf.workflows.objects import Objects
 
 RNG = np.random.default_rng
 
@@ -148,6 +161,17 @@ def test_a_class_may_be_called_train(tmp_path):
     assert load(tmp_path).classes == ("car", "train")
 
 
+def test_images_without_labels_are_no_class(plain):
+    write(plain / "unlabeled", 4, first=500)
+    assert load(plain).classes == ("ant", "cat", "dog")
+    assert len(load(plain, "unlabeled")) == 4
+    for path in (plain / "unlabeled").iterdir():
+        path.unlink()
+    assert len(load(plain)) == 24
+    with pytest.raises(DataError, match=r"photos/unlabeled, if it is there, and no images are"):
+        load(plain, "unlabeled")
+
+
 # What is wrong with a folder
 
 
@@ -203,6 +227,14 @@ def test_a_test_folder_without_classes(split):
     write(split / "test", 3)
     with pytest.raises(DataError, match=r"photos/test has no folders. Sort them, or move it away"):
         load(split)
+
+
+@pytest.mark.parametrize("name", ["test", "validation"])
+def test_a_test_split_beside_classes(plain, name):
+    write(plain / name / "cat", 2)
+    words = f"test images are in {name} only where .* found ant, cat, dog.* Move the folders of cla"
+    with pytest.raises(DataError, match=words):
+        load(plain)
 
 
 def test_classes_without_images_are_named(plain):
@@ -278,6 +310,16 @@ def test_broken_images_are_skipped_on_request_and_counted(split, reading):
         assert torch.equal(found.images[i], whole.images[i])
 
 
+@pytest.mark.parametrize("reading", [{}, STREAM], ids=["memory", "stream"])
+def test_a_png_that_is_damaged_inside_is_skipped(split, reading):
+    raw = bytearray(encoded(picture(0), "PNG"))
+    raw[300:340] = bytes(40)
+    (split / "train" / "dog" / "bad.png").write_bytes(raw)
+    found = load(split, skip_broken=True, **reading)
+    assert found.describe().endswith("; 1 broken left out")
+    assert len(found) == 8
+
+
 def test_skipping_does_not_change_what_is_held_out(plain):
     def names(**reading):
         source = open_dataset(f"imagefolder:{plain}", None, "test", Reading(**reading))
@@ -310,6 +352,18 @@ def test_an_image_that_breaks_later_is_named(split):
     (split / "train" / "cat" / "002.jpg").write_bytes(GOOD[: HEAD + 20])
     with pytest.raises(DataError, match=r"cat/002.jpg cannot be decoded \(.*truncated"):
         data[2]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_worker_s_error_is_its_message(split, workers):
+    data = load(split, **STREAM)
+    path = split / "train" / "cat" / "002.jpg"
+    path.write_bytes(GOOD[: HEAD + 20])
+    with pytest.raises(DataError) as caught:
+        list(DatasetLoader(data, 2, train=False, workers=workers).epoch(0))
+    assert str(caught.value).startswith(f"{path} cannot be decoded (")
+    assert "Traceback" not in str(caught.value)
 
 
 # From any kind of picture to RGB
@@ -590,6 +644,83 @@ def test_impossible_fractions(fraction):
 def test_a_class_of_one_cannot_be_split():
     with pytest.raises(DataError, match="class 1 has a single image"):
         split_validation(torch.tensor([0, 0, 1]), 0.3, seed=0)
+
+
+# Sets that belong together
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Folders of the same two classes, of a side and a number of test images that tell them."""
+    for name, (side, count) in {"a": (64, 3), "b": (96, 4), "c": (128, 5)}.items():
+        for part, images in (("train", 2), ("test", count)):
+            for label in ("cat", "dog"):
+                write(tmp_path / name / part / label, images, sizes=[(side, side)])
+    return {name: f"imagefolder:{tmp_path / name}" for name in "abc"}
+
+
+def finished(folder, recipe):
+    """What evaluation reads of a run: its recipe, and a network of its classes."""
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(to_yaml(recipe))
+    save_network(
+        create("resnet8", 2), folder / "student.safetensors", name="resnet8",
+        classes=["cat", "dog"], dataset="photos",
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["train", "transfer"])
+def test_the_set_that_is_named_is_measured(sets, tmp_path, monkeypatch, kind):
+    section = {"name": sets["a"], "test": sets["b"], "classes": ["cat", "dog"]}
+    if kind == "train":
+        recipe = make_recipe({"kind": kind, "model": "resnet8", "data": section})
+    else:
+        fields = {"teacher": "resnet8", "student": "resnet8", "data": {"name": sets["a"]}}
+        recipe = make_transfer({"kind": kind, "labeled": section, **fields})
+    monkeypatch.chdir(tmp_path)
+    # A run folder may be called like a network.
+    run = finished(Path("resnet8"), recipe)
+    for data, (measured, images) in {
+        None: ("b", 8), sets["a"]: ("a", 6), sets["b"]: ("b", 8), sets["c"]: ("c", 10),
+    }.items():  # fmt: skip
+        accuracy, name = cktf.evaluate(run, data)
+        assert (name, accuracy.samples) == (sets[measured], images)
+
+
+def test_another_set_is_tested_at_the_size_of_training(sets):
+    section = DataSection(name=sets["a"], test=sets["c"], batch_size=2)
+    data = build_data(section, 0)
+    assert data.raw_train.images.shape[1:] == data.raw_test.images.shape[1:] == (64, 64, 3)
+    test = build_test(section)[0]
+    assert next(iter(test.epoch(0))).images.shape == (10, 3, 64, 64)
+
+
+def test_images_without_labels_have_the_size_of_the_others(plain):
+    write(plain / "unlabeled", 4, sizes=[(128, 128)], first=500)
+    found = load(plain, "unlabeled")
+    assert found.images.shape[1] == load(plain).images.shape[1] == 32
+    assert found.note == "image_size 32, as of its images with labels"
+    for name in ("ant", "cat", "dog"):
+        shutil.rmtree(plain / name)
+    assert load(plain, "unlabeled").images.shape[1] == 128
+
+
+@pytest.mark.parametrize(("given", "size"), [({}, 64), ({"image_size": 32}, 32)])
+def test_a_transfer_probes_at_the_size_it_distils_at(sets, tmp_path, given, size):
+    fields = {
+        "teacher": "custom", "student": "custom", "labeled": {"name": sets["c"]} | given,
+        "data": {"name": sets["a"], "batch_size": 2},
+    }  # fmt: skip
+    recipe, out = make_transfer({"kind": "transfer", **fields}), tmp_path / "run"
+    networks = Objects(create("resnet8", 2), create("resnet8", 2))
+    planned = plan(recipe, out, networks)
+    assert planned.labelled.raw_train.images.shape[1] == size
+    assert planned.parts.data.raw_train.images.shape[1] == 64
+    # What is evaluated or reported of it later, and what goes on, is of that size too.
+    assert planned.recipe.labeled.image_size == size
+    finished(out, planned.recipe)
+    assert plan(recipe, out, networks, resume=True).recipe == planned.recipe
 
 
 # What a user is told

@@ -250,6 +250,32 @@ def test_images_of_any_kind(convert, arrays, pair, always_warn):
     assert batch.labels.tolist() == [0, 1, 2, 3]
 
 
+def palette():
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.putdata([0, 1])
+    return picture
+
+
+MODES = {
+    "palette": (palette(), [[10, 20, 30], [200, 100, 50]]),
+    "transparent": (Image.new("RGBA", (2, 1), (9, 9, 9, 0)), [[255] * 3] * 2),
+    "black and white": (Image.new("1", (2, 1), 1), [[255], [255]]),
+    "16 bits": (Image.fromarray(np.full((1, 2), 257, np.uint16)), [[1], [1]]),
+}
+
+
+@pytest.mark.parametrize(("picture", "expected"), MODES.values(), ids=MODES)
+def test_pictures_are_of_their_colours(picture, expected):
+    (batch,) = DatasetLoader([(picture, 0)], 1, train=False).epoch(1)
+    assert (batch.images[0, :, 0].T * 255).round().tolist() == expected
+
+
+def test_a_picture_of_unknown_range_is_named():
+    with pytest.raises(DataError, match=r"sample 0 cannot be taken .*32-bit integers"):
+        batches(DatasetLoader([(Image.new("I", (2, 1), -1), 0)], 1, train=False))
+
+
 def spoiled(value):
     image = torch.zeros(3, 4, 4)
     image[1, 2, 3] = value

@@ -1,10 +1,14 @@
 """Recipes: reading, assigning, checking, and saying all that is wrong at once."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
 
-from cktf.errors import CheckpointError, RecipeError, RunFolderError
+import cktf
+from cktf.data import load_dataset
+from cktf.errors import CheckpointError, CktfError, RecipeError, RunFolderError
 from cktf.models import create, save_network
 from cktf.recipes import (
     DistillRecipe,
@@ -12,6 +16,7 @@ from cktf.recipes import (
     assign,
     check,
     decisive,
+    located,
     make_recipe,
     put,
     read_recipe,
@@ -19,6 +24,8 @@ from cktf.recipes import (
     teacher_file,
     to_yaml,
 )
+from cktf.workflows.taught import taught_by
+from cktf.workflows.train import name_of, prepare
 
 TRAIN = {"kind": "train", "model": "resnet8"}
 DISTILL = {"kind": "distill", "teacher": "custom", "student": "resnet8"}
@@ -133,6 +140,10 @@ def test_training_says_what_the_recipe_says():
         ("optimizer.lr=0.02", {"optimizer": {"lr": 0.02}}),
         ("optimizer.lr=1e-3", {"optimizer": {"lr": 0.001}}),
         ("optimizer.lr=2E2", {"optimizer": {"lr": 200.0}}),
+        ("seed=010", {"seed": 10}),
+        ("seed=-1_000", {"seed": -1000}),
+        ("data.per_class=1:30", {"data": {"per_class": "1:30"}}),
+        ("seed=0x10", {"seed": "0x10"}),
         ("data.augment=false", {"data": {"augment": False}}),
         ("data.dir=null", {"data": {"dir": None}}),
         ("data.dir=", {"data": {"dir": None}}),
@@ -333,6 +344,14 @@ def test_options_become_what_their_method_takes(tmp_path):
     assert recipe.options == {"kd": {"temperature": 10.0}}
 
 
+def test_what_decides_a_result_is_the_same_from_a_file(tmp_path):
+    recipe = make_recipe(DISTILL | {"options": {"cktf": {"renormalize": (2, 4)}}})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(recipe))
+    read = make_recipe(read_recipe(path))
+    assert decisive(read) == decisive(recipe)
+
+
 def test_problems_know_their_field():
     problems = check(make_recipe(TRAIN | {"data": {"name": "cifar10"}}))
     assert problems.about("data")
@@ -350,6 +369,61 @@ def test_a_teacher_is_a_run_folder_or_a_file(tmp_path):
     save_network(create("resnet8", 2), weights, name="resnet8", classes=["a", "b"], dataset="toy")
     assert teacher_file(str(tmp_path)) == weights
     assert teacher_file(str(weights)) == weights
+
+
+@pytest.fixture
+def resnet8(tmp_path, monkeypatch):
+    """A run folder called like a network, in the working folder; its weights are all 7."""
+    monkeypatch.chdir(tmp_path)
+    network = create("resnet8", 10)
+    for parameter in network.parameters():
+        parameter.data.fill_(7)
+    classes = load_dataset("fashion-mini", None, "test").classes
+    path = tmp_path / "resnet8" / "student.safetensors"
+    path.parent.mkdir()
+    save_network(network, path, name="resnet8", classes=classes, dataset="fashion-mini")
+    return path.parent
+
+
+def test_a_folder_called_like_a_network_does_not_take_its_place(resnet8):
+    def first(fields):
+        student = prepare(make_recipe(fields), "out")[1].student
+        return next(student.parameters()).flatten()[0].item()
+
+    taught = DISTILL | {"teacher": "./resnet8", "method": "kd"}
+    for fields, name in ((TRAIN, "model"), (taught, "student")):
+        assert first(fields) != 7
+        assert first(fields | {name: "./resnet8"}) == 7
+        assert getattr(located(make_recipe(fields)), name) == "resnet8"
+        there = located(make_recipe(fields | {name: "./resnet8"}))
+        assert getattr(there, name) == str(resnet8)
+    for called in (name_of(Path("resnet8")), "./resnet8", str(resnet8)):
+        assert taught_by(make_recipe(taught | {"teacher": called})).teacher == str(resnet8)
+    assert taught_by(make_recipe(taught | {"teacher": "resnet8"})) is None
+    assert "what is called so here: ./resnet8" in found(taught | {"teacher": "resnet8"})[0]
+
+
+def test_a_saved_data_set_is_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "dataset_dict.json").write_text("{}")
+
+    def name(line):
+        return make_recipe(TRAIN | {"data": {"name": line}}).data.name
+
+    assert name("hf:saved") == f"hf:{tmp_path / 'saved'}"
+    assert name("imagefolder:saved") == f"imagefolder:{tmp_path / 'saved'}"
+    assert name("hf:owner/of_the_hub") == "hf:owner/of_the_hub"
+
+
+def test_a_path_from_python_may_begin_at_home(resnet8, monkeypatch):
+    monkeypatch.setenv("HOME", str(resnet8.parent))
+    assert prepare(make_recipe(TRAIN), "~/out")[0].path == resnet8.parent / "out"
+    assert name_of(Path("~/resnet8")) == str(resnet8)
+    with pytest.raises(RunFolderError, match=f"^{resnet8} holds no run"):
+        cktf.evaluate("~/resnet8")
+    with pytest.raises(CktfError, match="there is none for ~nobody1"):
+        located(make_recipe(TRAIN | {"data": {"dir": "~nobody1"}}))
 
 
 def test_the_folder_decides_which_images_only_where_nothing_else_names_them():

@@ -146,7 +146,8 @@ def test_doctor_tells_before_training(run, workshop, line):
 @pytest.mark.parametrize(
     ("line", "message"),
     [("--teacher teacher", "student"), ("train --model resnet9", "Did you mean"),
-     ("distill --teacher none --student resnet8", "none")],
+     ("distill --teacher none --student resnet8", "none"),
+     ("doctor", "(doctor)")],
 )  # fmt: skip
 def test_doctor_of_a_mistake(run, line, message):
     result = run(f"doctor {line}")

@@ -27,6 +27,7 @@ from cktf.data.reading import BrokenImagesError
 from cktf.errors import CheckpointError, DataError, ModelError, RecipeError
 from cktf.models import build_source, create, load_network, parse_source, save_network
 from cktf.recipes import make_recipe, new_network, read_recipe
+from cktf.workflows.analysis import Analyst
 from cktf.workflows.train import folder_of
 
 OWN = """
@@ -124,6 +125,49 @@ def test_weights_name_no_code(here, monkeypatch, line):
         # Nor does looking whether there is such a module.
         parse_source(line)
     assert not Path("ran").exists()
+
+
+def test_a_run_of_own_code_is_used_where_it_is_trusted(here):
+    photos = f"imagefolder:{folder_with(here, 'more.png', png(16, 16))}"
+    small = ["--epochs", "1", "--set", "data.batch_size=2"]
+    trained = cktf("train", "--model", "own.py:Net", "--data", photos, *small, "--out", "run")
+    assert trained.exit_code == 0, trained.output
+    labeled = ["--labeled", photos]
+    student = ["--student", "resnet8", "--data", photos, "--method", "kd", "--dry-run", *small]
+    for command in (
+        ["evaluate", "run"],
+        ["probe", "run", *labeled],
+        ["probe", "run", *labeled, *small, "--sgd"],
+        ["distill", "--teacher", "run", *student],
+    ):
+        Path("ran").unlink(missing_ok=True)
+        says(cktf(*command), "own.py:Net", "--trust-code")
+        assert not Path("ran").exists()
+        trusting = cktf(*command, "--trust-code")
+        assert trusting.exit_code == 0, trusting.output
+        assert Path("ran").exists()
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_report_runs_code_where_it_is_trusted(here, role):
+    """Of the run's own network, and of a teacher that its recipe names."""
+    photos = folder_with(here, "more.png", png(16, 16))
+    networks = {"student": "resnet8", "teacher": "t.safetensors"} | {role: "own.py:Net"}
+    data = {"name": f"imagefolder:{photos}", "batch_size": 2}
+    fields = {"kind": "distill", "method": "kd", "data": data}
+    Path("run").mkdir()
+    Path("run/recipe.yaml").write_text(yaml.dump(fields | networks))
+    Path("run/summary.json").write_text(json.dumps({"student": networks["student"]}))
+    own = build_source(parse_source(networks["student"]), 2).network
+    save_network(
+        own, Path("run/student.safetensors"), name=networks["student"], classes=["cat", "dog"],
+        dataset="photos",
+    )  # fmt: skip
+    for trust in (False, True):
+        Path("ran").unlink(missing_ok=True)
+        found = Analyst(trust_code=trust).analyse(Path("run"))
+        assert Path("ran").exists() == trust
+        assert ("--trust-code" in found.missing) != trust
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -33,6 +33,10 @@ class DataError(CktfError):
     """A data set that is unknown, missing, damaged, or does not fit the networks."""
 
 
+class PathError(CktfError, ValueError):
+    """A path that leads nowhere on this machine."""
+
+
 class MethodError(CktfError):
     """A method string that names nothing, or a method that cannot work with what it is given."""
 

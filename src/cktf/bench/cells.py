@@ -20,6 +20,7 @@ from cktf.recipes import (
     make_transfer,
     put,
 )
+from cktf.user_paths import expanded
 
 CellRecipe = DistillRecipe | TransferRecipe
 
@@ -181,7 +182,7 @@ def _teacher(matrix: Matrix, name: str, data: Fields, weights: str | None) -> Te
     recipe = make_recipe(merged(shared, {"data": data}, entry.recipe, own))
     assert isinstance(recipe, TrainRecipe)
     file = weights or entry.weights
-    where = None if file is None else Path(file).expanduser()
+    where = None if file is None else expanded(file).absolute()
     if where is not None and not where.exists():
         raise RecipeError([f"weights: there is no {where}. Name a run folder or a file."])
     return TeacherPlan(name, recipe.data.name, network, where, recipe)

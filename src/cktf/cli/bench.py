@@ -15,6 +15,7 @@ from cktf.cli.common import (
     reports_errors,
 )
 from cktf.errors import CktfError, RecipeError
+from cktf.user_paths import expanded
 
 if TYPE_CHECKING:
     from cktf.bench import Cell, Cost
@@ -70,9 +71,9 @@ def bench(
     read = read_matrix(matrix)
     fields: dict[str, object] = {}
     assign(fields, settings or [])
-    where = None if data_dir is None else str(data_dir.expanduser().absolute())
+    where = None if data_dir is None else str(data_dir.absolute())
     cells = cells_of(read, where, _weights(teacher or []), fields)
-    if Path(matrix).exists() and not trust_code:
+    if expanded(matrix).exists() and not trust_code:
         for cell in cells:
             refuse_code(cell.fields | {"teacher": cell.teacher.network}, Path(matrix))
     plan = Bench(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 import typer
 
 from cktf.errors import CktfError, Interrupted, RecipeError
+from cktf.user_paths import expanded
 
 if TYPE_CHECKING:
     from cktf.workflows import Run
@@ -81,7 +82,7 @@ TrackOption = Annotated[
 TrustCodeOption = Annotated[
     bool,
     typer.Option(
-        "--trust-code", help="Run the Python file or module that a recipe names as a network."
+        "--trust-code", help="Run the Python file or module that a recipe or run names as network."
     ),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -94,7 +95,8 @@ def reports_errors(command: Callable[P, T]) -> Callable[P, T]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             with _sigterm_interrupts():
-                return command(*args, **kwargs)
+                given: dict[str, Any] = {name: _expanded(value) for name, value in kwargs.items()}
+                return command(*args, **given)
         except Interrupted as stopped:
             how = _how_to_continue(command.__name__, stopped.folder)
             print(f"cktf: {stopped} {how}", file=sys.stderr)
@@ -119,6 +121,13 @@ def reports_errors(command: Callable[P, T]) -> Callable[P, T]:
             raise typer.Exit(USER_MISTAKE) from error
 
     return wrapped
+
+
+def _expanded(value: Any) -> Any:
+    """What an option gives, its paths expanded."""
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    return expanded(value) if isinstance(value, Path) else value
 
 
 @contextmanager
@@ -190,7 +199,7 @@ def asked(
     if resume is not None and resume != "auto":
         if out is not None:
             raise RecipeError(["--resume RUN continues in RUN itself; leave --out away."])
-        out = Path(resume)
+        out = expanded(resume)
         recipe = recipe or recipe_of(out)
     elif resume is not None:
         if out is None:
@@ -232,10 +241,11 @@ def train_from_options(
     )  # fmt: skip
     parsed = make_recipe(wanted.fields)
     if dry_run:
-        show_rehearsal(rehearse(parsed, prepare(parsed, wanted.out, resume=wanted.continued)[1]))
+        parts = prepare(parsed, wanted.out, resume=wanted.continued, trust_code=trust_code)[1]
+        show_rehearsal(rehearse(parsed, parts))
         print(to_yaml(parsed), end="")
         return
-    report(run_recipe(parsed, wanted.out, resume=wanted.continued))
+    report(run_recipe(parsed, wanted.out, resume=wanted.continued, trust_code=trust_code))
 
 
 def report(run: "Run") -> None:

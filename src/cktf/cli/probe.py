@@ -15,6 +15,7 @@ from cktf.cli.common import (
     ResumeOption,
     SeedOption,
     SetOption,
+    TrustCodeOption,
     asked,
     reports_errors,
     train_from_options,
@@ -56,6 +57,7 @@ def probe(
     settings: SetOption = None,
     resume: ResumeOption = None,
     dry_run: DryRunOption = False,
+    trust_code: TrustCodeOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Fit a linear classifier on a network's frozen features, and test it.
@@ -71,23 +73,23 @@ def probe(
         _check(counts, draws, sgd and finetune)
         name = "finetuned" if finetune else "probe-sgd"
         given |= {
-            "model": run,
+            "model": run.absolute(),
             "trains": "all" if finetune else "classifier",
             "data.per_class": counts[0] if counts else None,
             "epochs": epochs,
         }
         train_from_options(
             "train", given, recipe=None, settings=settings, resume=resume, dry_run=dry_run,
-            trust_code=True,
+            trust_code=trust_code,
             out=out or (None if resume not in (None, "auto") else _beside(run) / name),
         )  # fmt: skip
         return
-    given |= {"model": run, "trains": "classifier", "epochs": None}
+    given |= {"model": run.absolute(), "trains": "classifier", "epochs": None}
     if epochs is not None or resume is not None or dry_run:
         raise RecipeError(
             ["--epochs, --resume and --dry-run are for training: add --sgd or --finetune."]
         )
-    _closed(given, counts, draws, settings, out or _beside(run) / "probe")
+    _closed(given, counts, draws, settings, out or _beside(run) / "probe", trust_code)
 
 
 def _check(counts: Sequence[int] | None, draws: int | None, both: bool) -> None:
@@ -111,16 +113,24 @@ def _closed(
     draws: int | None,
     settings: list[str] | None,
     out: Path,
+    trust_code: bool,
 ) -> None:
     from cktf.recipes import TrainRecipe, make_recipe
     from cktf.workflows import CURVE, probe_run
 
     wanted = asked(
-        "train", given, recipe=None, settings=settings, out=out, resume=None, trust_code=True
+        "train",
+        given,
+        recipe=None,
+        settings=settings,
+        out=out,
+        resume=None,
+        trust_code=trust_code,
     )
     recipe = make_recipe(wanted.fields)
     assert isinstance(recipe, TrainRecipe)
-    probed = probe_run(recipe, counts or (), 5 if draws is None else draws, out)
+    draws = 5 if draws is None else draws
+    probed = probe_run(recipe, counts or (), draws, out, trust_code=trust_code)
     points = {"features": probed.points()}
     table(points, {}, probed.test_images)
     plot = out / CURVE

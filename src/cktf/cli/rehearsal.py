@@ -20,7 +20,7 @@ def doctor(context: typer.Context) -> None:
     group, arguments = context.parent.command, list(context.args)
     assert isinstance(group, typer.core.TyperGroup)
     name = "train" if "--model" in arguments else "distill"
-    if arguments and arguments[0] in group.commands:
+    if arguments and arguments[0] in group.commands.keys() - {context.info_name}:
         name = arguments.pop(0)
     command = group.commands[name]
     # Not standalone: it returns the exit code in place of ending the process.

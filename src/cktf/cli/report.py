@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cktf.cli.common import DataDirOption, DebugOption, reports_errors
+from cktf.cli.common import DataDirOption, DebugOption, TrustCodeOption, reports_errors
 
 
 @reports_errors
@@ -19,11 +19,14 @@ def report(
         int, typer.Option(min=10, help="At most so many test images are classified.")
     ] = 10_000,
     data_dir: DataDirOption = None,
+    trust_code: TrustCodeOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Show runs in one HTML file that needs no network."""
     from cktf.report import write_report
 
     where = None if data_dir is None else str(data_dir)
-    path = write_report(runs, out or runs[0] / "report.html", images=images, data_dir=where)
+    path = write_report(
+        runs, out or runs[0] / "report.html", images=images, data_dir=where, trust_code=trust_code
+    )
     print(f"{path} ({path.stat().st_size / 2**20:.1f} MB): open it in a browser")

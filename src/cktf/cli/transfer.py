@@ -107,10 +107,10 @@ def transfer(
         trust_code=trust_code,
     )  # fmt: skip
     parsed = make_transfer(wanted.fields)
-    planned = plan(parsed, wanted.out, resume=wanted.continued)
+    planned = plan(parsed, wanted.out, resume=wanted.continued, trust_code=trust_code)
     if dry_run:
         show_rehearsal(rehearse(parsed.distilling(), planned.parts))
-        print(to_yaml(parsed), end="")
+        print(to_yaml(planned.recipe), end="")
         return
     _report(carry_out(planned))
 

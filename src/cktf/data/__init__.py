@@ -11,6 +11,7 @@ from cktf.data.registry import (
     dataset_info,
     load_dataset,
     load_splits,
+    located_name,
     open_dataset,
 )
 from cktf.data.splits import few_per_class, split_validation
@@ -40,6 +41,7 @@ __all__ = [
     "labels_of",
     "load_dataset",
     "load_splits",
+    "located_name",
     "open_dataset",
     "split_validation",
     "survey",

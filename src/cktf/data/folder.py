@@ -70,15 +70,30 @@ def _unlabelled(directory: Path, reading: Reading) -> Source:
     name, own = f"imagefolder:{directory}", directory / UNLABELED
     loose = [directory / n for n in sorted(os.listdir(directory)) if _is_image(n)]
     paths = _images(own) if own.is_dir() else loose
+    if own.is_dir() and not paths:
+        raise DataError(
+            f"{name}: images without labels are in {own}, if it is there, and no images are in it. "
+            f"{_ENDINGS} Add images, or remove the folder to have those for training in their "
+            "place."
+        )
     if not paths:
         source = open_folder(directory, "train", reading)
         labels = torch.full_like(source.labels, UNLABELLED)
         return replace(source, split=UNLABELED, labels=labels, classes=())
     size, note = reading.image_size, ""
     if size is None:
-        size, note = usual_size(Files(paths))
+        size, note = _labelled_size(directory, reading) or usual_size(Files(paths))
     labels = torch.full((len(paths),), UNLABELLED)
     return Source(name, UNLABELED, Files(paths), labels, (), MEAN, STD, size, note=note)
+
+
+def _labelled_size(directory: Path, reading: Reading) -> tuple[int, str] | None:
+    """Pixels of a side of the images with labels in the same folder, where there are some."""
+    try:
+        size = open_folder(directory, "train", reading).size
+    except DataError:
+        return None
+    return size, f"image_size {size}, as of its images with labels"
 
 
 def usual_size(pictures: Pictures) -> tuple[int, str]:
@@ -104,15 +119,22 @@ def _splits(name: str, root: Path) -> tuple[_Images, _Images | None, str]:
     """Training and test images by class, and a word on the layout; None is to be split off."""
     found = {split: root / split for split in ("train", *_TESTS) if _folders(root / split)}
     if "train" not in found:
-        own = [folder.name for folder in _folders(root)]
-        if own and set(own) <= {"train", *_TESTS}:
+        own = [folder for folder in _folders(root) if folder.name != UNLABELED]
+        if own and {folder.name for folder in own} <= {"train", *_TESTS}:
             raise DataError(
                 f"{name}: training images are in train, in a folder for each class; found "
-                f"{listed(own)}, and in train no folders. Sort the images into folders named like "
-                "their classes, or give the folder of classes itself."
+                f"{listed([folder.name for folder in own])}, and in train no folders. Sort the "
+                "images into folders named like their classes, or give the folder of classes "
+                "itself."
             )
-        return _classes(name, root), None, "a fifth of each class held out for the test"
-    train = _classes(name, found["train"])
+        if found:
+            raise DataError(
+                f"{name}: test images are in {listed(list(found))} only where training images are "
+                f"in train; found {listed([folder.name for folder in own])} side by side. Move the "
+                "folders of classes into train."
+            )
+        return _classes(name, root, own), None, "a fifth of each class held out for the test"
+    train = _classes(name, found["train"], _folders(found["train"]))
     tests = [split for split in _TESTS if split in found]
     flat = [split for split in _TESTS if (root / split).is_dir() and split not in found]
     if not tests and flat:
@@ -123,7 +145,7 @@ def _splits(name: str, root: Path) -> tuple[_Images, _Images | None, str]:
         )
     if not tests:
         return train, None, "a fifth of each class of train held out for the test"
-    test = _classes(name, found[tests[0]])
+    test = _classes(name, found[tests[0]], _folders(found[tests[0]]))
     _same_classes(name, tests[0], set(train), set(test))
     return train, test, f"tested on {tests[0]}"
 
@@ -145,9 +167,8 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _classes(name: str, folder: Path) -> _Images:
-    """The images of each class folder, in order."""
-    folders = _folders(folder)
+def _classes(name: str, folder: Path, folders: list[Path]) -> _Images:
+    """The images of each class folder in a folder, in order."""
     if len(folders) < 2:
         found = f"only {folders[0].name}" if folders else "none"
         loose = sum(map(_is_image, os.listdir(folder)))
@@ -159,10 +180,7 @@ def _classes(name: str, folder: Path) -> _Images:
     images = {folder.name: _images(folder) for folder in folders}
     empty = [label for label, paths in images.items() if not paths]
     if len(empty) == len(images):
-        raise DataError(
-            f"{name}: no images in {listed([str(f) for f in folders])}. Their names end like "
-            f"{', '.join(sorted(_USUAL))}, in any case; convert other formats."
-        )
+        raise DataError(f"{name}: no images in {listed([str(f) for f in folders])}. {_ENDINGS}")
     if empty:
         raise DataError(
             f"{name}: a class has at least one image; none in "
@@ -181,6 +199,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 _USUAL = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+_ENDINGS = f"Their names end like {', '.join(sorted(_USUAL))}, in any case; convert other formats."
 
 
 @cache

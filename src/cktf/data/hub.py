@@ -15,6 +15,7 @@ from cktf.data.pictures import Pictures
 from cktf.data.reading import Reading, Source
 from cktf.data.splits import split_validation
 from cktf.errors import DataError
+from cktf.user_paths import expanded
 
 _TESTS = ("test", "validation", "valid", "val")
 
@@ -58,6 +59,11 @@ def open_hub(name: str, directory: Path | None, split: str, reading: Reading) ->
     return Source(title, split, pictures, labels, classes, MEAN, STD, size, note=note)
 
 
+def is_saved(name: str) -> bool:
+    """Whether a name is of a folder that `save_to_disk` wrote."""
+    return any(os.path.isfile(expanded(name) / f) for f in ("dataset_dict.json", "state.json"))
+
+
 def _splits(title: str, name: str, directory: Path | None) -> dict[str, Any]:
     try:
         import datasets
@@ -69,9 +75,8 @@ def _splits(title: str, name: str, directory: Path | None) -> dict[str, Any]:
     if not name:
         raise DataError("hf needs a name: hf:NAME, as of the Hub, or of a folder.")
     try:
-        saved = Path(name).expanduser()
-        if any((saved / f).is_file() for f in ("dataset_dict.json", "state.json")):
-            found = datasets.load_from_disk(os.fspath(saved))
+        if is_saved(name):
+            found = datasets.load_from_disk(os.fspath(expanded(name)))
         else:
             found = datasets.load_dataset(name, cache_dir=directory and os.fspath(directory))
     except Exception as error:  # network, formats, scripts: the library lets through what it meets

@@ -5,7 +5,6 @@ elsewhere in the program: that is what makes a run repeatable and resumable. A t
 out the last, shorter batch; each epoch leaves out other samples.
 """
 
-import random
 from collections.abc import Callable, Iterator, Sized
 from contextlib import suppress
 from typing import Any, Protocol, cast
@@ -19,12 +18,12 @@ from torch.utils.data import (
     Subset,
     TensorDataset,
     default_collate,
-    get_worker_info,
 )
 
 from cktf.batch import Batch
 from cktf.data.augment import crop_and_flip, draw_crops
-from cktf.data.images import UNLABELLED, Images, ImageSet
+from cktf.data.images import ImageSet
+from cktf.data.samples import Batches, Indexed, Pixels, seed_of, stacked, to_label
 from cktf.data.streamed import Streamed
 from cktf.data.views import Views
 from cktf.errors import DataError
@@ -48,13 +47,8 @@ class Loader(Protocol):
         """
 
 
-def _seed(*entropy: int) -> int:
-    # Words of entropy, hashed: neighbouring seeds and epochs must not give related streams.
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
-
-
 def _generator(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_seed(seed, epoch))
+    return torch.Generator().manual_seed(seed_of(seed, epoch))
 
 
 _PADDING = 4
@@ -156,104 +150,6 @@ def _at(labels: Tensor | None, index: Tensor) -> Tensor | None:
     return None if labels is None else labels[index]
 
 
-class _Pixels(Dataset[tuple[Tensor, int]]):
-    """The images of an `ImageSet` with their positions, as bytes, a quarter of what floats take.
-
-    Args:
-        data: the images.
-        draw: seed and epoch, which with the position decide the augmentation; None for none.
-    """
-
-    def __init__(self, data: ImageSet[Images], draw: tuple[int, int] | None) -> None:
-        self.data, self.draw = data, draw
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        images = self.data.images
-        if self.draw is None:
-            return images[position], position
-        seed = _seed(*self.draw, position)
-        return cast(Streamed, images).augmented(position, seed, self.data.flip), position
-
-
-class _Indexed(Dataset[tuple[Tensor, int, int]]):
-    """A user's data set with each sample's position, checked sample by sample.
-
-    In a process of its own, what a sample draws at random follows from `draw`, seed and epoch, and
-    its position: it does not depend on what that process read before, as after a resume.
-    """
-
-    def __init__(self, data: Any, labelled: bool, draw: tuple[int, int]) -> None:
-        self.data, self.labelled, self.draw = data, labelled, draw
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
-        if get_worker_info() is not None:
-            _seed_all(_seed(*self.draw, position))
-        sample = self.data[position]
-        pair = isinstance(sample, (tuple, list))
-        if self.labelled and not (pair and len(sample) == 2):
-            raise DataError(
-                f"A data set gives (image, label); sample {position} is a "
-                f"{type(sample).__name__}. Wrap it so that it gives pairs."
-            )
-        image = to_tensor(sample[0] if pair else sample, position)
-        label = _to_label(sample[1], position) if self.labelled else UNLABELLED
-        if not bool(image.isfinite().all()):
-            raise DataError(
-                f"The image of sample {position} holds NaN or infinity. Mend or leave out that "
-                "sample, and look at the transform that made it."
-            )
-        return image, label, position
-
-
-def _seed_all(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def _to_label(label: Any, position: int) -> int:
-    try:
-        return int(label)
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"The label of sample {position} is {label!r}; a label is the number of its class, "
-            "from 0. Number the classes in the data set."
-        ) from error
-
-
-def to_tensor(image: Any, position: int) -> Tensor:
-    """An image as float32 [C, H, W]: bytes and pictures are scaled to [0, 1], floats kept."""
-    if not isinstance(image, Tensor):
-        try:
-            array = np.asarray(image)
-            array = array[:, :, None] if array.ndim == 2 else array
-            image = torch.from_numpy(array.transpose(2, 0, 1).copy())
-        except (TypeError, ValueError, IndexError) as error:
-            raise DataError(
-                f"The image of sample {position} is a {type(image).__name__}, not a tensor "
-                "[C, H, W], a picture or an array [H, W, C]. Convert it in the data set."
-            ) from error
-    if image.dim() != 3:
-        raise DataError(
-            f"The image of sample {position} has shape {tuple(image.shape)}; an image is [C, H, W]."
-        )
-    values: Tensor = image.float()
-    if image.dtype == torch.uint8:
-        return values / 255
-    if not image.is_floating_point():
-        raise DataError(
-            f"The image of sample {position} is of {image.dtype}: bytes (uint8) are scaled to "
-            "[0, 1], floats are taken as they are. Convert it in the data set."
-        )
-    return values
-
-
 class DatasetLoader:
     """Batches of any map-style data set of `(image, label)`, loaded by PyTorch's workers.
 
@@ -303,8 +199,8 @@ class DatasetLoader:
         generator = _generator(self.seed, number)
         order = [b.tolist() for b in _order(self, generator, cover)[start:]]
         if not isinstance(self.data, ImageSet):
-            indexed = _Indexed(self.data, self.labelled, (self.seed, number))
-            for images, labels, index in self._loader(indexed, order, generator, _collate):
+            indexed = Indexed(self.data, self.labelled, (self.seed, number))
+            for images, labels, index in self._loaded(indexed, order, generator, stacked):
                 images = images.contiguous(memory_format=torch.channels_last)
                 yield Batch(images, labels if self.labelled else None, index)
             return
@@ -330,24 +226,29 @@ class DatasetLoader:
         kept = self.data.labels if self.data.labelled else None
         if self.augment:
             cast(Streamed, self.data.images).prepare(self.data.flip)
-        data = _Pixels(self.data, draw if self.augment else None)
-        for pixels, index in self._loader(data, order, generator, default_collate):
+        data = Pixels(self.data, draw if self.augment else None)
+        for pixels, index in self._loaded(data, order, generator, default_collate):
             yield Batch(_scaled_by_one(pixels), _at(kept, index), index, view)
 
-    def _loader(
+    def _loaded(
         self,
         data: Dataset,
         order: list[list[int]],
         generator: torch.Generator,
         collate: Callable[[list[Any]], Any],
-    ) -> DataLoader:
-        return DataLoader(
-            data,
-            batch_sampler=order,
+    ) -> Iterator[Any]:
+        loader = DataLoader(
+            Batches(data, collate),
+            # Positions of a batch are one sample to PyTorch.
+            batch_size=None,
+            sampler=order,
             num_workers=self.workers,
             generator=generator,
-            collate_fn=collate,
         )
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
 
 
 def labels_of(data: Any) -> Tensor:
@@ -363,7 +264,7 @@ def labels_of(data: Any) -> Tensor:
     found = _stated(data)
     if found is not None:
         return found
-    return torch.tensor([_to_label(data[i][1], i) for i in range(len(data))])
+    return torch.tensor([to_label(data[i][1], i) for i in range(len(data))])
 
 
 def _stated(data: Any) -> Tensor | None:
@@ -384,15 +285,3 @@ def _stated(data: Any) -> Tensor | None:
 
 def _states_labels(data: Any) -> bool:
     return isinstance(data, Subset | TensorDataset) or _stated(data) is not None
-
-
-def _collate(samples: list[tuple[Tensor, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
-    images, labels, positions = zip(*samples, strict=True)
-    for image, position in zip(images, positions, strict=True):
-        if image.shape != images[0].shape:
-            raise DataError(
-                f"Images of one size make a batch: sample {positions[0]} is "
-                f"{tuple(images[0].shape)}, sample {position} is {tuple(image.shape)}. Resize or "
-                "crop them in the data set's transform."
-            )
-    return torch.stack(images), torch.tensor(labels), torch.tensor(positions)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import psutil
@@ -118,7 +119,7 @@ def read(source: Source, reading: Reading | None = None) -> ImageSet[Images]:
     needed = count * size * size * reading.channels
     images: Images
     if needed > reading.budget:
-        flaws = _flaws(source.pictures)
+        flaws = _flaws(source.pictures, thorough=reading.skip_broken)
         images = Streamed(source.pictures, size, reading.channels)
     else:
         _check_memory(source, size, needed)
@@ -162,10 +163,11 @@ def _in_memory(pictures: Pictures, size: int, channels: int) -> tuple[Tensor, di
     return images, {i: why for i, why in enumerate(pictures.each(fill)) if why is not None}
 
 
-def _flaws(pictures: Pictures) -> dict[int, str]:
+def _flaws(pictures: Pictures, thorough: bool) -> dict[int, str]:
     if pictures.size is not None:  # pixels cannot be damaged in this way
         return {}
-    return {i: why for i, why in enumerate(pictures.each(pictures.flaw)) if why is not None}
+    found = pictures.each(partial(pictures.flaw, thorough=thorough))
+    return {i: why for i, why in enumerate(found) if why is not None}
 
 
 def _without(

@@ -10,12 +10,13 @@ import torch
 from cktf.data.cifar import load_cifar10, load_cifar100
 from cktf.data.fashion import load_fashion_mini, load_fashion_mnist
 from cktf.data.folder import open_folder
-from cktf.data.hub import open_hub
+from cktf.data.hub import is_saved, open_hub
 from cktf.data.images import UNLABELED, UNLABELLED, Images, ImageSet
 from cktf.data.reading import BrokenImagesError, Reading, Source, read, source_of
 from cktf.data.stl10 import open_stl10
 from cktf.data.tiny_imagenet import open_tiny_imagenet
 from cktf.errors import DataError, nearest
+from cktf.user_paths import expanded
 
 _Open = Callable[[Path | None, str, Reading], Source]
 
@@ -109,7 +110,7 @@ def dataset_info(name: str) -> DatasetInfo:
     kind, colon, place = name.partition(":")
     if kind == FOLDER:
         known = DATASETS[f"{FOLDER}:DIR"]
-        root = Path(place).expanduser()
+        root = expanded(place)
         opens: _Open = lambda directory, split, reading: open_folder(  # noqa: E731
             root if place else directory, split, reading
         )
@@ -125,6 +126,14 @@ def dataset_info(name: str) -> DatasetInfo:
     return DATASETS[name]
 
 
+def located_name(name: str) -> str:
+    """The same name, its folder by an absolute path, so that it means the same in any folder."""
+    kind, _, place = name.partition(":")
+    if place and (kind == FOLDER or (kind == HUB and is_saved(place))):
+        return f"{kind}:{expanded(place).absolute()}"
+    return name
+
+
 def open_dataset(
     name: str, directory: Path | None, split: str, reading: Reading | None = None
 ) -> Source:
@@ -134,6 +143,7 @@ def open_dataset(
         DataError: unknown name or split, or files that are missing or not as they should be.
     """
     info = dataset_info(name)
+    directory = None if directory is None else expanded(directory)
     if split == UNLABELED and not info.unlabelled:
         source = info.open(directory, "train", reading or Reading())
         return replace(source, labels=torch.full_like(source.labels, UNLABELLED), classes=())

@@ -107,8 +107,12 @@ def _is_complete(described: dict[str, object]) -> bool:
     return bool(classes) and names and numbers and both and size and named
 
 
-def load_network(path: Path) -> tuple[nn.Module, dict[str, object]]:
+def load_network(path: Path, *, trust_code: bool = False) -> tuple[nn.Module, dict[str, object]]:
     """The network in a file written by `save_network`, and its description.
+
+    Args:
+        path: the file.
+        trust_code: whether the Python file or module that it names may run.
 
     Raises:
         CheckpointError: a file that is missing, damaged, or of a network not in the library.
@@ -116,8 +120,11 @@ def load_network(path: Path) -> tuple[nn.Module, dict[str, object]]:
     described = describe(path)
     name = str(described["network"])
     try:
-        if runs_code(name):
-            raise ModelError("it is built by code of its user's, which a file cannot have run.")
+        if runs_code(name) and not trust_code:
+            raise ModelError(
+                "it is built by code of its user's, which a file cannot have run. Read it, and add "
+                "--trust-code if you trust it."
+            )
         source = parse_source(name)
         # Its weights come from the file, not from where they once came.
         arguments = {k: v for k, v in source.arguments.items() if k != "pretrained"}
@@ -125,8 +132,8 @@ def load_network(path: Path) -> tuple[nn.Module, dict[str, object]]:
         network = build_source(replace(source, arguments=arguments), classes).network
     except ModelError as error:
         raise CheckpointError(
-            f"{path} holds {name!r}, which cannot be built from its name: {error} Name the network "
-            f"yourself: --teacher NETWORK --teacher-weights {path}; or in Python with "
+            f"{path} holds {name!r}, which cannot be built from its name: {error} Or name the "
+            f"network yourself: --teacher NETWORK --teacher-weights {path}; or in Python with "
             "cktf.models.load_weights."
         ) from error
     load_weights(network, path)

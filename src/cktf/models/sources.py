@@ -31,7 +31,8 @@ from torch import nn
 
 from cktf.errors import ModelError, nearest
 from cktf.models.normalized import Normalized
-from cktf.models.zoo import check_name, create
+from cktf.models.zoo import check_name, create, names
+from cktf.user_paths import expanded
 
 _LINE = re.compile(r"(?P<where>[^()@]+?)(?P<arguments>\(.*\))?(?:@(?P<size>\d+))?")
 _LIBRARIES = ("timm", "torchvision")
@@ -107,6 +108,13 @@ def parse_source(line: str) -> Source:
     else:
         _check_own(source)
     return source
+
+
+def is_listed(line: str) -> bool:
+    """Whether a line has the form of a network of this library, timm or torchvision."""
+    match = _LINE.fullmatch(line.strip())
+    library, _, name = (match["where"] if match else line).rpartition(":")
+    return library in _LIBRARIES or (not library and name.strip() in names())
 
 
 def runs_code(line: str) -> bool:
@@ -305,7 +313,7 @@ def _listed(library: str) -> list[str]:
 
 def _check_own(source: Source) -> None:
     if source.library.endswith(".py"):
-        path = Path(source.library).expanduser()
+        path = expanded(source.library)
         if not path.is_file():
             raise ModelError(f"{source.line}: there is no file {path}.")
         defined = _defined_in(path)
@@ -348,7 +356,7 @@ def _defined_in(path: Path) -> list[str]:
 def _module(source: Source) -> ModuleType:
     if not source.library.endswith(".py"):
         return importlib.import_module(source.library)
-    path = Path(source.library).expanduser().resolve()
+    path = expanded(source.library).resolve()
     # A name that no other module has: dataclasses, for one, look their module up by it.
     name = f"{path.stem}_{zlib.crc32(bytes(path)):08x}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -364,7 +372,7 @@ def _beside(source: Source) -> Iterator[None]:
     if not source.library.endswith(".py"):
         yield
         return
-    folder = str(Path(source.library).expanduser().resolve().parent)
+    folder = str(expanded(source.library).resolve().parent)
     sys.path.insert(0, folder)
     try:
         yield

@@ -22,13 +22,21 @@ from cktf.data import (
     few_per_class,
     load_dataset,
     load_splits,
+    open_dataset,
     split_validation,
 )
 from cktf.engine import trackers_of
 from cktf.errors import CktfError, DataError, RecipeError, nearest
 from cktf.objectives import METHODS, parse
 from cktf.recipes.networks import check_network, check_teacher
-from cktf.recipes.schema import CUSTOM, DataSection, DistillRecipe, Recipe, TrainRecipe
+from cktf.recipes.schema import (
+    CUSTOM,
+    DataSection,
+    DistillRecipe,
+    Recipe,
+    TrainRecipe,
+    TransferRecipe,
+)
 
 # Images in a batch without gradients, and pixels, for larger images.
 _TEST_BATCH, _TEST_PIXELS = 500, 500 * 64 * 64
@@ -195,8 +203,35 @@ def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
                 problems.found.append(f"options.{name}.{option}: {message}, given {value!r}.")
 
 
+def at_one_size(recipe: TransferRecipe) -> TransferRecipe:
+    """A transfer whose labelled images are of the size of those without labels.
+
+    That is, where no size is given, and where it goes by what is in the files.
+    """
+    data, labeled = recipe.data, recipe.labeled
+    if CUSTOM in (data.name, labeled.name) or data.image_size or labeled.image_size:
+        return recipe
+    try:
+        if dataset_info(labeled.name).train is not None:
+            return recipe
+        size, own = (
+            open_dataset(section.name, _directory(section), split).size
+            for section, split in ((data, UNLABELED), (labeled, "train"))
+        )
+    except DataError:
+        # What is wrong with them is told where they are read.
+        return recipe
+    if size == own:
+        return recipe
+    return recipe.model_copy(update={"labeled": labeled.model_copy(update={"image_size": size})})
+
+
+def _directory(section: DataSection) -> Path | None:
+    return None if section.dir is None else Path(section.dir)
+
+
 def _load(section: DataSection, *splits: str) -> list[ImageSet[Images]]:
-    directory = None if section.dir is None else Path(section.dir).expanduser()
+    directory = _directory(section)
     reading = Reading(section.image_size, section.channels, section.skip_broken)
     if section.resized_crops and splits[0] != "test":
         # None is kept in memory, so that each is cut from what is stored.
@@ -205,6 +240,10 @@ def _load(section: DataSection, *splits: str) -> list[ImageSet[Images]]:
         loaded = load_splits(section.name, directory, splits, reading)
     else:
         reading = replace(reading, hold_out=False)
+        if reading.image_size is None and "test" in splits:
+            # Files may decide: those to test on come as those to train on.
+            size = open_dataset(section.name, directory, "train", reading).size
+            reading = replace(reading, image_size=size)
         names = {"test": section.test}
         loaded = [
             load_dataset(names.get(split) or section.name, directory, split, reading)

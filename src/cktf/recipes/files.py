@@ -14,7 +14,9 @@ from pydantic_core import ErrorDetails
 from cktf.data import FOLDER
 from cktf.errors import RecipeError, RunFolderError, nearest
 from cktf.models import runs_code
+from cktf.recipes.networks import is_path
 from cktf.recipes.schema import DistillRecipe, Recipe, TrainRecipe, TransferRecipe
+from cktf.user_paths import expanded
 
 _KINDS: dict[str, type[TrainRecipe] | type[DistillRecipe]] = {
     "train": TrainRecipe,
@@ -45,6 +47,18 @@ class _Plain(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not read; write the value out")
         return super().compose_node(parent, index)
+
+
+def _decimal(loader: _Plain, node: yaml.ScalarNode) -> int | str:
+    """A whole number as people write it: to YAML 1.1, 010 would be 8, and 1:30 be 90."""
+    text = str(loader.construct_scalar(node))
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+_Plain.add_constructor("tag:yaml.org,2002:int", _decimal)
 
 
 def _parsed(text: str) -> Any:
@@ -101,7 +115,7 @@ def code_named(fields: Mapping[str, Any]) -> list[str]:
     found = []
     for name in ("model", "student", "teacher"):
         line = fields.get(name)
-        if isinstance(line, str) and not Path(line).expanduser().exists() and runs_code(line):
+        if isinstance(line, str) and not is_path(line) and runs_code(line):
             found.append(f"{name}: {line}")
     return found
 
@@ -226,25 +240,19 @@ def _fields_at(schema: type[BaseModel], path: list[str]) -> list[str]:
 
 def located(recipe: AnyRecipe) -> AnyRecipe:
     """The same recipe with absolute paths, so that it means the same in any folder."""
-
-    def absolute(path: str | None) -> str | None:
-        return None if path is None else str(Path(path).expanduser().absolute())
-
-    data = recipe.data.model_copy(update={"dir": absolute(recipe.data.dir)})
+    data = recipe.data.model_copy(update={"dir": _absolute(recipe.data.dir)})
     update: dict[str, Any] = {"data": data}
     if isinstance(recipe, TransferRecipe):
-        labeled = recipe.labeled.model_copy(update={"dir": absolute(recipe.labeled.dir)})
+        labeled = recipe.labeled.model_copy(update={"dir": _absolute(recipe.labeled.dir)})
         update["labeled"] = labeled
     if isinstance(recipe, DistillRecipe | TransferRecipe):
-        there = Path(recipe.teacher).expanduser().exists()
-        update["teacher"] = absolute(recipe.teacher) if there else _located(recipe.teacher)
-        update["teacher_weights"] = absolute(recipe.teacher_weights)
+        update["teacher"] = _located(recipe.teacher)
+        update["teacher_weights"] = _absolute(recipe.teacher_weights)
         update["student"] = _located(recipe.student)
         if recipe.teacher_cache not in (None, "auto"):
-            update["teacher_cache"] = absolute(recipe.teacher_cache)
+            update["teacher_cache"] = _absolute(recipe.teacher_cache)
     else:
-        there = Path(recipe.model).expanduser().exists()
-        update["model"] = absolute(recipe.model) if there else _located(recipe.model)
+        update["model"] = _located(recipe.model)
     return recipe.model_copy(update=update)
 
 
@@ -265,9 +273,9 @@ _FREE = (
 
 
 def decisive(recipe: Recipe | TransferRecipe) -> dict[str, Any]:
-    """Fields by dotted name, without those that do not change the result."""
+    """Fields by dotted name, as a file has them, without those that do not change the result."""
     flat: dict[str, Any] = {}
-    for name, value in located(recipe).model_dump().items():
+    for name, value in located(recipe).model_dump(mode="json").items():
         inner = value.items() if isinstance(value, dict) and name != "options" else [("", value)]
         flat |= {f"{name}.{part}".rstrip("."): v for part, v in inner}
     free = {name for name in _FREE if not _says_which(flat, name)}
@@ -286,10 +294,16 @@ def identity(recipe: Recipe) -> str:
     return hashlib.sha256(fields.encode()).hexdigest()
 
 
-def _located(line: str) -> str:
-    """A network's line with the absolute path of its file, if it is of one."""
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(expanded(path).absolute())
+
+
+def _located(line: str) -> str | None:
+    """The absolute path of a run folder or file, or a line with that of its Python file."""
+    if is_path(line):
+        return _absolute(line)
     file, py, rest = line.partition(".py:")
-    return f"{Path(file).expanduser().absolute()}{py}{rest}" if py else line
+    return f"{expanded(file).absolute()}{py}{rest}" if py else line
 
 
 def to_yaml(recipe: Recipe | TransferRecipe) -> str:

@@ -15,6 +15,7 @@ from cktf.models import (
     create,
     describe,
     fingerprint,
+    is_listed,
     is_ours,
     load_network,
     load_state,
@@ -24,6 +25,7 @@ from cktf.models import (
 )
 from cktf.recipes.schema import CUSTOM
 from cktf.taps import resize_classifier
+from cktf.user_paths import expanded
 
 _STUDENT_FILE = "student.safetensors"
 
@@ -78,19 +80,29 @@ def at_size(network: nn.Module, size: int | None) -> nn.Module:
     return network
 
 
+def is_path(line: str) -> bool:
+    """Whether a line is of a run folder or a file, and not of a network.
+
+    A network's name is one wherever it is given; `./NAME` is the folder that is called so.
+    """
+    return line != CUSTOM and not is_listed(line) and expanded(line).exists()
+
+
 def check_network(line: str) -> None:
     """Make sure that there is a network to train, as far as that can be seen without loading it.
 
     Raises:
         CktfError: neither a network, nor a run folder or file of weights to go on from.
     """
-    if Path(line).expanduser().exists():
+    if is_path(line):
         teacher_file(line)
     else:
         parse_source(line)
 
 
-def going_on_from(line: str, data: ImageSet, classes: int | None = None) -> Teacher:
+def going_on_from(
+    line: str, data: ImageSet, classes: int | None = None, *, trust_code: bool = False
+) -> Teacher:
     """A trained network with a classifier for a data set, new where it told other classes.
 
     Its own classifier stays where nobody names its classes, if it tells as many.
@@ -99,14 +111,15 @@ def going_on_from(line: str, data: ImageSet, classes: int | None = None) -> Teac
         line: a run folder or a file of weights.
         data: whose classes it is to tell.
         classes: how many it is to tell, where nobody names those of the data.
+        trust_code: whether code that the weights name may run.
 
     Raises:
         CheckpointError: weights that are missing or damaged.
         ModelError: no classifier that could be replaced.
         RuntimeError: it cannot take the images.
     """
-    found = load_teacher(line, None, data)
-    told = _classes_told(Path(line).expanduser()) if classes is None else None
+    found = load_teacher(line, None, data, trust_code=trust_code)
+    told = _classes_told(expanded(line)) if classes is None else None
     others = told is not None and told != tuple(data.classes)
     count = len(data.classes) if classes is None else classes
     images = data[0][0].expand(2, -1, -1, -1)
@@ -132,8 +145,7 @@ def check_teacher(teacher: str, weights: str | None) -> None:
         CheckpointError: no file, or no trained weights.
         ModelError: no such network.
     """
-    path = Path(teacher).expanduser()
-    if path.exists():
+    if is_path(teacher):
         teacher_file(teacher)
         if weights is not None:
             raise CheckpointError(
@@ -148,12 +160,14 @@ def check_teacher(teacher: str, weights: str | None) -> None:
             f"{teacher} is neither a run folder nor a file of weights nor a network. {error}"
         ) from error
     if weights is not None:
-        if not Path(weights).expanduser().is_file():
+        if not expanded(weights).is_file():
             raise CheckpointError(f"teacher_weights: there is no file {weights}.")
     elif not source.is_own_code and not source.arguments.get("pretrained"):
         advice = "give its weights with --teacher-weights FILE"
         if source.library:
             advice += f", or ask for {source.line}(pretrained=True)"
+        if Path(teacher).exists():
+            advice += f", or name what is called so here: ./{teacher}"
         raise CheckpointError(
             f"{teacher!r} is a network without trained weights here. Train it first (cktf train "
             f"--model {teacher} --out runs/teacher; then --teacher runs/teacher), or {advice}."
@@ -166,7 +180,7 @@ def teacher_file(teacher: str) -> Path:
     Raises:
         CheckpointError: nothing there.
     """
-    path = Path(teacher).expanduser()
+    path = expanded(teacher)
     if path.is_dir():
         if not (path / _STUDENT_FILE).is_file():
             raise CheckpointError(
@@ -184,6 +198,8 @@ def load_teacher(
     classes: tuple[str, ...] | None,
     data: ImageSet | None = None,
     weights: str | None = None,
+    *,
+    trust_code: bool = False,
 ) -> Teacher:
     """A trained network.
 
@@ -193,25 +209,26 @@ def load_teacher(
         data: whose mean and std a network takes that does not say its own; None: it takes images
             as they come.
         weights: a file, for a network.
+        trust_code: whether code that weights name may run.
 
     Raises:
         CheckpointError: weights that are missing, damaged, or of another network.
         ModelError: other classes, or a network that cannot be built.
     """
     check_teacher(teacher, weights)
-    if Path(teacher).expanduser().exists():
+    if is_path(teacher):
         path = teacher_file(teacher)
-        return _ours(path, classes) if is_ours(path) else _published(path, data)
+        return _ours(path, classes, trust_code) if is_ours(path) else _published(path, data)
     source = parse_source(teacher)
     if weights is None:
         built = build_source(source, None)
         mean = built.mean, built.std
         return Teacher(_seeing(built.network, *mean, built.size, data), teacher, f"built {teacher}")
-    return _with_weights(source, Path(weights).expanduser(), data)
+    return _with_weights(source, expanded(weights), data)
 
 
-def _ours(path: Path, classes: tuple[str, ...] | None) -> Teacher:
-    network, described = load_network(path)
+def _ours(path: Path, classes: tuple[str, ...] | None, trust_code: bool) -> Teacher:
+    network, described = load_network(path, trust_code=trust_code)
     own = described["classes"]
     assert isinstance(own, list)
     if classes is not None and len(own) != len(classes):

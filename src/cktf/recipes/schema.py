@@ -1,6 +1,5 @@
 """The typed description of an experiment: all that decides its result, in one YAML file."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -13,7 +12,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from cktf.data import FOLDER
+from cktf.data import located_name
 from cktf.engine import OnNonFinite, Training
 
 Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
@@ -41,7 +40,7 @@ class DataSection(_Section):
         workers: processes that load a user's own data set, or a named one that is too large for
             memory.
         image_size: pixels of a side; by default the data set's own, and for folders of images of
-            many sizes what suits them.
+            many sizes what suits those to train on.
         channels: 3, or 1 for grey images.
         skip_broken: leave out images that cannot be read, in place of stopping.
         labels: whether labels are read; without there is no cross-entropy, and no accuracy.
@@ -71,10 +70,7 @@ class DataSection(_Section):
     @classmethod
     def _absolute(cls, name: str | None) -> str | None:
         """A folder in the name means the same wherever the recipe is read."""
-        kind, colon, place = (name or "").partition(":")
-        if kind != FOLDER or not place:
-            return name
-        return f"{kind}{colon}{Path(place).expanduser().absolute()}"
+        return None if name is None else located_name(name)
 
 
 class OptimizerSection(_Section):

@@ -11,7 +11,7 @@ from typing import Any
 from cktf.bench.statistics import spread
 from cktf.errors import CktfError, RecipeError
 from cktf.models import fingerprint
-from cktf.recipes import CUSTOM, decisive, make_recipe, make_transfer, teacher_file
+from cktf.recipes import CUSTOM, decisive, is_path, make_recipe, make_transfer, teacher_file
 from cktf.workflows.analysis import Analysis
 
 # Differences that a name lists.
@@ -122,6 +122,8 @@ def experiment(run: Analysis) -> dict[str, Any]:
 
 def _weights(line: str) -> str:
     """A file of weights by what is in it, so that a copy is the same; any other line as it is."""
+    if not is_path(line):
+        return line
     try:
         return f"sha256 {fingerprint(teacher_file(line))}"
     except (CktfError, OSError):

@@ -20,6 +20,7 @@ from cktf.recipes import recipe_of
 from cktf.report import figures
 from cktf.report.answer import UNCERTAINTY, answer, compression, gap, teacher_gap
 from cktf.report.groups import Group, alone, grouped, refuse_unlike
+from cktf.user_paths import expanded
 from cktf.workflows.analysis import Analysis, Analyst, Seen, evenly, most_disagreed
 
 LARGEST_MB = 8
@@ -49,6 +50,7 @@ def write_report(
     *,
     images: int = 10_000,
     data_dir: str | None = None,
+    trust_code: bool = False,
     show: bool = True,
 ) -> Path:
     """Write a report of one run, or of several beside each other.
@@ -58,6 +60,7 @@ def write_report(
         out: the HTML file.
         images: at most so many test images are classified.
         data_dir: folder of the data set, where the runs name one that is not there.
+        trust_code: whether the users' own code, by which networks are built, may run.
         show: whether progress is shown.
 
     Returns:
@@ -75,9 +78,9 @@ def write_report(
         raise RecipeError(
             [f"A report needs {error.name}, which is not here: pip install 'cktf[report]'."]
         ) from error
-    analyst = Analyst(images, data_dir=data_dir)
+    analyst = Analyst(images, data_dir=data_dir, trust_code=trust_code)
     found = []
-    for run in runs:
+    for run in map(expanded, runs):
         announce(f"reading {run}", show)
         found.append(analyst.analyse(run))
     absent = [run.folder for run in found if run.summary.get("test_top1") is None]
@@ -100,6 +103,7 @@ def write_report(
         raise RecipeError(
             [f"The report would be of {len(content) / 2**20:.1f} MB. Give fewer runs at a time."]
         )
+    out = expanded(out)
     write_atomically(out, content)
     return out
 

@@ -23,12 +23,14 @@ from cktf.recipes import (
     TrainRecipe,
     TransferRecipe,
     build_data,
+    is_path,
     load_teacher,
     loader_of_test,
     make_recipe,
     make_transfer,
     read_recipe,
     recipe_of,
+    refuse_code,
     teacher_file,
 )
 from cktf.taps import Tap, evaluating
@@ -132,12 +134,18 @@ class Analyst:
         images: at most so many test images are classified.
         compared: so many of them at most for what compares every pair of images.
         data_dir: folder of the data set, where the runs name another.
+        trust_code: whether code by which networks are built may run.
     """
 
     def __init__(
-        self, images: int = 10_000, compared: int = 1000, data_dir: str | None = None
+        self,
+        images: int = 10_000,
+        compared: int = 1000,
+        data_dir: str | None = None,
+        trust_code: bool = False,
     ) -> None:
         self.images, self.compared, self.data_dir = images, compared, data_dir
+        self.trust_code = trust_code
         self._data: dict[str, ImageSet[Any]] = {}
         self._seen: dict[tuple[str, str], Seen] = {}
         self._latency: dict[tuple[str, int, int], float] = {}
@@ -174,12 +182,16 @@ class Analyst:
             test = build_data(section, recipe.seed).raw_test
             self._data[key] = test.subset(evenly(len(test), self.images))
         test, classes = self._data[key], tuple(self._data[key].classes)
-        student = load_teacher(str(plain.folder), classes).network
+        student = load_teacher(
+            str(plain.folder.absolute()), classes, trust_code=self.trust_code
+        ).network
         seen = self._see(student, plain.summary["student"], test, recipe)
         teacher = None
         missing = ""
         if not isinstance(recipe, TrainRecipe):
             try:
+                if not self.trust_code:
+                    refuse_code({"teacher": recipe.teacher}, recipe_of(plain.folder))
                 teacher = self._teacher(recipe, key, test)
             except CktfError as error:
                 missing = f"The teacher cannot be loaded: {error}"
@@ -193,7 +205,9 @@ class Analyst:
         if (named, data) not in self._seen:
             if recipe.teacher == CUSTOM:
                 raise RunFolderError("it was made in Python.")
-            found = load_teacher(recipe.teacher, None, test, recipe.teacher_weights)
+            found = load_teacher(
+                recipe.teacher, None, test, recipe.teacher_weights, trust_code=self.trust_code
+            )
             seen = self._see(found.network, found.name, test, recipe)
             self._seen[named, data] = replace(seen, classes=_classes_of(recipe))
         return self._seen[named, data]
@@ -239,7 +253,7 @@ class Analyst:
 def _classes_of(recipe: DistillRecipe | TransferRecipe) -> tuple[str, ...] | None:
     """Names of a teacher's classes, where its file says and a data set has given them."""
     line = recipe.teacher_weights or recipe.teacher
-    if not Path(line).expanduser().exists() or not is_ours(teacher_file(line)):
+    if not is_path(line) or not is_ours(teacher_file(line)):
         return None
     described = describe(teacher_file(line))
     told = described["classes"]

@@ -8,6 +8,7 @@ from cktf.engine import autocast_dtype, device_of
 from cktf.objectives import WeightedSum
 from cktf.recipes import DistillRecipe
 from cktf.taps import CachedTap, Features, Tap
+from cktf.user_paths import expanded
 from cktf.workflows.parts import Parts
 
 
@@ -46,6 +47,6 @@ def cached(
 def _folder(recipe: DistillRecipe) -> Path:
     assert recipe.teacher_cache is not None
     if recipe.teacher_cache != "auto":
-        return Path(recipe.teacher_cache).expanduser()
+        return expanded(recipe.teacher_cache)
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "cktf" / "teachers"
+    return expanded(home) / "cktf" / "teachers"

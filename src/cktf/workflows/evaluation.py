@@ -19,25 +19,32 @@ from cktf.recipes import (
     read_recipe,
     recipe_of,
 )
+from cktf.user_paths import expanded
 
 
 def evaluate(
-    run: str | Path, data: str | None = None, data_dir: str | None = None
+    run: str | Path,
+    data: str | None = None,
+    data_dir: str | None = None,
+    *,
+    trust_code: bool = False,
 ) -> tuple[Accuracy, str]:
     """Classify the test images of a data set with a run's network.
 
     Args:
         run: a run folder.
-        data: a named data set; by default the run's own.
+        data: a named data set; by default the one that the run was tested on.
         data_dir: its folder; by default the run's own.
+        trust_code: whether the user's own code, by which the run's network is built, may run.
 
     Returns:
-        The accuracy, and the name of the data set.
+        The accuracy, and the name of the data set whose test images it is of.
 
     Raises:
         CktfError: no finished run, or data that does not fit it.
     """
-    fields = read_recipe(recipe_of(Path(run)))
+    run = expanded(run)
+    fields = read_recipe(recipe_of(run))
     recipe: Recipe | TransferRecipe
     if fields.get("kind") == "transfer":
         recipe = make_transfer(fields)
@@ -45,8 +52,10 @@ def evaluate(
     else:
         recipe = make_recipe(fields)
         section = recipe.data
-    if data is not None and data != section.name:
-        section = section.model_copy(update={"name": data, "dir": None})
+    if data is not None and data != (section.test or section.name):
+        # Classes that were chosen stay: they are those that the network knows.
+        other = {} if data == section.name else {"name": data, "dir": None}
+        section = section.model_copy(update={"test": None, **other})
     if section.name == CUSTOM:
         raise RunFolderError(
             f"{run} was trained on a data set made in Python. Name another with --data, or measure "
@@ -55,7 +64,8 @@ def evaluate(
     if data_dir is not None:
         section = section.model_copy(update={"dir": data_dir})
     loader, classes = build_test(section)
-    network = load_teacher(str(run), classes).network
+    where = str(run.absolute())
+    network = load_teacher(where, classes, trust_code=trust_code).network
     training = recipe.training()
     if not torch.cuda.is_available():
         # A run from a machine with a GPU can be measured on one without.
@@ -63,4 +73,4 @@ def evaluate(
     device = device_of(training)
     place(network, training, device)
     forward = in_precision(network.eval(), training.precision, device)
-    return accuracy_of(forward, loader, len(classes), device), section.name
+    return accuracy_of(forward, loader, len(classes), device), section.test or section.name

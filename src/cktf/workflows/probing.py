@@ -284,7 +284,12 @@ def probe(
 
 
 def probe_run(
-    recipe: TrainRecipe, labels_per_class: Sequence[int], draws: int, out: Path
+    recipe: TrainRecipe,
+    labels_per_class: Sequence[int],
+    draws: int,
+    out: Path,
+    *,
+    trust_code: bool = False,
 ) -> Probed:
     """Probe the network that a recipe goes on from, on the data that it names.
 
@@ -293,6 +298,7 @@ def probe_run(
         labels_per_class: numbers of labels, each a point of a curve; empty for all labels.
         draws: random choices of labels at each point.
         out: a folder for `summary.json` and the plot.
+        trust_code: whether code that weights name may run.
 
     Raises:
         RecipeError: everything that is wrong with it.
@@ -304,7 +310,7 @@ def probe_run(
         check_probes(curve=len(labels_per_class) > 1)
     problems.stop_if_any()
     data = build_data(recipe.data.model_copy(update={"batch_size": 2}), recipe.seed)
-    network = load_teacher(recipe.model, None, data.raw_train).network
+    network = load_teacher(recipe.model, None, data.raw_train, trust_code=trust_code).network
     runtime = {n: getattr(recipe.runtime, n) for n in ("device", "precision", "channels_last")}
     found = probe(
         network, labeled=data.raw_train, test=data.raw_test, labels_per_class=labels_per_class,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from cktf.engine import RunFolder, write_atomically
 from cktf.models import fingerprint
-from cktf.recipes import CUSTOM, Recipe, TrainRecipe, TransferRecipe, teacher_file
+from cktf.recipes import Recipe, TrainRecipe, TransferRecipe, is_path, teacher_file
+from cktf.user_paths import expanded
 
 NOTE = "teacher.json"
 
@@ -42,11 +43,9 @@ def taught_by(recipe: Recipe | TransferRecipe) -> Taught | None:
     Raises:
         CheckpointError: a folder without weights.
     """
-    if isinstance(recipe, TrainRecipe) or recipe.teacher == CUSTOM:
+    if isinstance(recipe, TrainRecipe) or not is_path(recipe.teacher):
         return None
-    if not Path(recipe.teacher).expanduser().exists():
-        return None
-    where = str(Path(recipe.teacher).expanduser().absolute())
+    where = str(expanded(recipe.teacher).absolute())
     return Taught(where, fingerprint(teacher_file(recipe.teacher)))
 
 

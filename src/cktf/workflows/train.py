@@ -24,6 +24,7 @@ from cktf.recipes import (
     check,
     decisive,
     going_on_from,
+    is_path,
     load_teacher,
     make_recipe,
     new_network,
@@ -31,6 +32,7 @@ from cktf.recipes import (
     read_recipe,
 )
 from cktf.taps import count_logits, find_classifier
+from cktf.user_paths import expanded
 from cktf.workflows.objects import Objects, absent, data_of
 from cktf.workflows.parts import Parts
 from cktf.workflows.run import Run, execute
@@ -157,7 +159,10 @@ def plain(network: T) -> tuple[T, dict[str, Any]]:
 
 def name_of(network: nn.Module | str | Path) -> str:
     """What a recipe calls a network."""
-    return CUSTOM if isinstance(network, nn.Module) else str(network)
+    if isinstance(network, Path):
+        # Never the name of a network.
+        return str(expanded(network).absolute())
+    return CUSTOM if isinstance(network, nn.Module) else network
 
 
 def _recipe(
@@ -184,14 +189,17 @@ def run_recipe(
     test: Any = None,
     resume: bool = False,
     show: bool = True,
+    trust_code: bool = False,
 ) -> Run:
     """Carry out a recipe; objects stand in for what it calls `custom`.
+
+    With `trust_code` a file of weights may name code that builds its network.
 
     Raises:
         RecipeError: everything that is wrong with the recipe, before anything is trained.
     """
     objects = Objects(teacher, student, train, test)
-    run, parts = prepare(recipe, out, objects, resume=resume)
+    run, parts = prepare(recipe, out, objects, resume=resume, trust_code=trust_code)
     return execute(recipe, parts, run, show)
 
 
@@ -201,6 +209,7 @@ def prepare(
     objects: Objects | None = None,
     *,
     resume: bool = False,
+    trust_code: bool = False,
 ) -> tuple[RunFolder, Parts]:
     """Make sure that a recipe can be carried out, and load what it needs; nothing is written.
 
@@ -210,7 +219,7 @@ def prepare(
     objects = objects or Objects()
     problems = check(recipe)
     problems.found += absent(recipe, objects)
-    run = RunFolder(folder_of(recipe) if out is None else Path(out))
+    run = RunFolder(folder_of(recipe) if out is None else expanded(out))
     with problems.collect("out"):
         run.check(resume=resume)
         if resume and run.recipe.exists():
@@ -222,12 +231,12 @@ def prepare(
     teacher: Teacher | None = None
     if isinstance(recipe, DistillRecipe) and not problems.about("teacher"):
         with problems.collect("teacher"):
-            teacher = _teacher(recipe, objects, data)
+            teacher = _teacher(recipe, objects, data, trust_code)
             at_size(teacher.network, recipe.teacher_size)
     problems.stop_if_any()
     assert data is not None
     set_seed(recipe.seed)
-    student, name, began = _student(recipe, objects, data, teacher)
+    student, name, began = _student(recipe, objects, data, teacher, trust_code)
     if isinstance(recipe, DistillRecipe):
         at_size(student, recipe.student_size)
     if isinstance(recipe, TrainRecipe) and recipe.trains == "classifier":
@@ -277,7 +286,9 @@ def folder_of(recipe: Recipe, kind: str = "") -> Path:
     return path
 
 
-def _teacher(recipe: DistillRecipe, objects: Objects, data: Data | None) -> Teacher:
+def _teacher(
+    recipe: DistillRecipe, objects: Objects, data: Data | None, trust_code: bool
+) -> Teacher:
     if isinstance(objects.teacher, nn.Module):
         return Teacher(objects.teacher, _name_of(objects.teacher), "")
     raw = None if data is None else data.raw_train
@@ -286,6 +297,7 @@ def _teacher(recipe: DistillRecipe, objects: Objects, data: Data | None) -> Teac
         None if data is None else data.classes,
         raw if isinstance(raw, ImageSet) else None,
         recipe.teacher_weights,
+        trust_code=trust_code,
     )
 
 
@@ -296,7 +308,7 @@ def _name_of(network: nn.Module) -> str:
 
 
 def _student(
-    recipe: Recipe, objects: Objects, data: Data, teacher: Teacher | None
+    recipe: Recipe, objects: Objects, data: Data, teacher: Teacher | None, trust_code: bool
 ) -> tuple[nn.Module, str, str]:
     """The network to train, its name, and what was loaded."""
     if isinstance(objects.student, nn.Module):
@@ -313,9 +325,10 @@ def _student(
     if not data.labelled and teacher is not None:
         # Nobody knows the classes: the student tells those of its teacher.
         classes = _logits(teacher.network, data)
-    if Path(name).expanduser().exists():
+    if is_path(name):
+        told = None if data.labelled else classes
         with taking(data.raw_train[0][0][None]):
-            found = going_on_from(name, data.raw_train, None if data.labelled else classes)
+            found = going_on_from(name, data.raw_train, told, trust_code=trust_code)
         return found.network, found.name, found.note
     return new_network(name, data.raw_train, classes), name, ""
 

@@ -29,8 +29,10 @@ from cktf.recipes import (
     Problems,
     TrainRecipe,
     TransferRecipe,
+    at_one_size,
     at_size,
     custom_loader,
+    is_path,
     loader_of_test,
     located,
     make_transfer,
@@ -40,6 +42,7 @@ from cktf.recipes import (
     to_yaml,
 )
 from cktf.taps import new_classifier, resize_classifier
+from cktf.user_paths import expanded
 from cktf.workflows.classifier import check_classifier, classifying, embedding_of
 from cktf.workflows.curve import CURVE, draw_curve
 from cktf.workflows.fitness import check_labels
@@ -168,6 +171,7 @@ def plan(
     labelled: Objects | None = None,
     *,
     resume: bool = False,
+    trust_code: bool = False,
 ) -> Planned:
     """Make sure that all of a transfer can be carried out; nothing is written.
 
@@ -177,19 +181,23 @@ def plan(
         objects: what stands in for teacher, student and unlabelled images.
         labelled: what stands in for the labelled images and those for the test.
         resume: continue what is there.
+        trust_code: whether code that weights name may run.
 
     Raises:
         RecipeError: everything that is wrong with it.
     """
+    recipe = at_one_size(recipe)
     distilling, problems = recipe.distilling(), Problems()
-    run = RunFolder(folder_of(distilling, "transfer") if out is None else Path(out))
+    run = RunFolder(folder_of(distilling, "transfer") if out is None else expanded(out))
     with problems.collect("out"):
         _check_folder(recipe, run, resume)
     parts: Parts | None = None
     data: Data | None = None
     choices: list[Choice] = []
     with problems.collect():
-        parts = prepare(distilling, run.path / STUDENT, objects, resume=resume)[1]
+        parts = prepare(
+            distilling, run.path / STUDENT, objects, resume=resume, trust_code=trust_code
+        )[1]
     with problems.collect("labeled"):
         data = _labelled(recipe, labelled or Objects())
         labels = labels_of(data.raw_train)
@@ -366,11 +374,7 @@ def _scratch(planned: Planned, show: bool) -> Run:
     )  # fmt: skip
     data = replace(labelled, train=custom_loader(few, section, recipe.seed), raw_train=few)
     set_seed(recipe.seed)
-    if (
-        not isinstance(few, ImageSet)
-        or Path(recipe.student).expanduser().exists()
-        or recipe.student == CUSTOM
-    ):
+    if not isinstance(few, ImageSet) or is_path(recipe.student) or recipe.student == CUSTOM:
         network: nn.Module = copy.deepcopy(planned.untrained)
         resize_classifier(network, _classes(labelled), _example(planned))
     else:
