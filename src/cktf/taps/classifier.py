@@ -7,7 +7,7 @@ from cktf.errors import ModelError
 from cktf.models.normalized import Normalized
 from cktf.models.paths import FeaturePaths
 from cktf.taps.folding import name_of
-from cktf.taps.infer import evaluating, find_classifier
+from cktf.taps.infer import beside, evaluating, find_classifier
 from cktf.taps.tap import Tap
 
 
@@ -35,8 +35,7 @@ def resize_classifier(
         ModelError: no single layer gives its logits, and it cannot replace its classifier itself.
         TapError: it gives no logits.
     """
-    parameter = next(network.parameters(), None)
-    images = images if parameter is None else images.to(parameter.device)
+    images = beside(network, images)
     if count_logits(network, images) == classes and not anew:
         return False
     inner = network.network if isinstance(network, Normalized) else network

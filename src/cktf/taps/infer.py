@@ -94,6 +94,12 @@ def _run_once(model: nn.Module, example: Tensor) -> tuple[list[_Event], Any]:
     return [e for e in events if counts[e.path] == 1], logits
 
 
+def beside(network: nn.Module, images: Tensor) -> Tensor:
+    """The images on the network's device."""
+    parameter = next(network.parameters(), None)
+    return images if parameter is None else images.to(parameter.device)
+
+
 @contextmanager
 def as_before(network: nn.Module | None) -> Iterator[None]:
     """After it, a network's modes, and which of its parameters are trained, are as they were."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cktf.errors import ModelError
-from cktf.taps import FeaturePaths, Tap, evaluating, name_of, new_classifier
+from cktf.taps import FeaturePaths, Tap, beside, evaluating, name_of, new_classifier
 from cktf.workflows.inspection import find_paths
 
 
@@ -59,7 +59,7 @@ def embedding_of(network: nn.Module, images: Tensor, embedding: str | None = Non
     Raises:
         TapError: it cannot be found.
     """
-    images = _beside(network, images)
+    images = beside(network, images)
     return _embedded(network, images, find_paths(network, images, embedding=embedding))
 
 
@@ -68,12 +68,6 @@ def _embedded(network: nn.Module, images: Tensor, paths: FeaturePaths) -> Tensor
         found = Tap(network, paths, ["embedding"])(images).embedding
     assert found is not None
     return found.cpu()
-
-
-def _beside(network: nn.Module, images: Tensor) -> Tensor:
-    """The images on the network's device."""
-    parameter = next(network.parameters(), None)
-    return images if parameter is None else images.to(parameter.device)
 
 
 def classifying(
@@ -93,7 +87,7 @@ def classifying(
     Raises:
         ModelError: something is between what it reads and the classifier, or follows that.
     """
-    images = _beside(network, images)
+    images = beside(network, images)
     paths = find_paths(network, images, embedding=embedding)
     new = new_classifier(network, len(classifier.bias), images, bias=True)
     fits = new.weight.numel() == classifier.weight.numel()

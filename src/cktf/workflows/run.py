@@ -40,7 +40,16 @@ from cktf.recipes import (
     located,
     to_yaml,
 )
-from cktf.taps import CachedTap, FeaturePaths, Features, Tap, TeacherTap, as_before, evaluating
+from cktf.taps import (
+    CachedTap,
+    FeaturePaths,
+    Features,
+    Tap,
+    TeacherTap,
+    as_before,
+    beside,
+    evaluating,
+)
 from cktf.workflows.caching import cached
 from cktf.workflows.fitness import check_classes, check_labels, check_student, normalised_twice
 from cktf.workflows.inspection import find_paths
@@ -288,8 +297,7 @@ def _try(
     reads: set[str],
     named: _Named = ([], None),
 ) -> _Tried:
-    parameter = next(network.parameters(), None)
-    images = images if parameter is None else images.to(parameter.device)
+    images = beside(network, images)
     try:
         with torch.no_grad(), evaluating(network):
             wanted = reads > {"logits"}

@@ -90,6 +90,8 @@ class Planned:
         untrained: the student as it is before it learns anything.
         labelled: images to probe with and to test on.
         choices: which of them are used, for each point of the curve.
+        classes: of the labelled images, by name where they have names: those that are here may lack
+            the last of them.
     """
 
     recipe: TransferRecipe
@@ -98,6 +100,7 @@ class Planned:
     untrained: nn.Module
     labelled: Data
     choices: list[Choice]
+    classes: int
 
 
 def transfer(
@@ -194,6 +197,7 @@ def plan(
     parts: Parts | None = None
     data: Data | None = None
     choices: list[Choice] = []
+    classes = 0
     with problems.collect():
         parts = prepare(
             distilling, run.path / STUDENT, objects, resume=resume, trust_code=trust_code
@@ -202,30 +206,25 @@ def plan(
         data = _labelled(recipe, labelled or Objects())
         labels = labels_of(data.raw_train)
         check_classes(labels)
-        check_labels("test", labels_of(data.raw_test), _classes(data))
+        classes = len(data.classes or range(int(labels.max()) + 1))
+        check_labels("test", labels_of(data.raw_test), classes)
         choices = choose(labels, recipe.labels_per_class, recipe.draws, recipe.seed)
     with problems.collect():
         check_probes(curve=len(choices) > 1)
-    if parts is not None and data is not None:
+    if parts is not None and data is not None and classes:
         with problems.collect():
-            _check_networks(recipe, parts, data)
+            _check_networks(recipe, parts, _example(data), classes)
     problems.stop_if_any()
     assert parts is not None and data is not None
-    return Planned(recipe, run, parts, copy.deepcopy(parts.student), data, choices)
+    return Planned(recipe, run, parts, copy.deepcopy(parts.student), data, choices, classes)
 
 
-def _check_networks(recipe: TransferRecipe, parts: Parts, labelled: Data) -> None:
+def _check_networks(recipe: TransferRecipe, parts: Parts, images: Tensor, classes: int) -> None:
     """Raise unless both networks can be probed, and the student given a new classifier."""
-    images = next(iter(labelled.train.epoch(1))).images[:2]
     assert parts.teacher is not None
     with taking(images):
         embedding_of(parts.teacher, images, recipe.teacher_embedding)
-        check_classifier(parts.student, _classes(labelled), images, recipe.student_embedding)
-
-
-def _classes(labelled: Data) -> int:
-    """By name where classes have names: the images that are here may lack the last of them."""
-    return len(labelled.classes or range(int(labels_of(labelled.raw_train).max()) + 1))
+        check_classifier(parts.student, classes, images, recipe.student_embedding)
 
 
 def _labelled(recipe: TransferRecipe, objects: Objects) -> Data:
@@ -284,7 +283,10 @@ def _carry_out(planned: Planned, show: bool) -> Transferred:
     if len(planned.choices) > 1:
         draw_curve(found, {SCRATCH: scratch.summary["test_top1"]}, run.path / CURVE)
     student = classifying(
-        distilled.student, probed[STUDENT].classifier, _example(planned), recipe.student_embedding
+        distilled.student,
+        probed[STUDENT].classifier,
+        _example(planned.labelled),
+        recipe.student_embedding,
     )
     count = len(probed[STUDENT].classifier.bias)
     classes = planned.labelled.classes or tuple(f"class {c}" for c in range(count))
@@ -296,15 +298,15 @@ def _carry_out(planned: Planned, show: bool) -> Transferred:
     return Transferred(run.path, student, summary)
 
 
-def _example(planned: Planned) -> Tensor:
+def _example(labelled: Data) -> Tensor:
     """Two images by which a network's classifier is found."""
-    return next(iter(planned.labelled.train.epoch(1))).images[:2]
+    return next(iter(labelled.train.epoch(1))).images[:2]
 
 
 def _read(planned: Planned, student: nn.Module) -> Transferred:
     """A transfer that is finished already, with the probe's classifier in the student."""
     summary = json.loads(planned.run.summary.read_text())
-    new_classifier(student, summary["classes"], _example(planned), bias=True)
+    new_classifier(student, summary["classes"], _example(planned.labelled), bias=True)
     load_weights(
         student.network if isinstance(student, Normalized) else student, planned.run.weights
     )
@@ -376,8 +378,8 @@ def _scratch(planned: Planned, show: bool) -> Run:
     set_seed(recipe.seed)
     if not isinstance(few, ImageSet) or is_path(recipe.student) or recipe.student == CUSTOM:
         network: nn.Module = copy.deepcopy(planned.untrained)
-        resize_classifier(network, _classes(labelled), _example(planned))
+        resize_classifier(network, planned.classes, _example(planned.labelled))
     else:
-        network = at_size(new_network(recipe.student, few, _classes(labelled)), recipe.student_size)
+        network = at_size(new_network(recipe.student, few, planned.classes), recipe.student_size)
     parts = Parts(network, None, planned.parts.student_name, None, data)
     return execute(own, parts, RunFolder(planned.run.path / SCRATCH), show)
