@@ -39,6 +39,7 @@ benchmarks: $(VENV)/.installed-benchmarks
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/epoch.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/feeding.py --data-dir $(DATA_DIR)
+	$(BIN)/python benchmarks/allocator.py
 	$(BIN)/python benchmarks/page.py
 
 $(VENV)/bin/python:

@@ -57,9 +57,12 @@ def steps_of(step: dict[str, Any], level: str = "") -> list[str]:
 
 def sections() -> list[str]:
     """The page, part by part."""
-    contrast, step, exact, methods, epoch, feeding = (
-        read(name) for name in ("contrast", "step", "step-float32", "methods", "epoch", "feeding")
-    )
+    contrast, step, exact, methods, epoch, feeding, allocator = (
+        read(name)
+        for name in (
+            "contrast", "step", "step-float32", "methods", "epoch", "feeding", "allocator",
+        )
+    )  # fmt: skip
     plot(contrast)
     case = contrast["case"]
     parts = [
@@ -134,6 +137,14 @@ def sections() -> list[str]:
         table(feeding["header"], feeding["rows"]),
         "What limits it: from memory, the random crop of each image; streamed, decoding and "
         "scaling.",
+        "## Freed memory",
+        "`benchmarks/allocator.py`: steps on the CPU in a process that keeps what its tensors "
+        "free, as `cktf` has it\nwith glibc, over steps where the C library returns it to the "
+        "system, which maps and zeroes its pages\nanew in every step. "
+        f"{allocator['rounds']} processes of each kind in turn, {allocator['machine']}.",
+        table(allocator["header"], allocator["rows"]),
+        "What limits it: nothing of the memory itself is left in a step; the process is the larger "
+        "for what\nlies free. Set `MALLOC_TRIM_THRESHOLD_` to choose otherwise.",
     ]
     return parts
 

@@ -357,6 +357,21 @@ class TestPlace:
 
 
 @pytest.mark.parametrize(
+    ("options", "estimator"),
+    [
+        ({"negatives": N - 1}, "shared"),
+        ({"negatives": N}, "all"),
+        ({"negatives": N, "place": "host"}, "shared"),
+        ({"negatives": 2, "memory": "queue"}, "all"),
+        ({"memory": "batch"}, "all"),
+        ({"negatives": N - 1, "estimator": "sampled"}, "sampled"),
+    ],
+)
+def test_the_estimator_of_whoever_names_none(options, estimator):
+    assert crd(**options).memory.estimator == estimator
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"memory": "quue"}, "Did you mean 'queue'"),
@@ -365,7 +380,8 @@ class TestPlace:
         ({"memory": "queue", "estimator": "sampled"}, "estimator=all or shared"),
         ({"memory": "batch", "estimator": "shared"}, "goes with estimator=all"),
         ({"memory": "queue", "queue_size": 1}, "queue_size is 2 or more"),
-        ({"place": "host"}, "Set estimator=shared"),
+        ({"place": "host", "estimator": "all"}, "given bank with all. Set estimator=shared"),
+        ({"place": "host", "memory": "queue"}, "given queue. Set estimator=shared"),
         ({"place": "/no/such/folder", "estimator": "shared"}, "device, host or a folder"),
         ({"renormalize": (0,)}, "epochs of 1 or more"),
     ],

@@ -95,10 +95,11 @@ def check_options(
             f"memory={memory} goes with estimator={' or '.join(_ESTIMATORS[memory])}, given "
             f"{estimator!r}: what it holds is a sample of the training set already."
         )
-    if place != DEVICE and (memory, estimator) != ("bank", "shared"):
+    if place != DEVICE and (memory, estimator or "shared") != ("bank", "shared"):
+        given = memory if estimator is None else f"{memory} with {estimator}"
         raise MethodError(
             f"place={place} is for memory=bank with estimator=shared, which moves K rows a step; "
-            f"given {memory} with {estimator}. Set estimator=shared, or leave place away."
+            f"given {given}. Set estimator=shared, or leave place away."
         )
 
 
@@ -117,11 +118,16 @@ def new_memory(
 ) -> Memory:
     """The memory that checked options describe, for so many pairs of representations.
 
+    Without a name the estimator is `shared` for a bank of more than K rows, else `all`.
+
     Raises:
         MethodError: the banks of all pairs do not fit; nothing was allocated.
     """
-    estimator = estimator or _ESTIMATORS[memory][0]
     rows = {"bank": dataset_size, "queue": queue_size, "batch": 0}[memory]
+    if estimator is None:
+        # K draws of no more than K rows would cost more than all of them.
+        drawn = memory == "bank" and (dataset_size > negatives or place != DEVICE)
+        estimator = "shared" if drawn else "all"
     footprint(
         rows=rows, negatives=negatives, estimator=estimator, pairs=pairs, dim=embedding_dim,
         storage=storage, place=place, batch=1,

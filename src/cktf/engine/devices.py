@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
+from cktf.engine.allocator import keep_freed_memory
 from cktf.engine.settings import Training
 from cktf.errors import TrainingError
 
@@ -15,7 +16,7 @@ _STATES = (AcceleratorState, PartialState, GradientState)
 
 
 def device_of(training: Training) -> torch.device:
-    """The device to train on.
+    """The device to train on; with the CPU the process from here on keeps the memory it frees.
 
     Raises:
         TrainingError: it is not there, or a launcher asks for what a run does not do.
@@ -40,6 +41,8 @@ def device_of(training: Training) -> torch.device:
             "A run is one process without gradient accumulation; the launcher asks for "
             f"{processes} processes and {steps} steps. Start cktf without a launcher."
         )
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
 
 

@@ -8,8 +8,9 @@ the loss is the sum of both. It bounds mutual information from below:
 
 Departures: scores come from one product with the bank instead of copied rows; negatives are drawn
 on the device for the whole batch; the normalizers do not join the autograd graph; without labels an
-anchor is never its own negative. Other memories, estimators and critics than the paper's are
-options: see `cktf.contrast`.
+anchor is never its own negative; one draw serves a batch unless `estimator=sampled` draws for each
+anchor, as the paper does. Other memories and critics than the paper's are options too: see
+`cktf.contrast`.
 """
 
 from collections.abc import Sequence
@@ -66,8 +67,8 @@ class CRD(Objective):
             the other samples of the batch.
         queue_size: M, rows of a queue.
         estimator: `sampled` draws K negatives for each anchor (the paper); `all` takes the exact
-            expectation over every row; `shared` draws K rows for the whole batch. None is `sampled`
-            for a bank and `all` otherwise.
+            expectation over every row; `shared` draws K rows for the whole batch. None is `shared`
+            for a bank of more than K rows and `all` otherwise.
         critic: `nce` (the paper), with a normalizer that the first batch fixes; or `infonce`.
         storage: type of the rows. `bfloat16` takes half the memory, and products are faster where
             the hardware multiplies it.
