@@ -2,7 +2,7 @@
 
 A step allocates and frees the same activations as the one before. The C library of Linux hands
 freed memory of such sizes back to the system, which then has to map and zero it, page by page, when
-the next step touches it: up to a third of a step's time (docs/performance.md).
+the next step touches it: a good part of a small network's step (docs/performance.md).
 """
 
 import ctypes
