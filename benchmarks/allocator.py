@@ -12,24 +12,23 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from typing import Any
 
 import torch
-import torchvision
-from measure import keep, machine, median_ratio, table
+from measure import alternate, keep, machine, median_ratio, table
 
+from cktf.engine import peak_memory_mb
 from cktf.engine.allocator import keep_freed_memory
-from cktf.models import create
+from cktf.models import build_source, parse_source
 
 # Network, batch, size of images, whether it is trained.
 STEPS = {
     "wrn_16_2, forward": ("wrn_16_2", 64, 32, False),
     "resnet8": ("resnet8", 64, 32, True),
-    "torchvision's resnet18": ("resnet18", 4, 224, True),
-    "torchvision's mobilenet_v3_large": ("mobilenet_v3_large", 8, 224, True),
+    "torchvision's resnet18": ("torchvision:resnet18", 4, 224, True),
+    "torchvision's mobilenet_v3_large": ("torchvision:mobilenet_v3_large", 8, 224, True),
 }
-CLASSES = 10
+CLASSES, WARMUP = 10, 3
 
 
 def measure(what: str, kept: bool, repeats: int) -> dict[str, float]:
@@ -37,9 +36,8 @@ def measure(what: str, kept: bool, repeats: int) -> dict[str, float]:
     torch.set_num_threads(1)
     if kept and not keep_freed_memory():
         raise SystemExit("this C library does not keep freed memory")
-    name, batch, size, trained = STEPS[what]
-    known = what.startswith("torchvision")
-    network = torchvision.models.get_model(name) if known else create(name, CLASSES)
+    line, batch, size, trained = STEPS[what]
+    network = build_source(parse_source(line), CLASSES).network
     network.train(trained).to(memory_format=torch.channels_last)
     images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
@@ -52,22 +50,19 @@ def measure(what: str, kept: bool, repeats: int) -> dict[str, float]:
             optimizer.step()
             optimizer.zero_grad()
 
-    for _ in range(2):
+    for _ in range(WARMUP):
         step()
-    touched, times = _usage().ru_minflt, []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
+    before = _pages()
+    (times,) = alternate({what: step}, repeats, warmup=0).values()
     return {
         "ms": 1000 * statistics.median(times),
-        "pages": (_usage().ru_minflt - touched) / repeats,
-        "MiB": _usage().ru_maxrss / 1024,
+        "pages": (_pages() - before) / repeats,
+        "MiB": peak_memory_mb(torch.device("cpu")),
     }
 
 
-def _usage() -> resource.struct_rusage:
-    return resource.getrusage(resource.RUSAGE_SELF)
+def _pages() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def in_process(what: str, kept: bool, repeats: int) -> dict[str, float]:

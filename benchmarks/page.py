@@ -143,8 +143,9 @@ def sections() -> list[str]:
         "system, which maps and zeroes its pages\nanew in every step. "
         f"{allocator['rounds']} processes of each kind in turn, {allocator['machine']}.",
         table(allocator["header"], allocator["rows"]),
-        "What limits it: nothing of the memory itself is left in a step; the process is the larger "
-        "for what\nlies free. Set `MALLOC_TRIM_THRESHOLD_` to choose otherwise.",
+        "What limits it: the fewer pages a step has for its time, the less there is to gain; the "
+        "process is the\nlarger for what lies free. Set `MALLOC_TRIM_THRESHOLD_` to choose "
+        "otherwise.",
     ]
     return parts
 

@@ -1,14 +1,12 @@
 """The classic losses against their published formulation, by hand, and at the edges."""
 
-import gc
 import math
-from itertools import accumulate
 
 import naive
 import pytest
 import torch
+from measure import peak_allocated_mb
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from cktf import functional
 from cktf.errors import ShapeError
@@ -268,19 +266,6 @@ def test_svd_gradient_by_differences():
     assert torch.autograd.gradcheck(loss, student, eps=1e-2, atol=5e-3, rtol=5e-2)
 
 
-def peak_mb(step):
-    """MiB of tensors that a step holds at most, beside those that were there before it.
-
-    Of the process nothing is to be seen: it keeps what earlier tests freed.
-    """
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        step()
-    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return max(accumulate((e.nbytes() for e in events), initial=0)) / 2**20
-
-
 @pytest.mark.parametrize("name", ["nst", "rkd"])
 def test_a_quarter_of_the_memory(name):
     if name == "nst":
@@ -293,7 +278,9 @@ def test_a_quarter_of_the_memory(name):
         function(given, teacher).backward()
 
     step(ours(name))
-    own, published = (peak_mb(lambda f=f: step(f)) for f in (ours(name), getattr(naive, name)))
+    own, published = (
+        peak_allocated_mb(lambda f=f: step(f)) for f in (ours(name), getattr(naive, name))
+    )
     assert 0 < own < published / 4
 
 
