@@ -38,7 +38,7 @@ from cktf.recipes import (
     make_transfer,
     to_yaml,
 )
-from cktf.workflows import plan
+from cktf.workflows import evaluation, plan
 from cktf.workflows.objects import Objects
 
 RNG = np.random.default_rng
@@ -686,6 +686,23 @@ def test_the_set_that_is_named_is_measured(sets, tmp_path, monkeypatch, kind):
     }.items():  # fmt: skip
         accuracy, name = cktf.evaluate(run, data)
         assert (name, accuracy.samples) == (sets[measured], images)
+
+
+def test_a_run_is_evaluated_at_the_size_of_its_training(sets, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    line = f"train --model resnet8 --data {sets['a']} --epochs 1 --out {out}"
+    assert CliRunner().invoke(app, [*line.split(), "--set", "data.batch_size=4"]).exit_code == 0
+    seen = []
+
+    def accuracy_of(forward, loader, *others):
+        seen.append(tuple(next(iter(loader.epoch(0))).images.shape))
+        return accuracy(forward, loader, *others)
+
+    accuracy = evaluation.accuracy_of
+    monkeypatch.setattr(evaluation, "accuracy_of", accuracy_of)
+    for data in (None, sets["a"], sets["c"]):
+        cktf.evaluate(out, data)
+    assert seen == [(6, 3, 64, 64), (6, 3, 64, 64), (10, 3, 64, 64)]
 
 
 def test_another_set_is_tested_at_the_size_of_training(sets):

@@ -22,7 +22,13 @@ _SHOWN = 3
 
 
 def save_network(
-    network: nn.Module, path: Path, *, name: str, classes: Sequence[str], dataset: str
+    network: nn.Module,
+    path: Path,
+    *,
+    name: str,
+    classes: Sequence[str],
+    dataset: str,
+    images: Tensor | None = None,
 ) -> None:
     """Write a network's weights and what is needed to build it again.
 
@@ -32,11 +38,14 @@ def save_network(
         name: what `create` calls the network; for a user's own, any name.
         classes: names of the classes in the order of the logits.
         dataset: what it was trained on.
+        images: [B, C, H, W], some that it was trained on, whose size is kept.
 
     Raises:
         OSError: it could not be written; an earlier file is as it was.
     """
     described: dict[str, object] = {"network": name, "classes": list(classes), "dataset": dataset}
+    if images is not None:
+        described["image_size"] = list(images.shape[2:])
     if isinstance(network, Normalized):
         described["mean"] = network.mean.flatten().tolist()
         described["std"] = network.std.flatten().tolist()
@@ -99,7 +108,7 @@ def _is_complete(described: dict[str, object]) -> bool:
     names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     numbers = all(
         isinstance(value, list) and all(isinstance(part, int | float) for part in value)
-        for value in (described.get("mean", []), described.get("std", []))
+        for value in (described.get(key, []) for key in ("mean", "std", "image_size"))
     )
     both = ("mean" in described) == ("std" in described)
     size = isinstance(described.get("size"), int | None)

@@ -8,6 +8,7 @@ import torch
 from cktf.engine import Accuracy, device_of, in_precision, place
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import RunFolderError
+from cktf.models import describe
 from cktf.recipes import (
     CUSTOM,
     Recipe,
@@ -18,6 +19,7 @@ from cktf.recipes import (
     make_transfer,
     read_recipe,
     recipe_of,
+    teacher_file,
 )
 from cktf.user_paths import expanded
 
@@ -54,7 +56,8 @@ def evaluate(
         section = recipe.data
     if data is not None and data != (section.test or section.name):
         # Classes that were chosen stay: they are those that the network knows.
-        other = {} if data == section.name else {"name": data, "dir": None}
+        other: dict[str, object] = {} if data == section.name else {"name": data, "dir": None}
+        other["image_size"] = section.image_size or _size_of_training(run)
         section = section.model_copy(update={"test": None, **other})
     if section.name == CUSTOM:
         raise RunFolderError(
@@ -74,3 +77,9 @@ def evaluate(
     place(network, training, device)
     forward = in_precision(network.eval(), training.precision, device)
     return accuracy_of(forward, loader, len(classes), device), section.test or section.name
+
+
+def _size_of_training(run: Path) -> int | None:
+    """Pixels of a side of the images that a run was trained on; None where it does not say."""
+    size = describe(teacher_file(str(run.absolute()))).get("image_size")
+    return int(size[0]) if isinstance(size, list) and len(set(size)) == 1 else None

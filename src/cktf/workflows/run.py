@@ -76,8 +76,9 @@ class Run:
 
 @dataclass(frozen=True)
 class _Tried:
-    """A network after a dry run: where its features are, an example of them, what looks wrong."""
+    """A network after a dry run: on what, where its features are and as what, what looks wrong."""
 
+    images: Tensor
     paths: FeaturePaths
     features: Features
     advice: str
@@ -89,6 +90,7 @@ class Assembly:
 
     method: str
     num_classes: int
+    images: Tensor
     objective: WeightedSum
     stages: list[Stage]
     same_classes: bool
@@ -119,7 +121,7 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     same = teacher is None or teacher.features.logits.shape[1] == num_classes
     stages = _stages(recipe, parts, objective, student, teacher)
     advice = [tried.advice for tried in (student, teacher) if tried is not None and tried.advice]
-    return Assembly(method, num_classes, objective, stages, same, advice)
+    return Assembly(method, num_classes, student.images, objective, stages, same, advice)
 
 
 def _stages(
@@ -239,7 +241,14 @@ def _train(
     classes = data.classes or tuple(f"class {c}" for c in range(fitting.num_classes))
     name, of = parts.student_name, data.name
     run.insist(
-        lambda: save_network(parts.student, run.weights, name=name, classes=classes, dataset=of),
+        lambda: save_network(
+            parts.student,
+            run.weights,
+            name=name,
+            classes=classes,
+            dataset=of,
+            images=fitting.images,
+        ),
         "the student",
     )
     summary = _summary(recipe, fitting, parts, fitted, teacher_accuracy, trainer.device)
@@ -304,7 +313,8 @@ def _try(
             paths = find_paths(network, images, *named) if wanted else FeaturePaths()
             there = {n for n in reads - {"logits"} if getattr(paths, n)}
             features = Tap(network, paths, there)(images)
-            return _Tried(paths, features, normalised_twice(network, f"{role} {name}", images))
+            advice = normalised_twice(network, f"{role} {name}", images)
+            return _Tried(images, paths, features, advice)
     except (RuntimeError, ValueError, TypeError) as error:
         raise DataError(
             f"The {role} {name} cannot take images {tuple(images.shape)}: "

@@ -282,17 +282,15 @@ def _carry_out(planned: Planned, show: bool) -> Transferred:
     found = summary["points"]
     if len(planned.choices) > 1:
         draw_curve(found, {SCRATCH: scratch.summary["test_top1"]}, run.path / CURVE)
+    example = _example(planned.labelled)
     student = classifying(
-        distilled.student,
-        probed[STUDENT].classifier,
-        _example(planned.labelled),
-        recipe.student_embedding,
+        distilled.student, probed[STUDENT].classifier, example, recipe.student_embedding
     )
     count = len(probed[STUDENT].classifier.bias)
     classes = planned.labelled.classes or tuple(f"class {c}" for c in range(count))
     save_network(
         student, run.weights, name=parts.student_name, classes=classes,
-        dataset=planned.labelled.name,
+        dataset=planned.labelled.name, images=example,
     )  # fmt: skip
     run.write_summary(summary)
     return Transferred(run.path, student, summary)
