@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from cktf.contrast import Bank, InBatch, Queue, random_bank
 from cktf.errors import MethodError, ShapeError
-from cktf.functional import infonce_loss, infonce_loss_all, nce_loss_all
+from cktf.functional import infonce_loss, infonce_loss_all, nce_loss, nce_loss_all
 from cktf.functional.contrast import Candidates, dense_contrast
 from cktf.functional.critics import EPSILON, InfoNCECritic, NCECritic
 from cktf.objectives import CRD
@@ -257,6 +257,53 @@ def test_an_anchor_without_negatives_counts_its_positive_alone():
         loss.backward()
         assert loss.isfinite()
         assert student.grad.isfinite().all()
+
+
+def test_the_normalizer_is_not_of_negatives_that_are_not_there():
+    """A first batch of one class says of the scores what its positives do."""
+    labels = torch.tensor([0] * (N - 1) + [1])
+    objective = crd(labels, memory="batch")
+    given = torch.randn(B, 4), torch.randn(B, 5)
+    objective.loss(*given, torch.arange(B))
+    student, teacher = objective._rows(*given)
+    expected = B * torch.exp((student * teacher).sum(1) / TAU).mean()
+    torch.testing.assert_close(objective.student_normalizer, expected.detach())
+
+
+@pytest.mark.parametrize("memory", ["queue", "batch"])
+def test_rows_of_a_bank_are_for_a_bank(memory):
+    objective = crd(memory=memory, queue_size=N)
+    chosen = torch.randint(N, (B, 1 + K))
+    with pytest.raises(MethodError, match="Set memory=bank"):
+        objective.loss(torch.randn(B, 4), torch.randn(B, 5), torch.arange(B), chosen)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [(torch.zeros(B, 1, dtype=torch.int64), "K >= 1"),
+     (torch.zeros(B - 1, 4, dtype=torch.int64), "for a batch of 6"),
+     (torch.zeros(B, 4), "int64"), (torch.full((B, 4), -1), "given -1 to -1"),
+     (torch.full((B, 4), N), "bank of 60")],
+)  # fmt: skip
+def test_rows_that_no_bank_has(chosen, message):
+    objective = crd(estimator="sampled")
+    with pytest.raises(ShapeError, match=message):
+        objective.loss(torch.randn(B, 4), torch.randn(B, 5), torch.arange(B), chosen)
+    with pytest.raises(ShapeError, match=message):
+        nce_loss(rows(B), rows(N), chosen, temperature=TAU, normalizer=10.0)
+
+
+@pytest.mark.parametrize(
+    ("constants", "message"),
+    [({"temperature": t}, "temperature") for t in (0.0, -0.1, float("nan"), float("inf"))]
+    + [({"normalizer": z}, "normalizer") for z in (0.0, -1.0, float("nan"))],
+)
+def test_constants_of_nce(constants, message):
+    constants = {"temperature": TAU, "normalizer": 10.0} | constants
+    with pytest.raises(MethodError, match=message):
+        nce_loss(rows(B), rows(N), torch.randint(N, (B, 1 + K)), **constants)
+    with pytest.raises(MethodError, match=message):
+        nce_loss_all(rows(B), rows(N), torch.arange(B), negatives=K, **constants)
 
 
 CHOICES = [

@@ -365,7 +365,51 @@ class TestCKTF:
     def test_a_weight_of_zero_is_not_computed(self):
         case = Case("cktf", "resnet-wrn")
         cktf = CKTF(case.setting.student, case.setting.teacher, N, theta=0.0, negatives=9)
-        assert list(cktf(*case.features(), case.batch).terms) == ["embedding"]
+        student, teacher = (
+            Features(logits=f.logits, embedding=f.embedding) for f in case.features()
+        )
+        loss = cktf(student, teacher, case.batch)
+        assert list(loss.terms) == ["embedding"]
+        assert cktf.needs == {"logits", "embedding"}
+        assert cktf.kept().stem is None
+        loss.total.backward()
+        assert all(p.grad is not None for p in cktf.parameters())
+        cktf = CKTF(case.setting.student, case.setting.teacher, N, beta=0.0, negatives=9)
+        student, teacher = (replace(f, embedding=None) for f in case.features())
+        assert list(cktf(student, teacher, case.batch).terms) == [
+            "stem", "module1", "module2", "module3",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("names", "widths"),
+        [(("vgg8", "vgg13"), [64, 128, 256, 512, 512, 512]),
+         (("ResNet10", "ResNet18"), [64, 64, 128, 256, 512, 512]),
+         (("resnet8", "resnet20"), [16 * 16, 16 * 16, 32 * 4, 64, 64]),
+         (("resnet8", "vgg13"), [64 * 16, 128 * 16, 512 * 16, 512 * 16, 512])],
+    )  # fmt: skip
+    def test_networks_are_pooled_as_published(self, names, widths):
+        images = torch.rand(2, 3, 32, 32)
+        networks = [create(name, CLASSES) for name in names]
+        student, teacher = (
+            Tap(n, n.feature_paths, features_read("cktf"))(images) for n in networks
+        )
+        cktf = CKTF(student, teacher, N, memory="batch")
+        heads = [(p.student_head.in_features, p.teacher_head.in_features) for p in cktf.pairs]
+        assert [max(pair) for pair in heads] == widths
+        assert cktf.loss(student, teacher, torch.arange(2)).total.isfinite()
+
+    def test_positions_are_checked_before_a_queue_takes_them(self):
+        case = Case("cktf", "resnet-wrn")
+        cktf = CKTF(case.setting.student, case.setting.teacher, N, memory="queue", queue_size=30)
+        student, teacher = case.features()
+        for wrong in (torch.arange(N, N + B), torch.arange(B, dtype=torch.int32)):
+            with pytest.raises(ShapeError):
+                cktf.loss(student, teacher, wrong)
+            with pytest.raises(ShapeError):
+                cktf.fill(student, teacher, replace(case.batch, index=wrong))
+        memory = cktf.pairs[0].memory
+        assert (memory.held == -1).all()
+        assert memory.next == 0
 
     def test_unequal_numbers_of_stages_are_spread(self):
         assert len(Case("cktf", "tiny-resnet").objective.terms["cktf"].pairs) == 4
@@ -373,7 +417,9 @@ class TestCKTF:
     @pytest.mark.parametrize(
         ("option", "message"),
         [({"match": "lst"}, "Did you mean 'last'"), ({"module_norm": "bach"}, "'batch'"),
-         ({"beta": -1.0}, "weights are 0 or more"), ({"beta": 0.0, "theta": 0.0}, "above 0")],
+         ({"beta": -1.0}, "numbers from 0"), ({"beta": 0.0, "theta": 0.0}, "above 0"),
+         ({"beta": float("nan")}, "finite"), ({"theta": float("inf")}, "finite"),
+         ({"temperature": float("inf")}, "temperature is")],
     )  # fmt: skip
     def test_options(self, option, message):
         setting = Case("cktf", "resnet-wrn").setting

@@ -137,3 +137,31 @@ def _map(method: str, tensor: Tensor, whose: str) -> None:
             f"{method} needs the {whose}'s map as floating-point [batch, channels, height, width], "
             f"given {_shape(tensor)} of {tensor.dtype}."
         )
+
+
+def chosen_rows(contrast_index: Tensor, batch: int, size: int) -> None:
+    """`contrast_index` is [batch, 1+K] rows of `size`, with a positive and negatives.
+
+    The range is checked where that costs no synchronisation, on the CPU.
+    """
+    given = f"given {_shape(contrast_index)} of {contrast_index.dtype}"
+    if (
+        contrast_index.dtype != torch.int64
+        or contrast_index.dim() != 2
+        or len(contrast_index) != batch
+    ):
+        raise ShapeError(
+            f"contrast_index is int64 [batch, 1+K] for a batch of {batch}, {given}. Its first "
+            "column is each sample's own row."
+        )
+    if contrast_index.shape[1] < 2:
+        raise ShapeError(
+            f"Contrast needs a positive and at least one negative: K >= 1, {given}. Draw more rows."
+        )
+    if contrast_index.device.type == "cpu" and batch:
+        low, high = map(int, contrast_index.aminmax())
+        if not 0 <= low <= high < size:
+            raise ShapeError(
+                f"contrast_index names rows of a bank of {size}, given {low} to {high}. Draw from "
+                "the training set's positions."
+            )

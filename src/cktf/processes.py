@@ -11,7 +11,10 @@ def processes() -> int:
 
 
 def gathered(local: Tensor) -> Tensor:
-    """[B, …] of every process -> [processes · B, …], in the order of their ranks; no gradient."""
+    """[B, …] of every process -> [processes · B, …], in the order of their ranks; no gradient.
+
+    B is the same in all of them: what they send each other has no length of its own.
+    """
     count = processes()
     if count == 1:
         return local.detach()

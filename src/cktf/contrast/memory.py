@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from cktf import _check
 from cktf.contrast.negatives import NegativeSampler, check_labels
 from cktf.errors import MethodError
 from cktf.functional.contrast import Candidates
@@ -99,6 +100,18 @@ class Memory(nn.Module, ABC):
     def draw(self, index: Tensor) -> Draw:
         """Who a batch at positions [B] is contrasted with; in training its place is then taken."""
 
+    def given(self, contrast_index: Tensor, index: Tensor) -> Draw:
+        """A draw that was made elsewhere: [B, 1+K] rows, the positive first.
+
+        Raises:
+            MethodError: a memory that has not a row for each sample.
+            ShapeError: no such rows.
+        """
+        raise MethodError(
+            "contrast_index names rows of a bank, one for each training sample, and this memory "
+            "is none. Set memory=bank, or leave contrast_index away."
+        )
+
     def full_after(self, samples: int) -> bool:
         """Whether so many samples have filled it."""
         return samples >= self.rows
@@ -146,9 +159,9 @@ class Bank(Memory):
         candidates = Candidates(self._ids(index), keys, self.negatives)
         return Draw(index, slots, candidates=candidates, chosen=chosen)
 
-    @staticmethod
-    def given(contrast_index: Tensor, index: Tensor) -> Draw:
-        """A draw that was made elsewhere: [B, 1+K] rows, the positive first."""
+    def given(self, contrast_index: Tensor, index: Tensor) -> Draw:
+        """A draw that was made elsewhere."""
+        _check.chosen_rows(contrast_index, len(index), self.rows)
         drawn = contrast_index[:, 1:].contiguous()
         return Draw(contrast_index[:, 0], gathered(index), drawn=drawn)
 

@@ -1,5 +1,6 @@
 """What can be chosen of a contrastive objective, and which choices go together."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, get_args
@@ -78,7 +79,7 @@ def check_options(
             1 <= embedding_dim <= _LONGEST
         ),
         f"negatives is 1 or more, given {negatives}": negatives >= 1,
-        f"temperature is {COLDEST} or more, given {temperature}": temperature >= COLDEST,
+        f"temperature is {COLDEST} or more, given {temperature}": COLDEST <= temperature < math.inf,
         f"momentum is from 0 to 1, given {momentum}": 0 <= momentum <= 1,
         f"queue_size is 2 or more, given {queue_size}": queue_size >= 2,
         f"renormalize names epochs of 1 or more, given {renormalize}": all(

@@ -145,4 +145,6 @@ class MeanScore:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`(exp(x₊) + share · total) / (1 + K)`."""
         mean = (own.exp() + share * total) / (1 + self.negatives)
+        # An anchor without negatives says nothing of theirs.
+        mean = torch.where(torch.as_tensor(share, device=own.device) > 0, mean, own.exp())
         return mean, mean, mean

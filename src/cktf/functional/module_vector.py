@@ -3,8 +3,9 @@
 Source: Zhao, Chen, Zhao, "A Contrastive Knowledge Transfer Framework for Model Compression and
 Transfer Learning", ICASSP 2023, arXiv 2303.07599, section 2, in the form of its implementation:
 normalise, pad the channels, pool, flatten. Padding commutes with the other steps and is done last,
-on the small vector. Departure: whichever side is narrower is padded; maps of unequal size, or of
-more than four windows a side, are pooled to one grid.
+on the small vector. CIFAR ResNets and wide ResNets are averaged over windows, VGGs and ImageNet's
+ResNets whole. Departure: whichever side is narrower is padded; other pairs of networks, maps of
+unequal size, or of more than four windows a side are pooled to one grid.
 """
 
 from typing import Any, Literal
@@ -24,17 +25,21 @@ _EPSILON = 1e-12
 _BLOCK = 1 << 19
 
 
-def module_grid(student: torch.Size, teacher: torch.Size) -> tuple[int, int]:
+def module_grid(student: torch.Size, teacher: torch.Size, whole: bool = False) -> tuple[int, int]:
     """Height and width to which the two maps of a module are pooled.
 
-    Windows of 8x8 as published, where both maps have one size that they divide; otherwise the
-    smaller map's size, at most 4x4.
+    1x1 for two networks whose maps are averaged whole, and else windows of 8x8, both as published;
+    where the maps have not one size that these divide, the smaller map's size, at most 4x4.
 
     >>> module_grid(torch.Size([8, 16, 32, 32]), torch.Size([8, 32, 32, 32]))
     (4, 4)
     >>> module_grid(torch.Size([8, 16, 7, 7]), torch.Size([8, 32, 14, 14]))
     (4, 4)
+    >>> module_grid(torch.Size([8, 64, 16, 16]), torch.Size([8, 128, 16, 16]), whole=True)
+    (1, 1)
     """
+    if whole:
+        return 1, 1
     size = student[-2:]
     windows = [side // _WINDOW for side in size]
     divides = all(side % _WINDOW == 0 for side in size)

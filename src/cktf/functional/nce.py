@@ -21,11 +21,13 @@ How both are computed, and at what cost, is in `cktf.functional.contrast`. The p
 K + 1 bank rows for every anchor instead, B·K·D numbers.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from cktf import _check
-from cktf.errors import ShapeError
+from cktf.errors import MethodError, ShapeError
 from cktf.functional.contrast import Candidates, dense_contrast, sampled_contrast
 from cktf.functional.critics import NCECritic
 
@@ -34,6 +36,11 @@ def nce_critic(
     normalizer: float | Tensor, negatives: int, size: int, device: torch.device
 ) -> NCECritic:
     """The critic of `nce_loss` for a normalizer Z, K negatives and N rows to draw them from."""
+    if not isinstance(normalizer, Tensor) and not normalizer > 0:
+        raise MethodError(
+            f"The normalizer Z is above 0, given {normalizer}. Take N times the mean of "
+            "exp(anchor · row / τ) over some rows."
+        )
     constant = torch.as_tensor(normalizer, dtype=torch.float32, device=device).detach()
     return NCECritic(constant.log(), negatives, size)
 
@@ -60,24 +67,27 @@ def nce_loss(
         Scalar float32, in nats, summed over columns and averaged over anchors.
 
     Raises:
+        MethodError: a temperature or normalizer that is not above 0.
         ShapeError: shapes that do not fit together, or no negative.
     """
+    _check_temperature(temperature)
     check_sampled(anchor, bank, contrast_index)
     critic = nce_critic(normalizer, contrast_index.shape[1] - 1, len(bank), anchor.device)
     positive, drawn = bank[contrast_index[:, 0]], contrast_index[:, 1:]
     return sampled_contrast(anchor, positive, bank, drawn, temperature, critic)
 
 
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise MethodError(
+            f"The temperature τ is above 0, given {temperature}. The paper has 0.1 and 0.07."
+        )
+
+
 def check_sampled(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> None:
     """Raise ShapeError unless anchors, bank and chosen rows fit together."""
     _check.rows_of_one_length(anchor, bank)
-    if contrast_index.dim() != 2 or len(contrast_index) != len(anchor):
-        raise ShapeError(
-            f"contrast_index is [batch, 1+K] for a batch of {len(anchor)}, given "
-            f"{tuple(contrast_index.shape)}."
-        )
-    if contrast_index.shape[1] < 2:
-        raise ShapeError("Contrast needs a positive and at least one negative: K >= 1, given 0.")
+    _check.chosen_rows(contrast_index, len(anchor), len(bank))
 
 
 def nce_loss_all(
@@ -108,9 +118,11 @@ def nce_loss_all(
         Scalar float32, in nats, averaged over anchors.
 
     Raises:
+        MethodError: a temperature or normalizer that is not above 0.
         ShapeError: shapes that do not fit together, labels on one side only, or an anchor without
             any negative.
     """
+    _check_temperature(temperature)
     candidates = check_all(anchor, bank, index, negatives, labels, bank_labels)
     critic = nce_critic(normalizer, negatives, len(bank), anchor.device)
     return dense_contrast(anchor, bank[index], bank, candidates, temperature, critic)

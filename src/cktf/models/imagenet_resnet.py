@@ -120,6 +120,7 @@ class ImageNetResNet(nn.Module):
             blocks=tuple(tuple(f"{s}.{i}" for i in range(count)) for s, count in stages.items()),
             preacts=tuple(f"{s}.{count - 1}.relu:input" for s, count in stages.items()),
             embedding="linear:input",
+            whole=True,
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -79,6 +79,7 @@ class VGG(nn.Module):
             blocks=tuple(activations.values()),
             preacts=tuple(f"{paths[-1]}:input" for paths in activations.values()),
             embedding="classifier:input",
+            whole=True,
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,14 +11,16 @@ per batch. How a map becomes a vector is in `cktf.functional.module_vector`.
 Departures: networks of unequal depth, width or resolution are paired too; those of CRD.
 """
 
+import math
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from cktf import _check
 from cktf.batch import Batch
-from cktf.contrast import Bank, ContrastOptions, Draw, Footprint, Memory
+from cktf.contrast import ContrastOptions, Footprint, Memory
 from cktf.errors import MethodError, nearest
 from cktf.functional.maps import paired
 from cktf.functional.module_vector import ModuleNorm, module_grid, module_vector
@@ -75,17 +77,14 @@ class CKTF(Objective):
         super().__init__()
         _check_options(beta, theta, match, module_norm)
         self.beta, self.theta, self.match, self.module_norm = beta, theta, match, module_norm
-        self.needs = needs_of(match)
+        self.needs = needs_of(match, beta, theta)
+        self._whole = student.whole and teacher.whole
         vectors = self._vectors(student, teacher)
-        self._kept = Kept(
-            embedding=True,
-            stem=module_grid(_shape(student.stem), _shape(teacher.stem)),
-            stages=_grids(student.stages, teacher.stages),
-        )
+        self._kept = Kept(embedding=beta > 0) | (self._maps(student, teacher) if theta else Kept())
         # The first pair makes the memory, and all share it: one draw serves them all.
         source: Memory | None = None
         self.pairs = nn.ModuleList()
-        for s, t in vectors:
+        for s, t in vectors.values():
             pair = CRD(
                 s.shape[1], t.shape[1], dataset_size,
                 labels=labels, source=source, sharing=len(vectors), **contrast,
@@ -112,16 +111,16 @@ class CKTF(Objective):
         Returns:
             The weighted total, and the terms `stem`, `module1`…, `embedding` before weighting.
         """
-        draw = self._draw(index, contrast_index)
+        memory = self._pairs()[0].memory
+        _check.indices("CKTF", index, len(student.logits), memory.dataset_size)
+        draw = memory.draw(index) if contrast_index is None else memory.given(contrast_index, index)
         total = torch.zeros((), device=index.device)
         terms: dict[str, Tensor] = {}
-        for (name, weight), pair, (s, t) in zip(
-            self._weights().items(), self._pairs(), self._vectors(student, teacher), strict=True
-        ):
-            if weight:
-                loss = pair.loss(s, t, index, draw=draw)
-                total = total + weight * loss
-                terms[name] = loss.detach()
+        vectors = self._vectors(student, teacher)
+        for pair, (name, (s, t)) in zip(self._pairs(), vectors.items(), strict=True):
+            loss = pair.loss(s, t, index, draw=draw)
+            total = total + (self.beta if name == "embedding" else self.theta) * loss
+            terms[name] = loss.detach()
         return Loss(total, terms)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
@@ -130,7 +129,7 @@ class CKTF(Objective):
 
     def kept(self) -> Kept:
         """The averages of maps that the heads read, as long as nothing reads the maps before."""
-        if self.match != "last" or self.module_norm != "none":
+        if self.theta and (self.match != "last" or self.module_norm != "none"):
             raise MethodError(
                 f"CKTF with match={self.match}, module_norm={self.module_norm} reads the teacher's "
                 "whole maps before it averages them, and a teacher cache holds averages. Train "
@@ -148,8 +147,10 @@ class CKTF(Objective):
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
         """Put a batch's rows into the memories of all pairs."""
         vectors = self._vectors(student, present(teacher, "CKTF's teacher"))
-        draw = self._draw(batch.index)
-        for pair, (s, t) in zip(self._pairs(), vectors, strict=True):
+        memory = self._pairs()[0].memory
+        _check.indices("CKTF", batch.index, len(student.logits), memory.dataset_size)
+        draw = memory.draw(batch.index)
+        for pair, (s, t) in zip(self._pairs(), vectors.values(), strict=True):
             pair.fill_rows(s, t, draw)
 
     def full_after(self, samples: int) -> bool:
@@ -163,25 +164,38 @@ class CKTF(Objective):
     def _pairs(self) -> list[CRD]:
         return [cast(CRD, pair) for pair in self.pairs]
 
-    def _draw(self, index: Tensor, contrast_index: Tensor | None = None) -> Draw:
-        if contrast_index is not None:
-            return Bank.given(contrast_index, index)
-        return self._pairs()[0].memory.draw(index)
+    def _vectors(self, student: Features, teacher: Features) -> dict[str, tuple[Tensor, Tensor]]:
+        """What each pair's heads read, in the order of `pairs`; nothing for a weight of 0."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        if self.theta:
+            found["stem"] = self._stem(student, teacher)
+            for k, (s, candidates) in enumerate(self._stages(student, teacher), start=1):
+                found[f"module{k}"] = self._module(s, candidates)
+        if self.beta:
+            found["embedding"] = (
+                present(student.embedding, "An embedding"),
+                present(teacher.embedding, "An embedding"),
+            )
+        return found
 
-    def _weights(self) -> dict[str, float]:
-        """Each pair's name and weight, in order."""
-        modules = [f"module{k}" for k in range(1, len(self.pairs) - 1)]
-        return dict.fromkeys(["stem", *modules], self.theta) | {"embedding": self.beta}
-
-    def _vectors(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
-        """What each pair's heads read, in the order of `pairs`."""
-        stem = _stem_vectors(present(student.stem, "A stem"), present(teacher.stem, "A stem"))
-        embeddings = (
-            present(student.embedding, "An embedding"),
-            present(teacher.embedding, "An embedding"),
+    def _stem(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
+        own, other = present(student.stem, "A stem"), present(teacher.stem, "A stem")
+        grid = module_grid(own.shape, other.shape, self._whole)
+        return (
+            module_vector(own, own.shape[1], grid, "none"),
+            module_vector(other.detach(), other.shape[1], grid, "none"),
         )
-        modules = [self._module(s, candidates) for s, candidates in self._stages(student, teacher)]
-        return [stem, *modules, embeddings]
+
+    def _maps(self, student: Features, teacher: Features) -> Kept:
+        """What the heads read of the teacher's maps, each averaged to its grid."""
+
+        def grid(own: Tensor | None, other: Tensor | None) -> tuple[int, int]:
+            shapes = present(own, "A stem").shape, present(other, "A stem").shape
+            return module_grid(*shapes, self._whole)
+
+        places = paired(range(len(student.stages)), range(len(teacher.stages)))
+        stages = ((t, grid(student.stages[s], teacher.stages[t])) for s, t in places)
+        return Kept(stem=grid(student.stem, teacher.stem), stages=tuple(stages))
 
     def _stages(
         self, student: Features, teacher: Features
@@ -203,7 +217,7 @@ class CKTF(Objective):
     def _module(self, student: Tensor, candidates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         teacher = self._choose(student.detach(), candidates).detach()
         # Of one size whichever is chosen: the heads are as wide as the widest.
-        grid = module_grid(student.shape, candidates[-1].shape)
+        grid = module_grid(student.shape, candidates[-1].shape, self._whole)
         channels = max(m.shape[1] for m in (student, *candidates))
         return (
             module_vector(student, channels, grid, self.module_norm),
@@ -223,30 +237,10 @@ class CKTF(Objective):
         return candidates[int(chosen.argmin() if self.match == "smallest" else chosen.argmax())]
 
 
-def _shape(stem: Tensor | None) -> torch.Size:
-    return present(stem, "A stem").shape
-
-
-def _grids(
-    student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]
-) -> tuple[tuple[int, tuple[int, int]], ...]:
-    """Which of the teacher's stages are compared, and the grid that each is averaged to."""
-    places = paired(range(len(student)), range(len(teacher)))
-    return tuple((t, module_grid(student[s].shape, teacher[t].shape)) for s, t in places)
-
-
-def needs_of(match: str) -> frozenset[str]:
-    """The features that CKTF reads with a kind of matching."""
-    maps = {"stages"} if match == "last" else {"stages", "blocks"}
-    return frozenset({"logits", "embedding", "stem"} | maps)
-
-
-def _stem_vectors(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    grid = module_grid(student.shape, teacher.shape)
-    return (
-        module_vector(student, student.shape[1], grid, "none"),
-        module_vector(teacher.detach(), teacher.shape[1], grid, "none"),
-    )
+def needs_of(match: str, beta: float, theta: float) -> frozenset[str]:
+    """The features that CKTF reads with a kind of matching and weights."""
+    maps = {"stem", "stages"} if match == "last" else {"stem", "stages", "blocks"}
+    return frozenset({"logits"} | (maps if theta else set()) | ({"embedding"} if beta else set()))
 
 
 def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
@@ -262,9 +256,10 @@ def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _check_options(beta: float, theta: float, match: str, module_norm: str) -> None:
-    if beta < 0 or theta < 0 or not beta + theta:
+    if not (0 <= beta < math.inf and 0 <= theta < math.inf and beta + theta):
         raise MethodError(
-            f"CKTF's weights are 0 or more, and one is above 0: beta {beta}, theta {theta}."
+            "CKTF's weights are finite numbers from 0, and one is above 0: "
+            f"beta {beta}, theta {theta}."
         )
     for name, value, known in (
         ("match", match, get_args(Match)),

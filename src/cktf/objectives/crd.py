@@ -24,7 +24,6 @@ from cktf import _check
 from cktf.batch import Batch
 from cktf.contrast import (
     DEVICE,
-    Bank,
     CriticName,
     Draw,
     Estimator,
@@ -176,11 +175,11 @@ class CRD(Objective):
             ShapeError: unequal batches, or positions outside the training set.
         """
         _check.same_batch("CRD", student_embedding, teacher_embedding)
-        _check.indices("CRD", index, len(student_embedding), self.memory.dataset_size)
-        if contrast_index is not None:
-            draw = Bank.given(contrast_index, index)
-        elif draw is None:
-            draw = self.memory.draw(index)
+        if draw is None:
+            _check.indices("CRD", index, len(student_embedding), self.memory.dataset_size)
+            memory = self.memory
+            given = None if contrast_index is None else memory.given(contrast_index, index)
+            draw = given or memory.draw(index)
         with torch.autocast(student_embedding.device.type, enabled=False):
             student, teacher = self._rows(student_embedding, teacher_embedding)
             loss = self._side(student, teacher, self.teacher_bank, draw, self.student_normalizer)
@@ -205,8 +204,9 @@ class CRD(Objective):
     @torch.no_grad()
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
         """Put a batch's rows into the memory."""
-        draw = self.memory.draw(batch.index)
-        self.fill_rows(*self._embeddings(student, teacher), draw)
+        own, other = self._embeddings(student, teacher)
+        _check.indices("CRD", batch.index, len(own), self.memory.dataset_size)
+        self.fill_rows(own, other, self.memory.draw(batch.index))
 
     def fill_rows(self, student_embedding: Tensor, teacher_embedding: Tensor, draw: Draw) -> None:
         """Put the rows of embeddings [B, dim] into the memory, as they are."""

@@ -237,6 +237,7 @@ class Tap:
             stages=tuple(map(take, paths.stages)) if "stages" in needs else (),
             blocks=tuple(tuple(map(take, s)) for s in paths.blocks) if "blocks" in needs else (),
             preacts=tuple(map(take, paths.preacts)) if "preacts" in needs else (),
+            whole=paths.whole,
         )
 
 
