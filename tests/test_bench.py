@@ -1,6 +1,7 @@
 """Matrices: cells and their recipes, processes that share a folder, kills, and failures."""
 
 import csv
+import fcntl
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
@@ -28,6 +30,7 @@ from cktf.bench import (
     costs_in,
     csv_rows,
     make_matrix,
+    markdown,
     published,
     read_matrix,
     run_bench,
@@ -186,6 +189,103 @@ def test_mistakes_come_at_once():
         read_matrix("cpu-cifar")
     with pytest.raises(RecipeError, match="no pair has it"):
         cells_of(make_matrix(TINY), weights={"resnet20": "x"})
+    twice = {"vgg8": {"network": "resnet14"}, "vgg8*": {"network": "resnet20"}}
+    pairs = {"teachers": twice, "pairs": ["vgg8:resnet8", "vgg8*:resnet8"], "methods": ["kd"]}
+    with pytest.raises(RecipeError, match=r"teachers.vgg8\*: it and vgg8 have one name"):
+        cells_of(make_matrix(TINY | pairs | {"baseline": None}))
+    with pytest.raises(RecipeError, match="Did you mean 'cktf'"):
+        cells_of(make_matrix(TINY | {"options": {"cktff": {"negatives": 8}}}))
+    with pytest.raises(RecipeError, match="Set kind: transfer"):
+        cells_of(make_matrix(TINY | {"data": TINY["data"] | {"labels": False}}))
+    for name in ("seed", "method", "student", "kind"):
+        with pytest.raises(RecipeError, match=f"--set {name}: the matrix says it"):
+            cells_of(make_matrix(TINY), settings={name: "x"})
+    with pytest.raises(RecipeError, match="Did you mean 'cktf'"):
+        cells_of(make_matrix(TINY), settings={"options.cktff.negatives": 8})
+
+
+def test_options_of_recipes_and_settings_count():
+    """Over those of the matrix and of a method, for the terms that a method has."""
+
+    def options(fields, **settings):
+        cells = cells_of(make_matrix(TINY | fields), settings=settings)
+        return {cell.method: cell.recipe().options for cell in cells}
+
+    theta = {"recipe": {"options": {"cktf": {"theta": 0.5}}}}
+    assert options(theta)["CKTF"] == {"cktf": {"negatives": 8, "theta": 0.5}}
+    found = options({}, **{"options.cktf.negatives": 4})
+    assert found == {"alone": {}, "KD": {}, "CKTF": {"cktf": {"negatives": 4}}}
+
+
+def test_a_users_own_networks(tmp_path):
+    """Of a file: trained where it is trusted, and the table knows them by their names."""
+    (tmp_path / "mine.py").write_text(
+        "from cktf.models import create\n\n\n"
+        "def net(num_classes):\n    return create('resnet8', num_classes)\n"
+    )
+    line = f"{tmp_path}/mine.py:net"
+    fields = {
+        "teachers": {"T": {"network": line, "recipe": {"epochs": 1}}}, "pairs": [f"T:{line}"],
+        "methods": {"KD": "kd", "AT": "at"}, "seeds": [0],
+    }  # fmt: skip
+    plan = bench(tmp_path / "out", matrix=fields, together=2, trust_code=True)
+    assert run_bench(plan) == []
+    table = compare(tmp_path / "out")
+    assert [(c.teacher, c.student) for c in table.columns] == [("T", line)]
+    assert "Unfinished" not in csv_rows(table) + markdown(table)
+
+
+def test_what_is_done_is_neither_failed_nor_half_a_file(done, weights, tmp_path):
+    shutil.copytree(done, tmp_path / "out")
+    plan = bench(tmp_path / "out", weights)
+    first, second = plan.cells[:2]
+    plan.failure(first.slug).write_text("an earlier failure\n")
+    plan.result_file(second).write_bytes(b"")
+    assert not plan.done(second)
+    assert run_bench(plan) == []
+    assert values(plan.out) == values(done)
+
+
+def test_other_weights_of_a_teacher_are_refused_where_all_is_done(done, tmp_path):
+    torch.manual_seed(1)
+    path = tmp_path / "other.safetensors"
+    save_network(
+        create("resnet14", 2), path, name="resnet14", classes=CLASSES, dataset="fashion-mini"
+    )
+    with pytest.raises(RunFolderError, match="resnet14: its weights"):
+        run_bench(bench(done, path))
+
+
+def test_nobody_waits_for_a_teacher_while_there_is_other_work(weights, tmp_path):
+    teachers = {name: {"network": "resnet14", "weights": str(weights)} for name in "AB"}
+    plan = bench(
+        tmp_path,
+        matrix={
+            "teachers": teachers, "pairs": ["A:resnet8", "B:resnet8"], "methods": {"KD": "kd"},
+            "seeds": [0],
+        },
+    )  # fmt: skip
+    prepare_bench(plan)
+    of_a, of_b = plan.cells
+    order = []
+
+    def another_process():
+        with (plan.out / "locks" / of_a.teacher.slug).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            held.set()
+            deadline = time.monotonic() + 60
+            while not plan.done(of_b) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            order.append((plan.done(of_a), plan.done(of_b)))
+
+    held = threading.Event()
+    thread = threading.Thread(target=another_process)
+    thread.start()
+    held.wait()
+    assert run_bench(plan) == []
+    thread.join()
+    assert order == [(False, True)]
+    assert plan.done(of_a)
 
 
 def test_turns_give_what_single_runs_give(done, weights, tmp_path):

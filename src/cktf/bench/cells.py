@@ -8,7 +8,7 @@ from typing import Any
 
 from cktf.bench.matrix import Fields, Matrix, MethodEntry, TeacherEntry
 from cktf.errors import RecipeError, nearest
-from cktf.objectives import parse
+from cktf.objectives import METHODS, parse
 from cktf.recipes import (
     CUSTOM,
     DistillRecipe,
@@ -158,6 +158,13 @@ def cells_of(
             with problems.collect(f"teachers.{name}"):
                 plan = _teacher(matrix, name, _data(data, data_dir), weights.get(name))
                 plans[data["name"], name] = plan
+    of_cells = {"kind", "student", "method", "seed", "teacher"}
+    for name in of_cells & (settings or {}).keys():
+        problems.found.append(
+            f"--set {name}: the matrix says it. Choose cells by --seeds and such."
+        )
+    for name in matrix.options.keys() - METHODS.keys():
+        problems.found.append(f"options: there is no method {name}. {nearest(name, METHODS)}")
     problems.stop_if_any()
     cells = list(_cells(matrix, plans, data_dir, settings or {}))
     _check(cells, problems)
@@ -205,15 +212,20 @@ def _cells(
                             {"kind": matrix.kind, "student": pair.student, "seed": seed,
                              "method": entry.method},
                         )  # fmt: skip
-                        fields["options"] = _options(matrix, entry)
+                        fields["options"] = _options(matrix, entry, fields.get("options", {}))
                         teacher = plans[data["name"], pair.teacher]
                         yield Cell(data["name"], teacher, pair.student, label, seed, fields)
 
 
-def _options(matrix: Matrix, entry: MethodEntry) -> dict[str, Fields]:
-    terms = parse(entry.method)
-    of_all = {name: values for name, values in matrix.options.items() if name in terms}
-    return merged(of_all, entry.options)
+def _options(matrix: Matrix, entry: MethodEntry, given: Mapping[str, Any]) -> Fields:
+    """Of the matrix, over them those of the method, over both those of recipes and settings."""
+    absent = METHODS.keys() - parse(entry.method).keys()
+
+    def own(options: Mapping[str, Any]) -> Fields:
+        # What is no method stays, to be told of.
+        return {name: values for name, values in options.items() if name not in absent}
+
+    return merged(own(matrix.options), entry.options, own(given))
 
 
 def _check(cells: list[Cell], problems: Problems) -> None:
@@ -226,12 +238,20 @@ def _check(cells: list[Cell], problems: Problems) -> None:
             recipe = cell.recipe()
             distilled = recipe.distilling() if isinstance(recipe, TransferRecipe) else recipe
             inner.found += check(distilled).found
+            if recipe.kind == "distill" and not recipe.data.labels:
+                inner.found.append(
+                    "data.labels: a table is of accuracies, and without labels there are none. Set "
+                    "kind: transfer."
+                )
         if names.setdefault(cell.slug, cell.title) != cell.title:
             inner.found.append(f"{cell.title} and {names[cell.slug]} have one name for files.")
         found |= dict.fromkeys(f"{cell.method}: {problem}" for problem in inner.found)
-    for teacher in {cell.teacher.slug: cell.teacher for cell in cells}.values():
+    for teacher in {(t.data, t.name): t for t in (cell.teacher for cell in cells)}.values():
+        where = f"teachers.{teacher.name}"
+        other = names.setdefault(teacher.slug, teacher.name)
+        if other != teacher.name:
+            found[f"{where}: it and {other} have one name for files. Rename one."] = None
         if teacher.weights is None:
-            where = f"teachers.{teacher.name}"
             found |= dict.fromkeys(f"{where}: {p}" for p in check(teacher.recipe).found)
     problems.found += found
 

@@ -3,6 +3,8 @@
 Times of finished runs are not like for like where students took turns or a machine was shared.
 """
 
+import fcntl
+import hashlib
 import json
 import multiprocessing
 import statistics
@@ -15,20 +17,28 @@ from pathlib import Path
 from typing import Any
 
 from cktf.bench.cells import Cell, TeacherPlan
+from cktf.data import labels_of
 from cktf.engine import RunFolder, device_of, peak_memory_mb, write_atomically
 from cktf.errors import TrainingError
 from cktf.recipes import (
     CUSTOM,
     DistillRecipe,
     Recipe,
+    TrainRecipe,
     TransferRecipe,
     build_data,
     new_network,
 )
 from cktf.workflows.parts import Parts
+from cktf.workflows.probing import choose
 from cktf.workflows.run import assemble, describe, executing
+from cktf.workflows.transferring import _MOST_SCRATCH_EPOCHS
 
 _WARM_UP, _STEPS = 3, 15
+# How many steps there are, and not how long one takes.
+_LENGTH = {
+    "seed", "epochs", "init_epochs", "scratch_epochs", "schedule", "checkpoint", "teacher_cache",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,14 +48,34 @@ class Cost:
     Attributes:
         step_seconds: median of a step of the main stage, with loading its batch.
         peak_memory_mb: largest memory held; of the device if it has its own, else of the process.
-        hours: what a run takes at that rate, initialisation stages too, evaluation left out.
+        hours: what a run takes at that rate, initialisation stages and a transfer's training from
+            scratch too, evaluation left out.
         device: on which this was measured.
+        batches: steps of an epoch.
+        stages: initialisation stages.
+        scratch_batches: steps of an epoch of a transfer's training from scratch.
+        step: what decides how long a step takes, as a hash; empty for costs of before.
     """
 
     step_seconds: float
     peak_memory_mb: float
     hours: float
     device: str
+    batches: int = 0
+    stages: int = 0
+    scratch_batches: int = 0
+    step: str = ""
+
+    def for_recipe(self, recipe: Recipe | TransferRecipe) -> "Cost":
+        """The same step in a recipe of other epochs."""
+        main = self.batches * recipe.epochs
+        first = 0 if isinstance(recipe, TrainRecipe) else recipe.init_epochs or 0
+        steps = main + self.batches * self.stages * first
+        if isinstance(recipe, TransferRecipe):
+            like_main = max(1, main // self.scratch_batches)
+            epochs = recipe.scratch_epochs or min(_MOST_SCRATCH_EPOCHS, like_main)
+            steps += self.scratch_batches * epochs
+        return replace(self, hours=self.step_seconds * steps / 3600)
 
 
 def measure(cell: Cell) -> Cost:
@@ -54,9 +84,12 @@ def measure(cell: Cell) -> Cost:
     Raises:
         CktfError: data that is not there.
     """
-    recipe = cell.recipe()
-    plain = recipe.distilling() if isinstance(recipe, TransferRecipe) else recipe
-    return _apart(plain, cell.teacher.network)
+    return replace(_apart(cell.recipe(), cell.teacher.network), step=_step_of(cell))
+
+
+def _step_of(cell: Cell) -> str:
+    fields = [cell.teacher.network, cell.recipe().model_dump(mode="json", exclude=_LENGTH)]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def measure_teacher(plan: TeacherPlan) -> Cost:
@@ -64,7 +97,7 @@ def measure_teacher(plan: TeacherPlan) -> Cost:
     return _apart(plan.recipe, None)
 
 
-def _apart(recipe: Recipe, teacher: str | None) -> Cost:
+def _apart(recipe: Recipe | TransferRecipe, teacher: str | None) -> Cost:
     """A process that has done nothing else, since peak memory is of the whole process."""
     context = multiprocessing.get_context("spawn")
     try:
@@ -77,7 +110,8 @@ def _apart(recipe: Recipe, teacher: str | None) -> Cost:
         ) from error
 
 
-def _measure(recipe: Recipe, teacher_name: str | None) -> Cost:
+def _measure(given: Recipe | TransferRecipe, teacher_name: str | None) -> Cost:
+    recipe = given.distilling() if isinstance(given, TransferRecipe) else given
     data = replace(build_data(recipe.data, recipe.seed), test=None, raw_test=None)
     distilled = isinstance(recipe, DistillRecipe)
     name = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
@@ -86,26 +120,38 @@ def _measure(recipe: Recipe, teacher_name: str | None) -> Cost:
     student = new_network(name, data.raw_train, classes)
     runtime = recipe.runtime.model_copy(update={"track": ()})
     recipe = recipe.model_copy(update={"runtime": runtime})
-    whole = recipe
     if isinstance(recipe, DistillRecipe):
-        # Steps of initialisation stages are others: some have no student.
-        recipe = recipe.model_copy(update={"init_epochs": 0})
+        # Steps of initialisation stages are others: some have no student. And features of an
+        # untrained teacher are nothing to keep.
+        recipe = recipe.model_copy(update={"init_epochs": 0, "teacher_cache": None})
     parts = Parts(student, teacher, name, CUSTOM if distilled else None, data)
     seconds, at = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
         steps = executing(recipe, parts, RunFolder(Path(folder)), show=False)
         for number, _ in enumerate(steps):
             now = time.perf_counter()
-            if number > _WARM_UP:
+            if number:
                 seconds.append(now - at)
             if number == _WARM_UP + _STEPS:
                 break
             at = time.perf_counter()
         steps.close()
     device = device_of(recipe.training())
-    step, memory = statistics.median(seconds), peak_memory_mb(device)
-    passes = sum(stage.epochs for stage in assemble(whole, parts).stages) * len(data.train)
-    return Cost(step, memory, step * passes / 3600, describe(device))
+    # A run that ends before it is warm takes what its last step takes.
+    step, memory = statistics.median(seconds[_WARM_UP:] or seconds[-1:]), peak_memory_mb(device)
+    stages = len(assemble(recipe, parts).stages) - 1
+    scratch = _scratch_batches(given) if isinstance(given, TransferRecipe) else 0
+    cost = Cost(step, memory, 0.0, describe(device), len(data.train), stages, scratch)
+    return cost.for_recipe(given)
+
+
+def _scratch_batches(recipe: TransferRecipe) -> int:
+    """Steps of an epoch on the most labels alone."""
+    labeled = build_data(recipe.labeled.model_copy(update={"batch_size": 2}), recipe.seed)
+    labels = labels_of(labeled.raw_train)
+    most = choose(labels, recipe.labels_per_class, recipe.draws, recipe.seed)[-1]
+    images = len(most.draws[0])
+    return images // min(recipe.data.batch_size, images)
 
 
 def costs_in(place: Path) -> dict[str, Cost]:
@@ -113,6 +159,17 @@ def costs_in(place: Path) -> dict[str, Cost]:
     path = place / "costs.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return {name: Cost(**cost) for name, cost in found.items()}
+
+
+def kept_cost(costs: dict[str, Cost], cell: Cell) -> Cost | None:
+    """A cell's own among costs that are kept, with hours of its recipe as it is now.
+
+    None where there is none, or a step is another by now, as with batches of another size.
+    """
+    cost = costs.get(cost_key(*cell.column, cell.method))
+    if cost is None or cost.step != _step_of(cell):
+        return None
+    return cost.for_recipe(cell.recipe())
 
 
 def cost_key(data: str, pair: str, method: str) -> str:
@@ -125,8 +182,11 @@ def cost_key(data: str, pair: str, method: str) -> str:
 
 
 def keep_costs(costs: dict[str, Cost], place: Path) -> None:
-    """Write costs beside results."""
+    """Write costs beside results, and beside those that other processes write."""
     place.mkdir(parents=True, exist_ok=True)
-    known = costs_in(place) | costs
-    text = json.dumps({name: asdict(cost) for name, cost in known.items()}, indent=1)
-    write_atomically(place / "costs.json", (text + "\n").encode())
+    # Of processes that share the folder, one reads and writes at a time.
+    with (place / "costs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = costs_in(place) | costs
+        text = json.dumps({name: asdict(cost) for name, cost in known.items()}, indent=1)
+        write_atomically(place / "costs.json", (text + "\n").encode())

@@ -31,6 +31,7 @@ class Result:
         top1_by_epoch: of the student, in per cent; empty where it was not kept.
         together: how many students took turns with it; None where nobody knows.
         note: what else is to be known of it.
+        student: its name in the matrix, where its recipe has a path; empty in older files.
     """
 
     data: str
@@ -42,6 +43,7 @@ class Result:
     top1_by_epoch: list[float]
     together: int | None
     note: str = ""
+    student: str = ""
 
     @property
     def top1(self) -> float:
@@ -88,7 +90,9 @@ def result_of(cell: Cell, folder: Path, teacher: str, together: int | None) -> R
     data, pair = cell.column
     summary = json.loads(run.summary.read_text())
     decided = decided_by(cell.recipe(), teacher)
-    return Result(data, pair, cell.method, cell.seed, decided, summary, curve, together)
+    return Result(
+        data, pair, cell.method, cell.seed, decided, summary, curve, together, student=cell.student
+    )
 
 
 def read_result(path: Path) -> Result | None:

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -25,6 +25,7 @@ from cktf.bench.matrix import Matrix
 from cktf.bench.results import (
     Result,
     Reusable,
+    canonical,
     completed,
     decided_by,
     differing,
@@ -54,6 +55,7 @@ class Bench:
         together: so many students at most take turns.
         shard: which share of the cells is done here: number from 1, and of how many.
         reuse: folders with finished runs or results that are taken over.
+        trust_code: whether code that weights name may run.
         show: whether lines are printed.
     """
 
@@ -64,6 +66,7 @@ class Bench:
     together: int = 1
     shard: tuple[int, int] = (1, 1)
     reuse: list[Path] = field(default_factory=list)
+    trust_code: bool = False
     show: bool = True
     started: float = field(default_factory=time.time)
 
@@ -84,6 +87,14 @@ class Bench:
     def result_file(self, cell: Cell) -> Path:
         """Where a cell's result is kept."""
         return self.results / f"{cell.slug}.json"
+
+    def done(self, cell: Cell) -> bool:
+        """Whether a cell has a result that can be read."""
+        return read_result(self.result_file(cell)) is not None
+
+    def teacher_file(self, teacher: TeacherPlan) -> Path:
+        """Where it is kept what the teacher was."""
+        return self.results / f"{teacher.slug}.json"
 
     def folder(self, cell: Cell) -> Path:
         """The run folder of a cell."""
@@ -143,6 +154,15 @@ def _changed_teachers(bench: Bench) -> Iterator[str]:
             before = decisive(make_recipe(read_recipe(run.recipe)))
             if fields := ", ".join(differing(before, decisive(teacher.recipe))):
                 yield f"{teacher.slug}: {fields}"
+        elif (kept := bench.teacher_file(teacher)).exists():
+            record = json.loads(kept.read_text())
+            if teacher.weights is not None:
+                if record["weights"] != f"sha256 {weights_of(teacher.weights)}":
+                    yield f"{teacher.slug}: its weights"
+            elif record["recipe"] is not None:
+                now = canonical(decisive(teacher.recipe))
+                if fields := ", ".join(differing(record["recipe"], now)):
+                    yield f"{teacher.slug}: {fields}"
 
 
 def _refuse(place: Path, what: str, changed: Iterator[str]) -> None:
@@ -175,7 +195,8 @@ def run_bench(bench: Bench, jobs: int = 1) -> list[str]:
         _work(bench)
     else:
         work_together(_work, bench, jobs, bench.out)
-    wanted = {name for cell in bench.cells for name in (cell.slug, cell.teacher.slug)}
+    left = [cell for cell in bench.cells if not bench.done(cell)]
+    wanted = {name for cell in left for name in (cell.slug, cell.teacher.slug)}
     return sorted(name for name in wanted if bench.failure(name).exists())
 
 
@@ -183,19 +204,27 @@ def _work(bench: Bench) -> None:
     """Take what nobody has and is not done, until nothing is left to take."""
     reusable = Reusable(bench.reuse)
     groups = bench.groups()
-    progress = True
-    while progress:
-        progress = False
+    progress, passed, wait = True, False, False
+    while progress or passed:
+        # Where all that is left waits for teachers of other processes, this one waits too.
+        wait, progress, passed = passed and not progress, False, False
         for group in groups:
             with _taken(bench, [cell for cell in group if _open(bench, cell)]) as mine:
                 if mine:
-                    progress = True
-                    _do(bench, mine, reusable)
+                    try:
+                        _do(bench, mine, reusable, wait)
+                        progress = True
+                    except _TeacherTakenError:
+                        passed = True
+
+
+class _TeacherTakenError(Exception):
+    """Another process has the teacher."""
 
 
 def _open(bench: Bench, cell: Cell) -> bool:
     """Whether a cell is neither done nor failed since this began."""
-    return not bench.result_file(cell).exists() and not _failed(bench, cell.slug)
+    return not bench.done(cell) and not _failed(bench, cell.slug)
 
 
 def _failed(bench: Bench, slug: str) -> bool:
@@ -224,9 +253,9 @@ def _taken(bench: Bench, cells: Group) -> Iterator[Group]:
             lock.close()
 
 
-def _do(bench: Bench, cells: Group, reusable: Reusable) -> None:
+def _do(bench: Bench, cells: Group, reusable: Reusable, wait: bool) -> None:
     """Train cells of one teacher; if they fail together, each alone."""
-    teacher = _teacher(bench, cells[0].teacher)
+    teacher = _teacher(bench, cells[0].teacher, wait)
     if teacher is None:
         for cell in cells:
             error = f"its teacher failed: see {bench.failure(cell.teacher.slug)}"
@@ -268,8 +297,10 @@ def _take_over(bench: Bench, cell: Cell, teacher: str, reusable: Reusable) -> bo
         return False
     if isinstance(found, Result):
         data, pair = cell.column
-        named = {"data": data, "pair": pair, "method": cell.method, "seed": cell.seed}
-        _keep(bench, cell, Result(**{**found.__dict__, **named}), "taken over")
+        named = replace(
+            found, data=data, pair=pair, method=cell.method, seed=cell.seed, student=cell.student
+        )
+        _keep(bench, cell, named, "taken over")
         return True
     folder = bench.folder(cell)
     if found.resolve() != folder.resolve():
@@ -290,7 +321,8 @@ def _train(bench: Bench, cells: Group, teacher: str) -> None:
         recipe = cell.recipe(str(cell.teacher.weights))
         if isinstance(recipe, TransferRecipe):
             folder = bench.folder(cell)
-            carry_out(plan(recipe, folder, resume=True), show=False)
+            planned = plan(recipe, folder, resume=True, trust_code=bench.trust_code)
+            carry_out(planned, show=False)
         else:
             runs.append((recipe, bench.folder(cell)))
     _distill(bench, cells, runs)
@@ -302,17 +334,17 @@ def _train(bench: Bench, cells: Group, teacher: str) -> None:
 def _distill(bench: Bench, cells: Group, runs: Sequence[tuple[DistillRecipe, Path]]) -> None:
     if len(runs) > 1:
         announce(f"{len(runs)} in turn: {'; '.join(c.title for c in cells)}", bench.show)
-        distill_together(runs)
+        distill_together(runs, trust_code=bench.trust_code)
     elif runs:
         announce(cells[0].title, bench.show)
-        run_recipe(*runs[0], resume=True, show=False)
+        run_recipe(*runs[0], resume=True, show=False, trust_code=bench.trust_code)
 
 
 def _keep(bench: Bench, cell: Cell, result: Result, how: str) -> None:
     bench.results.mkdir(parents=True, exist_ok=True)
     write_atomically(bench.result_file(cell), result.to_json())
     bench.failure(cell.slug).unlink(missing_ok=True)
-    done = sum(bench.result_file(cell).exists() for cell in bench.cells)
+    done = sum(map(bench.done, bench.cells))
     count = f"[{done}/{len(bench.cells)}]"
     announce(f"{count} {cell.title}: {result.top1:.2f} % ({how})", bench.show)
 
@@ -323,19 +355,27 @@ def _note_failure(bench: Bench, slug: str, error: Exception) -> None:
     announce(f"failed: {slug}: {text.strip().splitlines()[-1]}", bench.show)
 
 
-def _teacher(bench: Bench, plan: TeacherPlan) -> Path | None:
-    """A teacher's weights, trained by this process or one that is at it; None if it fails."""
+def _teacher(bench: Bench, plan: TeacherPlan, wait: bool) -> Path | None:
+    """A teacher's weights, trained by this process or one that is at it; None if it fails.
+
+    Raises:
+        _TeacherTakenError: another process is at it, and it is not to be waited for.
+    """
     folder = plan.weights or bench.out / "teachers" / plan.slug
-    record = bench.results / f"{plan.slug}.json"
     with (bench.out / "locks" / plan.slug).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _TeacherTakenError from error
         if _failed(bench, plan.slug):
             return None
         try:
             if plan.weights is None and not RunFolder(folder).finished:
                 announce(f"teacher {plan.name} on {plan.data}", bench.show)
-                run_recipe(plan.recipe, folder, resume=True, show=False)
-            _check_teacher(record, teacher_record(plan, folder))
+                run_recipe(
+                    plan.recipe, folder, resume=True, show=False, trust_code=bench.trust_code
+                )
+            _check_teacher(bench.teacher_file(plan), teacher_record(plan, folder))
         except Exception as error:
             _note_failure(bench, plan.slug, error)
             return None

@@ -28,7 +28,7 @@ class Column(NamedTuple):
 
 
 def _column(result: Result) -> Column:
-    student = str(result.recipe["student"])
+    student = result.student or str(result.recipe["student"])
     return Column(result.data, result.pair.removesuffix(f":{student}"), student)
 
 

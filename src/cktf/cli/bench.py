@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,7 @@ from cktf.errors import CktfError, RecipeError
 from cktf.user_paths import expanded
 
 if TYPE_CHECKING:
-    from cktf.bench import Cell, Cost
+    from cktf.bench import Bench, Cell, Cost
 
 
 @reports_errors
@@ -84,12 +85,13 @@ def bench(
         together or read.together,
         _shard(shard),
         reuse or [],
+        trust_code,
     )
     if dry_run or costs:
-        _costs(plan.groups(), plan.results, keep=costs)
+        _costs(plan, keep=costs)
         return
     failed = run_bench(plan, jobs)
-    done = sum(plan.result_file(cell).exists() for cell in plan.cells)
+    done = sum(map(plan.done, plan.cells))
     print(f"{done} of {len(plan.cells)} cells are done. Table: cktf table {plan.results}")
     for name in failed:
         print(f"failed: {name}: see {plan.failure(name)}", file=sys.stderr)
@@ -158,46 +160,58 @@ def _shard(given: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
-def _costs(groups: "list[list[Cell]]", place: Path, *, keep: bool) -> None:
-    """Print every cell with its estimated hours, and their sum."""
+def _costs(plan: "Bench", *, keep: bool) -> None:
+    """Print every cell with its estimated hours, and the sum of those that are to be trained."""
     from cktf.bench import Cost, cost_key, costs_in, measure_teacher
+    from cktf.bench.cost import kept_cost
+    from cktf.engine import RunFolder
 
-    known, measured, total, unknown = costs_in(place), dict[str, Cost](), 0.0, 0
-    teachers = {cell.teacher.slug: cell.teacher for group in groups for cell in group}
-    why, failed = set[str](), set[str]()
-    for plan in teachers.values():
-        hours = "trained already"
-        if plan.weights is None:
-            try:
-                taken = measure_teacher(plan).hours
-                hours, total = f"{taken:.2f} h", total + taken
-            except CktfError as error:
-                hours, unknown = "? h", unknown + 1
-                why.add(str(error))
-        print(f"teacher {plan.name} on {plan.data}: {hours}", flush=True)
-    for cell in (cell for group in groups for cell in group):
-        key = cost_key(*cell.column, cell.method)
-        if key not in measured and key not in failed and not (key in known and not keep):
-            found = _measured(cell, key, place if keep else None)
-            if isinstance(found, str):
-                failed.add(key)
-                why.add(found)
-            else:
-                measured[key] = found
-        cost = measured.get(key) or known.get(key)
-        if cost is None:
+    cells = [cell for group in plan.groups() for cell in group]
+    left = [cell for cell in cells if not plan.result_file(cell).exists()]
+    needed = {cell.teacher.slug for cell in left}
+    total, unknown, why = 0.0, 0, set[str]()
+    teachers = {cell.teacher.slug: cell.teacher for cell in cells}
+    for slug, teacher in teachers.items():
+        name = f"teacher {teacher.name} on {teacher.data}"
+        hours = "? h"
+        if teacher.weights is not None or RunFolder(plan.out / "teachers" / slug).finished:
+            hours = "trained already"
+        elif slug not in needed:
+            hours = "all its students are done"
+        elif isinstance(taken := _tried(name, lambda t=teacher: measure_teacher(t)), str):
             unknown += 1
-            print(f"{cell.title}: ? h", flush=True)
+            why.add(taken)
+        else:
+            hours, total = f"{taken.hours:.2f} h", total + taken.hours
+        print(f"{name}: {hours}", flush=True)
+    known, found = costs_in(plan.results), dict[str, Cost | str]()
+    for cell in cells:
+        done = cell not in left
+        if done and not keep:
+            print(f"{cell.title}: done", flush=True)
             continue
-        total += cost.hours
+        key = cost_key(*cell.column, cell.method)
+        if key not in found:
+            kept = None if keep else kept_cost(known, cell)
+            found[key] = kept or _measured(cell, key, plan.results if keep else None)
+        cost = found[key]
+        if isinstance(cost, str):
+            why.add(cost)
+            unknown += not done
+            print(f"{cell.title}: {'done' if done else '? h'}", flush=True)
+            continue
+        total += 0 if done else cost.hours
         print(
-            f"{cell.title}: {cost.hours:.2f} h ({cost.step_seconds * 1e3:.0f} ms a step, "
-            f"{cost.peak_memory_mb:,.0f} MiB)",
+            f"{cell.title}: {'done' if done else f'{cost.hours:.2f} h'} "
+            f"({cost.step_seconds * 1e3:.0f} ms a step, {cost.peak_memory_mb:,.0f} MiB)",
             flush=True,
         )
-    cells = sum(map(len, groups))
+    already = f" ({len(cells) - len(left)} done)" if len(left) < len(cells) else ""
     more = f", and {unknown} that could not be measured" if unknown else ""
-    print(f"{cells} cells, {len(teachers)} teachers: about {total:.1f} h one by one{more}")
+    print(
+        f"{len(cells)} cells{already}, {len(teachers)} teachers: "
+        f"about {total:.1f} h one by one{more}"
+    )
     for reason in sorted(why):
         print(f"! {reason}")
 
@@ -206,10 +220,17 @@ def _measured(cell: "Cell", key: str, place: Path | None) -> "Cost | str":
     """Its cost, or why there is none; kept at once, since what comes later may be stopped."""
     from cktf.bench import keep_costs, measure
 
-    try:
-        cost = measure(cell)
-    except CktfError as error:
-        return f"{cell.method}: {error}"
-    if place is not None:
+    cost = _tried(cell.method, lambda: measure(cell))
+    if place is not None and not isinstance(cost, str):
         keep_costs({key: cost}, place)
     return cost
+
+
+def _tried(name: str, measure: "Callable[[], Cost]") -> "Cost | str":
+    """What is measured, or why it could not be: one that fails is not the others' end."""
+    try:
+        return measure()
+    except CktfError as error:
+        return f"{name}: {error}"
+    except Exception as error:
+        return f"{name}: {type(error).__name__}: {error}"

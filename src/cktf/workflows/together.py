@@ -59,11 +59,14 @@ class _Turn:
         )
 
 
-def distill_together(recipes: Sequence[tuple[DistillRecipe, Path]]) -> list[Run]:
+def distill_together(
+    recipes: Sequence[tuple[DistillRecipe, Path]], *, trust_code: bool = False
+) -> list[Run]:
     """Train students that differ in the method only, from one teacher; continues what is there.
 
     Args:
         recipes: each with its run folder; alike in the fields `SHARED`.
+        trust_code: whether code that weights name may run.
 
     Returns:
         The runs, in order. Their times leave out what the teacher did for another.
@@ -83,7 +86,7 @@ def distill_together(recipes: Sequence[tuple[DistillRecipe, Path]]) -> list[Run]
     measured: dict[str, Accuracy] = {}
     turns = []
     for recipe, out in recipes:
-        run, parts = prepare(recipe, out, resume=True)
+        run, parts = prepare(recipe, out, resume=True, trust_code=trust_code)
         assert parts.teacher is not None
         shared = shared or SharedTap(parts.teacher, compile=recipe.runtime.compile)
         parts = replace(parts, teacher=shared.model, shared=shared, measured=measured)
