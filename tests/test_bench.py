@@ -29,6 +29,7 @@ from cktf.bench import (
     compare,
     costs_in,
     csv_rows,
+    keep_costs,
     make_matrix,
     markdown,
     published,
@@ -616,3 +617,112 @@ def test_committed_results_are_of_the_shipped_matrix():
         assert completed(result.recipe) == expected
         assert result.top1_by_epoch[-1:] == [result.top1] or "not kept" in result.note
         assert not re.search(r'"/\w', (place / f"{cell.slug}.json").read_text())
+
+
+# What a matrix takes, before it is trained
+
+
+def told(matrix, out, *line):
+    """What `cktf bench` prints."""
+    shown = CliRunner().invoke(app, ["bench", str(matrix), "--out", str(out), *line])
+    assert shown.exit_code == 0, shown.output
+    return shown.output
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Networks that were measured, of whom nothing is: a step takes 0.1 s, an epoch four."""
+    found = []
+
+    def apart(recipe, teacher):
+        found.append(teacher)
+        return Cost(0.1, 100.0, 0.0, "a machine", 4).for_recipe(recipe)
+
+    monkeypatch.setattr("cktf.bench.cost._apart", apart)
+    return found
+
+
+def test_a_run_of_two_steps_is_measured():
+    data = TINY["data"] | {"batch_size": 32}
+    cost = _measure(bench(Path("x"), matrix={"data": data} | ONE).cells[0].recipe(), "resnet14")
+    assert cost.batches == 1
+    assert cost.step_seconds > 0
+    assert cost.hours == pytest.approx(2 * cost.step_seconds / 3600)
+
+
+def test_one_that_cannot_be_measured_is_not_the_others_end(written, tmp_path, monkeypatch):
+    def measure(cell):
+        if cell.method == "KD":
+            raise ValueError("no median")
+        return Cost(0.01, 100.0, 1.0, "a machine")
+
+    monkeypatch.setattr("cktf.bench.measure", measure)
+    output = told(written, tmp_path / "out", "--dry-run", "--seeds", "0")
+    assert "about 2.0 h one by one, and 1 that could not be measured" in output
+    assert "! KD: ValueError: no median" in output
+
+
+def test_hours_are_of_the_recipe_in_hand(written, tmp_path, measured):
+    """What is kept is a step, and only while a step is the same."""
+    line = written, tmp_path / "out", "--methods", "KD", "--seeds", "0"
+    assert "KD, seed 0: 0.00 h (100 ms" in told(*line, "--costs")
+    assert "KD, seed 0: 0.22 h (100 ms" in told(*line, "--dry-run", "--set", "epochs=2000")
+    assert len(measured) == 1
+    told(*line, "--dry-run", "--set", "data.batch_size=4")
+    assert len(measured) == 2
+
+
+def test_what_is_done_takes_no_hours(done, written, tmp_path, measured):
+    output = told(written, done, "--dry-run")
+    assert "CKTF, seed 1: done\n6 cells (6 done), 1 teachers: about 0.0 h one by one\n" in output
+    assert not measured
+    # A table shows what a step of it takes all the same.
+    long = "--set", "epochs=200000"
+    shutil.copytree(done, tmp_path / "out")
+    output = told(written, tmp_path / "out", "--costs", "--methods", "KD", *long)
+    assert "KD, seed 0: done (100 ms a step, 100 MiB)\n" in output
+    assert "2 cells (2 done), 1 teachers: about 0.0 h" in output
+
+
+def test_a_teacher_that_is_trained_here_takes_no_hours(tmp_path, measured):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY | {"recipe": {"epochs": 20000}}))
+    line = path, tmp_path / "out", "--methods", "KD", "--seeds", "0", "--dry-run"
+    assert "teacher resnet14 on fashion-mini: 2.22 h" in told(*line)
+    folder = tmp_path / "out" / "teachers" / "teacher-fashion-mini-resnet14"
+    folder.mkdir(parents=True)
+    for name in ("summary.json", "student.safetensors"):
+        (folder / name).touch()
+    output = told(*line)
+    assert "teacher resnet14 on fashion-mini: trained already" in output
+    assert "1 cells, 1 teachers: about 2.2 h" in output
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(3, 3), (None, 200)])
+def test_costs_count_training_from_scratch(epochs, steps):
+    """Eight labels are one batch; by default it takes as many steps, but at most 200 epochs."""
+    matrix = {
+        "kind": "transfer", "data": {"name": "fashion-mini", "classes": CLASSES},
+        "methods": {"CRD": "crd:1"}, "options": {"crd": {"negatives": 8}}, "seeds": [0],
+        "recipe": {"epochs": 40, "scratch_epochs": epochs, "labels_per_class": [4]},
+        "baseline": None,
+    }  # fmt: skip
+    cost = _measure(bench(Path("x"), matrix=matrix).cells[0].recipe(), "resnet14")
+    assert cost.scratch_batches == 1
+    assert 40 * cost.batches > 200
+    assert cost.hours == pytest.approx((40 * cost.batches + steps) * cost.step_seconds / 3600)
+
+
+def test_costs_of_many_processes_are_all_kept(tmp_path):
+    def keep(number):
+        keep_costs({f"{number}": Cost(0.1, 1.0, 1.0, "a machine")}, tmp_path)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(keep, range(64)))
+    assert len(costs_in(tmp_path)) == 64
+
+
+def test_measuring_leaves_the_cache_alone(tmp_path):
+    recipe = TINY["recipe"] | {"teacher_cache": str(tmp_path / "cache"), "data.views": 2}
+    _measure(bench(Path("x"), matrix={"recipe": recipe} | ONE).cells[0].recipe(), "resnet14")
+    assert not list(tmp_path.iterdir())

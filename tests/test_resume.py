@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_training import OPTIONS, Small, equal, images, rows_of, weights
 from torch.utils.data import Dataset
 
@@ -17,6 +18,10 @@ from cktf.data import DatasetLoader, ImageSet, MemoryLoader
 from cktf.engine import Trainer
 from cktf.engine.signals import asked_to_stop, listening
 from cktf.errors import Interrupted, RecipeError, RunFolderError
+from cktf.models import create
+from cktf.recipes import make_recipe
+from cktf.workflows import run_recipe
+from cktf.workflows.taught import noted
 
 __all__ = ["images"]  # a fixture
 TIMES = {"seconds", "images_per_second"}
@@ -259,3 +264,39 @@ def test_a_run_in_another_thread_leaves_signals_alone():
     thread.start()
     thread.join()
     assert found == [before]
+
+
+def test_weights_given_beside_a_network_are_the_teachers_too(tmp_path, monkeypatch):
+    """Others at their path are another teacher, and so are the same in another network."""
+    file = tmp_path / "teacher.safetensors"
+
+    def put(value):
+        network = create("resnet8", 10)
+        for parameter in network.parameters():
+            parameter.data.fill_(value)
+        save_file(network.state_dict(), file)
+
+    def go_on(teacher="resnet8"):
+        recipe = make_recipe(
+            {
+                "kind": "distill", "teacher": teacher, "teacher_weights": str(file),
+                "student": "resnet8", "method": "kd", "epochs": 1,
+                "data": {"name": "fashion-mini", "per_class": 8, "batch_size": 16},
+            }
+        )  # fmt: skip
+        return run_recipe(recipe, tmp_path / "run", resume=True, show=False)
+
+    put(0.01)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Interrupted):
+            go_on()
+    assert noted(tmp_path / "run").teacher_weights == str(file)
+    before = file.read_bytes()
+    put(0.02)
+    with pytest.raises(RecipeError, match="differs in: the teacher's weights"):
+        go_on()
+    file.write_bytes(before)
+    with pytest.raises(RecipeError, match="differs in: the teacher's weights"):
+        go_on("resnet8()")
+    assert go_on().summary["epochs"] == 1

@@ -32,7 +32,7 @@ from cktf.recipes import (
 from cktf.workflows.parts import Parts
 from cktf.workflows.probing import choose
 from cktf.workflows.run import assemble, describe, executing
-from cktf.workflows.transferring import _MOST_SCRATCH_EPOCHS
+from cktf.workflows.transferring import MOST_SCRATCH_EPOCHS
 
 _WARM_UP, _STEPS = 3, 15
 # How many steps there are, and not how long one takes.
@@ -73,7 +73,7 @@ class Cost:
         steps = main + self.batches * self.stages * first
         if isinstance(recipe, TransferRecipe):
             like_main = max(1, main // self.scratch_batches)
-            epochs = recipe.scratch_epochs or min(_MOST_SCRATCH_EPOCHS, like_main)
+            epochs = recipe.scratch_epochs or min(MOST_SCRATCH_EPOCHS, like_main)
             steps += self.scratch_batches * epochs
         return replace(self, hours=self.step_seconds * steps / 3600)
 

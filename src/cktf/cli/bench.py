@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -167,8 +168,8 @@ def _costs(plan: "Bench", *, keep: bool) -> None:
     from cktf.engine import RunFolder
 
     cells = [cell for group in plan.groups() for cell in group]
-    left = [cell for cell in cells if not plan.result_file(cell).exists()]
-    needed = {cell.teacher.slug for cell in left}
+    finished = {cell.slug for cell in cells if plan.done(cell)}
+    needed = {cell.teacher.slug for cell in cells if cell.slug not in finished}
     total, unknown, why = 0.0, 0, set[str]()
     teachers = {cell.teacher.slug: cell.teacher for cell in cells}
     for slug, teacher in teachers.items():
@@ -178,7 +179,7 @@ def _costs(plan: "Bench", *, keep: bool) -> None:
             hours = "trained already"
         elif slug not in needed:
             hours = "all its students are done"
-        elif isinstance(taken := _tried(name, lambda t=teacher: measure_teacher(t)), str):
+        elif isinstance(taken := _tried(name, partial(measure_teacher, teacher)), str):
             unknown += 1
             why.add(taken)
         else:
@@ -186,7 +187,7 @@ def _costs(plan: "Bench", *, keep: bool) -> None:
         print(f"{name}: {hours}", flush=True)
     known, found = costs_in(plan.results), dict[str, Cost | str]()
     for cell in cells:
-        done = cell not in left
+        done = cell.slug in finished
         if done and not keep:
             print(f"{cell.title}: done", flush=True)
             continue
@@ -206,7 +207,7 @@ def _costs(plan: "Bench", *, keep: bool) -> None:
             f"({cost.step_seconds * 1e3:.0f} ms a step, {cost.peak_memory_mb:,.0f} MiB)",
             flush=True,
         )
-    already = f" ({len(cells) - len(left)} done)" if len(left) < len(cells) else ""
+    already = f" ({len(finished)} done)" if finished else ""
     more = f", and {unknown} that could not be measured" if unknown else ""
     print(
         f"{len(cells)} cells{already}, {len(teachers)} teachers: "
@@ -220,7 +221,7 @@ def _measured(cell: "Cell", key: str, place: Path | None) -> "Cost | str":
     """Its cost, or why there is none; kept at once, since what comes later may be stopped."""
     from cktf.bench import keep_costs, measure
 
-    cost = _tried(cell.method, lambda: measure(cell))
+    cost = _tried(cell.method, partial(measure, cell))
     if place is not None and not isinstance(cost, str):
         keep_costs({key: cost}, place)
     return cost

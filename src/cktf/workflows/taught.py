@@ -10,7 +10,14 @@ from pathlib import Path
 
 from cktf.engine import RunFolder, write_atomically
 from cktf.models import fingerprint
-from cktf.recipes import Recipe, TrainRecipe, TransferRecipe, is_path, teacher_file
+from cktf.recipes import (
+    Recipe,
+    TrainRecipe,
+    TransferRecipe,
+    is_path,
+    located,
+    teacher_file,
+)
 from cktf.user_paths import expanded
 
 NOTE = "teacher.json"
@@ -18,15 +25,17 @@ NOTE = "teacher.json"
 
 @dataclass(frozen=True)
 class Taught:
-    """A teacher of a run folder or file.
+    """A teacher of a run folder or file, or a network with a file of weights.
 
     Attributes:
         teacher: where it was, as the recipe has it; checkpoints know their recipe by that.
-        sha256: fingerprint of its weights.
+        sha256: fingerprint of its weights, and with these the network that they are put into.
+        teacher_weights: likewise where they were, if they are given apart from the network.
     """
 
     teacher: str
     sha256: str
+    teacher_weights: str | None = None
 
 
 def noted(run: Path) -> Taught | None:
@@ -38,15 +47,24 @@ def noted(run: Path) -> Taught | None:
 
 
 def taught_by(recipe: Recipe | TransferRecipe) -> Taught | None:
-    """The teacher of a recipe; None for one that is not weights of a run folder or file alone.
+    """The teacher of a recipe; None for an object, and for a network that brings its own weights.
 
     Raises:
         CheckpointError: a folder without weights.
     """
-    if isinstance(recipe, TrainRecipe) or not is_path(recipe.teacher):
+    if isinstance(recipe, TrainRecipe):
         return None
-    where = str(expanded(recipe.teacher).absolute())
-    return Taught(where, fingerprint(teacher_file(recipe.teacher)))
+    if is_path(recipe.teacher):
+        where = str(expanded(recipe.teacher).absolute())
+        return Taught(where, fingerprint(teacher_file(recipe.teacher)))
+    there = located(recipe)
+    assert not isinstance(there, TrainRecipe)
+    # One that is missing is told of by the recipe's check.
+    if there.teacher_weights is None or not Path(there.teacher_weights).is_file():
+        return None
+    sha256 = fingerprint(Path(there.teacher_weights))
+    # The same weights in another network are another teacher.
+    return Taught(there.teacher, f"{sha256} in {there.teacher}", there.teacher_weights)
 
 
 def as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
@@ -61,5 +79,6 @@ def as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
         text = (json.dumps(asdict(now)) + "\n").encode()
         run.insist(lambda: write_atomically(run.path / NOTE, text), "its teacher's fingerprint")
     elif before is not None and before.sha256 == now.sha256:
-        return recipe.model_copy(update={"teacher": before.teacher})
+        update = {"teacher": before.teacher, "teacher_weights": before.teacher_weights}
+        return recipe.model_copy(update=update)
     return recipe

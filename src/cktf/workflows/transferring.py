@@ -60,7 +60,7 @@ from cktf.workflows.probing import (
 from cktf.workflows.run import Run, assemble, execute
 from cktf.workflows.train import check_same, folder_of, name_of, plain, prepare, taking
 
-_MOST_SCRATCH_EPOCHS = 200
+MOST_SCRATCH_EPOCHS = 200
 TEACHER, STUDENT, SCRATCH, FLOOR = "teacher", "student", "scratch", "floor"
 
 
@@ -370,7 +370,7 @@ def _scratch(planned: Planned, show: bool) -> Run:
         model=recipe.student, data=section, seed=recipe.seed, optimizer=recipe.optimizer,
         schedule=recipe.schedule, runtime=recipe.runtime, checkpoint=recipe.checkpoint,
         epochs=recipe.scratch_epochs
-        or min(_MOST_SCRATCH_EPOCHS, max(1, steps // (len(few) // section.batch_size))),
+        or min(MOST_SCRATCH_EPOCHS, max(1, steps // (len(few) // section.batch_size))),
     )  # fmt: skip
     data = replace(labelled, train=custom_loader(few, section, recipe.seed), raw_train=few)
     set_seed(recipe.seed)
