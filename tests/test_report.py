@@ -23,8 +23,17 @@ from cktf.errors import RecipeError
 from cktf.recipes import put
 from cktf.report import write_report
 from cktf.report.answer import answer, gap
-from cktf.report.figures import accuracy_curves
+from cktf.report.figures import (
+    accuracy_curves,
+    calibrations,
+    class_accuracies,
+    correlation_difference,
+    frontiers,
+    loss_curves,
+)
 from cktf.report.groups import alone, grouped, method_name, refuse_unlike
+from cktf.report.looks import TEACHER, look
+from cktf.report.page import _json
 from cktf.workflows.analysis import (
     Analysis,
     Analyst,
@@ -299,6 +308,62 @@ def test_classes_in_another_order_are_others():
     assert not replace(both, teacher=known["b", "a"]).teacher_knows_classes
 
 
+def many_classes(count=1000):
+    """A run and its teacher, of more classes than a page can show in pairs."""
+    torch.manual_seed(0)
+    logits = torch.randn(60, count)
+    own = logits.clone()
+    # On two classes they do not agree at all.
+    own[:, [7, -100]] = torch.randn(60, 2)
+    made = run("kd", 80.0, logits=own.tolist(), labels=list(range(60)))
+    classes = tuple(f"class {number}" for number in range(count))
+    return replace(made, classes=classes, teacher=seen(logits.tolist()))
+
+
+def test_of_many_classes_those_that_differ_most():
+    drawn = correlation_difference(many_classes())
+    (heat,) = drawn["data"]
+    assert len(heat["x"]) == len(heat["y"]) == len(heat["z"]) == len(heat["z"][0]) == 100
+    assert {"class 7", "class 900"} <= set(heat["x"])
+    # In their order, each value at its own two classes.
+    assert heat["x"] == heat["y"] == sorted(heat["x"], key=lambda name: int(name.split()[1]))
+    first, second = (heat["x"].index(name) for name in ("class 7", "class 900"))
+    analysis = many_classes()
+    apart = correlations(analysis.teacher.logits) - correlations(analysis.student.logits)
+    assert heat["z"][first][second] == pytest.approx(float(apart[7, 900]), abs=1e-6)
+    # The mean is of all.
+    mean = f"mean absolute difference {float(apart.abs().mean()):.3f}"
+    assert drawn["caption"] == f"{mean} of 1,000 classes; the 100 that differ most"
+    assert len(_json(drawn)) < 2**18
+    few = correlation_difference(many_classes(100))
+    assert len(few["data"][0]["z"]) == 100
+    assert "that differ most" not in few["caption"]
+
+
+def test_twenty_methods_look_different():
+    """In every legend, and without colours among the first seven."""
+    rows = [{"epoch": 1, "test_top1": 80.0, "terms": {"total": 1.0}}]
+    logits = [[5.0, 0.0], [0.0, 5.0]]
+    runs = [
+        replace(run("kd", 80.0 - n, 0, logits, [0, 1], {"options.kd.temperature": n}), rows=rows)
+        for n in range(1, 21)
+    ]
+    groups = grouped([replace(one, teacher=one.student) for one in runs])
+    assert len(groups) == 20
+    lines = [accuracy_curves(groups), loss_curves(groups)[0][1], calibrations(groups)[0]]
+    for drawn in lines:
+        traces = [trace for trace in drawn["data"] if "marker" in trace]
+        marks = [(t["line"]["color"], t["line"]["dash"], t["marker"]["symbol"]) for t in traces]
+        assert len(set(marks)) == len(marks) >= 20
+    dots = [t["marker"] for t in class_accuracies(groups)["data"] if t["type"] == "scatter"]
+    assert len({(d["color"], d["symbol"]) for d in dots}) == len(dots) == 21
+    shown = frontiers(groups)[0][1]["data"][1]["marker"]
+    assert len(set(zip(shown["color"], shown["symbol"], strict=True))) == 21
+    assert len({look(number).symbol for number in range(7)}) == 7
+    assert TEACHER.symbol not in {look(number).symbol for number in range(100)}
+    assert len({look(number) for number in range(300)}) == 300
+
+
 def test_method_names():
     assert method_name("cktf+fitnet:50") == "CKTF+FitNet:50"
 
@@ -403,6 +468,32 @@ def test_images_lie_evenly_over_sorted_classes(runs, tmp_path, monkeypatch):
 def test_a_teacher_says_which_classes_it_knows(runs):
     analysis = Analyst(images=9).analyse(runs[2])
     assert tuple(analysis.teacher.classes) == tuple(analysis.classes)
+
+
+def test_networks_are_seen_as_the_run_saw_them(runs):
+    """A teacher at the size of its run, both at the taps that are named; each run's own."""
+    folder = runs[0].parent
+    named = ["network.layer1", "network.layer3"]
+    made = cktf.distill(
+        runs[0], "resnet8", train=f"imagefolder:{folder / 'data'}", method="at+kd", epochs=1,
+        overrides={
+            "data.batch_size": 8, "teacher_size": 16, "student_size": 16, "student_taps": named,
+            "teacher_taps": named,
+        },
+        out=folder / "named", show=False,
+    )  # fmt: skip
+    analyst = Analyst()
+    found = [analyst.analyse(folder) for folder in (runs[2], made.folder, runs[2])]
+    for one in found:
+        for network, said in ((one.teacher, "teacher_top1"), (one.student, "test_top1")):
+            right = 100 * float((network.predicted == one.labels).double().mean())
+            assert right == pytest.approx(one.summary[said], abs=0.01)
+    plain, own, again = found
+    assert plain.teacher is again.teacher
+    assert own.teacher.macs < plain.teacher.macs / 3
+    for network in (own.student, own.teacher):
+        assert list(network.features) == ["stem", "stage 1", "stage 2", "embedding", "logits"]
+    assert "stage 3" in plain.teacher.features
 
 
 def test_a_run_without_teacher(runs, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cktf.report.groups import Group, alone, method_name
+from cktf.report.looks import TEACHER, Look, look
 from cktf.workflows.analysis import (
     Analysis,
     Seen,
@@ -18,8 +19,7 @@ from cktf.workflows.analysis import (
 )
 
 Figure = dict[str, Any]
-COLOURS = 8
-_REFERENCE, _TEACHER = "--muted", "--teacher"
+_REFERENCE = "--muted"
 
 
 def plain(text: object) -> str:
@@ -29,11 +29,6 @@ def plain(text: object) -> str:
     '&lt;script&gt;'
     """
     return escape(str(text), quote=False)
-
-
-def colour(number: int) -> str:
-    """Of the run with a number."""
-    return f"--c{number % COLOURS}"
 
 
 def figure(
@@ -47,11 +42,11 @@ def figure(
     return {"data": list(traces), "layout": {**axes, **layout}, "title": title}
 
 
-def _line(x: Sequence[Any], y: Sequence[Any], name: str, shade: str, **more: Any) -> Figure:
-    line = {"color": shade, "width": 2, **more.pop("line", {})}
+def _line(x: Sequence[Any], y: Sequence[Any], name: str, own: Look, **more: Any) -> Figure:
     return {
         "type": "scatter", "mode": "lines+markers", "x": list(x), "y": list(y),
-        "name": plain(name), "line": line, "marker": {"color": shade, "size": 5}, **more,
+        "name": plain(name), "line": {"color": own.colour, "width": 2, "dash": own.dash},
+        "marker": own.marker(6), **more,
     }  # fmt: skip
 
 
@@ -92,7 +87,7 @@ def accuracy_curves(groups: Sequence[Group]) -> Figure | None:
             if rows:
                 x, y = [r["epoch"] for r in rows], [r["test_top1"] for r in rows]
                 traces.append(
-                    _line(x, y, group.name, colour(number), legendgroup=group.name,
+                    _line(x, y, group.name, look(number), legendgroup=group.name,
                           showlegend=place == 0,
                           hovertemplate=f"{plain(group.name)}, seed {run.summary['seed']}<br>"
                           "epoch %{x}: %{y:.2f} %<extra></extra>")
@@ -106,7 +101,7 @@ def accuracy_curves(groups: Sequence[Group]) -> Figure | None:
         if run.summary.get("teacher_top1") is not None
     }
     for name, top1 in sorted(teachers):
-        levels.append(_level(top1, f"teacher {name} {top1:.2f} %", _TEACHER, "dash"))
+        levels.append(_level(top1, f"teacher {name} {top1:.2f} %", TEACHER.colour, "dash"))
     reference = alone(groups) if len(groups) > 1 else None
     if reference is not None:
         name = f"{reference.name} {reference.top1:.2f} %"
@@ -132,7 +127,7 @@ def loss_curves(groups: Sequence[Group]) -> list[tuple[str, Figure]]:
             for term, (x, y) in curves.items():
                 hover = "%{x}: %{y:.4g}<extra>" + plain(group.name) + "</extra>"
                 terms.setdefault(term, []).append(
-                    _line(x, y, group.name, colour(number), legendgroup=group.name,
+                    _line(x, y, group.name, look(number), legendgroup=group.name,
                           showlegend=place == 0, hovertemplate=hover)
                 )  # fmt: skip
     return [
@@ -154,14 +149,14 @@ def loss_curves(groups: Sequence[Group]) -> list[tuple[str, Figure]]:
 
 def frontiers(groups: Sequence[Group]) -> list[tuple[str, Figure]]:
     """Accuracy against three costs; on the frontier nothing is both cheaper and more accurate."""
-    points: dict[str, tuple[Seen, float, str]] = {}
+    points: dict[str, tuple[Seen, float, Look]] = {}
     for number, group in enumerate(groups):
         run = group.runs[0]
         if run.teacher is not None and run.summary.get("teacher_top1") is not None:
             name = f"{run.teacher.name} (teacher)"
-            points[name] = run.teacher, run.summary["teacher_top1"], _TEACHER
+            points[name] = run.teacher, run.summary["teacher_top1"], TEACHER
         if run.student is not None:
-            points[f"{run.student.name} {group.how}"] = run.student, group.top1, colour(number)
+            points[f"{run.student.name} {group.how}"] = run.student, group.top1, look(number)
     if not points:
         return []
     device = next(iter(points.values()))[0].device
@@ -176,7 +171,7 @@ def frontiers(groups: Sequence[Group]) -> list[tuple[str, Figure]]:
 
 
 def _frontier(
-    points: Mapping[str, tuple[Seen, float, str]], cost: str, values: Mapping[str, float]
+    points: Mapping[str, tuple[Seen, float, Look]], cost: str, values: Mapping[str, float]
 ) -> Figure:
     best: list[str] = []
     for name in sorted(points, key=lambda n: (values[n], -points[n][1])):
@@ -190,7 +185,10 @@ def _frontier(
     dots = {
         "type": "scatter", "mode": "markers", "x": [values[n] for n in points],
         "y": [top1 for _, top1, _ in points.values()], "text": [plain(n) for n in points],
-        "marker": {"color": [shade for _, _, shade in points.values()], "size": 11},
+        "marker": {
+            "color": [own.colour for _, _, own in points.values()],
+            "symbol": [own.symbol for _, _, own in points.values()], "size": 11,
+        },
         "hovertemplate": "%{text}<br>%{y:.2f} %<br>%{x:,.3~s} " + plain(cost) + "<extra></extra>",
     }  # fmt: skip
     wide = max(values.values()) > 20 * min(values.values())
@@ -206,10 +204,10 @@ def class_accuracies(groups: Sequence[Group], most: int = 30) -> Figure | None:
     if first is None or first.labels is None:
         return None
     count = len(first.classes)
-    lines: list[tuple[str, str, Tensor, str]] = []
+    lines: list[tuple[str, Look, Tensor]] = []
     if first.teacher is not None and first.teacher_knows_classes:
         teacher = per_class(first.teacher.predicted, first.labels, count)
-        lines.append((f"teacher {first.teacher.name}", _TEACHER, teacher, "diamond"))
+        lines.append((f"teacher {first.teacher.name}", TEACHER, teacher))
     for number, group in enumerate(groups):
         found = [
             per_class(run.student.predicted, run.labels, count)
@@ -217,8 +215,8 @@ def class_accuracies(groups: Sequence[Group], most: int = 30) -> Figure | None:
             if run.student is not None and run.labels is not None and run.classes == first.classes
         ]
         if found:
-            lines.append((group.name, colour(number), torch.stack(found).mean(dim=0), "circle"))
-    values = torch.stack([accuracy for _, _, accuracy, _ in lines])
+            lines.append((group.name, look(number), torch.stack(found).mean(dim=0)))
+    values = torch.stack([accuracy for _, _, accuracy in lines])
     spread = torch.nan_to_num(values.amax(dim=0) - values.amin(dim=0), nan=-1.0)
     chosen = spread.argsort(descending=True, stable=True)[:most]
     # In the order of the teacher's accuracy, or of the only line there is.
@@ -233,11 +231,10 @@ def class_accuracies(groups: Sequence[Group], most: int = 30) -> Figure | None:
     traces = [bars] + [
         {
             "type": "scatter", "mode": "markers", "name": plain(name), "y": classes,
-            "x": accuracy[chosen].tolist(),
-            "marker": {"color": shade, "size": 10, "symbol": symbol},
+            "x": accuracy[chosen].tolist(), "marker": own.marker(10),
             "hovertemplate": "%{y}: %{x:.1f} %<extra>" + plain(name) + "</extra>",
         }
-        for name, shade, accuracy, symbol in lines
+        for name, own, accuracy in lines
     ]  # fmt: skip
     return figure(
         traces, "Accuracy of each class", "accuracy, %", height=130 + 26 * len(classes),
@@ -247,14 +244,14 @@ def class_accuracies(groups: Sequence[Group], most: int = 30) -> Figure | None:
 
 def calibrations(groups: Sequence[Group]) -> tuple[Figure, list[tuple[str, float]]] | None:
     """Accuracy against confidence, and the expected calibration error of each network."""
-    networks: list[tuple[str, str, Seen, Tensor]] = []
+    networks: list[tuple[str, Look, Seen, Tensor]] = []
     for number, group in enumerate(groups):
         run = group.runs[0]
         if run.student is not None and run.labels is not None:
-            networks.append((group.name, colour(number), run.student, run.labels))
+            networks.append((group.name, look(number), run.student, run.labels))
             teacher = run.teacher if run.teacher_knows_classes else None
             if teacher is not None and all(seen is not teacher for _, _, seen, _ in networks):
-                networks.append((f"teacher {teacher.name}", _TEACHER, teacher, run.labels))
+                networks.append((f"teacher {teacher.name}", TEACHER, teacher, run.labels))
     if not networks:
         return None
     exact = {
@@ -262,11 +259,11 @@ def calibrations(groups: Sequence[Group]) -> tuple[Figure, list[tuple[str, float
         "line": {"color": _REFERENCE, "dash": "dot", "width": 1}, "name": "calibrated",
     }  # fmt: skip
     traces, errors = [exact], []
-    for name, shade, seen, labels in networks:
+    for name, own, seen, labels in networks:
         found = calibrate(seen.probabilities, labels)
         errors.append((name, found.error))
         traces.append(
-            _line(found.confidence, found.accuracy, name, shade, customdata=found.count,
+            _line(found.confidence, found.accuracy, name, own, customdata=found.count,
                   hovertemplate="confidence %{x:.2f}, right %{y:.1%}<br>%{customdata:,} images"
                   f"<extra>{plain(name)}</extra>")
         )  # fmt: skip
@@ -312,16 +309,23 @@ def similarities(run: Analysis) -> Figure | None:
     return drawn
 
 
-def correlation_difference(run: Analysis, limit: float | None = None) -> Figure | None:
-    """Difference of the correlations of logits between classes, teacher less student."""
+def correlation_difference(run: Analysis, most: int = 100) -> Figure | None:
+    """Difference of the correlations of logits between classes, teacher less student.
+
+    Of many classes those that differ most, in their order: a page cannot hold every pair.
+    """
     if not run.teacher_knows_classes or run.student is None or run.teacher is None:
         return None
     values = correlations(run.teacher.logits) - correlations(run.student.logits)
+    chosen = values.abs().sum(dim=1).argsort(descending=True, stable=True)[:most].sort().values
+    classes = [run.classes[number] for number in chosen.tolist()]
     drawn = _heat(
-        values.float(), run.classes, run.classes, "Difference of logit correlations", "",
-        zmin=-(limit or 0.5), zmax=limit or 0.5, colorscale="--diverging",
+        values[chosen][:, chosen].float(), classes, classes, "Difference of logit correlations", "",
+        colorscale="--diverging",
     )  # fmt: skip
-    drawn["mean"] = float(values.abs().mean())
+    drawn["caption"] = f"mean absolute difference {values.abs().mean():.3f}"
+    if len(classes) < len(values):
+        drawn["caption"] += f" of {len(values):,} classes; the {most} that differ most"
     return drawn
 
 

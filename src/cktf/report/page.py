@@ -20,6 +20,7 @@ from cktf.recipes import recipe_of
 from cktf.report import figures
 from cktf.report.answer import UNCERTAINTY, answer, compression, gap, teacher_gap
 from cktf.report.groups import Group, alone, grouped, refuse_unlike
+from cktf.report.looks import look
 from cktf.user_paths import expanded
 from cktf.workflows.analysis import Analysis, Analyst, Seen, evenly, most_disagreed
 
@@ -213,7 +214,7 @@ class _Page:
             facts.append(("compression", f"{ratio:.1f}×", word))
         return [(what, value.replace("-", "−"), word) for what, value, word in facts]
 
-    def _rows(self) -> list[dict[str, str]]:
+    def _rows(self) -> list[dict[str, Any]]:
         """The table of all groups, each beside the best of its student."""
         rows, first = [], dict[str, Group]()
         for number, group in enumerate(self.groups):
@@ -221,7 +222,7 @@ class _Page:
             run, s = group.runs[0], group.runs[0].summary
             rows.append(
                 {
-                    "colour": figures.colour(number), "name": group.name,
+                    "look": look(number), "name": group.name,
                     "seeds": str(len(group.runs)), "top1": f"{group.top1:.2f}{group.plus_minus}",
                     "gap": "" if group is best else str(gap(group, best)).replace("-", "−"),
                     "parameters": f"{s['student_parameters']:,}",
@@ -255,7 +256,7 @@ class _Page:
         titled = []
         for name, one in there:
             one["data"][0] |= {"zmin": -limit, "zmax": limit}
-            titled.append((f"{name}: mean absolute difference {one.pop('mean'):.3f}", one))
+            titled.append((f"{name}: {one.pop('caption')}", one))
         return self._several("correlation", titled)
 
     def _embeddings(self) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from cktf.recipes import (
     DistillRecipe,
     TrainRecipe,
     TransferRecipe,
+    at_size,
     build_data,
     is_path,
     load_teacher,
@@ -34,12 +35,14 @@ from cktf.recipes import (
     teacher_file,
 )
 from cktf.taps import Tap, evaluating
-from cktf.workflows.inspection import find_paths, inspect
+from cktf.workflows.inspection import inspect
 
 # Maps are compared at this many places of a side: linear CKA is of all units together.
 _GRID = 4
 _TIMED, _WARM_UP = 30, 5
 AnyRecipe = TrainRecipe | DistillRecipe | TransferRecipe
+# Paths of the stages and of the embedding, where the recipe names them.
+_Named = tuple[Sequence[str], str | None]
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,10 @@ class Analyst:
         student = load_teacher(
             str(plain.folder.absolute()), classes, trust_code=self.trust_code
         ).network
-        seen = self._see(student, plain.summary["student"], test, recipe)
+        named: _Named = ((), None)
+        if not isinstance(recipe, TrainRecipe):
+            named = recipe.student_taps, recipe.student_embedding
+        seen = self._see(student, plain.summary["student"], test, recipe, named)
         teacher = None
         missing = ""
         if not isinstance(recipe, TrainRecipe):
@@ -201,19 +207,24 @@ class Analyst:
         )  # fmt: skip
 
     def _teacher(self, recipe: DistillRecipe | TransferRecipe, data: str, test: Any) -> Seen:
-        named = json.dumps([recipe.teacher, recipe.teacher_weights])
-        if (named, data) not in self._seen:
+        # All that decides what is seen of it: runs may read the same weights in several ways.
+        named = recipe.teacher_taps, recipe.teacher_embedding
+        how = json.dumps([recipe.teacher, recipe.teacher_weights, recipe.teacher_size, named])
+        if (how, data) not in self._seen:
             if recipe.teacher == CUSTOM:
                 raise RunFolderError("it was made in Python.")
             found = load_teacher(
                 recipe.teacher, None, test, recipe.teacher_weights, trust_code=self.trust_code
             )
-            seen = self._see(found.network, found.name, test, recipe)
-            self._seen[named, data] = replace(seen, classes=_classes_of(recipe))
-        return self._seen[named, data]
+            network = at_size(found.network, recipe.teacher_size)
+            seen = self._see(network, found.name, test, recipe, named)
+            self._seen[how, data] = replace(seen, classes=_classes_of(recipe))
+        return self._seen[how, data]
 
     @torch.no_grad()
-    def _see(self, network: nn.Module, name: str, test: Any, recipe: AnyRecipe) -> Seen:
+    def _see(
+        self, network: nn.Module, name: str, test: Any, recipe: AnyRecipe, named: _Named
+    ) -> Seen:
         training = recipe.training()
         if not torch.cuda.is_available():
             training = replace(training, device="cpu")
@@ -221,11 +232,11 @@ class Analyst:
         loader = loader_of_test(test)
         example = next(iter(loader.epoch(0))).images[:2]
         channels, height, width = example.shape[1:]
-        looked = inspect(network, (channels, height, width))
+        stages, embedding = named
+        looked = inspect(network, (channels, height, width), stages=stages, embedding=embedding)
         place(network, training, device)
-        paths = find_paths(network, example.to(device))
-        there = {n for n in ("stem", "stages", "embedding") if getattr(paths, n)}
-        tap = Tap(network, paths, there)
+        there = {n for n in ("stem", "stages", "embedding") if getattr(looked.paths, n)}
+        tap = Tap(network, looked.paths, there)
         logits, embeddings, maps = [], [], []
         compared, seen = evenly(len(test), self.compared), 0
         with evaluating(network):
