@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from test_training import Small, equal, images, weights
 import cktf
 from cktf.engine import RunFolder, Trainer, checkpoints, run_folder
 from cktf.engine.checkpoints import Checkpoints
-from cktf.errors import CheckpointError, Interrupted, RunFolderError
+from cktf.errors import CheckpointError, Interrupted, RunFolderError, TrainingError
 
 __all__ = ["few", "images"]  # fixtures
 OFTEN = {"checkpoint.minutes": 1e-9}
@@ -128,6 +129,68 @@ def test_checkpoints_of_an_earlier_version(tmp_path):
     torch.save({"version": 2}, tmp_path / "epoch-00001.pt")
     with pytest.raises(RunFolderError, match="earlier version"):
         Checkpoints(tmp_path, print).newest()
+
+
+@contextmanager
+def memory_left(megabytes: int):
+    """No more than so much, beside what is held."""
+    if sys.platform != "linux":
+        pytest.skip("no limit of memory")
+    import resource
+
+    status = Path("/proc/self/status").read_text()
+    held = int(status.split("VmData:")[1].split()[0]) << 10
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (held + (megabytes << 20), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def test_banks_larger_than_memory_are_read_from_the_file(tmp_path):
+    kept = Checkpoints(tmp_path, print)
+    bank = torch.arange(1 << 24).float()  # 64 MB
+    kept.save({"objective": {"bank": bank}, "place": [1, 2]}, "1")
+    there = torch.zeros_like(bank)
+    before = kept.present[0].read_bytes()
+    with memory_left(32):
+        state = kept.newest()
+        assert str(tmp_path) in Path("/proc/self/maps").read_text()
+        there.copy_(state["objective"]["bank"])
+    assert state["place"] == [1, 2]
+    assert torch.equal(there, bank)
+    assert kept.present[0].read_bytes() == before
+
+
+def test_what_others_keep_of_a_checkpoint_does_not_depend_on_its_file(two):
+    kept, _, newest = two
+    state = kept.newest()
+    weights = state["weights"].clone()
+    with newest.open("r+b") as file:
+        file.write(bytes(newest.stat().st_size))
+    assert torch.equal(state["weights"], weights)
+
+
+def not_mapped(*args, **named):
+    raise RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)")
+
+
+def not_allocated(*args, **named):
+    return torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def not_known(*args, **named):
+    raise MemoryError
+
+
+@pytest.mark.parametrize("load", [not_mapped, not_allocated, not_known])
+def test_too_little_memory_is_no_damage(two, monkeypatch, load):
+    kept, said, newest = two
+    monkeypatch.setattr(checkpoints.torch, "load", load)
+    with pytest.raises(TrainingError, match=f"too little for .*{newest.name}, .* which is whole"):
+        kept.newest()
+    assert not said
 
 
 class Opened:

@@ -1,6 +1,7 @@
 """Memories, estimators and critics against their definitions and against each other."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from cktf.functional.critics import EPSILON, InfoNCECritic, NCECritic
 from cktf.objectives import CRD
 
 B, N, D, K, TAU = 6, 60, 8, 30, 0.1
+MAPS = Path("/proc/self/maps")
 
 
 @pytest.fixture(autouse=True)
@@ -401,6 +403,10 @@ class TestPlace:
         mapped = random_bank(1000, 16, "float32", str(tmp_path))
         assert mapped.abs().max() <= (16 / 3) ** -0.5
         assert mapped.std() > 0
+        if MAPS.exists():  # Linux
+            assert str(tmp_path) in MAPS.read_text()
+            del mapped
+            assert str(tmp_path) not in MAPS.read_text()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from test_training import Small, equal, images, weights
 import cktf
 from cktf.contrast import Footprint
 from cktf.engine import Trainer
-from cktf.engine.numbers import Tally, gradient_norm, out_of_memory
+from cktf.engine.numbers import Tally, Undo, gradient_norm, out_of_memory
 from cktf.errors import TrainingError
 from cktf.objectives import CRD, Loss
 
@@ -136,6 +136,37 @@ def test_a_skipped_step_changes_nothing_but_the_schedule(
     assert all(math.isfinite(value) for row in rows for value in row["terms"].values())
     assert run.summary["skipped_steps"] == 2
     assert all(bool(v.isfinite().all()) for v in weights(run).values())
+
+
+@pytest.mark.parametrize(
+    ("memory", "estimator"),
+    [("bank", e) for e in ("sampled", "all", "shared")] + [("queue", "shared"), ("batch", "all")],
+)
+def test_what_a_step_keeps_to_undo_does_not_grow_with_the_data_set(memory, estimator):
+    samples = 1000
+    objective = CRD(
+        4, 5, samples, 8, 30, memory=memory, estimator=estimator, queue_size=16,
+        labels=torch.arange(samples) % 3,
+    )  # fmt: skip
+    undo = Undo(torch.nn.Linear(2, 2), objective)
+    before = {name: buffer.clone() for name, buffer in objective.named_buffers()}
+    undo.before()
+    assert sum(kept.numel() for kept in undo._kept) < 20
+    objective.loss(torch.randn(6, 4), torch.randn(6, 5), torch.arange(6))
+    changed = {n for n, b in objective.named_buffers() if not torch.equal(b, before[n])}
+    assert changed <= objective.state_dict().keys()
+    undo.back()
+    assert all(torch.equal(b, before[n]) for n, b in objective.named_buffers())
+
+
+def test_what_a_network_does_not_save_is_put_back_too():
+    network = torch.nn.Linear(2, 2)
+    network.register_buffer("steps", torch.zeros(()), persistent=False)
+    undo = Undo(network, CRD(4, 5, 10, 8, 3))
+    undo.before()
+    network.steps += 1
+    undo.back()
+    assert network.steps == 0
 
 
 def test_skipping_changes_nothing_where_all_is_finite(few, tmp_path):

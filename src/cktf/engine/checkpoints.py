@@ -7,19 +7,26 @@ run code, and its size is known before memory is taken for it.
 
 import hashlib
 import json
+import mmap
 import os
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
+from torch.serialization import set_default_mmap_options
 
-from cktf.errors import RunFolderError
+from cktf.errors import RunFolderError, TrainingError
 
 KEPT = 2
 _BLOCK = 1 << 20
+# Stays in the file: a module copies what it loads, and banks may be larger than memory.
+_MAPPED = "objective"
+# How PyTorch words it: a mapping that is refused, and its allocator.
+_NOT_MAPPED, _NOT_ALLOCATED = "unable to mmap", "can't allocate memory"
 
 
 class Checkpoints:
@@ -74,13 +81,24 @@ class Checkpoints:
     def newest(self) -> dict[str, Any] | None:
         """The newest that is whole; None if there is none at all.
 
+        What it holds of the objective is read from the file where it is used, and is not to be
+        written to.
+
         Raises:
             RunFolderError: all are damaged, or of an earlier version.
+            TrainingError: too little memory for the rest.
         """
         for path in reversed(self.present):
             try:
                 return _read(path)
             except Exception as error:  # damage shows as one of many types
+                if _lacks_memory(error):
+                    raise TrainingError(
+                        "To continue takes memory for the newest checkpoint, but for what it "
+                        f"holds of the objective. There is too little for {path}, of "
+                        f"{path.stat().st_size:,} bytes, which is whole ({_line(error)}). Free "
+                        "memory, or continue on a machine that has more."
+                    ) from error
                 self._say(f"{path.name} is damaged ({_line(error)}); trying the one before it")
         if self.present:
             raise RunFolderError(
@@ -140,8 +158,32 @@ def _read(path: Path) -> dict[str, Any]:
         # As they are written; a compressed one could unpack to any size.
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise ValueError("it is compressed, as none of ours is")
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+    # Others keep what they are given, as optimisers do, and must not depend on the file.
+    return {k: v if k == _MAPPED else deepcopy(v) for k, v in _mapped(path).items()}
+
+
+def _mapped(path: Path) -> dict[str, Any]:
+    """A state whose tensors are where they are in the file."""
+
+    def load() -> dict[str, Any]:
+        return cast(
+            dict[str, Any], torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        )
+
+    try:
+        return load()
+    except RuntimeError as error:
+        if _NOT_MAPPED not in str(error) or not os.access(path, os.W_OK):
+            raise
+    # Linux counts a private mapping as memory that may be needed, a shared one not; but PyTorch
+    # opens the file of a shared one for writing.
+    with set_default_mmap_options(mmap.MAP_SHARED):
+        return load()
+
+
+def _lacks_memory(error: Exception) -> bool:
+    words = (_NOT_MAPPED, _NOT_ALLOCATED)
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

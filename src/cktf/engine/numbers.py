@@ -199,12 +199,11 @@ class Undo:
     def __init__(self, student: nn.Module, objective: Objective) -> None:
         self._parts = [m for m in objective.modules() if isinstance(m, Objective)]
         rows = {id(tensor) for part in self._parts for tensor in part.memory_rows()}
-        self._buffers = [
-            buffer
-            for module in (student, objective)
-            for buffer in module.buffers()
-            if id(buffer) not in rows
-        ]
+        # What an objective does not save may be as long as the data set, and no step changes it: a
+        # run that is continued would not know. A network of others may not keep to that.
+        saved = {id(tensor) for tensor in objective.state_dict(keep_vars=True).values()}
+        own = (buffer for buffer in objective.buffers() if id(buffer) in saved - rows)
+        self._buffers = [*student.buffers(), *own]
         for part in self._parts:
             part.remembers = True
 
