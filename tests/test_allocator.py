@@ -29,7 +29,8 @@ def pages():
 torch.set_num_threads(1)
 before = pages()
 device_of(Training(epochs=1, device="cpu"))
-print(json.dumps([before, pages(), keep_freed_memory()]))
+# The heap may still grow once, and a system short of memory takes pages back.
+print(json.dumps([before, min(pages() for _ in range(3)), keep_freed_memory()]))
 """
 
 

@@ -1,5 +1,8 @@
 """How memories begin, what they take, and what of it a run says before it trains."""
 
+import re
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -17,6 +20,8 @@ from cktf.objectives import CRD
 from cktf.taps import Features
 
 N, B = 50, 8
+QUEUE, HALF = "queue_size below 1000000000000", "storage=bfloat16, half the size"
+MAPPED = "place=FOLDER, which maps the banks from files"
 
 
 class Net(nn.Module):
@@ -182,20 +187,61 @@ class TestFootprint:
     def test_banks_are_what_is_allocated(self, memory, storage):
         crd = CRD(3, 5, N, 8, 10, memory=memory, queue_size=20, storage=storage)
         kept = sum(b.numel() * b.element_size() for b in (crd.student_bank, crd.teacher_bank))
-        assert crd.footprint(B).banks == kept
+        assert crd.footprint(B).banks == ({} if memory == "batch" else {"device": kept})
 
     def test_of_a_queue_does_not_depend_on_the_training_set(self):
-        found = {
+        few, many = (
             CRD(3, 5, n, 8, 10, memory="queue", queue_size=20).footprint(B) for n in (50, 9999)
-        }
-        assert len(found) == 1
+        )
+        assert few == many
 
     @pytest.mark.parametrize(
-        "size", [{"dataset_size": 10**12}, {"memory": "queue", "queue_size": 10**12}]
+        ("options", "advice"),
+        [
+            ({}, [f"memory=queue and {QUEUE}", HALF, MAPPED]),
+            ({"estimator": "all"}, [f"memory=queue and {QUEUE}", HALF, f"estimator=shared and {MAPPED}"]),
+            ({"memory": "queue"}, [QUEUE, HALF]),
+            ({"memory": "queue", "storage": "bfloat16"}, [QUEUE]),
+            ({"storage": "bfloat16"}, [f"memory=queue and {QUEUE}", MAPPED]),
+            ({"place": "host"}, [f"memory=queue and place=device and {QUEUE}", HALF, MAPPED]),
+            ({"place": "/tmp"}, [f"memory=queue and place=device and {QUEUE}", HALF]),
+        ],
+    )  # fmt: skip
+    def test_banks_the_machine_does_not_hold_are_refused_with_what_is_not_set(
+        self, options, advice
+    ):
+        told = r"^Contrast needs \d+.0 GB \(banks .*\), and \S+ has \d.*B free\. Try (.*)\.$"
+        with pytest.raises(MethodError, match=told) as caught:
+            CRD(3, 5, 10**12, queue_size=10**12, **options)
+        found = re.match(told, str(caught.value))
+        assert found
+        assert found[1].split("; or ") == advice
+
+    @pytest.mark.parametrize("estimator", ["shared", "sampled"])
+    def test_a_step_the_machine_does_not_hold_wants_fewer_negatives(self, estimator):
+        with pytest.raises(MethodError, match=r"Try negatives below 1000000000000\.$"):
+            CRD(3, 5, N, 8, 10**12, estimator=estimator)
+
+    def test_a_bank_sampled_becomes_a_queue_that_is_not(self):
+        crd = CRD(3, 5, N, 8, 10, estimator="sampled")
+        (queue, *_) = crd.footprint(B).smaller_banks["device"]
+        assert queue == f"memory=queue and estimator=shared and queue_size below {N}"
+
+    @pytest.mark.parametrize(
+        ("options", "smaller"),
+        [
+            ({"estimator": "shared"}, {"negatives", "data.batch_size"}),
+            ({"estimator": "sampled"}, {"negatives", "data.batch_size"}),
+            ({"estimator": "sampled", "negatives": 2}, {"data.batch_size", "estimator=shared"}),
+            ({"estimator": "all"}, {"data.batch_size"}),
+            ({"memory": "queue"}, {"data.batch_size"}),
+            ({"memory": "batch"}, {"data.batch_size"}),
+        ],
     )
-    def test_more_than_the_machine_has_is_refused_with_advice(self, size):
-        with pytest.raises(MethodError, match=r"needs 102\d000.0 GB .*GB free.*memory=queue"):
-            CRD(3, 5, **({"dataset_size": N} | size))
+    def test_a_smaller_step_is_by_what_makes_it_half(self, options, smaller):
+        crd = CRD(3, 5, 1000, 2, **({"negatives": 500, "queue_size": 100} | options))
+        assert {o.split(" ")[0] for o in crd.footprint(64).smaller_step} == smaller
+        assert not {o for o in crd.footprint(1).smaller_step if "batch" in o}
 
     def test_on_disk_too(self, tmp_path):
         with pytest.raises(MethodError, match="GB free"):
@@ -203,8 +249,27 @@ class TestFootprint:
         assert not list(tmp_path.iterdir())
 
     def test_sums_keep_what_lasts_and_the_largest_step(self):
-        total = Footprint(10, 5) + Footprint(20, 3)
-        assert (total.banks, total.step) == (30, 5)
+        total = Footprint({"device": 10}, 5, {}, ("a",)) + Footprint({"device": 20}, 3, {}, ("b",))
+        assert (total.banks, total.step, total.smaller_step) == ({"device": 30}, 5, ("a",))
+
+    def test_sums_are_by_place(self, monkeypatch, tmp_path):
+        mapped, device = (
+            Footprint({place: size}, 5, {place: (f"of {place}",)})
+            for place, size in ((str(tmp_path), 10**6), ("device", 10**15))
+        )
+        free = {"cuda": 10**8, "cpu": 10**17, str(tmp_path): 10**7}
+        monkeypatch.setattr(sys.modules["cktf.contrast.footprint"], "_free", lambda w: free[str(w)])
+        cpu, cuda = torch.device("cpu"), torch.device("cuda")
+        for total in (mapped + device, device + mapped):
+            assert f"1.0 MB ({tmp_path})" in str(total)
+            assert "1000000.0 GB (device)" in str(total)
+            total.check(cpu)
+            with pytest.raises(MethodError, match=r"cuda has 100.0 MB free\. Try of device\.$"):
+                total.check(cuda, built=True)
+            assert total.options(cuda) == ("of device",)
+        mapped.check(cuda, built=True)
+        with pytest.raises(MethodError, match=rf"{tmp_path} has 10.0 MB free\. Try of {tmp_path}"):
+            (device + Footprint({str(tmp_path): 10**7}) + mapped).check(cpu)
 
     def test_a_run_says_it_before_it_trains(self, tmp_path, capsys):
         distil(tmp_path / "run")

@@ -434,7 +434,11 @@ def test_the_estimator_of_whoever_names_none(options, estimator):
         ({"memory": "batch", "estimator": "shared"}, "goes with estimator=all"),
         ({"memory": "queue", "queue_size": 1}, "queue_size is 2 or more"),
         ({"place": "host", "estimator": "all"}, "given bank with all. Set estimator=shared"),
-        ({"place": "host", "memory": "queue"}, "given queue. Set estimator=shared"),
+        ({"place": "host", "memory": "queue"}, "given queue. Set memory=bank and estimator=shared"),
+        (
+            {"place": "host", "memory": "queue", "estimator": "shared"},
+            "given queue with shared. Set memory=bank and estimator=shared, or leave",
+        ),
         ({"place": "/no/such/folder", "estimator": "shared"}, "device, host or a folder"),
         ({"renormalize": (0,)}, "epochs of 1 or more"),
     ],

@@ -215,8 +215,26 @@ def test_no_memory_is_told_with_what_to_change(few, tmp_path, monkeypatch):
     with pytest.raises(TrainingError) as caught:
         distil(few, tmp_path / "run", options={"cktf": {"negatives": 32}})
     text = str(caught.value)
-    for part in ("data.batch_size=20", "memory=queue", "estimator=shared", "2.00 GiB"):
+    for part in ("data.batch_size=20", "options.METHOD: negatives below 32", "2.00 GiB"):
         assert part in text
+    assert "memory=queue" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"memory": "queue", "queue_size": 10**5}, "queue_size below 100000, or storage=bfloat16"),
+        ({"estimator": "shared"}, "memory=queue and queue_size below 100000, or storage=bfloat16"),
+        ({"memory": "batch"}, None),
+    ],
+)
+def test_no_memory_is_told_with_what_is_not_set(options, advice):
+    crd = CRD(4, 5, 10**5, 8, 100, **options)
+    told = out_of_memory(MemoryError(), crd.footprint(40), 40, torch.device("cpu"))
+    assert told
+    assert str(told).count("batch_size") == 1
+    assert (f"of options.METHOD: {advice}" if advice else "options") in str(told) or not advice
+    assert advice or "options" not in str(told)
 
 
 def test_memory_that_the_machine_does_not_have(few, tmp_path, monkeypatch):
