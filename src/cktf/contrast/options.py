@@ -98,9 +98,10 @@ def check_options(
         )
     if place != DEVICE and (memory, estimator or "shared") != ("bank", "shared"):
         given = memory if estimator is None else f"{memory} with {estimator}"
+        changed = "estimator=shared" if memory == "bank" else "memory=bank and estimator=shared"
         raise MethodError(
             f"place={place} is for memory=bank with estimator=shared, which moves K rows a step; "
-            f"given {given}. Set estimator=shared, or leave place away."
+            f"given {given}. Set {changed}, or leave place away."
         )
 
 
@@ -130,8 +131,8 @@ def new_memory(
         drawn = memory == "bank" and (dataset_size > negatives or place != DEVICE)
         estimator = "shared" if drawn else "all"
     footprint(
-        rows=rows, negatives=negatives, estimator=estimator, pairs=pairs, dim=embedding_dim,
-        storage=storage, place=place, batch=1,
+        rows=rows, queue=memory == "queue", negatives=negatives, estimator=estimator, pairs=pairs,
+        dim=embedding_dim, storage=storage, place=place, batch=1,
     ).check(torch.device("cpu"))  # fmt: skip
     if memory == "batch":
         return InBatch(dataset_size, labels)

@@ -232,10 +232,10 @@ def out_of_memory(
     advice = []
     if batch_size > 2:
         advice.append(f"smaller batches, --set data.batch_size={max(2, batch_size // 2)}")
-    if footprint.step or footprint.banks:
+    options = [o for o in footprint.options(device) if not o.startswith("data.")]
+    if options:
         advice.append(
-            f"for contrast, which takes {footprint}: a queue in place of banks, --set "
-            "options.METHOD.memory=queue; or another estimator, options.METHOD.estimator=shared"
+            f"for contrast, which takes {footprint}, of options.METHOD: {', or '.join(options)}"
         )
     if device.type == "cuda":
         advice.append("less precision, --set runtime.precision=bfloat16")

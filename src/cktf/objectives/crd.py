@@ -31,6 +31,7 @@ from cktf.contrast import (
     Init,
     Memory,
     MemoryName,
+    Queue,
     Storage,
     check_options,
     footprint,
@@ -222,8 +223,9 @@ class CRD(Objective):
         kept = self.memory
         kept.check_batch(batch)
         return footprint(
-            rows=kept.rows, negatives=kept.negatives, estimator=kept.estimator, pairs=1,
-            dim=self.embedding_dim, storage=self.storage, place=self.place, batch=batch,
+            rows=kept.rows, queue=isinstance(kept, Queue), negatives=kept.negatives,
+            estimator=kept.estimator, pairs=1, dim=self.embedding_dim, storage=self.storage,
+            place=self.place, batch=batch,
         )  # fmt: skip
 
     def memory_rows(self) -> list[Tensor]:
