@@ -32,7 +32,7 @@ from cktf.recipes import (
 from cktf.workflows.parts import Parts
 from cktf.workflows.probing import choose
 from cktf.workflows.run import assemble, describe, executing
-from cktf.workflows.transferring import MOST_SCRATCH_EPOCHS
+from cktf.workflows.transferring import scratch_epochs
 
 _WARM_UP, _STEPS = 3, 15
 # How many steps there are, and not how long one takes.
@@ -72,9 +72,7 @@ class Cost:
         first = 0 if isinstance(recipe, TrainRecipe) else recipe.init_epochs or 0
         steps = main + self.batches * self.stages * first
         if isinstance(recipe, TransferRecipe):
-            like_main = max(1, main // self.scratch_batches)
-            epochs = recipe.scratch_epochs or min(MOST_SCRATCH_EPOCHS, like_main)
-            steps += self.scratch_batches * epochs
+            steps += self.scratch_batches * scratch_epochs(recipe, main, self.scratch_batches)
         return replace(self, hours=self.step_seconds * steps / 3600)
 
 

@@ -60,7 +60,7 @@ from cktf.workflows.probing import (
 from cktf.workflows.run import Run, assemble, execute
 from cktf.workflows.train import check_same, folder_of, name_of, plain, prepare, taking
 
-MOST_SCRATCH_EPOCHS = 200
+_MOST_SCRATCH_EPOCHS = 200
 TEACHER, STUDENT, SCRATCH, FLOOR = "teacher", "student", "scratch", "floor"
 
 
@@ -356,6 +356,17 @@ def _probe(planned: Planned, networks: Mapping[str, nn.Module], show: bool) -> d
     return found
 
 
+def scratch_epochs(recipe: TransferRecipe, steps: int, batches: int) -> int:
+    """Of training from scratch: where a recipe does not say, about as many steps as without labels.
+
+    Args:
+        recipe: of the transfer.
+        steps: on images without labels.
+        batches: steps of an epoch on the most labels.
+    """
+    return recipe.scratch_epochs or min(_MOST_SCRATCH_EPOCHS, max(1, steps // batches))
+
+
 def _scratch(planned: Planned, show: bool) -> Run:
     """The same student on the most labels alone, for as many steps."""
     recipe, labelled = planned.recipe, planned.labelled
@@ -369,8 +380,7 @@ def _scratch(planned: Planned, show: bool) -> Run:
     own = TrainRecipe(
         model=recipe.student, data=section, seed=recipe.seed, optimizer=recipe.optimizer,
         schedule=recipe.schedule, runtime=recipe.runtime, checkpoint=recipe.checkpoint,
-        epochs=recipe.scratch_epochs
-        or min(MOST_SCRATCH_EPOCHS, max(1, steps // (len(few) // section.batch_size))),
+        epochs=scratch_epochs(recipe, steps, len(few) // section.batch_size),
     )  # fmt: skip
     data = replace(labelled, train=custom_loader(few, section, recipe.seed), raw_train=few)
     set_seed(recipe.seed)
