@@ -364,6 +364,17 @@ def test_twenty_methods_look_different():
     assert len({look(number) for number in range(300)}) == 300
 
 
+def test_teachers_of_one_network_have_a_dot_each():
+    logits = [[5.0, 0.0], [0.0, 5.0]]
+    runs = [run("kd", 80.0, 0, logits, [0, 1], {"options.kd.temperature": n}) for n in (1, 2)]
+    taught = [
+        replace(one, teacher=one.student, summary=one.summary | {"teacher_top1": top1})
+        for one, top1 in zip(runs, (90.0, 91.0), strict=True)
+    ]
+    dots = frontiers(grouped(taught))[0][1]["data"][1]
+    assert sorted(dots["y"]) == [80.0, 80.0, 90.0, 91.0]
+
+
 def test_method_names():
     assert method_name("cktf+fitnet:50") == "CKTF+FitNet:50"
 

@@ -149,18 +149,20 @@ def loss_curves(groups: Sequence[Group]) -> list[tuple[str, Figure]]:
 
 def frontiers(groups: Sequence[Group]) -> list[tuple[str, Figure]]:
     """Accuracy against three costs; on the frontier nothing is both cheaper and more accurate."""
-    points: dict[str, tuple[Seen, float, Look]] = {}
+    # Teachers of one network are told apart by their accuracies.
+    points: dict[tuple[str, float], tuple[Seen, float, Look]] = {}
     for number, group in enumerate(groups):
         run = group.runs[0]
-        if run.teacher is not None and run.summary.get("teacher_top1") is not None:
-            name = f"{run.teacher.name} (teacher)"
-            points[name] = run.teacher, run.summary["teacher_top1"], TEACHER
+        top1 = run.summary.get("teacher_top1")
+        if run.teacher is not None and top1 is not None:
+            points[f"{run.teacher.name} (teacher)", top1] = run.teacher, top1, TEACHER
         if run.student is not None:
-            points[f"{run.student.name} {group.how}"] = run.student, group.top1, look(number)
+            name = f"{run.student.name} {group.how}"
+            points[name, group.top1] = run.student, group.top1, look(number)
     if not points:
         return []
     device = next(iter(points.values()))[0].device
-    costs: dict[str, dict[str, float]] = {
+    costs: dict[str, dict[tuple[str, float], float]] = {
         "parameters": {name: seen.parameters for name, (seen, _, _) in points.items()},
         "multiply-adds for one image": {name: seen.macs for name, (seen, _, _) in points.items()},
         f"latency on {device}, ms for one image": {
@@ -171,9 +173,11 @@ def frontiers(groups: Sequence[Group]) -> list[tuple[str, Figure]]:
 
 
 def _frontier(
-    points: Mapping[str, tuple[Seen, float, Look]], cost: str, values: Mapping[str, float]
+    points: Mapping[tuple[str, float], tuple[Seen, float, Look]],
+    cost: str,
+    values: Mapping[tuple[str, float], float],
 ) -> Figure:
-    best: list[str] = []
+    best: list[tuple[str, float]] = []
     for name in sorted(points, key=lambda n: (values[n], -points[n][1])):
         if not best or points[name][1] > points[best[-1]][1]:
             best.append(name)
@@ -184,7 +188,7 @@ def _frontier(
     }  # fmt: skip
     dots = {
         "type": "scatter", "mode": "markers", "x": [values[n] for n in points],
-        "y": [top1 for _, top1, _ in points.values()], "text": [plain(n) for n in points],
+        "y": [top1 for _, top1, _ in points.values()], "text": [plain(name) for name, _ in points],
         "marker": {
             "color": [own.colour for _, _, own in points.values()],
             "symbol": [own.symbol for _, _, own in points.values()], "size": 11,

@@ -262,7 +262,7 @@ def check_same(recipe: AnyRecipe, started: AnyRecipe, run: RunFolder) -> None:
     if known is not None:
         now_taught = taught_by(recipe)
         same = now_taught is not None and now_taught.sha256 == known.sha256
-        changed = [name for name in changed if name != "teacher"]
+        changed = [name for name in changed if name not in ("teacher", "teacher_weights")]
         changed += [] if same else ["the teacher's weights"]
     if changed:
         raise RunFolderError(
