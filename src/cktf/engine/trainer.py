@@ -141,7 +141,6 @@ class Trainer:
                     if self.place.passes < before + stage.epochs:
                         own = self.place.passes - before
                         self._begin(stage, state if own or self.place.step else None)
-                        state = None  # All of it is taken up, and it holds its file.
                         yield from self._train(stage, before, own)
                     before += stage.epochs
             except (RuntimeError, MemoryError) as error:
