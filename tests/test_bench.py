@@ -302,6 +302,18 @@ def test_turns_give_what_single_runs_give(done, weights, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/*")}
 
 
+def test_what_is_left_takes_turns(done, weights, tmp_path):
+    """However many cells that are done lie between."""
+    plan = bench(tmp_path, weights, matrix={"seeds": [0]}, together=2)
+    plan.results.mkdir()
+    middle = plan.result_file(plan.cells[1])
+    shutil.copy(done / "results" / middle.name, middle)
+    assert run_bench(plan) == []
+    together = {r.method: r.together for r in all_results(plan.results)}
+    assert together == {"alone": 2, "KD": 1, "CKTF": 2}
+    assert values(tmp_path).items() <= values(done).items()
+
+
 def test_turns_are_taken_by_students_of_one_view_of_the_teacher(weights):
     methods = {"KD": "kd", "AT": "at", "KD 64": {"method": "kd", "recipe": {"teacher_size": 64}}}
     plan = bench(Path("x"), weights, together=4, matrix={"methods": methods, "seeds": [0]})
