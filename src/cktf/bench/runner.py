@@ -203,6 +203,7 @@ def run_bench(bench: Bench, jobs: int = 1) -> list[str]:
 def _work(bench: Bench) -> None:
     """Take what nobody has and is not done, until nothing is left to take."""
     reusable = Reusable(bench.reuse)
+    # Cells that are done take no places in groups; shards stay as they were counted.
     left = [cell for group in bench.groups() for cell in group if _open(bench, cell)]
     groups = replace(bench, cells=left, shard=(1, 1)).groups()
     progress, passed, wait = True, False, False
