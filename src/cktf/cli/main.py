@@ -8,6 +8,7 @@ from cktf import __version__
 from cktf.cli.bench import bench, table
 from cktf.cli.distill import distill
 from cktf.cli.evaluate import evaluate
+from cktf.cli.export import export
 from cktf.cli.inspect import inspect
 from cktf.cli.lists import datasets, methods, models
 from cktf.cli.probe import probe
@@ -43,8 +44,8 @@ def options(
 
 
 COMMANDS = (
-    quickstart, train, distill, transfer, probe, evaluate, inspect, bench, table, report, models,
-    methods, datasets,
+    quickstart, train, distill, transfer, probe, evaluate, export, inspect, bench, table, report,
+    models, methods, datasets,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -1,7 +1,7 @@
 """What users do: teach, distil, transfer, probe, evaluate."""
 
 from cktf.workflows.curve import CURVE, draw_curve
-from cktf.workflows.evaluation import evaluate
+from cktf.workflows.evaluation import evaluate, tested_on
 from cktf.workflows.inspection import Inspection, inspect
 from cktf.workflows.objects import Objects
 from cktf.workflows.probing import Probed, probe, probe_run
@@ -37,5 +37,6 @@ __all__ = [
     "rehearse",
     "run_recipe",
     "teach",
+    "tested_on",
     "transfer",
 ]

@@ -3,7 +3,7 @@
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -253,7 +253,7 @@ class Analyst:
             kind = name, looked.parameters, looked.macs
             if kind not in self._latency:
                 with autocast(training.precision, device):
-                    self._latency[kind] = _latency(network, example[:1].to(device))
+                    self._latency[kind] = latency_ms(network, example[:1].to(device))
         return Seen(
             name, *kind[1:], self._latency[kind], str(device), torch.cat(logits),
             torch.cat(embeddings) if embeddings else None,
@@ -301,8 +301,9 @@ def _pooled(features: Any, chosen: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def _latency(network: nn.Module, image: Tensor) -> float:
-    """Median milliseconds for one image."""
+@torch.no_grad()
+def latency_ms(network: Callable[[Tensor], Tensor], image: Tensor) -> float:
+    """Median milliseconds for one image [1, C, H, W]."""
     times = []
     synchronize = torch.cuda.synchronize if image.is_cuda else nullcontext
     for _ in range(_WARM_UP + _TIMED):

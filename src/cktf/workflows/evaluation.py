@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
-from cktf.engine import Accuracy, device_of, in_precision, place
+from cktf.engine import Accuracy, Training, device_of, in_precision, place
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import RunFolderError
 from cktf.models import describe
 from cktf.recipes import (
     CUSTOM,
+    DataSection,
     Recipe,
     TransferRecipe,
     build_test,
@@ -46,6 +47,32 @@ def evaluate(
         CktfError: no finished run, or data that does not fit it.
     """
     run = expanded(run)
+    training, section = tested_on(run, data, data_dir)
+    if section.name == CUSTOM:
+        raise RunFolderError(
+            f"{run} was trained on a data set made in Python. Name another with --data, or measure "
+            "it there with cktf.engine.evaluate."
+        )
+    loader, classes = build_test(section)
+    where = str(run.absolute())
+    network = load_teacher(where, classes, trust_code=trust_code).network
+    if not torch.cuda.is_available():
+        # A run from a machine with a GPU can be measured on one without.
+        training = replace(training, device="cpu")
+    device = device_of(training)
+    place(network, training, device)
+    forward = in_precision(network.eval(), training.precision, device)
+    return accuracy_of(forward, loader, len(classes), device), section.test or section.name
+
+
+def tested_on(
+    run: Path, data: str | None = None, data_dir: str | None = None
+) -> tuple[Training, DataSection]:
+    """How a run computes, and the data whose test images are its own, or those of another set.
+
+    Raises:
+        CktfError: no run.
+    """
     fields = read_recipe(recipe_of(run))
     recipe: Recipe | TransferRecipe
     if fields.get("kind") == "transfer":
@@ -59,24 +86,9 @@ def evaluate(
         other: dict[str, object] = {} if data == section.name else {"name": data, "dir": None}
         other["image_size"] = section.image_size or _size_of_training(run)
         section = section.model_copy(update={"test": None, **other})
-    if section.name == CUSTOM:
-        raise RunFolderError(
-            f"{run} was trained on a data set made in Python. Name another with --data, or measure "
-            "it there with cktf.engine.evaluate."
-        )
-    if data_dir is not None:
+    if data_dir is not None and section.name != CUSTOM:
         section = section.model_copy(update={"dir": data_dir})
-    loader, classes = build_test(section)
-    where = str(run.absolute())
-    network = load_teacher(where, classes, trust_code=trust_code).network
-    training = recipe.training()
-    if not torch.cuda.is_available():
-        # A run from a machine with a GPU can be measured on one without.
-        training = replace(training, device="cpu")
-    device = device_of(training)
-    place(network, training, device)
-    forward = in_precision(network.eval(), training.precision, device)
-    return accuracy_of(forward, loader, len(classes), device), section.test or section.name
+    return recipe.training(), section
 
 
 def _size_of_training(run: Path) -> int | None:

@@ -1,0 +1,148 @@
+"""A finished run's network as ONNX files: how large, how fast, how right."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cktf import __version__
+from cktf.data import ImageSet, Loader
+from cktf.engine import Accuracy
+from cktf.engine import evaluate as accuracy_of
+from cktf.errors import RunFolderError
+from cktf.export.network import OnnxNetwork, require_onnx, write_int8, write_onnx
+from cktf.models import Normalized, describe
+from cktf.recipes import CUSTOM, build_data, build_test, load_teacher, loader_of_test, teacher_file
+from cktf.user_paths import expanded
+from cktf.workflows import tested_on
+from cktf.workflows.analysis import evenly, latency_ms
+
+# Images on which ranges of activations are found; more change nothing.
+_CALIBRATION = 512
+_TRACED = 8
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A network in one form, and what it does.
+
+    Attributes:
+        form: `PyTorch`, `ONNX` or `ONNX int8`.
+        path: the file.
+        latency_ms: median for one image at a time, on the CPU.
+        accuracy: on the test images; None where the run's data is not at hand.
+        agreement: per cent of them of which it says the class that PyTorch does.
+    """
+
+    form: str
+    path: Path
+    latency_ms: float
+    accuracy: Accuracy | None = None
+    agreement: float | None = None
+
+    @property
+    def megabytes(self) -> float:
+        """Size of the file, in 10^6 bytes."""
+        return self.path.stat().st_size / 1e6
+
+
+def export_run(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    int8: bool = False,
+    data_dir: str | None = None,
+    trust_code: bool = False,
+) -> list[Exported]:
+    """Write the network of a finished run as an ONNX file, and try it on the run's test images.
+
+    Args:
+        run: a run folder.
+        out: the file; by default `student.onnx` in the run folder. That of int8 is beside it, and
+            ends in `.int8.onnx`.
+        int8: whether to write an int8 form too; its ranges are found on training images.
+        data_dir: folder of the data set, where the run names one that is not there.
+        trust_code: whether the user's own code, by which the network is built, may run.
+
+    Returns:
+        The network as it is in the run folder, and each file.
+
+    Raises:
+        CktfError: no finished run, data that is missing, a network that has no form in ONNX, or
+            libraries that are not installed.
+    """
+    require_onnx()
+    run = expanded(run)
+    out = run / "student.onnx" if out is None else expanded(out)
+    _, section = tested_on(run, data_dir=data_dir)
+    if section.name == CUSTOM and int8:
+        raise RunFolderError(
+            f"{run} was trained on a data set made in Python, and int8 needs images of it. Leave "
+            "--int8 away, or write it there with cktf.export.write_int8."
+        )
+    loader, classes = (None, None) if section.name == CUSTOM else build_test(section)
+    network = load_teacher(str(run.absolute()), classes, trust_code=trust_code).network.eval()
+    weights = teacher_file(str(run.absolute()))
+    about = describe(weights)
+    images = _some(network, about) if loader is None else next(loader.epoch(0)).images[:_TRACED]
+    write_onnx(network, images, out, _metadata(about, images))
+    files = {"ONNX": out}
+    if int8:
+        files["ONNX int8"] = out.with_suffix(".int8.onnx")
+        write_int8(out, files["ONNX int8"], _calibration(build_data(section, 0).raw_train))
+    found = [Exported("PyTorch", weights, latency_ms(network, images[:1]))]
+    for form, path in files.items():
+        found.append(_tried(form, path, network, images, loader))
+    return found
+
+
+def _some(network: nn.Module, about: dict[str, object]) -> Tensor:
+    """Images of no data set, of the size that a network was trained on."""
+    size = about.get("image_size")
+    if not isinstance(size, list):
+        raise RunFolderError("Its weights do not say how large the images are. Save them anew.")
+    channels = network.mean.shape[1] if isinstance(network, Normalized) else 3
+    return torch.rand(_TRACED, channels, *size, generator=torch.Generator().manual_seed(0))
+
+
+def _metadata(about: dict[str, object], images: Tensor) -> dict[str, str]:
+    """What who finds the file needs to know."""
+    channels, height, width = images.shape[1:]
+    return {
+        "cktf": __version__,
+        "network": str(about["network"]),
+        "trained_on": str(about["dataset"]),
+        "classes": json.dumps(about["classes"]),
+        "images": f"float32 [batch, {channels}, {height}, {width}] in [0, 1]",
+    }
+
+
+def _calibration(train: ImageSet) -> Iterator[Tensor]:
+    """Training images that lie evenly over the set, as they are."""
+    chosen = train.subset(evenly(len(train), _CALIBRATION))
+    return (batch.images for batch in loader_of_test(chosen).epoch(0))
+
+
+@torch.no_grad()
+def _tried(
+    form: str, path: Path, network: nn.Module, images: Tensor, loader: Loader | None
+) -> Exported:
+    """A file's network beside the one that it was written from."""
+    written = OnnxNetwork(path)
+    latency = latency_ms(written, images[:1])
+    if loader is None:
+        return Exported(form, path, latency)
+    same = 0
+
+    def forward(images: Tensor) -> Tensor:
+        nonlocal same
+        logits = written(images)
+        same += int((logits.argmax(dim=1) == network(images).argmax(dim=1)).sum())
+        return logits
+
+    classes = written(images).shape[1]
+    accuracy = accuracy_of(forward, loader, classes, torch.device("cpu"))
+    return Exported(form, path, latency, accuracy, 100 * same / accuracy.samples)

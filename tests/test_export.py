@@ -1,0 +1,156 @@
+"""ONNX files: what ONNX Runtime computes from them, beside the network they were written from."""
+
+import json
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import cktf
+from cktf.cli.main import app
+from cktf.data import load_dataset
+from cktf.errors import ModelError, RecipeError, RunFolderError
+from cktf.export import export_run, write_onnx
+from cktf.export import network as files
+from cktf.models import Normalized
+
+
+def computed(path, images):
+    """Logits by ONNX Runtime alone."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return cktf.teach(
+        "resnet8", train="fashion-mini", epochs=2, out=tmp_path_factory.mktemp("run") / "a",
+        overrides={"data.per_class": 200}, show=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    done = CliRunner().invoke(app, ["export", str(run.folder), "--int8"])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize(("name", "form"), [("student", "ONNX"), ("student.int8", "ONNX int8")])
+def test_a_run_is_written_and_tried_on_its_test_images(run, exported, name, form):
+    path = run.folder / f"{name}.onnx"
+    onnx.checker.check_model(str(path))
+    test = load_dataset("fashion-mini", None, "test")
+    images = test.images.permute(0, 3, 1, 2).float() / 255
+    logits = computed(path, images)
+    with torch.no_grad():
+        expected = run.student.eval()(images)
+    if form == "ONNX":
+        assert torch.allclose(logits, expected, atol=1e-4)
+    else:
+        assert (logits - expected).abs().mean() < 0.1 * expected.abs().mean()
+    top1 = 100 * float((logits.argmax(1) == test.labels).float().mean())
+    same = 100 * float((logits.argmax(1) == expected.argmax(1)).float().mean())
+    row = next(line for line in exported.splitlines() if line.startswith(f"  {form}   "))
+    megabytes, _, *shares = row.removeprefix(f"  {form}").split()
+    assert megabytes == f"{path.stat().st_size / 1e6:.2f}"
+    assert [float(share) for share in shares] == pytest.approx([top1, same], abs=0.011)
+    assert f"{form}: {path}" in exported.replace("\n", "")
+
+
+def test_a_file_says_what_it_is(run, exported):
+    for name in ("student", "student.int8"):
+        model = onnx.load(run.folder / f"{name}.onnx")
+        about = {prop.key: prop.value for prop in model.metadata_props}
+        assert about["network"] == "resnet8"
+        assert json.loads(about["classes"])[:2] == ["T-shirt/top", "Trouser"]
+        assert about["images"] == "float32 [batch, 3, 32, 32] in [0, 1]"
+
+
+def test_int8_is_small_and_its_products_are_int8(run, exported):
+    sizes = [(run.folder / f"{n}.onnx").stat().st_size for n in ("student.int8", "student")]
+    assert sizes[0] < sizes[1] / 2
+    operations = [n.op_type for n in onnx.load(run.folder / "student.int8.onnx").graph.node]
+    assert operations.count("Conv") == 9
+    assert operations.count("QuantizeLinear") >= 9
+
+
+class Resized(nn.Module):
+    """A network of its user's: images of three sizes, a batch that is reshaped."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 5)
+
+    def forward(self, images):
+        maps = self.convolution(images).relu()
+        return self.linear(maps.reshape(images.shape[0], -1))
+
+
+def test_mean_std_and_size_are_in_the_file(tmp_path):
+    torch.manual_seed(0)
+    network = Normalized(Resized(), (0.4, 0.5, 0.6), (0.2, 0.3, 0.1), size=8)
+    network.train()
+    write_onnx(network, torch.rand(2, 3, 20, 12), tmp_path / "a.onnx", {"note": "a user's"})
+    assert network.training
+    for count in (1, 5):
+        images = torch.rand(count, 3, 20, 12)
+        with torch.no_grad():
+            assert torch.allclose(computed(tmp_path / "a.onnx", images), network(images), atol=1e-5)
+    (note,) = onnx.load(tmp_path / "a.onnx").metadata_props
+    assert (note.key, note.value) == ("note", "a user's")
+
+
+class Noisy(nn.Module):
+    def forward(self, images):
+        return images.mean((2, 3)) + torch.rand_like(images[:, :, 0, 0])
+
+
+class Deciding(nn.Module):
+    def forward(self, images):
+        return images.mean((2, 3)) if images.sum() > 0 else images.amax((2, 3))
+
+
+class Fixed(nn.Module):
+    def forward(self, images):
+        return images.reshape(4, 3, -1).mean(2)
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        (Noisy(), "would not compute"),
+        (Deciding(), "cannot write Deciding"),
+        (Fixed(), "differ by up to inf"),
+    ],
+)
+def test_a_network_that_onnx_cannot_hold_is_refused(tmp_path, network, says):
+    path = tmp_path / "a.onnx"
+    path.write_text("earlier")
+    with pytest.raises(ModelError, match=says):
+        write_onnx(network, torch.rand(4, 3, 8, 8), path)
+    assert path.read_text() == "earlier"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_without_its_data_set_a_run_is_still_written(tmp_path):
+    images = [(torch.rand(3, 16, 16), i % 3) for i in range(64)]
+    network = cktf.models.create("resnet8", num_classes=3)
+    made = cktf.teach(network, train=images, epochs=1, out=tmp_path / "a", show=False)
+    original, written = export_run(made.folder, tmp_path / "b.onnx", data_dir="anywhere")
+    assert (original.form, written.path, written.accuracy) == ("PyTorch", tmp_path / "b.onnx", None)
+    assert computed(written.path, torch.rand(3, 3, 16, 16)).shape == (3, 3)
+    with pytest.raises(RunFolderError, match="Leave --int8 away"):
+        export_run(made.folder, int8=True)
+
+
+def test_what_is_missing_is_said(tmp_path, monkeypatch):
+    done = CliRunner().invoke(app, ["export", str(tmp_path)])
+    assert done.exit_code == 2
+    assert str(tmp_path) in done.output.replace("\n", "")
+    monkeypatch.setattr(files, "_LIBRARIES", ("onnx", "no_such_library"))
+    with pytest.raises(RecipeError, match=r"needs no_such_library.*pip install 'cktf\[export\]'"):
+        export_run(tmp_path)
