@@ -601,16 +601,18 @@ def test_matrices_of_benchmarks_share_cells(name):
 
 
 def test_the_matrix_of_cold_starts():
-    """It differs in how the banks begin alone, and its epochs are enough to refresh them."""
+    """Short runs and long ones of each seed, which differ in how the banks begin alone."""
     matrix = read_matrix(ROOT / "benchmarks" / "cifar10-cold-start.yaml")
     recipes = [
         cell.recipe() for cell in cells_of(matrix, "/data", {"wrn_16_2": str(ROOT / WEIGHTS)})
     ]
     options = [recipe.options["cktf"] for recipe in recipes]
-    assert [(o.get("init"), o.get("renormalize")) for o in options] == [
-        (None, None), ("forward", None), (None, [2, 4]),
-    ]  # fmt: skip
-    assert {recipe.epochs for recipe in recipes} == {30}
+    begins = [(None, None), ("forward", None), (None, [2, 4])]
+    assert [
+        (r.seed, r.epochs, (o.get("init"), o.get("renormalize")))
+        for r, o in zip(recipes, options, strict=True)
+    ] == [(seed, epochs, begin) for seed in range(3) for epochs in (8, 30) for begin in begins]
+    assert {recipe.data.per_class for recipe in recipes} == {500}
 
 
 def test_committed_results_are_of_the_shipped_matrix():

@@ -102,12 +102,14 @@ def within_memory():
     with pytest.MonkeyPatch.context() as patch:
         free = psutil.virtual_memory()._replace(available=600_000_000)
         patch.setattr(psutil, "virtual_memory", lambda: free)
+        # Other tests in this process may have taken more before.
+        before = peak()
         yield
     used = peak()
     if COUNTS is not None:
         kept = {"peak_megabytes": round(used), "cases": counted, "grown": grown}
         COUNTS.write_text(json.dumps(kept, indent=1) + "\n")
-    assert used < MEGABYTES, grown
+    assert used < max(MEGABYTES, before + 1), grown
 
 
 @pytest.fixture(scope="module")
