@@ -80,7 +80,7 @@ def test_int8_is_small_and_its_products_are_int8(run, exported):
 
 
 class Resized(nn.Module):
-    """A network of its user's: images of three sizes, a batch that is reshaped."""
+    """A network of its user's, for images of one size, that reshapes the batch."""
 
     def __init__(self):
         super().__init__()

@@ -20,7 +20,7 @@ from cktf.user_paths import expanded
 from cktf.workflows import tested_on
 from cktf.workflows.analysis import evenly, latency_ms
 
-# Images on which ranges of activations are found; more change nothing.
+# Training images on which ranges of activations are found.
 _CALIBRATION = 512
 _TRACED = 8
 
