@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 import cktf
 from cktf.cli.main import app
 from cktf.data import load_dataset
-from cktf.errors import ModelError, RecipeError, RunFolderError
-from cktf.export import export_run, write_onnx
+from cktf.errors import DataError, ModelError, RecipeError, RunFolderError
+from cktf.export import export_run, write_int8, write_onnx
 from cktf.export import network as files
 from cktf.models import Normalized
 
@@ -135,6 +135,20 @@ def test_a_network_that_onnx_cannot_hold_is_refused(tmp_path, network, says):
         write_onnx(network, torch.rand(4, 3, 8, 8), path)
     assert path.read_text() == "earlier"
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_what_cannot_be_int8_is_said(run, exported, tmp_path):
+    source, path = run.folder / "student.onnx", tmp_path / "int8.onnx"
+    with pytest.raises(ModelError, match=r"cannot write .* in int8"):
+        write_int8(source, path, iter([]))
+
+    def broken():
+        yield torch.rand(2, 3, 32, 32)
+        raise DataError("a picture that is broken")
+
+    with pytest.raises(DataError, match="a picture that is broken"):
+        write_int8(source, path, broken())
+    assert not path.exists()
 
 
 def test_without_its_data_set_a_run_is_still_written(tmp_path):

@@ -33,7 +33,7 @@ from cktf.models import create, save_network
 from cktf.recipes import (
     DataSection,
     build_data,
-    build_test,
+    load_split,
     make_recipe,
     make_transfer,
     to_yaml,
@@ -709,8 +709,7 @@ def test_another_set_is_tested_at_the_size_of_training(sets):
     section = DataSection(name=sets["a"], test=sets["c"], batch_size=2)
     data = build_data(section, 0)
     assert data.raw_train.images.shape[1:] == data.raw_test.images.shape[1:] == (64, 64, 3)
-    test = build_test(section)[0]
-    assert next(iter(test.epoch(0))).images.shape == (10, 3, 64, 64)
+    assert load_split(section, "test").images.shape == (10, 64, 64, 3)
 
 
 def test_images_without_labels_have_the_size_of_the_others(plain):

@@ -544,13 +544,18 @@ def test_a_run_whose_teacher_is_gone(runs, tmp_path):
 def test_mistakes(runs, tmp_path):
     (tmp_path / "unfinished").mkdir()
     shutil.copy(runs[1] / "recipe.yaml", tmp_path / "unfinished")
+    blind = cktf.distill(
+        runs[0], "resnet8", train=f"imagefolder:{runs[0].parent / 'data'}", method="pkt", epochs=1,
+        overrides={"data.batch_size": 8, "data.labels": False}, out=tmp_path / "blind", show=False,
+    )  # fmt: skip
     for arguments, message in (
+        ([blind.folder], "not tested on labelled images"),
         ([tmp_path], "no run"),
         ([tmp_path / "unfinished"], "no finished run"),
     ):
         done = CliRunner().invoke(app, ["report", *map(str, arguments)])
         assert done.exit_code == 2
-        assert message in done.output
+        assert message in " ".join(done.output.split())
 
 
 @pytest.fixture(scope="module")

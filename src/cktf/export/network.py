@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cktf.engine import write_atomically
-from cktf.errors import ModelError, RecipeError
+from cktf.errors import CktfError, ModelError, RecipeError
 from cktf.taps import evaluating
 
 INPUT, OUTPUT = "images", "logits"
@@ -149,6 +149,9 @@ def write_int8(source: Path, path: Path, images: Iterator[Tensor]) -> None:
         source: a file by `write_onnx`.
         path: the file, replaced if it is there.
         images: batches of real images [B, C, H, W], a few hundred in all.
+
+    Raises:
+        ModelError: what ONNX Runtime cannot quantize.
     """
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -160,6 +163,18 @@ def write_int8(source: Path, path: Path, images: Iterator[Tensor]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantized = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        quantize_static(prepared, quantized, Reader(), per_channel=True, op_types_to_quantize=_INT8)
+        try:
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            quantize_static(
+                prepared, quantized, Reader(), per_channel=True, op_types_to_quantize=_INT8
+            )
+        except CktfError:
+            # Of the images, which are read meanwhile.
+            raise
+        except Exception as error:
+            # Its errors have no base of their own.
+            raise ModelError(
+                f"ONNX Runtime cannot write {source} in int8: {_first_line(error)} The float32 "
+                "file is as it was; ship that, or quantize it with another tool."
+            ) from error
         write_atomically(path, quantized.read_bytes())

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from cktf import __version__
-from cktf.data import ImageSet, Loader
+from cktf.data import Images, ImageSet, Loader
 from cktf.engine import Accuracy
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import RunFolderError
 from cktf.export.network import OnnxNetwork, require_onnx, write_int8, write_onnx
 from cktf.models import Normalized, describe
-from cktf.recipes import CUSTOM, build_data, build_test, load_teacher, loader_of_test, teacher_file
+from cktf.recipes import CUSTOM, load_split, load_teacher, loader_of_test, teacher_file
 from cktf.user_paths import expanded
 from cktf.workflows import tested_on
 from cktf.workflows.analysis import evenly, latency_ms
@@ -83,7 +83,9 @@ def export_run(
             f"{run} was trained on a data set made in Python, and int8 needs images of it. Leave "
             "--int8 away, or write it there with cktf.export.write_int8."
         )
-    loader, classes = (None, None) if section.name == CUSTOM else build_test(section)
+    test = None if section.name == CUSTOM else load_split(section, "test")
+    loader = None if test is None else loader_of_test(test, section.workers)
+    classes = None if test is None else tuple(test.classes)
     network = load_teacher(str(run.absolute()), classes, trust_code=trust_code).network.eval()
     weights = teacher_file(str(run.absolute()))
     about = describe(weights)
@@ -92,7 +94,7 @@ def export_run(
     files = {"ONNX": out}
     if int8:
         files["ONNX int8"] = out.with_suffix(".int8.onnx")
-        write_int8(out, files["ONNX int8"], _calibration(build_data(section, 0).raw_train))
+        write_int8(out, files["ONNX int8"], _calibration(load_split(section, "train")))
     found = [Exported("PyTorch", weights, latency_ms(network, images[:1]))]
     for form, path in files.items():
         found.append(_tried(form, path, network, images, loader))
@@ -120,7 +122,7 @@ def _metadata(about: dict[str, object], images: Tensor) -> dict[str, str]:
     }
 
 
-def _calibration(train: ImageSet) -> Iterator[Tensor]:
+def _calibration(train: ImageSet[Images]) -> Iterator[Tensor]:
     """Training images that lie evenly over the set, as they are."""
     chosen = train.subset(evenly(len(train), _CALIBRATION))
     return (batch.images for batch in loader_of_test(chosen).epoch(0))

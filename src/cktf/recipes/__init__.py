@@ -5,9 +5,9 @@ from cktf.recipes.build import (
     Problems,
     at_one_size,
     build_data,
-    build_test,
     check,
     custom_loader,
+    load_split,
     loader_of_test,
 )
 from cktf.recipes.files import (
@@ -59,7 +59,6 @@ __all__ = [
     "at_one_size",
     "at_size",
     "build_data",
-    "build_test",
     "check",
     "code_named",
     "custom_loader",
@@ -67,6 +66,7 @@ __all__ = [
     "going_on_from",
     "identity",
     "is_path",
+    "load_split",
     "load_teacher",
     "loader_of_test",
     "located",

@@ -268,14 +268,14 @@ def check_same_classes(sets: Sequence[ImageSet[Images]]) -> None:
             )
 
 
-def build_test(section: DataSection) -> tuple[Loader, tuple[str, ...]]:
-    """The test images of a named data set, and its classes.
+def load_split(section: DataSection, split: str) -> ImageSet[Images]:
+    """All of one split of a named data set, and none of its others.
 
     Raises:
         DataError: files that are missing or damaged.
     """
-    (test,) = _load(section, "test")
-    return loader_of_test(test, section.workers), tuple(test.classes)
+    (data,) = _load(section, split)
+    return data
 
 
 def build_data(section: DataSection, seed: int) -> Data:
@@ -311,8 +311,7 @@ def build_data(section: DataSection, seed: int) -> Data:
 def _unlabelled(section: DataSection, seed: int) -> Data:
     """Training images without labels: of a split of such images, or of the training images."""
     # Classes are chosen by labels, which are then forgotten.
-    (data,) = _load(section, "train" if section.classes else UNLABELED)
-    train = data.unlabelled()
+    train = load_split(section, "train" if section.classes else UNLABELED).unlabelled()
     return Data(
         train=loader_of_train(train, section, seed),
         test=None,

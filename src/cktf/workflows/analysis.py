@@ -23,8 +23,8 @@ from cktf.recipes import (
     TrainRecipe,
     TransferRecipe,
     at_size,
-    build_data,
     is_path,
+    load_split,
     load_teacher,
     loader_of_test,
     make_recipe,
@@ -182,7 +182,7 @@ class Analyst:
             section = section.model_copy(update={"dir": self.data_dir})
         key = json.dumps(section.model_dump(mode="json"), sort_keys=True)
         if key not in self._data:
-            test = build_data(section, recipe.seed).raw_test
+            test = load_split(section, "test")
             self._data[key] = test.subset(evenly(len(test), self.images))
         test, classes = self._data[key], tuple(self._data[key].classes)
         student = load_teacher(

@@ -14,8 +14,9 @@ from cktf.recipes import (
     DataSection,
     Recipe,
     TransferRecipe,
-    build_test,
+    load_split,
     load_teacher,
+    loader_of_test,
     make_recipe,
     make_transfer,
     read_recipe,
@@ -53,7 +54,8 @@ def evaluate(
             f"{run} was trained on a data set made in Python. Name another with --data, or measure "
             "it there with cktf.engine.evaluate."
         )
-    loader, classes = build_test(section)
+    test = load_split(section, "test")
+    loader, classes = loader_of_test(test, section.workers), tuple(test.classes)
     where = str(run.absolute())
     network = load_teacher(where, classes, trust_code=trust_code).network
     if not torch.cuda.is_available():
