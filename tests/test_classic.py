@@ -155,11 +155,24 @@ def test_one_map_has_no_neighbour(name):
          "over the width: student 4, teacher 5"),
         (lambda: functional.kdsvd_loss(maps((3, 4, 4), (4, 2, 2)), maps((3, 4, 4), (5, 2, 2)),
                                        axis="channel"), "over the channel"),
+        (lambda: functional.kdsvd_loss(maps((3, 4, 8), (4, 2, 1)), maps((3, 4, 8), (5, 2, 1)), 3),
+         "rank = 3 singular vectors.*one has 1 over the width.*1 or less"),
     ],
 )  # fmt: skip
 def test_shapes(call, message):
     with pytest.raises(ShapeError, match=message):
         call()
+
+
+def test_pkt_of_opposite_rows():
+    """Their cosine is -1, or by rounding below it."""
+    for _ in range(300):
+        row = torch.randn(512)
+        student = torch.stack([row, -3.3 * row]).requires_grad_()
+        loss = functional.pkt_loss(student, torch.randn(2, 512))
+        loss.backward()
+        assert loss.isfinite()
+        assert student.grad.isfinite().all()
 
 
 def test_fitnet_by_hand():

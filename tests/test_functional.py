@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cktf.errors import ShapeError
+from cktf.errors import MethodError, ShapeError
 from cktf.functional import contrast as kernels
 from cktf.functional import kd_loss, nce_loss, precision
 from cktf.functional.contrast import sampled_contrast
@@ -164,6 +164,15 @@ def test_nce_survives_extreme_scores():
         loss.backward()
         assert loss.isfinite()
         assert anchor.grad.isfinite().all()
+
+
+def test_nce_refuses_what_would_not_be_finite():
+    anchor, bank, index = contrast()
+    with pytest.raises(ShapeError, match="given float16"):
+        nce_loss(anchor, bank.half(), index, temperature=0.07, normalizer=50.0)
+    for z in (0.0, torch.zeros(())):
+        with pytest.raises(MethodError, match=r"above 0, given 0\.0"):
+            nce_loss(anchor, bank, index, temperature=0.1, normalizer=z)
 
 
 def test_nce_reaches_neither_bank_nor_normalizer():

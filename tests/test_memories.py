@@ -153,6 +153,25 @@ class TestShared:
         torch.testing.assert_close(draw.candidates.share, 500 / (mask == 0).sum(1))
 
 
+def test_normalizers_of_batches_of_another_size():
+    """Z is the size of the batch times the mean score, which the first one says."""
+    objective = crd(memory="batch")
+    everyone = embeddings()
+    for index in (torch.arange(20), torch.arange(30, 34)):
+        student, teacher = (e[index] for e in everyone)
+        loss = objective.loss(student, teacher, index)
+        rows = [r.detach() for r in objective._rows(student, teacher)]
+        means = objective.student_normalizer, objective.teacher_normalizer
+        expected, size = 0.0, len(index)
+        for (own, other), mean in zip((rows, rows[::-1]), means, strict=True):
+            for i in range(size):
+                others = torch.cat([other[:i], other[i + 1 :]])
+                z = float(mean) * size
+                side = nce_side(own[i], other[i], others, 1.0, size - 1, size, z)
+                expected += float(side) / size
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
 class TestQueue:
     def test_by_definition_over_several_steps(self, labels):
         """Scored before it enters, first in, first out, never against its own class or sample."""
@@ -174,6 +193,18 @@ class TestQueue:
             loss = objective.loss(student, teacher, index)
             assert loss.item() == pytest.approx(float(expected), rel=1e-5), step
             held = (held + [(j, s[i], t[i]) for i, j in enumerate(index)])[-16:]
+
+    def test_who_is_whose_negative_is_as_it_was_before_the_batch_entered(self, monkeypatch):
+        """Also where that is asked for block by block, afterwards."""
+        monkeypatch.setattr("cktf.functional.contrast.BLOCK", 1)
+        queue = Queue(N, None, K, "all", 16)
+        queue.draw(torch.arange(10))
+        candidates = queue.draw(torch.arange(3, 10)).candidates
+        held = torch.cat([torch.arange(10), torch.full((6,), -1)])
+        assert torch.equal(queue.held[10:], torch.arange(3, 9))
+        expected = held == torch.arange(3, 10).unsqueeze(1)
+        assert torch.equal(candidates.mask(slice(None)).isinf(), expected)
+        torch.testing.assert_close(candidates.share, K / (~expected).sum(1))
 
     def test_agrees_with_a_bank_once_both_have_seen_everyone(self, labels):
         everyone = embeddings()

@@ -154,7 +154,7 @@ class TestMethodStrings:
     @pytest.mark.parametrize(
         ("method", "weight", "beta", "theta"),
         [("cktf", 1.0, 0.8, 0.1), ("cktf+kd", 1.0, 0.8, 0.1), ("cktf+crd", 0.8, 1.0, 1.0),
-         ("cktf:0.5+kd", 0.5, 1.0, 1.0)],
+         ("cktf:0.5+kd", 0.5, 1.0, 1.0), ("cktf+at:0", 1.0, 0.8, 0.1)],
     )  # fmt: skip
     def test_cktf_weights(self, method, weight, beta, theta):
         objective = self.weights(method)
@@ -339,6 +339,21 @@ class TestCKTF:
             loss = cktf.loss(features(4, 4), features(9, 3, 5), torch.arange(6))
             assert loss.total.isfinite()
 
+    @pytest.mark.parametrize("match", ["smallest", "largest"])
+    def test_blocks_are_compared_in_float32(self, match):
+        """Blocks whose cosines with the student's are one number in bfloat16."""
+        torch.manual_seed(0)
+        own, noise = torch.randn(2, 6, 4, 8, 8)
+        blocks = tuple(own + (1 + k / 400) * noise for k in range(3))
+        plain = Case("cktf", "resnet-wrn").features()[0]
+        student, teacher = (
+            replace(plain, stages=(m,), blocks=(b,)) for m, b in ((own, (own,)), (own, blocks))
+        )
+        cktf = CKTF(student, teacher, N, match=match, memory="batch")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            chosen = cktf._choose(own, blocks)
+        assert chosen is blocks[2 if match == "smallest" else 0]
+
     def test_blocks_that_are_not_known(self):
         student, teacher = (replace(f, blocks=()) for f in Case("cktf", "resnet-wrn").features())
         with pytest.raises(MethodError, match=r"teacher's stages.*match=last"):
@@ -499,7 +514,9 @@ class TestClassic:
          ("rkd", {"distance_weight": 0.0, "angle_weight": 0.0}, "one is above 0"),
          ("vid", {"variance": 0.0}, "variance"), ("fitnet", {"hint": 0}, "from 1"),
          ("ab", {"margin": 0.0}, "margin"), ("ft", {"factor": 0.0}, "at least one"),
-         ("kdsvd", {"rank": 0}, "rank 0"), ("kdsvd", {"axis": "channel"}, "Use axis: width")],
+         ("kdsvd", {"rank": 0}, "rank 0"),
+         ("kdsvd", {"rank": 99}, "rank = 99.*or less"),
+         ("kdsvd", {"axis": "channel"}, "Use axis: width")],
     )  # fmt: skip
     def test_options(self, method, option, message):
         setting = Case("cktf+ab", "resnet-wrn").setting

@@ -16,7 +16,7 @@ READS = {
     "embedding": "the penultimate vector of both networks",
     "stem": "the map after the first convolution",
     "stages": "the map of every stage",
-    "blocks": "the maps inside the stages (only to match by similarity)",
+    "blocks": "the maps of the teacher's blocks (unless `match` is `last`)",
     "preacts": "the map of every stage before its activation",
     "labels": "labels",
     "index": "each sample's position in the training set (added for you)",

@@ -34,6 +34,11 @@ def rows_of_one_length(anchor: Tensor, bank: Tensor) -> None:
     """Anchors and bank rows can be multiplied."""
     vectors("The contrastive loss", anchor, "anchor")
     vectors("The contrastive loss", bank, "bank")
+    if bank.dtype == torch.float16:
+        raise ShapeError(
+            "The contrastive loss needs a bank in float32 or bfloat16, given float16, whose range "
+            "exp(1/τ) leaves. Use bank.bfloat16()."
+        )
     if anchor.shape[1] != bank.shape[1]:
         raise ShapeError(
             f"Anchor and bank need rows of one length: anchor {tuple(anchor.shape)}, bank "

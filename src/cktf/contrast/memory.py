@@ -195,7 +195,8 @@ class Queue(Memory):
     def draw(self, index: Tensor) -> Draw:
         """Keys are what entered before; in training the batch's samples enter."""
         chosen = None if self.estimator == "all" else self._shared(index.device)
-        held = self.held if chosen is None else self.held[chosen]
+        # A copy: who is whose negative may be asked for after the batch has entered.
+        held = self.held.clone() if chosen is None else self.held[chosen]
         candidates = Candidates(self._ids(index), self._ids(held), self.negatives)
         if not self.training:
             return Draw(candidates=candidates, chosen=chosen)

@@ -83,6 +83,14 @@ def _relation(earlier: Tensor, later: Tensor) -> Tensor:
     return (-(later.unsqueeze(2) - earlier.unsqueeze(1)).square() / 8).exp()
 
 
+def most_vectors(maps: Sequence[Tensor], axis: Axis) -> int:
+    """How many singular vectors along an axis every one of the maps [B, C, H, W] has."""
+    return min(
+        min(h * w, c) if axis == "channel" else min(c * h, w)
+        for _, c, h, w in (m.shape for m in maps)
+    )
+
+
 def agreeing_axis(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Axis:
     """The channels where two networks have equally many, else the width."""
     equal = all(s.shape[1] == t.shape[1] for s, t in zip(student, teacher, strict=True))
@@ -118,7 +126,8 @@ def kdsvd_loss(
         Scalar float32.
 
     Raises:
-        ShapeError: unequal numbers of maps, of samples or widths, or a single map.
+        ShapeError: unequal numbers of maps, of samples or widths, a single map, or one of the
+            teacher's that has fewer than `rank` vectors.
 
     >>> maps = [torch.rand(2, 3, 8, 8), torch.rand(2, 5, 4, 4)]
     >>> kdsvd_loss(maps, maps).item() < 1e-9
@@ -128,6 +137,12 @@ def kdsvd_loss(
     if len(student_maps) < 2:
         raise ShapeError("KDSVD relates neighbouring maps and needs two or more, given one.")
     axis = axis or agreeing_axis(student_maps, teacher_maps)
+    most = most_vectors(teacher_maps, axis)
+    if rank > most:
+        raise ShapeError(
+            f"KDSVD keeps rank = {rank} singular vectors of each teacher map, and one has {most} "
+            f"over the {axis}. Set rank to {most} or less."
+        )
     vectors = []
     for s, t in zip(student_maps, teacher_maps, strict=True):
         _check_axis(axis, s, t)

@@ -35,10 +35,14 @@ from cktf.functional.critics import NCECritic
 def nce_critic(
     normalizer: float | Tensor, negatives: int, size: int, device: torch.device
 ) -> NCECritic:
-    """The critic of `nce_loss` for a normalizer Z, K negatives and N rows to draw them from."""
-    if not isinstance(normalizer, Tensor) and not normalizer > 0:
+    """The critic of `nce_loss` for a normalizer Z, K negatives and N rows to draw them from.
+
+    Z is checked where that costs no synchronisation, on the CPU.
+    """
+    known = not isinstance(normalizer, Tensor) or normalizer.device.type == "cpu"
+    if known and not bool(normalizer > 0):
         raise MethodError(
-            f"The normalizer Z is above 0, given {normalizer}. Take N times the mean of "
+            f"The normalizer Z is above 0, given {float(normalizer)}. Take N times the mean of "
             "exp(anchor · row / τ) over some rows."
         )
     constant = torch.as_tensor(normalizer, dtype=torch.float32, device=device).detach()

@@ -18,7 +18,8 @@ def _neighbours(embedding: Tensor, eps: float) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     rows = rows / norms.clamp_min(eps)
     # Twice the similarity: the factor goes out of the probabilities.
-    similarity = rows @ rows.T + 1
+    # Rounding takes it below zero where rows are opposite.
+    similarity = (rows @ rows.T + 1).clamp_min(0)
     return similarity / similarity.sum(1, keepdim=True)
 
 

@@ -24,6 +24,7 @@ from cktf.contrast import ContrastOptions, Footprint, Memory
 from cktf.errors import MethodError, nearest
 from cktf.functional.maps import paired
 from cktf.functional.module_vector import ModuleNorm, module_grid, module_vector
+from cktf.functional.precision import full_precision
 from cktf.objectives.base import Loss, Objective, Setting, present
 from cktf.objectives.crd import CRD
 from cktf.processes import agreed, summed
@@ -243,6 +244,7 @@ def needs_of(match: str, beta: float, theta: float) -> frozenset[str]:
     return frozenset({"logits"} | (maps if theta else set()) | ({"embedding"} if beta else set()))
 
 
+@full_precision
 def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
     """Cosine of two whole batches of maps, of all processes, the smaller fitted to the other."""
     grid = [min(s, t) for s, t in zip(student.shape[-2:], teacher.shape[-2:], strict=True)]

@@ -9,7 +9,8 @@ the loss is the sum of both. It bounds mutual information from below:
 Departures: scores come from one product with the bank instead of copied rows; negatives are drawn
 on the device for the whole batch; the normalizers do not join the autograd graph; without labels an
 anchor is never its own negative; one draw serves a batch unless `estimator=sampled` draws for each
-anchor, as the paper does. Other memories and critics than the paper's are options too: see
+anchor, as the paper does; a positive is the sample itself, never (`relax`) another one of its
+class. Other memories and critics than the paper's are options too: see
 `cktf.contrast`.
 """
 
@@ -60,8 +61,8 @@ class CRD(Objective):
         dataset_size: N, samples in the training set.
         embedding_dim: length of the rows that are compared.
         negatives: K, negatives for each anchor.
-        temperature: τ, by which the products of unit rows are divided; a method string without
-            labels takes 0.07, as the paper does on STL-10.
+        temperature: τ, by which the products of unit rows are divided. The paper takes 0.1 on
+            CIFAR-100 and 0.07 on Tiny-ImageNet and STL-10, as a method string without labels does.
         momentum: how much of its old row a sample keeps at each visit, in a bank.
         memory: `bank`, a row per sample (the paper); `queue`, the last rows, whatever N; `batch`,
             the other samples of the batch.
@@ -87,6 +88,7 @@ class CRD(Objective):
         student_head, teacher_head: `nn.Linear` to embedding_dim; both train.
         student_bank, teacher_bank: the rows, [N, embedding_dim] for a bank.
         student_normalizer: Z where the student is the anchor; 0 until the first batch sets it.
+            Without a memory Z over the batch's size, which may change.
         teacher_normalizer: Z where the teacher is the anchor.
 
     Raises:
@@ -266,6 +268,8 @@ class CRD(Objective):
     ) -> Tensor:
         """One anchor's loss; `other` is the batch seen by the other network, `bank` its memory."""
         device, tau = anchor.device, self.temperature
+        # Z is of all rows of a memory; of the batch, which may be of another size, it is of one.
+        normalized = self.memory.rows or 1
         size = self.memory.rows or draw.negatives + 1
         keys = rows_of(bank, draw.chosen, device) if self.memory.rows else gathered(other)
 
@@ -281,8 +285,9 @@ class CRD(Objective):
         negatives = draw.negatives
         if not self._normalized:
             mean = averaged(contrast(anchor.detach(), MeanScore(negatives)))
-            normalizer.copy_(mean * size)
-        return contrast(anchor, NCECritic(normalizer.log(), negatives, size))
+            normalizer.copy_(mean * normalized)
+        whole = normalizer * (size // normalized)
+        return contrast(anchor, NCECritic(whole.log(), negatives, size))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CRD":
         # Banks in host memory or in files stay where they are when the objective moves.

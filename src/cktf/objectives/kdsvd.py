@@ -4,10 +4,12 @@ Source: Lee, Kim, Song, "Self-supervised Knowledge Distillation Using Singular V
 ECCV 2018, arXiv 1807.06819.
 """
 
+from torch import Tensor
+
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import kdsvd_loss
-from cktf.functional.kdsvd import Axis, agreeing_axis
+from cktf.functional.kdsvd import Axis, agreeing_axis, most_vectors
 from cktf.functional.maps import to_smaller
 from cktf.objectives.base import Loss, Objective, Setting, loss_of
 from cktf.objectives.pairs import stage_maps
@@ -36,14 +38,19 @@ class KDSVD(Objective):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch; larger maps are average-pooled."""
-        maps = zip(*stage_maps("KDSVD", student, teacher), strict=True)
-        students, teachers = zip(*(to_smaller(s, t) for s, t in maps), strict=True)
+        students, teachers = _pooled(student, teacher)
         return loss_of("kdsvd", kdsvd_loss(students, teachers, self.rank, self.axis))
+
+
+def _pooled(student: Features, teacher: Features | None) -> list[tuple[Tensor, ...]]:
+    """The stages' maps of both networks, the larger of each pair pooled to the other."""
+    maps = zip(*stage_maps("KDSVD", student, teacher), strict=True)
+    return list(zip(*(to_smaller(s, t) for s, t in maps), strict=True))
 
 
 def build(setting: Setting, rank: int = 1, axis: Axis | None = None) -> KDSVD:
     """KDSVD between two networks with two stages or more."""
-    students, teachers = stage_maps("KDSVD", *setting.both("KDSVD"))
+    students, teachers = _pooled(*setting.both("KDSVD"))
     if len(students) < 2:
         raise MethodError("KDSVD relates neighbouring stages, and a network here has only one.")
     if axis == "channel" and agreeing_axis(students, teachers) != "channel":
@@ -51,5 +58,11 @@ def build(setting: Setting, rank: int = 1, axis: Axis | None = None) -> KDSVD:
             "KDSVD over the channels needs equally many: the student has "
             f"{[m.shape[1] for m in students]}, the teacher {[m.shape[1] for m in teachers]}. Use "
             "axis: width."
+        )
+    most = most_vectors(teachers, axis or agreeing_axis(students, teachers))
+    if rank > most:
+        raise MethodError(
+            f"KDSVD keeps rank = {rank} singular vectors of each teacher map, and here one has "
+            f"{most}. Set rank to {most} or less."
         )
     return KDSVD(rank, axis)

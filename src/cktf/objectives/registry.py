@@ -9,7 +9,8 @@ student without a teacher. Without a weight the published ones hold:
 - `cktf` alone, or with `kd`: β 0.8 at the penultimate layer, θ 0.1 at the stem and each module
   (1 and 0.04 without labels); a weight given, or another method beside it, sets both: `cktf:0.8`
   is 0.8 · (L_penultimate + Σ L_k).
-- without labels the temperature of `crd` and `cktf` is 0.07, unless their options say another.
+- without labels the temperature of `crd` and `cktf` is 0.07, unless their options say another;
+  `crd` keeps its 0.8, where the paper's transfer has `crd:1`.
 """
 
 import inspect
@@ -230,7 +231,8 @@ def _place_cktf(
 ) -> float:
     """Turn CKTF's weight into β and θ, where it has one."""
     weight = given["cktf"]
-    if weight is None and not set(given) <= _KEEPS_CKTF:
+    others = {name for name, of in given.items() if of != 0}
+    if weight is None and not others <= _KEEPS_CKTF:
         weight = _CKTF_ADDED
     if weight is None and not labelled:
         options |= _CKTF_UNLABELLED | options

@@ -50,7 +50,6 @@ def find_paths(
     stages = tuple(stage.removeprefix(_INSIDE) for stage in stages)
     given = FeaturePaths(
         stages=stages,
-        blocks=tuple((stage,) for stage in stages),
         embedding=(embedding or "").removeprefix(_INSIDE),
     )
     if isinstance(network, Normalized):

@@ -134,7 +134,8 @@ def _stages(
     """The phases of the methods, then training on their sum, each with what it reads tapped."""
 
     def tapped(part: Objective, compile: bool = False) -> tuple[Tap, TeacherTap | None]:
-        own = Tap(parts.student, student.paths, part.needs, compile=compile)
+        # Blocks are chosen among, and only the teacher's.
+        own = Tap(parts.student, student.paths, part.needs - {"blocks"}, compile=compile)
         if parts.teacher is None or teacher is None or not part.needs_teacher:
             return own, None
         if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
