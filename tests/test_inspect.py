@@ -28,6 +28,46 @@ def test_macs_by_hand():
     assert found.parameters == 8 * 3 * 9 + 8 + 8 * 4 + 4 + 4 * 5 + 5
 
 
+class Attentive(torch.nn.Module):
+    """Attention over the places of a map, by PyTorch's module or by its function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.patches = torch.nn.Conv2d(3, 8, 4, stride=4)
+        self.function, self.joined = function, torch.nn.Linear(8, 24)
+        self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        self.linear = torch.nn.Linear(8, 5)
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).mT
+        if self.function:
+            q, k, v = self.joined(tokens).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+            seen = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            seen = self.attention.out_proj(seen.transpose(1, 2).flatten(2))
+        else:
+            seen = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return self.linear(seen.mean(1))
+
+
+@pytest.mark.parametrize("function", [True, False])
+@pytest.mark.parametrize("graph", [True, False])
+def test_macs_of_attention_by_hand(function, graph):
+    """Also where nothing is followed for gradients, and PyTorch has a kernel for all of it."""
+    network = Attentive(function).requires_grad_(graph)
+    with torch.set_grad_enabled(graph):
+        found = inspect(network, (3, 16, 16), stages=["patches"], embedding="linear:input")
+    projections, products = 4 * 16 * 8 * 8, 2 * 16 * 16 * 8
+    assert found.macs == 16 * 8 * 3 * 16 + projections + products + 8 * 5
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_images_that_a_network_does_not_take():
+    result = CliRunner().invoke(app, ["inspect", "torchvision:alexnet"])
+    assert result.exit_code == 2
+    said = " ".join(result.output.split())
+    assert "cannot take images (2, 3, 32, 32)" in said
+
+
 def test_inspect_prints_what_would_be_compared(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     result = CliRunner().invoke(app, ["inspect", "timm:test_vit3", "--input", "3x64x64"])

@@ -177,6 +177,24 @@ def test_a_group_has_one_teacher(tmp_path):
     assert [g.name for g in grouped([one, copy, two])] == ["KD (teacher two)", "KD (teacher one)"]
 
 
+def test_a_group_has_the_teacher_that_it_had(tmp_path):
+    """Whatever lies at its path by now, and wherever it was."""
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "student.safetensors").write_bytes(b"of now")
+    runs = []
+    for seed, (sha256, path) in enumerate(
+        (("1", teacher), ("1", tmp_path / "moved"), ("2", teacher))
+    ):
+        folder = tmp_path / f"run{seed}"
+        folder.mkdir()
+        note = {"teacher": str(path), "sha256": sha256}
+        (folder / "teacher.json").write_text(json.dumps(note))
+        made = run("kd", 80.0 + seed, seed, recipe={"teacher": str(path)})
+        runs.append(replace(made, folder=folder))
+    assert [sorted(g.by_seed) for g in grouped(runs)] == [[2], [0, 1]]
+
+
 def test_a_seed_counts_once():
     first, again = run("kd", 83.0), replace(run("kd", 85.0), folder=Path("again"))
     (group,) = grouped([first, again, run("kd", 84.0, seed=1)])
@@ -539,6 +557,17 @@ def test_a_run_whose_teacher_is_gone(runs, tmp_path):
     text = write_report([moved], tmp_path / "report.html", show=False).read_text()
     assert "/nowhere/teacher" in text
     assert "Not all is shown" in text
+
+
+def test_a_run_whose_teacher_was_trained_anew(runs, tmp_path):
+    """What lies there by now did not teach it, and is not shown as if it had."""
+    copy = tmp_path / "copy"
+    shutil.copytree(runs[2], copy)
+    note = json.loads((copy / "teacher.json").read_text())
+    (copy / "teacher.json").write_text(json.dumps(note | {"sha256": "0123456789abcdef"}))
+    text = write_report([copy], tmp_path / "report.html", show=False).read_text()
+    assert "has other weights by now" in text
+    assert "01234567…" in text
 
 
 def test_mistakes(runs, tmp_path):

@@ -12,6 +12,7 @@ from cktf.bench.statistics import spread
 from cktf.errors import CktfError, RecipeError
 from cktf.models import fingerprint
 from cktf.recipes import CUSTOM, decisive, is_path, make_recipe, make_transfer, teacher_file
+from cktf.workflows import noted
 from cktf.workflows.analysis import Analysis
 
 # Differences that a name lists.
@@ -110,13 +111,16 @@ def experiment(run: Analysis) -> dict[str, Any]:
     fields.pop("seed", None)
     for method, options in (fields.pop("options", None) or {}).items():
         fields |= {f"{method}.{name}": value for name, value in options.items()}
+    if told := noted(run.folder):
+        # What lies at its path by now may be another.
+        fields |= {"teacher": f"sha256 {told.sha256}", "teacher_weights": None}
     for name in ("teacher", "teacher_weights"):
         if fields.get(name):
             fields[name] = _weights(fields[name])
     if CUSTOM in fields.values():
         # What was made in Python the recipe does not describe; the summary does a little.
-        told = ("student", "teacher", "teacher_top1", "student_parameters", "test_images")
-        fields |= {name: run.summary.get(name) for name in told}
+        kept = ("student", "teacher", "teacher_top1", "student_parameters", "test_images")
+        fields |= {name: run.summary.get(name) for name in kept}
     return fields
 
 

@@ -36,6 +36,7 @@ from cktf.recipes import (
 )
 from cktf.taps import Tap, evaluating
 from cktf.workflows.inspection import inspect
+from cktf.workflows.taught import check_taught
 
 # Maps are compared at this many places of a side: linear CKA is of all units together.
 _GRID = 4
@@ -198,6 +199,7 @@ class Analyst:
             try:
                 if not self.trust_code:
                     refuse_code({"teacher": recipe.teacher}, recipe_of(plain.folder))
+                check_taught(recipe, plain.folder)
                 teacher = self._teacher(recipe, key, test)
             except CktfError as error:
                 missing = f"The teacher cannot be loaded: {error}"

@@ -1,13 +1,16 @@
 """What would be compared of a network: where its features are, and what it costs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from cktf.errors import DataError
 from cktf.models import build_source, parse_source
 from cktf.models.normalized import Normalized
 from cktf.taps import FeaturePaths, Features, Tap, evaluating, infer_paths
@@ -58,6 +61,33 @@ def find_paths(
     return known.updated(given) if known else infer_paths(network, example, given)
 
 
+@contextmanager
+def taking(images: Tensor, who: str = "network") -> Iterator[None]:
+    """What is inside gives images to a network; that it cannot take them is told as that."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise DataError(
+            f"The {who} cannot take images {tuple(images.shape)}: {str(error).splitlines()[0]}. "
+            "Check channels and size, or give another network."
+        ) from error
+
+
+def _flops(network: nn.Module, images: Tensor) -> int:
+    """Floating-point operations on images, those of attention too."""
+    counter: Any = FlopCounterMode(display=False)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    # The counter knows products, and none of the kernels that do all of an attention at once.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        # It follows the graph of gradients.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            network(images)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return int(counter.get_total_flops())
+
+
 def inspect(
     network: nn.Module | str,
     images: tuple[int, int, int] = (3, 32, 32),
@@ -74,27 +104,24 @@ def inspect(
         embedding: likewise.
 
     Raises:
-        CktfError: it cannot be built, or its features cannot be found: the message says how to
-            name them.
+        CktfError: it cannot be built, does not take such images, or its features cannot be found:
+            the message says how to name them.
     """
     if isinstance(network, str):
         built = build_source(parse_source(network), None)
         network = Normalized(built.network, [0.0] * images[0], [1.0] * images[0], built.size)
     example = torch.rand(_BATCH, *images)
-    with evaluating(network):
+    with evaluating(network), taking(example):
         with torch.no_grad():
             paths = find_paths(network, example, stages, embedding)
             wanted = ("embedding", "stem", "stages", "preacts")
             features = Tap(network, paths, {n for n in wanted if getattr(paths, n)})(example)
-        # The counter follows the graph of gradients.
-        counter: Any = FlopCounterMode(display=False)
-        with counter:
-            network(example)
+        flops = _flops(network, example)
     shape = network.seen(example.shape) if isinstance(network, Normalized) else example.shape
     return Inspection(
         paths,
         features,
         tuple(shape[1:]),
         sum(p.numel() for p in network.parameters() if p.requires_grad),
-        counter.get_total_flops() // (2 * _BATCH),
+        flops // (2 * _BATCH),
     )

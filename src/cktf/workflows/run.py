@@ -27,7 +27,6 @@ from cktf.engine import (
     tracked,
     write_atomically,
 )
-from cktf.errors import DataError
 from cktf.models import Normalized, load_weights, save_network
 from cktf.objectives import Objective, Setting, WeightedSum, compose, features_read
 from cktf.recipes import (
@@ -52,7 +51,7 @@ from cktf.taps import (
 )
 from cktf.workflows.caching import cached
 from cktf.workflows.fitness import check_classes, check_labels, check_student, normalised_twice
-from cktf.workflows.inspection import find_paths
+from cktf.workflows.inspection import find_paths, taking
 from cktf.workflows.parts import Parts
 from cktf.workflows.taught import as_begun
 
@@ -307,20 +306,13 @@ def _try(
     reads: set[str],
     named: _Named = ([], None),
 ) -> _Tried:
-    images = beside(network, images)
-    try:
-        with torch.no_grad(), evaluating(network):
-            wanted = reads > {"logits"}
-            paths = find_paths(network, images, *named) if wanted else FeaturePaths()
-            there = {n for n in reads - {"logits"} if getattr(paths, n)}
-            features = Tap(network, paths, there)(images)
-            advice = normalised_twice(network, f"{role} {name}", images)
-            return _Tried(images, paths, features, advice)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise DataError(
-            f"The {role} {name} cannot take images {tuple(images.shape)}: "
-            f"{str(error).splitlines()[0]}. Check channels and size, or give another network."
-        ) from error
+    images, who = beside(network, images), f"{role} {name}"
+    with taking(images, who), torch.no_grad(), evaluating(network):
+        wanted = reads > {"logits"}
+        paths = find_paths(network, images, *named) if wanted else FeaturePaths()
+        there = {n for n in reads - {"logits"} if getattr(paths, n)}
+        features = Tap(network, paths, there)(images)
+        return _Tried(images, paths, features, normalised_twice(network, who, images))
 
 
 def _summary(

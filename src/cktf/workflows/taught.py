@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cktf.engine import RunFolder, write_atomically
+from cktf.errors import RunFolderError
 from cktf.models import fingerprint
 from cktf.recipes import (
     Recipe,
@@ -65,6 +66,16 @@ def taught_by(recipe: Recipe | TransferRecipe) -> Taught | None:
     sha256 = fingerprint(Path(there.teacher_weights))
     # The same weights in another network are another teacher.
     return Taught(there.teacher, f"{sha256} in {there.teacher}", there.teacher_weights)
+
+
+def check_taught(recipe: Recipe | TransferRecipe, run: Path) -> None:
+    """Raise RunFolderError where other weights lie by now where a run's teacher was."""
+    before, now = noted(run), taught_by(recipe)
+    if before and now and before.sha256 != now.sha256:
+        raise RunFolderError(
+            f"{now.teacher_weights or now.teacher} has other weights by now (sha256 "
+            f"{now.sha256[:8]}…) than those that taught {run} ({before.sha256[:8]}…)."
+        )
 
 
 def as_begun(recipe: Recipe, run: RunFolder) -> Recipe:

@@ -1,7 +1,6 @@
 """Teach a network on labels, or distil a student from a teacher: recipe in, run folder out."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from cktf.data import ImageSet
 from cktf.engine import RunFolder
-from cktf.errors import DataError, RecipeError, RunFolderError
+from cktf.errors import RecipeError, RunFolderError
 from cktf.models import Normalized
 from cktf.recipes import (
     CUSTOM,
@@ -33,6 +32,7 @@ from cktf.recipes import (
 )
 from cktf.taps import count_logits, find_classifier
 from cktf.user_paths import expanded
+from cktf.workflows.inspection import taking
 from cktf.workflows.objects import Objects, absent, data_of
 from cktf.workflows.parts import Parts
 from cktf.workflows.run import Run, execute
@@ -351,15 +351,3 @@ def _logits(network: nn.Module, data: Data) -> int:
     images = next(iter(data.train.epoch(1))).images[:2]
     with taking(images):
         return count_logits(network, images)
-
-
-@contextmanager
-def taking(images: Tensor) -> Iterator[None]:
-    """What is inside gives images to a network; that it cannot take them is told as that."""
-    try:
-        yield
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise DataError(
-            f"The network cannot take images {tuple(images.shape)}: {str(error).splitlines()[0]}. "
-            "Check channels and size, or give another network."
-        ) from error

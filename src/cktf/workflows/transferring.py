@@ -46,6 +46,7 @@ from cktf.user_paths import expanded
 from cktf.workflows.classifier import check_classifier, classifying, embedding_of
 from cktf.workflows.curve import CURVE, draw_curve
 from cktf.workflows.fitness import check_labels
+from cktf.workflows.inspection import taking
 from cktf.workflows.objects import Objects, absent_data, data_of
 from cktf.workflows.parts import Parts
 from cktf.workflows.probing import (
@@ -58,7 +59,7 @@ from cktf.workflows.probing import (
     probe_features,
 )
 from cktf.workflows.run import Run, assemble, execute
-from cktf.workflows.train import check_same, folder_of, name_of, plain, prepare, taking
+from cktf.workflows.train import check_same, folder_of, name_of, plain, prepare
 
 _MOST_SCRATCH_EPOCHS = 200
 TEACHER, STUDENT, SCRATCH, FLOOR = "teacher", "student", "scratch", "floor"
