@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from test_resume import stop_after
@@ -43,7 +44,7 @@ from cktf.bench.runner import prepare_bench
 from cktf.cli.main import app
 from cktf.engine import Trainer
 from cktf.errors import Interrupted, RecipeError, RunFolderError, TrainingError
-from cktf.models import create, save_network
+from cktf.models import Normalized, create, save_network
 from cktf.recipes import decisive, make_recipe, make_transfer
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +96,8 @@ def test_cells_are_recipes(weights):
     assert [(c.method, c.seed) for c in cells] == [
         (m, s) for s in (0, 1) for m in ("alone", "KD", "CKTF")
     ]
-    recipe = cells[-1].recipe("t.safetensors")
+    recipe = cells[-1].recipe(taught=True)
+    assert (recipe.teacher, recipe.teacher_weights) == (str(weights), None)
     assert recipe.method == "cktf"
     assert recipe.options == {"cktf": {"negatives": 8}}
     assert (recipe.seed, recipe.optimizer.lr, recipe.data.batch_size) == (1, 0.02, 8)
@@ -137,7 +139,7 @@ def test_table_one_has_every_published_entry():
 
 def test_figure_two_transfers_without_labels():
     cells = cells_of(read_matrix("paper-figure2"), "/data")
-    recipe, teacher = cells[0].recipe("t"), cells[0].teacher.recipe
+    recipe, teacher = cells[0].recipe(), cells[0].teacher.recipe
     assert not recipe.data.labels
     assert recipe.labeled.name == recipe.data.name == "stl10"
     assert (teacher.data.name, teacher.data.labels) == ("tiny-imagenet", True)
@@ -463,6 +465,48 @@ def test_finished_runs_are_taken_over(done, weights, tmp_path, monkeypatch):
 
 
 ONE = {"methods": {"KD": "kd"}, "seeds": [0]}
+
+
+def test_weights_that_do_not_say_whose_they_are(tmp_path):
+    """The matrix names their network, to train and to take over."""
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet", num_classes=2).state_dict(), tmp_path / "big.pth")
+    big = {"network": "timm:test_resnet", "weights": str(tmp_path / "big.pth")}
+    matrix = ONE | {"teachers": {"big": big}, "pairs": ["big:resnet8"], "baseline": None}
+    assert run_bench(bench(tmp_path / "a", matrix=matrix)) == []
+    (result,) = all_results(tmp_path / "a" / "results")
+    assert (result.pair, result.summary["teacher"]) == ("big:resnet8", "timm:test_resnet")
+    again = bench(tmp_path / "b", matrix=matrix, reuse=[tmp_path / "a" / "cells"])
+    shutil.rmtree(tmp_path / "a" / "results")
+    assert run_bench(again) == []
+    assert not (tmp_path / "b" / "cells" / again.cells[0].slug / "checkpoints").exists()
+
+
+def test_weights_of_another_network_are_refused(weights):
+    """A column would be called by a network that did not teach."""
+    for teachers in (
+        {"resnet20": {"weights": str(weights)}},
+        {"resnet20": {"weights": str(weights), "network": "resnet20"}},
+    ):
+        pairs = {"teachers": teachers, "pairs": ["resnet20:resnet8"]}
+        with pytest.raises(RecipeError, match=r"holds a resnet14, .* called resnet20"):
+            cells_of(make_matrix(TINY | pairs))
+    named = {"teachers": {"mine": {"weights": str(weights)}}, "pairs": ["mine:resnet8"]}
+    assert not cells_of(make_matrix(TINY | named))[0].teacher.apart
+
+
+def test_costs_are_of_networks_at_their_sizes(monkeypatch):
+    seen = []
+    forward = Normalized.forward
+
+    def noted(self, images):
+        seen.append(self.seen(images.shape)[-1])
+        return forward(self, images)
+
+    monkeypatch.setattr(Normalized, "forward", noted)
+    sizes = {"recipe": TINY["recipe"] | {"teacher_size": 40, "student_size": 24}}
+    _measure(bench(Path("x"), matrix=ONE | sizes).cells[0].recipe(), "resnet14")
+    assert set(seen) == {24, 40}
 
 
 def test_students_of_an_earlier_teacher_are_not_stamped_with_a_later_one(done, weights, tmp_path):

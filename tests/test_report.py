@@ -137,6 +137,16 @@ def test_answer_over_seeds():
     )
 
 
+def test_accuracies_are_of_the_weights_that_a_run_kept():
+    """Those that held-out images chose, as every picture is."""
+    (chosen,) = grouped([run("kd", 83.0, kept_test_top1=90.0, kept_epoch=6)])
+    assert (chosen.top1, chosen.by_seed) == (90.0, {0: 90.0})
+    assert chosen.error == pytest.approx(100 * (0.9 * 0.1 / 10000) ** 0.5, rel=1e-3)
+    (last,) = grouped([run("kd", 83.0, kept_test_top1=83.0)])
+    assert (last.top1, last.error) == (83.0, 0.4)
+    assert gap(chosen, last).points == pytest.approx(7.0)
+
+
 def test_groups_differ_in_nothing_but_their_seed():
     """Repeated with a change, a run is another method, named by the change."""
     slow, fast = ({"optimizer.lr": lr} for lr in (0.02, 0.1))

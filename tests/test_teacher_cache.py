@@ -1,7 +1,10 @@
 """Finite sets of views, the teacher's features of them on disk, and two renderings of one view."""
 
+import copy
 import shlex
+import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -276,6 +279,22 @@ def test_damage_is_seen_and_computed_anew(net, tmp_path, spoil):
     assert view.calls == [0]
 
 
+def test_of_two_that_begin_at_once_one_computes(net, tmp_path):
+    """The other waits, and reads all of it."""
+    begun, views = threading.Barrier(2, timeout=60), [Counted(), Counted()]
+
+    def read(view):
+        tap = cache(copy.deepcopy(net), view, tmp_path)
+        begun.wait()
+        return tap.of(batch_of(None, 0))
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(read, views))
+    assert sorted(view.calls for view in views) == [[], [0]]
+    for features in found:
+        torch.testing.assert_close(features, cache(net, None, tmp_path)(batch_of(None, 0).images))
+
+
 def test_what_was_cut_off_is_never_used(net, tmp_path):
     def cut(view):
         yield next(iter(Counted()(view)))
@@ -283,7 +302,7 @@ def test_what_was_cut_off_is_never_used(net, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         cache(net, cut, tmp_path).of(batch_of(None, 0))
-    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["lock"]
     view = Counted()
     tap = cache(net, view, tmp_path)
     torch.testing.assert_close(tap.of(batch_of(None, 0)), tap(batch_of(None, 0).images))

@@ -8,6 +8,7 @@ from typing import Any
 
 from cktf.bench.matrix import Fields, Matrix, MethodEntry, TeacherEntry
 from cktf.errors import RecipeError, nearest
+from cktf.models import describe, is_ours, names
 from cktf.objectives import METHODS, parse
 from cktf.recipes import (
     CUSTOM,
@@ -19,6 +20,7 @@ from cktf.recipes import (
     make_recipe,
     make_transfer,
     put,
+    teacher_file,
 )
 from cktf.user_paths import expanded
 
@@ -35,6 +37,7 @@ class TeacherPlan:
         network: what is trained.
         weights: trained already; None to train by `recipe`.
         recipe: of its training.
+        apart: whether the weights do not say whose they are, so that the network is named too.
     """
 
     name: str
@@ -42,6 +45,7 @@ class TeacherPlan:
     network: str
     weights: Path | None
     recipe: TrainRecipe
+    apart: bool = False
 
     @property
     def slug(self) -> str:
@@ -88,9 +92,13 @@ class Cell:
         """Data set and pair."""
         return self.data, self.pair
 
-    def recipe(self, teacher: str = CUSTOM) -> CellRecipe:
-        """Its recipe, with the teacher's weights where they are."""
-        fields = merged(self.fields, {"teacher": teacher})
+    def recipe(self, taught: bool = False) -> CellRecipe:
+        """Its recipe, with its teacher's weights where they are if it is to be taught."""
+        fields = merged(self.fields, {"teacher": CUSTOM})
+        if taught:
+            weights = str(self.teacher.weights)
+            named = {"teacher": self.teacher.network, "teacher_weights": weights}
+            fields |= named if self.teacher.apart else {"teacher": weights}
         if fields["kind"] == "transfer":
             return make_transfer(fields)
         recipe = make_recipe(fields)
@@ -192,7 +200,23 @@ def _teacher(matrix: Matrix, name: str, data: Fields, weights: str | None) -> Te
     where = None if file is None else expanded(file).absolute()
     if where is not None and not where.exists():
         raise RecipeError([f"weights: there is no {where}. Name a run folder or a file."])
-    return TeacherPlan(name, recipe.data.name, network, where, recipe)
+    apart = where is not None and _is_apart(where, network, entry.network is not None)
+    return TeacherPlan(name, recipe.data.name, network, where, recipe, apart)
+
+
+def _is_apart(weights: Path, network: str, named: bool) -> bool:
+    """Whether weights need their network's name beside them; RecipeError for another's weights."""
+    file = teacher_file(str(weights))
+    if not is_ours(file):
+        # Without a network they are known by their tensors.
+        return named
+    own, zoo = describe(file)["network"], names()
+    if own != network and (network in zoo or (named and own in zoo)):
+        raise RecipeError(
+            [f"weights: {weights} holds a {own}, and here it is called {network}. Give other "
+             "weights, or the teacher another name."]
+        )  # fmt: skip
+    return False
 
 
 def _cells(

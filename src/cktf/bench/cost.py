@@ -26,6 +26,7 @@ from cktf.recipes import (
     Recipe,
     TrainRecipe,
     TransferRecipe,
+    at_size,
     build_data,
     new_network,
 )
@@ -116,6 +117,9 @@ def _measure(given: Recipe | TransferRecipe, teacher_name: str | None) -> Cost:
     classes = len(data.raw_train.classes) or 10
     teacher = new_network(teacher_name, data.raw_train, classes) if teacher_name else None
     student = new_network(name, data.raw_train, classes)
+    if isinstance(recipe, DistillRecipe):
+        student = at_size(student, recipe.student_size)
+        teacher = teacher and at_size(teacher, recipe.teacher_size)
     runtime = recipe.runtime.model_copy(update={"track": ()})
     recipe = recipe.model_copy(update={"runtime": runtime})
     if isinstance(recipe, DistillRecipe):

@@ -203,7 +203,8 @@ def _run_decided_by(run: RunFolder) -> dict[str, Any] | None:
         # What lies at its teacher's path by now may be another.
         taught = noted(run.path)
         sha = taught.sha256 if taught else weights_of(Path(fields["teacher"]))
-        return decided_by(make(fields), sha)
+        # Of weights apart from their network, the weights decide.
+        return decided_by(make(fields | {"teacher_weights": None}), sha.partition(" ")[0])
     except CktfError:
         return None
 

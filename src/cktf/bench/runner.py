@@ -320,7 +320,7 @@ def _train(bench: Bench, cells: Group, teacher: str) -> None:
     start = time.monotonic()
     runs = []
     for cell in cells:
-        recipe = cell.recipe(str(cell.teacher.weights))
+        recipe = cell.recipe(taught=True)
         if isinstance(recipe, TransferRecipe):
             folder = bench.folder(cell)
             planned = plan(recipe, folder, resume=True, trust_code=bench.trust_code)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cktf.bench.statistics import paired
-from cktf.report.groups import Group, alone
+from cktf.report.groups import Group, alone, top1_of
 from cktf.workflows.analysis import Analysis, Seen
 
 # An interval of so many standard errors is one of 95 %.
@@ -73,7 +73,7 @@ def _of_runs(first: Analysis, second: Analysis) -> Gap:
     a, b = first.labels, second.labels
     if a is not None and b is not None and torch.equal(a, b) and first.classes == second.classes:
         half = _over_images(first.student, second.student, a)
-    points = first.summary["test_top1"] - second.summary["test_top1"]
+    points = top1_of(first) - top1_of(second)
     return Gap(points, half, "test images" if half is not None else "nothing")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cktf.bench.statistics import spread
+from cktf.engine import standard_error
 from cktf.errors import CktfError, RecipeError
 from cktf.models import fingerprint
 from cktf.recipes import CUSTOM, decisive, is_path, make_recipe, make_transfer, teacher_file
@@ -46,7 +47,7 @@ class Group:
     @property
     def top1(self) -> float:
         """Mean over the seeds, in per cent."""
-        return statistics.mean(float(run.summary["test_top1"]) for run in self.runs)
+        return statistics.mean(map(top1_of, self.runs))
 
     @property
     def error(self) -> float | None:
@@ -54,11 +55,13 @@ class Group:
 
         None where nothing tells.
         """
-        values = [run.summary["test_top1"] for run in self.runs]
-        deviation = spread(values)
+        deviation = spread(list(map(top1_of, self.runs)))
         if deviation is not None:
-            return deviation / math.sqrt(len(values))
-        found: float | None = self.runs[0].summary.get("test_standard_error")
+            return deviation / math.sqrt(len(self.runs))
+        summary = self.runs[0].summary
+        if top1_of(self.runs[0]) != summary["test_top1"]:
+            return standard_error(top1_of(self.runs[0]), summary["test_images"])
+        found: float | None = summary.get("test_standard_error")
         return found
 
     @property
@@ -69,7 +72,7 @@ class Group:
     @property
     def by_seed(self) -> dict[int, float]:
         """Accuracies."""
-        return {run.summary["seed"]: run.summary["test_top1"] for run in self.runs}
+        return {run.summary["seed"]: top1_of(run) for run in self.runs}
 
     def of_seed(self, seed: int) -> Analysis:
         """The run with a seed."""
@@ -84,6 +87,12 @@ class Group:
             "out: the same seed again is not another seed."
             for run in self.repeated
         ]
+
+
+def top1_of(run: Analysis) -> float:
+    """Accuracy of the weights that a run kept, which are not always those of its last epoch."""
+    kept = run.summary.get("kept_test_top1")
+    return float(run.summary["test_top1"] if kept is None else kept)
 
 
 def method_name(method: str) -> str:

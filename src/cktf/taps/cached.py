@@ -6,6 +6,7 @@ size and check sum, so that it is either whole or not there. The folder's name i
 that decides the contents: weights, images, how a view is drawn, and precision.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -113,12 +114,31 @@ class CachedTap:
 
     def _rows(self, view: int) -> list[Tensor]:
         if view not in self._open:
+            found = {name: self._read(view, name) for name in self._named}
+            if any(rows is None for rows in found.values()):
+                self._fill_alone(view)
+                found = {name: self._read(view, name, trusted=True) for name in self._named}
+            whole = [rows for rows in found.values() if rows is not None]
+            if len(whole) < len(found):
+                raise DataError(
+                    f"{self.folder} was written to while it was read. Nothing but a teacher cache "
+                    "is to change it; run again."
+                )
+            self._open[view] = whole
+        return self._open[view]
+
+    def _fill_alone(self, view: int) -> None:
+        """Compute what a view lacks; of several processes one does, and the others wait for it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             missing = [name for name in self._named if self._read(view, name) is None]
+            for name in missing:
+                if self._note(view, name).is_file():
+                    path = self._path(view, name)
+                    self.say(f"{path} is damaged, or of something else: it is computed anew")
             if missing:
                 self._fill(view, missing)
-            found = [self._read(view, name, trusted=name in missing) for name in self._named]
-            self._open[view] = [row for row in found if row is not None]
-        return self._open[view]
 
     def _path(self, view: int, name: str) -> Path:
         return self.folder / f"view-{view:03d}" / re.sub(r"[^\w.-]", "_", name)
@@ -137,7 +157,6 @@ class CachedTap:
             whole = said["name"] == name and said["key"] == self._key
             whole &= path.stat().st_size == count * dtype.itemsize
             if not whole or not (trusted or _checksum(path) == said["crc32"]):
-                self.say(f"{path} is damaged, or of something else: it is computed anew")
                 return None
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return None
