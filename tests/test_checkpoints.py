@@ -11,6 +11,7 @@ import sys
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -233,6 +234,20 @@ def test_a_compressed_checkpoint_is_not_unpacked(two, tmp_path):
     vouch(newest)
     assert kept.newest()["number"] == 1
     assert "compressed" in said[0]
+
+
+def test_room_is_asked_for_what_is_not_there_yet(tmp_path, monkeypatch):
+    run, free = RunFolder(tmp_path), SimpleNamespace(free=3 << 20)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: free)
+    run.create(checkpoint_mb=1)
+    for number in (1, 2):
+        run.saved.save({"number": number, "weights": torch.zeros(1 << 18)}, f"{number}")
+    free.free = 3 << 19
+    run.create(checkpoint_mb=1)
+    # The next is written before the older one goes.
+    free.free = 1 << 19
+    with pytest.raises(RunFolderError, match="checkpoints take 1 MB more"):
+        run.create(checkpoint_mb=1)
 
 
 def test_a_failed_save_leaves_the_others(two, monkeypatch, tmp_path):

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
@@ -160,6 +162,37 @@ def test_without_its_data_set_a_run_is_still_written(tmp_path):
     assert computed(written.path, torch.rand(3, 3, 16, 16)).shape == (3, 3)
     with pytest.raises(RunFolderError, match="Leave --int8 away"):
         export_run(made.folder, int8=True)
+
+
+def test_a_student_without_labels_knows_its_teachers_classes(tmp_path):
+    """It is tried on the labels that it did not read, and written where they are not at hand."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for number, name in enumerate(("ant", "bee", "cat")):
+            place = tmp_path / "data" / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 90, (16, 16, 3), dtype=np.uint8)
+                pixels[..., number] += 120
+                Image.fromarray(pixels).save(place / f"{i}.png")
+    data, small = f"imagefolder:{tmp_path / 'data'}", {"data.batch_size": 8}
+    teacher = cktf.teach(
+        "resnet8", train=data, epochs=1, out=tmp_path / "teacher", overrides=small, show=False
+    )
+    run = cktf.distill(
+        teacher.folder, "resnet8", train=data, method="kd", epochs=1, out=tmp_path / "run",
+        overrides=small | {"data.labels": False}, show=False,
+    )  # fmt: skip
+    original, written = export_run(run.folder)
+    assert written.accuracy.top1 == cktf.evaluate(run.folder)[0].top1
+    assert json.loads(onnx.load(written.path).metadata_props[3].value) == ["ant", "bee", "cat"]
+    (tmp_path / "data").rename(tmp_path / "moved")
+    original, written = export_run(run.folder)
+    assert written.accuracy is None
+    assert str(tmp_path / "data") in original.missing
+    for asked in ({"int8": True}, {"data_dir": str(tmp_path)}):
+        with pytest.raises(DataError, match="data"):
+            export_run(run.folder, **asked)
 
 
 def test_what_is_missing_is_said(tmp_path, monkeypatch):

@@ -688,6 +688,16 @@ def test_the_set_that_is_named_is_measured(sets, tmp_path, monkeypatch, kind):
         assert (name, accuracy.samples) == (sets[measured], images)
 
 
+def test_a_folder_named_from_where_one_is_is_the_same_folder(sets, tmp_path, monkeypatch):
+    section = {"name": sets["a"], "test": sets["b"], "dir": "images"}
+    recipe = make_recipe({"kind": "train", "model": "resnet8", "data": section})
+    run = finished(tmp_path / "run", recipe)
+    monkeypatch.chdir(tmp_path)
+    assert evaluation.tested_on(run, "imagefolder:b")[1] == recipe.data
+    assert evaluation.tested_on(run, "imagefolder:a")[1].dir == "images"
+    assert evaluation.tested_on(run, "imagefolder:c")[1].name == sets["c"]
+
+
 def test_a_run_is_evaluated_at_the_size_of_its_training(sets, tmp_path, monkeypatch):
     out = tmp_path / "run"
     line = f"train --model resnet8 --data {sets['a']} --epochs 1 --out {out}"

@@ -16,6 +16,7 @@ from cktf.data import (
     labels_of,
 )
 from cktf.errors import DataError
+from cktf.recipes import loader_of_test
 
 RNG = np.random.default_rng
 
@@ -304,6 +305,39 @@ def test_a_bad_sample_is_named(sample, words):
         batches(DatasetLoader([good, good, sample, good], 2, train=False))
 
 
+TESTED = {
+    "small": ((torch.zeros(3, 64, 64), 0), 500),
+    "larger": ((torch.zeros(3, 640, 320), 0), 10),
+    "picture": ((Image.new("RGB", (640, 320)), 0), 10),
+    "array": ((np.zeros((640, 320), np.uint8), 0), 10),
+    "huge": ((torch.zeros(1, 2048, 2048), 0), 1),
+    "image alone": (torch.zeros(3, 640, 320), 10),
+    "mapping": ({"image": torch.zeros(3, 640, 320)}, 500),
+    "no image": (("cat.png", 0), 500),
+}
+
+
+@pytest.mark.parametrize(("sample", "size"), TESTED.values(), ids=TESTED)
+def test_images_are_tested_by_their_size(sample, size):
+    assert loader_of_test([sample] * 3).batch_size == size
+
+
+class Drawn:
+    """Images that are drawn anew whenever they are read."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, position):
+        return torch.rand(3, 640, 320), 0
+
+
+def test_a_look_at_the_size_draws_nothing():
+    before = torch.random.get_rng_state()
+    assert loader_of_test(Drawn()).batch_size == 10
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_workers_give_the_same_batches():
     alone, helped = (batches(DatasetLoader(image_set(), 5, train=True, workers=w)) for w in (0, 1))
@@ -377,3 +411,9 @@ def test_attributes_that_are_not_the_labels_of_samples(attributes):
 def test_labels_that_are_no_numbers_are_named():
     with pytest.raises(DataError, match="label of sample 1 is 'dog'"):
         labels_of([(None, 0), (None, "dog")])
+
+
+@pytest.mark.parametrize("sample", [{"image": None, "label": 0}, torch.zeros(3, 2, 2)])
+def test_samples_that_are_no_pairs_are_named(sample):
+    with pytest.raises(DataError, match=r"\(image, label\); sample 1 is a (dict|Tensor). Wrap it"):
+        labels_of([(None, 0), sample])

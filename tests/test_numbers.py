@@ -246,6 +246,17 @@ def test_memory_that_the_machine_does_not_have(few, tmp_path, monkeypatch):
     assert out_of_memory(ValueError("x"), Footprint(), 2, torch.device("cpu")) is None
 
 
+def test_no_memory_for_the_teacher_on_the_test_images(few, tmp_path, monkeypatch):
+    def full(self, *args, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Trainer, "evaluate", full)
+    with pytest.raises(TrainingError, match=r"not enough for batches of 500 .*2\.00 GiB") as caught:
+        distil(few, tmp_path / "run", method="kd")
+    # How many images it sees at a time is not the recipe's to say.
+    assert "batch_size" not in str(caught.value)
+
+
 def test_a_tally_is_taken_up_as_it_was():
     tally, loss = Tally(), Loss(torch.tensor(2.0), {"ce": torch.tensor(1.0)})
     tally.add(tally.numbers(loss, torch.tensor(3.0)), lr=0.1)

@@ -119,8 +119,8 @@ def test_a_run_goes_on_from_any_step(few, tmp_path, monkeypatch, name):
     assert same(last_state(whole.folder), last_state(run.folder))
 
 
-def test_an_evaluation_is_broken_off_and_done_again(few, tmp_path, monkeypatch):
-    whole = distil(few, tmp_path / "whole", method="kd")
+def interrupt_first_evaluation(monkeypatch):
+    """SIGINT to this process, in the first evaluation that heeds it."""
     evaluate, calls = Trainer.evaluate, []
 
     def stopped(self, network, loader, between=None):
@@ -130,6 +130,11 @@ def test_an_evaluation_is_broken_off_and_done_again(few, tmp_path, monkeypatch):
         return evaluate(self, network, loader, between)
 
     monkeypatch.setattr(Trainer, "evaluate", stopped)
+
+
+def test_an_evaluation_is_broken_off_and_done_again(few, tmp_path, monkeypatch):
+    whole = distil(few, tmp_path / "whole", method="kd")
+    interrupt_first_evaluation(monkeypatch)
     with pytest.raises(Interrupted, match="SIGINT after step 5 of epoch 1; saved"):
         distil(few, tmp_path / "cut", method="kd")
     assert not rows_of(tmp_path / "cut")
@@ -175,6 +180,18 @@ class Draws(Dataset):
     def __getitem__(self, position):
         noise = torch.rand(1) + np.random.rand() + random.random()
         return torch.full((3, 8, 8), float(noise)), position % 3
+
+
+def test_draws_of_an_evaluation_that_is_broken_off(tmp_path, monkeypatch):
+    """They are none of training's, whose images draw too."""
+    settings = {"method": "ce", "overrides": {"data.batch_size": 8}}
+    whole = distil([Draws(), Draws()], tmp_path / "whole", **settings)
+    interrupt_first_evaluation(monkeypatch)
+    with pytest.raises(Interrupted, match="SIGINT after step 3 of epoch 1; saved"):
+        distil([Draws(), Draws()], tmp_path / "cut", **settings)
+    run = distil([Draws(), Draws()], tmp_path / "cut", resume=True, **settings)
+    assert equal(weights(whole), weights(run))
+    assert records(whole.folder) == records(run.folder)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

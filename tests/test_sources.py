@@ -22,6 +22,7 @@ from cktf.models import (
     save_network,
     seems_to_be,
 )
+from cktf.models.sources import without_weights
 from cktf.recipes import going_on_from, load_teacher, new_network
 
 IMAGES = torch.rand(2, 3, 32, 32)
@@ -178,6 +179,25 @@ class TestBuilding:
         state = network.state_dict()
         kept = {k for k in state if torch.equal(state[k], trained[k])}
         assert state.keys() - kept == {f"{head}.weight", f"{head}.bias"}
+
+    @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+    def test_a_pretrained_network_comes_back_from_its_file(self, monkeypatch, tmp_path, name):
+        """With what its pretrained form does to images, and without heads that it does not have."""
+        trained = models.get_model(name, aux_logits=True, init_weights=False).state_dict()
+        monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: trained)
+        line = f"torchvision:{name}(pretrained=True)"
+        network = build_source(parse_source(line), 3).network.eval()
+        assert network.transform_input
+        path = tmp_path / "student.safetensors"
+        save_network(network, path, name=line, classes=("a", "b", "c"), dataset="custom")
+        again = load_network(path)[0].eval()
+        images = torch.rand(1, 3, 96, 96)
+        with torch.no_grad():
+            assert torch.equal(network(images), again(images))
+
+    def test_a_pretrained_vit_is_of_the_size_of_its_images(self):
+        found = without_weights(parse_source("torchvision:vit_h_14(pretrained=True)"))
+        assert found.arguments == {"image_size": 518}
 
     @pytest.mark.parametrize(
         ("name", "mean", "size"),

@@ -1,5 +1,6 @@
 """Whole runs, small: what is learned, written, repeated and continued."""
 
+import importlib.metadata
 import json
 import math
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 import cktf
 from cktf.data import ImageSet, load_dataset
@@ -393,6 +394,13 @@ def poisoned(data, count=64):
     return tensors
 
 
+class Stream(IterableDataset):
+    """Images one after the other, of which none can be asked for by its position."""
+
+    def __iter__(self):
+        yield torch.rand(3, 32, 32), 0
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -400,6 +408,15 @@ def poisoned(data, count=64):
         (lambda i: {"student": Small(classes=4)}, DataError, "gives 4 logits, and the data has 10"),
         (lambda i: {"test": []}, RecipeError, "length above 0"),
         (lambda i: {"test": "fashion-mini"}, RecipeError, "not the name of one"),
+        (lambda i: {"train": DataLoader(as_tensors(i[0], 64), 64)}, RecipeError,
+         "train: give the data set, not a loader of it"),
+        (lambda i: {"test": DataLoader(as_tensors(i[0], 64), 64)}, RecipeError,
+         "test: give the data set, not a loader"),
+        (lambda i: {"train": None, "unlabeled": DataLoader(i[0], 64)}, RecipeError,
+         "unlabeled: give the data set, not a loader"),
+        (lambda i: {"train": Stream()}, RecipeError, "train: a map-style .* given Stream, which"),
+        (lambda i: {"test": Stream()}, RecipeError, "test: a map-style .* given Stream, which"),
+        (lambda i: {"test": {1, 2}}, RecipeError, "test: a map-style .*; given set"),
         (lambda i: {"train": "fashion-mini", "test": i[1]}, RecipeError, "its own test images"),
         (lambda i: {"test": [(torch.rand(3, 32, 32), 10)]}, DataError, "test labels run from 10"),
         (lambda i: {"test": [(torch.rand(1, 32, 32), 1)]}, DataError, "cannot take images"),
@@ -451,6 +468,33 @@ def test_what_a_launcher_says(monkeypatch, said):
     refused = pytest.raises(TrainingError, match="1 processes and 2 steps")
     with nullcontext() if said == "MIXED_PRECISION" else refused:
         assert device_of(Training(epochs=1, device="cpu")).type == "cpu"
+
+
+def test_auto_is_cuda_or_the_cpu(monkeypatch):
+    """Apple's GPUs know no float64, in which accuracies and losses are summed."""
+    monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # where Accelerate takes one
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of(Training(epochs=1)).type == "cpu"
+
+
+def test_a_package_that_is_on_the_path_and_not_installed(images, tmp_path, monkeypatch):
+    found = importlib.metadata.Distribution.from_name
+
+    def installed(name):
+        if name == "cktf":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", installed)
+    run = cktf.teach(
+        Small(), train=as_tensors(images[0], 64), epochs=1, out=tmp_path / "run", show=False,
+        overrides={"runtime.track": "none"},
+    )  # fmt: skip
+    versions = run.summary["versions"]
+    assert versions["cktf"] == cktf.__version__
+    # As packages are numbered: what a build is for is no other version.
+    assert versions["torch"] == importlib.metadata.version("torch").partition("+")[0]
 
 
 def test_a_run_folder_below_a_file(images, tmp_path):

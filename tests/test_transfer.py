@@ -1,8 +1,11 @@
 """Transfer without labels, and probes of features."""
 
+import errno
 import json
+import os
 import random
 import shlex
+import signal
 import sys
 
 import numpy as np
@@ -13,21 +16,22 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from test_training import Small, images
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from typer.testing import CliRunner
 
 import cktf
 from cktf.cli.main import app
 from cktf.data import ImageSet
 from cktf.data.cifar_names import CIFAR10
-from cktf.engine import Trainer
+from cktf.engine import RunFolder, Trainer, run_folder
 from cktf.errors import CktfError, DataError, Interrupted, RecipeError
 from cktf.models import Normalized, create, load_network, save_network
 from cktf.objectives import METHODS
 from cktf.recipes import loader_of_test, make_transfer, read_recipe
-from cktf.workflows import carry_out, plan
+from cktf.workflows import Run, carry_out, plan, transferring
 from cktf.workflows.classifier import Embedded
-from cktf.workflows.probing import choose, embed, fit_classifier
+from cktf.workflows.objects import some_of
+from cktf.workflows.probing import check_classes, choose, embed, fit_classifier
 
 __all__ = ["images"]  # fixtures
 
@@ -195,6 +199,28 @@ def test_a_probe_needs_labels(images):
         cktf.probe(create("resnet8", 10), labeled=images[0].unlabelled(), test=images[1])
 
 
+def test_a_probe_reads_data_sets(images):
+    loader = DataLoader(images[0], 64)
+    with pytest.raises(RecipeError, match="labeled: give the data set, not a loader"):
+        cktf.probe(create("resnet8", 10), labeled=loader, test=images[1])
+
+
+def test_labels_below_zero_are_told():
+    with pytest.raises(DataError, match="from 0; given -1 for 2 of 5 images"):
+        check_classes(torch.tensor([-1, 0, 1, -1, 1]))
+
+
+def test_labels_below_zero_are_told_before_labels_are_chosen(images):
+    few = [(images[0][k][0], k % 3 - 1) for k in range(9)]
+    with pytest.raises(DataError, match="from 0; given -1"):
+        cktf.probe(create("resnet8", 2), labeled=few, test=few, labels_per_class=[1])
+
+
+def test_samples_are_asked_for_by_plain_numbers():
+    few = some_of({0: "a", 2: "c"}, torch.tensor([2, 0]))
+    assert [few[0], few[1]] == ["c", "a"]
+
+
 # The whole of it
 
 
@@ -313,6 +339,55 @@ def test_an_interrupted_transfer_continues_to_the_same_result(
     with pytest.raises(RecipeError, match="started with another recipe; it differs in: epochs"):
         plan(make_transfer({**read_recipe(done.folder / "recipe.yaml"), "epochs": 3}),
              done.folder, resume=True)  # fmt: skip
+
+
+def untrained(recipe, parts, run, show):
+    """A run that is over at once."""
+    return Run(run.path, parts.student, {"test_top1": 50.0, "epochs": 1})
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_probing_that_is_stopped_can_be_continued(teacher, cifar, tmp_path, monkeypatch, number):
+    monkeypatch.setattr(transferring, "execute", untrained)
+    monkeypatch.setattr(transferring, "embed", lambda *_: os.kill(os.getpid(), number))
+    line = (
+        f"transfer --teacher {teacher} --student resnet8 --unlabeled cifar10 --data-dir {cifar} "
+        f"--epochs 1 --out {tmp_path}/run --set data.batch_size=16"
+    )
+    result = CliRunner().invoke(app, shlex.split(line))
+    assert result.exit_code == 75, result.output
+    assert f"Stopped by {number.name}" in result.output
+    assert f"Continue with: cktf transfer --resume {tmp_path}/run" in result.output
+
+
+def test_a_transfer_waits_for_room_for_its_files(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(transferring, "execute", untrained)
+    monkeypatch.setattr(run_folder.time, "sleep", lambda _: None)
+
+    def full_once(owner, name):
+        write, refused = getattr(owner, name), []
+
+        def written(*args, **named):
+            if not refused:
+                refused.append(name)
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(*args, **named)
+
+        monkeypatch.setattr(owner, name, written)
+
+    for name in ("write_atomically", "draw_curve", "save_network"):
+        full_once(transferring, name)
+    full_once(RunFolder, "write_summary")
+    few = [data.subset(torch.arange(0, len(data), 12)) for data in images]
+    done = cktf.transfer(
+        Small(width=16), Small(), unlabeled=few[0], labeled=few[0], test=few[1], method="kd",
+        labels_per_class=[1, 2], draws=1, out=tmp_path, show=False,
+        overrides={"data.batch_size": 20},
+    )  # fmt: skip
+    log = (tmp_path / "log.txt").read_text()
+    for what in ("its recipe", "the curve", "the student", "the summary"):
+        assert f"{what} could not be written (No space left on device)" in log
+    assert RunFolder(done.folder).finished
 
 
 def test_transfer_of_objects(images, tmp_path):

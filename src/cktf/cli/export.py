@@ -39,6 +39,8 @@ def export(
         same = "" if each.agreement is None else f"{each.agreement:.2f}"
         table.add_row(each.form, f"{each.megabytes:.2f}", f"{each.latency_ms:.2f}", top1, same)
     Console().print(table)
+    if found[0].missing:
+        print(f"Not tried on test images: {found[0].missing}")
     for each in found[1:]:
         print(f"{each.form}: {each.path}")
     print(f"Input `{INPUT}`: float32 images in [0, 1], any number at a time. Output `{OUTPUT}`.")

@@ -23,7 +23,7 @@ from torch.utils.data import (
 from cktf.batch import Batch
 from cktf.data.augment import crop_and_flip, draw_crops
 from cktf.data.images import ImageSet
-from cktf.data.samples import Batches, Indexed, Pixels, seed_of, stacked, to_label
+from cktf.data.samples import Batches, Indexed, Pixels, label_of, seed_of, stacked
 from cktf.data.streamed import Streamed
 from cktf.data.views import Views
 from cktf.errors import DataError
@@ -256,6 +256,9 @@ def labels_of(data: Any) -> Tensor:
 
     Taken from its `targets` or `labels`, through a `Subset` or `TensorDataset`; where there is
     nothing of the kind, every sample is read once.
+
+    Raises:
+        DataError: a sample that is no pair of image and label, or a label that is no number.
     """
     if isinstance(data, Subset) and _states_labels(data.dataset):
         return labels_of(data.dataset)[torch.as_tensor(data.indices)]
@@ -264,7 +267,7 @@ def labels_of(data: Any) -> Tensor:
     found = _stated(data)
     if found is not None:
         return found
-    return torch.tensor([to_label(data[i][1], i) for i in range(len(data))])
+    return torch.tensor([label_of(data[i], i) for i in range(len(data))])
 
 
 def _stated(data: Any) -> Tensor | None:

@@ -61,14 +61,8 @@ class Indexed(Dataset[tuple[Tensor, int, int]]):
         if get_worker_info() is not None:
             _seed_all(seed_of(*self.draw, position))
         sample = self.data[position]
-        pair = isinstance(sample, (tuple, list))
-        if self.labelled and not (pair and len(sample) == 2):
-            raise DataError(
-                f"A data set gives (image, label); sample {position} is a "
-                f"{type(sample).__name__}. Wrap it so that it gives pairs."
-            )
-        image = to_tensor(sample[0] if pair else sample, position)
-        label = to_label(sample[1], position) if self.labelled else UNLABELLED
+        label = label_of(sample, position) if self.labelled else UNLABELLED
+        image = to_tensor(sample[0] if isinstance(sample, (tuple, list)) else sample, position)
         if not bool(image.isfinite().all()):
             raise DataError(
                 f"The image of sample {position} holds NaN or infinity. Mend or leave out that "
@@ -81,6 +75,16 @@ def _seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def label_of(sample: Any, position: int) -> int:
+    """The number of the class of a sample, which is a pair of image and label."""
+    if not (isinstance(sample, (tuple, list)) and len(sample) == 2):
+        raise DataError(
+            f"A data set gives (image, label); sample {position} is a {type(sample).__name__}. "
+            "Wrap it so that it gives pairs."
+        )
+    return to_label(sample[1], position)
 
 
 def to_label(label: Any, position: int) -> int:

@@ -3,8 +3,9 @@
 from cktf.engine.checkpoints import write_atomically
 from cktf.engine.devices import device_of, place, placed
 from cktf.engine.evaluate import Accuracy, evaluate, standard_error
+from cktf.engine.numbers import enough_memory
 from cktf.engine.progress import announce
-from cktf.engine.randomness import seeded
+from cktf.engine.randomness import seeded, undrawn
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.settings import (
     OnNonFinite,
@@ -14,6 +15,7 @@ from cktf.engine.settings import (
     in_precision,
     peak_memory_mb,
 )
+from cktf.engine.signals import interrupting
 from cktf.engine.stage import MAIN, Stage
 from cktf.engine.tracking import tracked, trackers_of
 from cktf.engine.trainer import Fitted, Trainer
@@ -31,8 +33,10 @@ __all__ = [
     "autocast",
     "autocast_dtype",
     "device_of",
+    "enough_memory",
     "evaluate",
     "in_precision",
+    "interrupting",
     "peak_memory_mb",
     "place",
     "placed",
@@ -40,5 +44,6 @@ __all__ = [
     "standard_error",
     "tracked",
     "trackers_of",
+    "undrawn",
     "write_atomically",
 ]

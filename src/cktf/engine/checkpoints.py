@@ -45,6 +45,11 @@ class Checkpoints:
         """Those that were finished, oldest first, unread."""
         return sorted(p.with_suffix(".pt") for p in self.folder.glob("checkpoint-*.json"))
 
+    @property
+    def megabytes(self) -> float:
+        """What those that were finished take of the disk, in MiB."""
+        return sum(p.stat().st_size for p in self.present if p.exists()) / 2**20
+
     def save(self, state: dict[str, Any], name: str) -> None:
         """Write one; the earlier ones stay as they are until it is whole.
 

@@ -18,6 +18,8 @@ _STATES = (AcceleratorState, PartialState, GradientState)
 def device_of(training: Training) -> torch.device:
     """The device to train on; with the CPU the process from here on keeps the memory it frees.
 
+    `auto` is CUDA's where PyTorch sees one, else the CPU.
+
     Raises:
         TrainingError: it is not there, or a launcher asks for what a run does not do.
     """
@@ -29,7 +31,9 @@ def device_of(training: Training) -> torch.device:
     try:
         for state in _STATES:
             state._shared_state.clear()
-        made = Accelerator(cpu=training.device == "cpu", mixed_precision="no")
+        # Left to choose, it takes Apple's GPUs too, which know no float64.
+        on_cpu = training.device == "cpu" or not torch.cuda.is_available()
+        made = Accelerator(cpu=on_cpu, mixed_precision="no")
         device: torch.device = made.device
         processes, steps = made.num_processes, made.gradient_accumulation_steps
     finally:

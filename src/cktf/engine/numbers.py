@@ -6,7 +6,8 @@ at together, and always before a checkpoint: what is saved is from before the fi
 finite. Only where such steps are to be skipped is every one waited for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -221,16 +222,45 @@ class Undo:
             part.undo()
 
 
+@contextmanager
+def enough_memory(batch_size: int, device: torch.device) -> Iterator[None]:
+    """Inside, a network sees batches of test images; too little memory is told with what to change.
+
+    Raises:
+        TrainingError: memory was not enough.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        told = out_of_memory(error, Footprint(), batch_size, device, training=False)
+        if told is None:
+            raise
+        raise told from error
+
+
 def out_of_memory(
-    error: BaseException, footprint: Footprint, batch_size: int, device: torch.device
+    error: BaseException,
+    footprint: Footprint,
+    batch_size: int,
+    device: torch.device,
+    *,
+    training: bool = True,
 ) -> TrainingError | None:
-    """What to change where memory was not enough; None for an error of another kind."""
+    """What to change where memory was not enough; None for an error of another kind.
+
+    Args:
+        error: what was raised.
+        footprint: of contrast.
+        batch_size: of the images that a network saw.
+        device: where it is.
+        training: whether that is `data.batch_size`, and not what fits test images.
+    """
     text = str(error)
     kinds = (MemoryError, torch.OutOfMemoryError)
     if not isinstance(error, kinds) and "can't allocate memory" not in text:
         return None
     advice = []
-    if batch_size > 2:
+    if training and batch_size > 2:
         advice.append(f"smaller batches, --set data.batch_size={max(2, batch_size // 2)}")
     options = [o for o in footprint.options(device) if not o.startswith("data.")]
     if options:

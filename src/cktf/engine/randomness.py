@@ -32,14 +32,25 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, what is drawn follows from the seed; after it, what was drawn before goes on."""
+def undrawn(device: torch.device) -> Iterator[dict[str, Any]]:
+    """What is drawn inside changes nothing of what is drawn after it.
+
+    Inside it gives the state of before, which is empty after it.
+    """
     state = random_state(device)
-    set_seed(seed)
     try:
-        yield
+        yield state
     finally:
         restore_random_state(state, device)
+        state.clear()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, what is drawn follows from the seed; after it, what was drawn before goes on."""
+    with undrawn(device):
+        set_seed(seed)
+        yield
 
 
 def _numpy_state() -> tuple[Tensor, int, int, float]:

@@ -84,7 +84,8 @@ class RunFolder:
         """Make the folder.
 
         Args:
-            checkpoint_mb: size of a checkpoint: there must be room for three.
+            checkpoint_mb: size of a checkpoint: there must be room for three, less those that are
+                there already, and for one in any case.
 
         Raises:
             RunFolderError: the file system does not let us, or is too full.
@@ -96,11 +97,13 @@ class RunFolder:
                 f"The run folder {self.path} cannot be written ({error.strerror}). Choose another "
                 "--out."
             ) from error
-        needed, free = (KEPT + 1) * checkpoint_mb, shutil.disk_usage(self.path).free / 2**20
+        # A new one is written before the oldest goes.
+        needed = max(checkpoint_mb, (KEPT + 1) * checkpoint_mb - self.saved.megabytes)
+        free = shutil.disk_usage(self.path).free / 2**20
         if free < needed:
             raise RunFolderError(
                 f"{self.path} has {free:.0f} MB left, and this run's checkpoints take "
-                f"{needed:.0f} MB. Make room, or choose another --out."
+                f"{needed:.0f} MB more. Make room, or choose another --out."
             )
 
     @contextmanager

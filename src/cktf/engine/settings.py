@@ -33,7 +33,8 @@ class Training:
         seed: of everything random.
         precision: of the networks; losses are formed in float32 whatever it says.
         channels_last: memory format of the networks and images.
-        device: `auto`, `cpu` or `cuda`.
+        device: `cpu`, `cuda`, or `auto`: CUDA where PyTorch sees it, else the CPU, also where there
+            is another GPU.
         on_nonfinite: `stop` at a loss or gradient that is not finite, or `skip` such a step.
         checkpoint_epochs: save after every so many epochs; 0 for never.
         checkpoint_minutes: and whenever so much time has passed, also inside an epoch; 0 for never.

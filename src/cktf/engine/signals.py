@@ -40,6 +40,27 @@ def asked_to_stop() -> str | None:
 
 
 @contextmanager
+def interrupting() -> Iterator[None]:
+    """SIGTERM and Ctrl-C raise KeyboardInterrupt, which says so, where no run inside listens.
+
+    Signals reach the main thread only: in another nothing is changed.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(f"Stopped by {signal.Signals(number).name}.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def listening() -> Iterator[None]:
     """Take note of signals in place of ending; several runs that take turns listen together.
 

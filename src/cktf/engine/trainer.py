@@ -22,7 +22,7 @@ from cktf.engine.devices import device_of, place
 from cktf.engine.evaluate import Accuracy, evaluate
 from cktf.engine.numbers import Tally, Undo, gradient_norm, not_finite, out_of_memory
 from cktf.engine.progress import TrainingProgress, announce
-from cktf.engine.randomness import random_state, restore_random_state
+from cktf.engine.randomness import random_state, restore_random_state, undrawn
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.saving import Place, Saver
 from cktf.engine.settings import Training, autocast, in_precision, new_peak, peak_memory_mb
@@ -114,7 +114,7 @@ class Trainer:
         self.place, self.tally = Place(), Tally()
         new_peak(self.device)
         self.saver, self.identity = Saver(run, training, title, show), identity
-        self._epoch_now = 0
+        self._epoch_now, self._random = 0, dict[str, Any]()
         # Nothing waits for the CPU; and what is to be skipped has to be known before the update.
         self._looks_at_once = self.device.type == "cpu" or training.on_nonfinite == "skip"
         skips = training.on_nonfinite == "skip"
@@ -289,7 +289,9 @@ class Trainer:
             between: called after every batch.
         """
         forward = in_precision(network.eval(), self.training.precision, self.device)
-        return evaluate(forward, loader, self.num_classes, self.device, between)
+        # What images draw here is none of training's, wherever a signal ends it.
+        with undrawn(self.device) as self._random:
+            return evaluate(forward, loader, self.num_classes, self.device, between)
 
     def _autocast(self) -> AbstractContextManager[None]:
         return autocast(self.training.precision, self.device)
@@ -357,7 +359,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "choice": self.choice.state(),
-            "random": random_state(self.device),
+            "random": self._random or random_state(self.device),
         }
 
     def _resume(self) -> dict[str, Any] | None:
@@ -395,6 +397,4 @@ class Trainer:
 
 
 def _accuracy(row: dict[str, Any], test: Loader | None) -> Accuracy | None:
-    if test is None:
-        return None
-    return Accuracy(row["test_top1"], row["test_top5"], test.samples)
+    return None if test is None else Accuracy(row["test_top1"], row["test_top5"], test.samples)

@@ -12,10 +12,10 @@ from cktf import __version__
 from cktf.data import Images, ImageSet, Loader
 from cktf.engine import Accuracy
 from cktf.engine import evaluate as accuracy_of
-from cktf.errors import RunFolderError
+from cktf.errors import DataError, RunFolderError
 from cktf.export.network import OnnxNetwork, require_onnx, write_int8, write_onnx
 from cktf.models import Normalized, describe
-from cktf.recipes import CUSTOM, load_split, load_teacher, loader_of_test, teacher_file
+from cktf.recipes import CUSTOM, DataSection, load_split, load_teacher, loader_of_test, teacher_file
 from cktf.user_paths import expanded
 from cktf.workflows import tested_on
 from cktf.workflows.analysis import evenly, latency_ms
@@ -35,6 +35,7 @@ class Exported:
         latency_ms: median for one image at a time, on the CPU.
         accuracy: on the test images; None where the run's data is not at hand.
         agreement: per cent of them of which it says the class that PyTorch does.
+        missing: why the data is not at hand, where it was looked for.
     """
 
     form: str
@@ -42,6 +43,7 @@ class Exported:
     latency_ms: float
     accuracy: Accuracy | None = None
     agreement: float | None = None
+    missing: str = ""
 
     @property
     def megabytes(self) -> float:
@@ -64,15 +66,16 @@ def export_run(
         out: the file; by default `student.onnx` in the run folder. That of int8 is beside it, and
             ends in `.int8.onnx`.
         int8: whether to write an int8 form too; its ranges are found on training images.
-        data_dir: folder of the data set, where the run names one that is not there.
+        data_dir: folder of the data set, where the run names one that is not there. Without the
+            data the file is tried on random images alone.
         trust_code: whether the user's own code, by which the network is built, may run.
 
     Returns:
         The network as it is in the run folder, and each file.
 
     Raises:
-        CktfError: no finished run, data that is missing, a network that has no form in ONNX, or
-            libraries that are not installed.
+        CktfError: no finished run, data that is missing and was asked for, a network that has no
+            form in ONNX, or libraries that are not installed.
     """
     require_onnx()
     run = expanded(run)
@@ -83,7 +86,9 @@ def export_run(
             f"{run} was trained on a data set made in Python, and int8 needs images of it. Leave "
             "--int8 away, or write it there with cktf.export.write_int8."
         )
-    test = None if section.name == CUSTOM else load_split(section, "test")
+    test, missing = _test_images(section)
+    if missing and (int8 or data_dir):
+        raise DataError(missing)
     loader = None if test is None else loader_of_test(test, section.workers)
     classes = None if test is None else tuple(test.classes)
     network = load_teacher(str(run.absolute()), classes, trust_code=trust_code).network.eval()
@@ -95,10 +100,20 @@ def export_run(
     if int8:
         files["ONNX int8"] = out.with_suffix(".int8.onnx")
         write_int8(out, files["ONNX int8"], _calibration(load_split(section, "train")))
-    found = [Exported("PyTorch", weights, latency_ms(network, images[:1]))]
+    found = [Exported("PyTorch", weights, latency_ms(network, images[:1]), missing=missing)]
     for form, path in files.items():
         found.append(_tried(form, path, network, images, loader))
     return found
+
+
+def _test_images(section: DataSection) -> tuple[ImageSet[Images] | None, str]:
+    """A run's test images, or None and why there are none."""
+    if section.name == CUSTOM:
+        return None, ""
+    try:
+        return load_split(section, "test"), ""
+    except DataError as error:
+        return None, str(error)
 
 
 def _some(network: nn.Module, about: dict[str, object]) -> Tensor:

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from cktf.errors import CheckpointError, ModelError
 from cktf.models.foreign import seems_to_be
 from cktf.models.normalized import Normalized
-from cktf.models.sources import build_source, parse_source, runs_code
+from cktf.models.sources import build_source, parse_source, runs_code, without_weights
 from cktf.models.translate import to_published_keys
 
 _SHOWN = 3
@@ -134,11 +133,10 @@ def load_network(path: Path, *, trust_code: bool = False) -> tuple[nn.Module, di
                 "it is built by code of its user's, which a file cannot have run. Read it, and add "
                 "--trust-code if you trust it."
             )
-        source = parse_source(name)
         # Its weights come from the file, not from where they once came.
-        arguments = {k: v for k, v in source.arguments.items() if k != "pretrained"}
+        source = without_weights(parse_source(name))
         classes = len(described["classes"])  # type: ignore[arg-type]
-        network = build_source(replace(source, arguments=arguments), classes).network
+        network = build_source(source, classes).network
     except ModelError as error:
         raise CheckpointError(
             f"{path} holds {name!r}, which cannot be built from its name: {error} Or name the "

@@ -31,6 +31,7 @@ from torch import nn
 
 from cktf.errors import ModelError, nearest
 from cktf.models.normalized import Normalized
+from cktf.models.vision import implied, take_classifier
 from cktf.models.zoo import check_name, create, names
 from cktf.user_paths import expanded
 
@@ -222,6 +223,18 @@ def _classes_of(name: str) -> int | None:
     return None if described is None else described.num_classes
 
 
+def without_weights(source: Source) -> Source:
+    """A network as its pretrained form is built, but with weights of its own.
+
+    That of torchvision differs in more than weights: in the size of its images, in what it does to
+    them first, and in heads beside its classifier.
+    """
+    arguments = dict(source.arguments)
+    if arguments.pop("pretrained", False) and source.library == "torchvision":
+        arguments = implied(source.name) | arguments
+    return replace(source, arguments=arguments)
+
+
 def _torchvision(source: Source, arguments: dict[str, Any]) -> Built:
     from torchvision import models
 
@@ -231,7 +244,8 @@ def _torchvision(source: Source, arguments: dict[str, Any]) -> Built:
         source.name, **arguments, **({"weights": "DEFAULT"} if pretrained else {})
     )
     if classes is not None:
-        _take_classifier(network, models.get_model(source.name, num_classes=classes, **arguments))
+        like = implied(source.name) | arguments
+        take_classifier(network, models.get_model(source.name, num_classes=classes, **like))
     if not pretrained:
         vision = source.name.startswith(("vit", "swin", "maxvit"))
         size = arguments.get("image_size", 224 if vision else None)
@@ -239,15 +253,6 @@ def _torchvision(source: Source, arguments: dict[str, Any]) -> Built:
     seen = models.get_model_weights(source.name).DEFAULT.transforms()
     size = source.size or arguments.get("image_size", seen.crop_size[0])
     return Built(network, tuple(seen.mean), tuple(seen.std), size)
-
-
-def _take_classifier(network: nn.Module, fresh: nn.Module) -> None:
-    """Replace the layers of a network that a like one of other classes has in another shape."""
-    shapes = {key: value.shape for key, value in fresh.state_dict().items()}
-    others = {k for k, v in network.state_dict().items() if v.shape != shapes[k]}
-    for path in {key.rpartition(".")[0] for key in others}:
-        parent, _, name = path.rpartition(".")
-        setattr(network.get_submodule(parent), name, fresh.get_submodule(path))
 
 
 def _own(source: Source, arguments: dict[str, Any], num_classes: int | None) -> Built:

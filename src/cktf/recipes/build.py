@@ -1,13 +1,14 @@
 """From names to objects: the only place where a recipe becomes networks and data."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch.utils.data import Subset
 
 from cktf.data import (
     UNLABELED,
@@ -25,7 +26,7 @@ from cktf.data import (
     open_dataset,
     split_validation,
 )
-from cktf.engine import trackers_of
+from cktf.engine import trackers_of, undrawn
 from cktf.errors import CktfError, DataError, RecipeError, nearest
 from cktf.objectives import METHODS, parse
 from cktf.recipes.networks import check_network, check_teacher
@@ -354,12 +355,29 @@ def custom_loader(train: Any, section: DataSection, seed: int) -> Loader:
 def loader_of_test(test: Any, workers: int = 0) -> Loader:
     """All of a test set, in order."""
     if not isinstance(test, ImageSet):
-        return DatasetLoader(test, _TEST_BATCH, train=False, workers=workers)
+        size = _test_batch(_pixels_of_first(test, workers))
+        return DatasetLoader(test, size, train=False, workers=workers)
     _, height, width, _ = test.images.shape
-    size = max(1, min(_TEST_BATCH, _TEST_PIXELS // (height * width)))
+    size = _test_batch(height * width)
     if isinstance(test.images, Streamed):
         return DatasetLoader(test, size, train=False, workers=workers)
     return MemoryLoader(test, size, train=False)
+
+
+def _test_batch(pixels: int) -> int:
+    """How many images of so many pixels are in a batch without gradients."""
+    return max(1, min(_TEST_BATCH, _TEST_PIXELS // max(1, pixels)))
+
+
+def _pixels_of_first(data: Any, workers: int) -> int:
+    """Of the first image of a user's own data set; 0 where it is none, which is told later."""
+    first = Subset(data, range(min(1, len(data))))
+    # A data set that other processes read is not opened in this one before they are made.
+    loader = DatasetLoader(first, 1, train=False, workers=min(workers, 1), labelled=False)
+    with suppress(DataError), undrawn(torch.device("cpu")):
+        for batch in loader.epoch(0):
+            return batch.images.shape[2] * batch.images.shape[3]
+    return 0
 
 
 def check_batches(samples: int, batch_size: int) -> None:

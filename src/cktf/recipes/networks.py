@@ -38,11 +38,13 @@ class Teacher:
         network: from images in [0, 1] to logits.
         name: for the record.
         note: what was loaded, for the log.
+        classes: names of those that its logits are of, where its file says.
     """
 
     network: nn.Module
     name: str
     note: str
+    classes: tuple[str, ...] | None = None
 
 
 def new_network(line: str, data: ImageSet, num_classes: int | None = None) -> Normalized:
@@ -243,7 +245,8 @@ def _ours(path: Path, classes: tuple[str, ...] | None, trust_code: bool) -> Teac
             "trained on this one."
         )
     name = str(described["network"])
-    return Teacher(network, name, f"loaded {name} from {path}, sha256 {fingerprint(path)}…")
+    note = f"loaded {name} from {path}, sha256 {fingerprint(path)}…"
+    return Teacher(network, name, note, None if described["dataset"] == CUSTOM else tuple(own))
 
 
 def _published(path: Path, data: ImageSet | None) -> Teacher:

@@ -103,10 +103,11 @@ class ScheduleSection(_Section):
 class RuntimeSection(_Section):
     """Where, in which precision and how the networks compute; losses are formed in float32.
 
-    With `compile` both networks are trained through `torch.compile`, which first takes a minute. At
-    a loss or gradient that is not finite a run stops, or with `on_nonfinite: skip` leaves that step
-    out and counts it. `track` names trackers that show a run while it goes on, or is `none`; by
-    default it is TensorBoard where that is installed.
+    `device: auto` is CUDA where PyTorch sees it, else the CPU, on Apple silicon too. With `compile`
+    both networks are trained through `torch.compile`, which first takes a minute. At a loss or
+    gradient that is not finite a run stops, or with `on_nonfinite: skip` leaves that step out and
+    counts it. `track` names trackers that show a run while it goes on, or is `none`; by default it
+    is TensorBoard where that is installed.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from cktf.data import located_name
 from cktf.engine import Accuracy, Training, device_of, in_precision, place
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import RunFolderError
@@ -83,6 +84,8 @@ def tested_on(
     else:
         recipe = make_recipe(fields)
         section = recipe.data
+    # A recipe names folders by their absolute paths.
+    data = None if data is None else located_name(data)
     if data is not None and data != (section.test or section.name):
         # Classes that were chosen stay: they are those that the network knows.
         other: dict[str, object] = {} if data == section.name else {"name": data, "dir": None}

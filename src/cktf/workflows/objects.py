@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from cktf.data import ImageSet, labels_of, split_validation
+from cktf.data import DatasetLoader, ImageSet, MemoryLoader, labels_of, split_validation
 from cktf.recipes import (
     CUSTOM,
     Data,
@@ -50,11 +50,9 @@ def absent_data(section: DataSection, objects: Objects) -> list[str]:
         problems.append(f"test: {section.name} brings its own test images. Leave test away.")
     for name in ("train", "test"):
         value = getattr(objects, name)
-        given = custom and value is not None and not isinstance(value, str)
-        if given and not (hasattr(value, "__len__") and len(value)):
-            problems.append(
-                f"{name}: a map-style data set has a length above 0; given {type(value).__name__}."
-            )
+        if custom and value is not None and not isinstance(value, str):
+            called = name if section.labels or name == "test" else "unlabeled"
+            problems += not_map_style(called, value)
     if objects.test is not None and not section.labels:
         problems.append(
             "test: without labels the student does not learn to tell classes. Measure its features "
@@ -63,6 +61,21 @@ def absent_data(section: DataSection, objects: Objects) -> list[str]:
     if isinstance(objects.test, str) and custom:
         problems.append("test: give a data set, as for train, not the name of one.")
     return problems
+
+
+def not_map_style(name: str, value: Any) -> list[str]:
+    """What keeps an object from being read as a data set, sample by sample in any order."""
+    kind = type(value).__name__
+    if isinstance(value, DataLoader | DatasetLoader | MemoryLoader):
+        return [
+            f"{name}: give the data set, not a loader of it; given {kind}. It is shuffled and "
+            "batched here: see data.batch_size and data.workers."
+        ]
+    rule = f"{name}: a map-style data set has a length above 0, and samples by their position"
+    if isinstance(value, IterableDataset):
+        return [f"{rule}; given {kind}, which only goes from one to the next. Read it into a list."]
+    sized = hasattr(value, "__len__") and hasattr(value, "__getitem__") and len(value) > 0
+    return [] if sized else [f"{rule}; given {kind}."]
 
 
 def _is_missing(said: str, value: Any) -> bool:
@@ -87,7 +100,7 @@ def data_of(section: DataSection, seed: int, objects: Objects) -> Data:
     held = None
     if section.validation:
         kept, out = split_validation(labels_of(train), section.validation, seed)
-        train, held = _some(train, kept), _some(train, out)
+        train, held = some_of(train, kept), some_of(train, out)
     return Data(
         train=custom_loader(train, section, seed),
         test=None if test is None else loader_of_test(test, section.workers),
@@ -101,7 +114,7 @@ def data_of(section: DataSection, seed: int, objects: Objects) -> Data:
     )
 
 
-def _some(data: Any, positions: Tensor) -> Any:
+def some_of(data: Any, positions: Tensor) -> Any:
     """The samples of a data set at some positions."""
     if isinstance(data, ImageSet):
         return data.subset(positions)

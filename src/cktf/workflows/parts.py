@@ -22,6 +22,7 @@ class Parts:
         measured: accuracies on the test images by role, which those runs share.
         note: what was loaded as the teacher, for the log.
         began: likewise as the student.
+        classes: names of the teacher's, where they are known.
     """
 
     student: nn.Module
@@ -33,3 +34,4 @@ class Parts:
     measured: dict[str, Accuracy] = field(default_factory=dict)
     note: str = ""
     began: str = ""
+    classes: tuple[str, ...] | None = None

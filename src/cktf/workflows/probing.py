@@ -31,6 +31,7 @@ from cktf.taps import Tap, evaluating
 from cktf.workflows.classifier import Embedded, LinearClassifier
 from cktf.workflows.curve import CURVE, check_plots, draw_curve
 from cktf.workflows.inspection import find_paths
+from cktf.workflows.objects import not_map_style
 from cktf.workflows.train import plain
 
 if TYPE_CHECKING:
@@ -114,8 +115,13 @@ def check_classes(labels: Tensor) -> None:
     """Raise unless a classifier can be fitted on these labels [N].
 
     Raises:
-        DataError: a single class, or one without images.
+        DataError: a single class, one without images, or a label below 0.
     """
+    if below := int((labels < 0).sum()):
+        raise DataError(
+            f"A label is the number of its class, from 0; given {int(labels.min())} for {below} of "
+            f"{len(labels)} images. Leave out images that have no label, and number the others."
+        )
     counts = labels.bincount()
     if len(counts) < 2 or not bool(counts.all()):
         raise DataError(
@@ -271,14 +277,17 @@ def probe(
         runtime: `device`, `precision` and `channels_last`, where not the defaults.
 
     Raises:
-        CktfError: a mistake in `runtime`, images without labels, too few of a class, features that
-            cannot be found.
+        CktfError: a mistake in `runtime`, no data sets, images without labels, too few of a class,
+            features that cannot be found.
     """
     check_probes(curve=False)
     fields = {"kind": "train", "model": CUSTOM, "seed": seed, "runtime": dict(runtime or {})}
     training = make_recipe(fields).training()
+    if problems := [*not_map_style("labeled", labeled), *not_map_style("test", test)]:
+        raise RecipeError(problems)
     network, _ = plain(network)
     fitted, tested = (embed(network, loader_of_test(data), training) for data in (labeled, test))
+    check_classes(fitted.labels)
     choices = choose(fitted.labels, labels_per_class, draws, seed)
     return probe_features(fitted, tested, choices, seed)
 

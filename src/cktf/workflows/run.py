@@ -5,14 +5,15 @@ import platform
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from cktf import __version__
 from cktf.data import labels_of
 from cktf.engine import (
     MAIN,
@@ -23,6 +24,7 @@ from cktf.engine import (
     Trainer,
     announce,
     device_of,
+    enough_memory,
     place,
     tracked,
     write_atomically,
@@ -229,7 +231,8 @@ def _train(
     if parts.teacher is not None and data.test is not None and fitting.same_classes:
         place(parts.teacher, recipe.training(), trainer.device)
         if "teacher" not in parts.measured:
-            parts.measured["teacher"] = trainer.evaluate(parts.teacher, data.test)
+            with enough_memory(data.test.batch_size, trainer.device):
+                parts.measured["teacher"] = trainer.evaluate(parts.teacher, data.test)
         teacher_accuracy = parts.measured["teacher"]
     if parts.note:
         measured = "" if teacher_accuracy is None else f": top-1 {teacher_accuracy.top1:.2f} %"
@@ -238,8 +241,7 @@ def _train(
     yield from trainer.steps()
     fitted = trainer.fitted()
     parts.student.eval()
-    classes = data.classes or tuple(f"class {c}" for c in range(fitting.num_classes))
-    name, of = parts.student_name, data.name
+    name, (classes, of) = parts.student_name, _told(parts, fitting.num_classes)
     run.insist(
         lambda: save_network(
             parts.student,
@@ -254,6 +256,17 @@ def _train(
     summary = _summary(recipe, fitting, parts, fitted, teacher_accuracy, trainer.device)
     run.insist(lambda: run.write_summary(summary), "the summary")
     return Run(run.path, parts.student, summary)
+
+
+def _told(parts: Parts, count: int) -> tuple[tuple[str, ...], str]:
+    """Names of the classes that the student tells, and the data set that they are of."""
+    if parts.data.classes is not None:
+        return parts.data.classes, parts.data.name
+    if not parts.data.labelled and parts.classes is not None and len(parts.classes) == count:
+        # It learned to tell its teacher's.
+        return parts.classes, parts.data.name
+    # Numbers are no names: no data set is refused for them.
+    return tuple(f"class {c}" for c in range(count)), CUSTOM
 
 
 def _tell(run: RunFolder, show: bool, line: str) -> None:
@@ -353,7 +366,10 @@ def _summary(
         "skipped_steps": fitted.skipped,
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("cktf", "torch", "accelerate")},
+            "cktf": __version__,
+            # What a build is for, behind the +, is no other version.
+            "torch": torch.__version__.partition("+")[0],
+            "accelerate": accelerate.__version__,
         },
         "device": describe(device),
     }

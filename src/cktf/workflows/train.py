@@ -225,7 +225,7 @@ def prepare(
         if resume and run.recipe.exists():
             check_same(recipe, make_recipe(read_recipe(run.recipe)), run)
     data: Data | None = None
-    if not (problems.about("data") or problems.about("train")):
+    if not any(map(problems.about, ("data", "train", "unlabeled", "test"))):
         with problems.collect("data"):
             data = data_of(recipe.data, recipe.seed, objects)
     teacher: Teacher | None = None
@@ -244,8 +244,9 @@ def prepare(
     if teacher is None:
         return run, Parts(student, None, name, None, data, began=began)
     return run, Parts(
-        student, teacher.network, name, teacher.name, data, note=teacher.note, began=began
-    )
+        student, teacher.network, name, teacher.name, data,
+        note=teacher.note, began=began, classes=teacher.classes,
+    )  # fmt: skip
 
 
 def check_same(recipe: AnyRecipe, started: AnyRecipe, run: RunFolder) -> None:

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
 from cktf.data import ImageSet, labels_of
-from cktf.engine import RunFolder, announce, standard_error, write_atomically
+from cktf.engine import RunFolder, announce, interrupting, standard_error, write_atomically
 from cktf.errors import Interrupted, RecipeError, RunFolderError
 from cktf.models import Normalized, load_weights, save_network
 from cktf.recipes import (
@@ -47,7 +46,7 @@ from cktf.workflows.classifier import check_classifier, classifying, embedding_o
 from cktf.workflows.curve import CURVE, draw_curve
 from cktf.workflows.fitness import check_labels
 from cktf.workflows.inspection import taking
-from cktf.workflows.objects import Objects, absent_data, data_of
+from cktf.workflows.objects import Objects, absent_data, data_of, some_of
 from cktf.workflows.parts import Parts
 from cktf.workflows.probing import (
     Choice,
@@ -259,10 +258,13 @@ def carry_out(planned: Planned, *, show: bool = True) -> Transferred:
         Interrupted: a signal asked it to stop; it can be continued.
     """
     try:
-        return _carry_out(planned, show)
-    except Interrupted as stopped:
-        # One of its runs was stopped; what is continued is the whole.
-        raise Interrupted(str(stopped), planned.run.path) from stopped
+        with interrupting():
+            return _carry_out(planned, show)
+    except KeyboardInterrupt as stopped:
+        if not planned.run.recipe.exists():
+            raise
+        # One of its runs was stopped, or its probes; what is continued is the whole.
+        raise Interrupted(str(stopped) or "Stopped.", planned.run.path) from stopped
 
 
 def _carry_out(planned: Planned, show: bool) -> Transferred:
@@ -271,7 +273,8 @@ def _carry_out(planned: Planned, show: bool) -> Transferred:
     if not run.finished:
         assemble(distilling, parts)
         run.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.recipe, to_yaml(located(recipe)).encode())
+        text = to_yaml(located(recipe)).encode()
+        run.insist(lambda: write_atomically(run.recipe, text), "its recipe")
     distilled = execute(distilling, parts, RunFolder(run.path / STUDENT), show)
     if run.finished:
         return _read(planned, distilled.student)
@@ -282,18 +285,20 @@ def _carry_out(planned: Planned, show: bool) -> Transferred:
     summary = _summary(planned, distilled, scratch, probed)
     found = summary["points"]
     if len(planned.choices) > 1:
-        draw_curve(found, {SCRATCH: scratch.summary["test_top1"]}, run.path / CURVE)
+        level = {SCRATCH: scratch.summary["test_top1"]}
+        run.insist(lambda: draw_curve(found, level, run.path / CURVE), "the curve")
     example = _example(planned.labelled)
     student = classifying(
         distilled.student, probed[STUDENT].classifier, example, recipe.student_embedding
     )
     count = len(probed[STUDENT].classifier.bias)
     classes = planned.labelled.classes or tuple(f"class {c}" for c in range(count))
-    save_network(
-        student, run.weights, name=parts.student_name, classes=classes,
-        dataset=planned.labelled.name, images=example,
-    )  # fmt: skip
-    run.write_summary(summary)
+    about = {"name": parts.student_name, "dataset": planned.labelled.name}
+    run.insist(
+        lambda: save_network(student, run.weights, classes=classes, images=example, **about),
+        "the student",
+    )
+    run.insist(lambda: run.write_summary(summary), "the summary")
     return Transferred(run.path, student, summary)
 
 
@@ -333,11 +338,6 @@ def _summary(
     }
 
 
-def _few(data: Any, positions: Any) -> Any:
-    """Some images of a data set."""
-    return data.subset(positions) if isinstance(data, ImageSet) else Subset(data, positions)
-
-
 def _probe(planned: Planned, networks: Mapping[str, nn.Module], show: bool) -> dict[str, Probed]:
     """Probe networks on the same labels; only those that some choice has are looked at."""
     drawn = [draw for choice in planned.choices for draw in choice.draws]
@@ -347,7 +347,7 @@ def _probe(planned: Planned, networks: Mapping[str, nn.Module], show: bool) -> d
         for choice in planned.choices
     ]
     assert planned.labelled.test is not None
-    loaders = loader_of_test(_few(planned.labelled.raw_train, needed)), planned.labelled.test
+    loaders = loader_of_test(some_of(planned.labelled.raw_train, needed)), planned.labelled.test
     recipe, found = planned.recipe, {}
     for name, network in networks.items():
         announce(f"probing the {name}'s features", show)
@@ -372,7 +372,7 @@ def _scratch(planned: Planned, show: bool) -> Run:
     """The same student on the most labels alone, for as many steps."""
     recipe, labelled = planned.recipe, planned.labelled
     chosen = planned.choices[-1]
-    few = _few(labelled.raw_train, chosen.draws[0])
+    few = some_of(labelled.raw_train, chosen.draws[0])
     update: dict[str, Any] = {"batch_size": min(recipe.data.batch_size, len(few))}
     if recipe.labeled.name != CUSTOM:
         update["per_class"] = chosen.labels
