@@ -19,7 +19,8 @@ def doctor(context: typer.Context) -> None:
     assert context.parent is not None
     group, arguments = context.parent.command, list(context.args)
     assert isinstance(group, typer.core.TyperGroup)
-    name = "train" if "--model" in arguments else "distill"
+    named = any(argument.partition("=")[0] == "--model" for argument in arguments)
+    name = "train" if named else "distill"
     if arguments and arguments[0] in group.commands.keys() - {context.info_name}:
         name = arguments.pop(0)
     command = group.commands[name]

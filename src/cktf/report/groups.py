@@ -181,12 +181,17 @@ def _first_shown(groups: Sequence[Group]) -> tuple[bool, float]:
     return not taught, -max(group.top1 for group in groups)
 
 
-def refuse_unlike(runs: Iterable[Analysis]) -> None:
+def refuse_unlike(runs: Sequence[Analysis]) -> None:
     """Accuracies on different images are not compared.
 
     Raises:
-        RecipeError: the runs were tested on several sets of images.
+        RecipeError: the runs were tested on several sets of images, or one on none.
     """
+    for run in runs:
+        if run.summary.get("test_top1") is None:
+            raise RecipeError(
+                [f"{run.folder} was not tested on labelled images: nothing to compare."]
+            )
     tested: dict[str, list[str]] = {}
     for run in runs:
         section = run.recipe.get("labeled" if run.recipe["kind"] == "transfer" else "data") or {}

@@ -22,7 +22,14 @@ from cktf.report.answer import UNCERTAINTY, answer, compression, gap, teacher_ga
 from cktf.report.groups import Group, alone, grouped, refuse_unlike
 from cktf.report.looks import look
 from cktf.user_paths import expanded
-from cktf.workflows.analysis import Analysis, Analyst, Seen, evenly, most_disagreed
+from cktf.workflows.analysis import (
+    Analysis,
+    Analyst,
+    Seen,
+    evenly,
+    most_disagreed,
+    read_run,
+)
 
 LARGEST_MB = 8
 # Images for t-SNE, which takes a time that grows faster than they; runs that are looked at closely.
@@ -79,15 +86,13 @@ def write_report(
         raise RecipeError(
             [f"A report needs {error.name}, which is not here: pip install 'cktf[report]'."]
         ) from error
+    folders = list(map(expanded, runs))
+    refuse_unlike(list(map(read_run, folders)))
     analyst = Analyst(images, data_dir=data_dir, trust_code=trust_code)
     found = []
-    for run in map(expanded, runs):
-        announce(f"reading {run}", show)
-        found.append(analyst.analyse(run))
-    absent = [run.folder for run in found if run.summary.get("test_top1") is None]
-    if absent:
-        raise RecipeError([f"{absent[0]} was not tested on labelled images: nothing to compare."])
-    refuse_unlike(found)
+    for folder in folders:
+        announce(f"reading {folder}", show)
+        found.append(analyst.analyse(folder))
     groups = grouped(found)
     announce("drawing", show)
     page = _Page(groups)

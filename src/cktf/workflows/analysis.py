@@ -131,6 +131,21 @@ class Analysis:
         return f"{named}:{section['dir']}" if named == FOLDER and section.get("dir") else named
 
 
+def read_run(folder: Path) -> Analysis:
+    """What a run's folder says, without its networks.
+
+    Raises:
+        RunFolderError: no finished run there.
+    """
+    run = RunFolder(folder)
+    fields = read_recipe(recipe_of(folder))
+    if not run.finished:
+        raise RunFolderError(f"{folder} holds no finished run. Continue it first.")
+    # A transfer's epochs are those of the run inside it.
+    rows = run.rows() or RunFolder(folder / "student").rows()
+    return Analysis(folder, fields, json.loads(run.summary.read_text()), rows)
+
+
 class Analyst:
     """Analyses runs; what several have in common is done once.
 
@@ -155,23 +170,12 @@ class Analyst:
         self._latency: dict[tuple[str, int, int], float] = {}
 
     def analyse(self, folder: Path) -> Analysis:
-        """One run.
-
-        Raises:
-            RunFolderError: no finished run there.
-        """
-        run = RunFolder(folder)
-        fields = read_recipe(recipe_of(folder))
-        if not run.finished:
-            raise RunFolderError(f"{folder} holds no finished run. Continue it first.")
-        summary = json.loads(run.summary.read_text())
-        # A transfer's epochs are those of the run inside it.
-        rows = run.rows() or RunFolder(folder / "student").rows()
-        plain = Analysis(folder, fields, summary, rows)
+        """One run, and its networks; RunFolderError for no finished run there."""
+        plain = read_run(folder)
         try:
             return self._with_networks(plain)
         except CktfError as error:
-            return Analysis(folder, fields, summary, rows, missing=str(error))
+            return replace(plain, missing=str(error))
 
     def _with_networks(self, plain: Analysis) -> Analysis:
         make: Any = make_transfer if plain.recipe["kind"] == "transfer" else make_recipe
