@@ -1,7 +1,8 @@
 """The published protocol of transfer: two steps of each recipe, on small true files."""
 
-import json
+import re
 import shlex
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ from test_data_formats import columns, tiny
 from test_training import rows_of
 from typer.testing import CliRunner
 
+from cktf.cli.common import asked
 from cktf.cli.main import app
 from cktf.data import Streamed
-from cktf.recipes import build_data, make_recipe, make_transfer, read_recipe, shipped
+from cktf.recipes import build_data, check, make_recipe, make_transfer, read_recipe, shipped
 
 __all__ = ["tiny"]  # a fixture
 SHORT = "--epochs 1 --set data.batch_size=4"
@@ -58,8 +60,26 @@ def test_transfer_to_stl10(teacher, student, tiny, stl, tmp_path, monkeypatch):
     assert [row["images"] for row in rows] == [8]
     assert {"cktf.stem", "cktf.module1", "cktf.embedding"} <= rows[0]["terms"].keys()
     assert "ce" not in rows[0]["terms"]
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["unlabeled_images"], summary["test_images"], summary["classes"]) == (8, 10, 10)
+
+
+@pytest.mark.parametrize("name", ["vgg19-vgg19", "vgg19-vgg8", "ResNet18-ResNet18"])
+def test_what_a_recipe_is_compared_with(name):
+    """The options that its head names, with the engine of its own method."""
+    text = files("cktf.recipes").joinpath("paper", f"transfer-{name}.yaml").read_text()
+    (found,) = re.findall(r"as compared there: (.*), and (.*)", text)
+    methods = {}
+    for line in found:
+        _, method, *more = shlex.split(line)
+        made = asked(
+            "transfer", {"method": method, "data.dir": "/data"},
+            recipe=Path(f"paper/transfer-{name}"), settings=more[1:], out=None, resume=None,
+            trust_code=False,
+        )  # fmt: skip
+        recipe = make_transfer(made.fields).distilling()
+        problems = check(recipe).found
+        assert not [problem for problem in problems if not problem.startswith("teacher")], problems
+        methods[recipe.method] = recipe.options
+    assert methods == {"kd": {}, "crd:1": {"crd": {"estimator": "sampled"}}}
 
 
 def test_every_shipped_recipe_is_whole_and_as_published():

@@ -12,6 +12,7 @@ from cktf.bench.published import published
 from cktf.bench.results import Result, all_results, kept_matrix, results_in
 from cktf.bench.statistics import Difference, interval, paired, spread
 from cktf.errors import RecipeError, nearest
+from cktf.objectives import METHODS
 
 
 class Column(NamedTuple):
@@ -179,7 +180,7 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
     for result in results:
         values.setdefault((_column(result), result.method), {})[result.seed] = result.top1
     paper = {(row.dataset, row.pair, row.method): row.top1 for row in published()}
-    strings = {(_column(r), r.method): str(r.recipe["method"]) for r in results}
+    strings = {(_column(r), r.method): as_published(str(r.recipe["method"])) for r in results}
     entries = {}
     costs = _costs(results, place)
     for column in columns:
@@ -194,7 +195,7 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
                 ranks.get(method, 0),
                 bases[method],
                 paired(own, base),
-                paper.get((column.data, column.pair, _plain(strings.get((column, method), "")))),
+                paper.get((column.data, column.pair, strings.get((column, method), ""))),
                 _relative_time(cost, alone),
                 cost.peak_memory_mb if cost else None,
             )
@@ -244,9 +245,18 @@ def _bases(
     return {m: b if b != m and b in methods else None for m, b in bases.items()}
 
 
-def _plain(method: str) -> str:
-    """A method string as the published figures name it."""
-    return "+".join(sorted(method.split("+")))
+def as_published(method: str) -> str:
+    """A method string as the published figures name it.
+
+    What only initialises is no part of the loss: its weight is the matrix's own.
+    """
+    terms = (term.partition(":") for term in method.split("+"))
+    named = (name if _initialises(name) else f"{name}{colon}{own}" for name, colon, own in terms)
+    return "+".join(sorted(named))
+
+
+def _initialises(name: str) -> bool:
+    return name in METHODS and METHODS[name].objective.only_initialises
 
 
 def _order(results: Sequence[Result], matrix: Matrix | None) -> tuple[list[Column], list[str]]:

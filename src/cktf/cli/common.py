@@ -215,8 +215,17 @@ def asked(
     for name, value in given.items():
         if value is not None:
             put(fields, name, str(value) if isinstance(value, Path) else value)
+    _leave_out_options(fields, given.get("method"))
     assign(fields, settings or [])
     return Asked(fields, out, resume is not None)
+
+
+def _leave_out_options(fields: dict[str, Any], method: str | None) -> None:
+    """Of a recipe those of terms that the method which takes its own one's place does not have."""
+    options = fields.get("options")
+    if method is not None and isinstance(options, dict):
+        named = {term.strip().partition(":")[0] for term in method.split("+")}
+        fields["options"] = {name: own for name, own in options.items() if name in named}
 
 
 def train_from_options(
