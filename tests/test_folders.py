@@ -722,6 +722,27 @@ def test_another_set_is_tested_at_the_size_of_training(sets):
     assert load_split(section, "test").images.shape == (10, 64, 64, 3)
 
 
+@pytest.mark.parametrize(
+    ("found", "meant"),
+    [("Train", "train"), ("TESTING", "test"), ("Validation", "validation"),
+     ("unlabelled", "unlabeled")],
+)  # fmt: skip
+def test_a_split_by_another_name_is_no_class(plain, found, meant):
+    """It would be learnt as one, or left out of the test."""
+    folder = plain / found
+    (plain / "ant").rename(folder if meant == "unlabeled" else plain / "kept")
+    if meant != "unlabeled":
+        folder.mkdir()
+        (plain / "kept").rename(folder / "ant")
+    with pytest.raises(DataError, match=f"found {found}. Rename it to {meant},"):
+        load(plain)
+
+
+def test_a_class_may_be_called_as_a_split(plain):
+    (plain / "ant").rename(plain / "Train")
+    assert load(plain).classes == ("Train", "cat", "dog")
+
+
 def test_images_without_labels_have_the_size_of_the_others(plain):
     write(plain / "unlabeled", 4, sizes=[(128, 128)], first=500)
     found = load(plain, "unlabeled")

@@ -21,14 +21,14 @@ from typer.testing import CliRunner
 
 import cktf
 from cktf.cli.main import app
-from cktf.data import ImageSet
+from cktf.data import ImageSet, few_per_class
 from cktf.data.cifar_names import CIFAR10
 from cktf.engine import RunFolder, Trainer, run_folder
 from cktf.errors import CktfError, DataError, Interrupted, RecipeError
 from cktf.models import Normalized, create, load_network, save_network
 from cktf.objectives import METHODS
 from cktf.recipes import loader_of_test, make_transfer, read_recipe
-from cktf.workflows import Run, carry_out, plan, transferring
+from cktf.workflows import Run, carry_out, plan, prepare, transferring
 from cktf.workflows.classifier import Embedded
 from cktf.workflows.objects import some_of
 from cktf.workflows.probing import check_classes, choose, embed, fit_classifier
@@ -158,6 +158,10 @@ def test_smaller_draws_are_within_larger_ones():
     assert len({tuple(draw.tolist()) for draw in more.draws}) == 3
     with pytest.raises(DataError, match="21 images of each class were asked for"):
         choose(labels, [21], 1, 0)
+    # Neighbouring seeds are as independent as others, and the first draw is that of a training.
+    drawn = [d for seed in range(3) for d in choose(labels, [5], draws=3, seed=seed)[0].draws]
+    assert len({tuple(draw.tolist()) for draw in drawn}) == 9
+    assert torch.equal(drawn[3], few_per_class(labels, 5, 1))
 
 
 def test_a_probe_changes_nothing_of_a_network(images):
@@ -544,6 +548,23 @@ def test_probe_by_sgd_leaves_the_features_as_they_were(probed, cifar):
         for path in (probed, probed / "probe-sgd")
     )
     changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"network.fc.weight", "network.fc.bias"}
+
+
+@pytest.mark.parametrize("mode", ["--sgd", "--finetune"])
+def test_a_probe_begins_with_a_new_classifier(probed, cifar, monkeypatch, mode):
+    """Whatever labels the network's own was fitted on, of the same classes or not."""
+    begun = []
+
+    def first(recipe, *_, **__):
+        begun.append(prepare(recipe, probed / "none")[1].student.state_dict())
+        raise RecipeError(["enough"])
+
+    monkeypatch.setattr("cktf.workflows.run_recipe", first)
+    line = f"probe {probed} --labeled cifar10 --data-dir {cifar} --epochs 1 {mode}"
+    assert CliRunner().invoke(app, shlex.split(line)).exit_code == 2
+    own = load_network(probed / "student.safetensors")[0].state_dict()
+    changed = {name for name in own if not torch.equal(own[name], begun[0][name])}
     assert changed == {"network.fc.weight", "network.fc.bias"}
 
 

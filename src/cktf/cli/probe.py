@@ -75,6 +75,8 @@ def probe(
         given |= {
             "model": run.absolute(),
             "trains": "all" if finetune else "classifier",
+            # What was fitted on other labels is no start on these.
+            "new_classifier": True,
             "data.per_class": counts[0] if counts else None,
             "epochs": epochs,
         }

@@ -14,6 +14,7 @@ from cktf.data.registry import (
     located_name,
     open_dataset,
 )
+from cktf.data.samples import seed_of
 from cktf.data.splits import few_per_class, split_validation
 from cktf.data.streamed import Streamed
 from cktf.data.survey import Survey, survey
@@ -43,6 +44,7 @@ __all__ = [
     "load_splits",
     "located_name",
     "open_dataset",
+    "seed_of",
     "split_validation",
     "survey",
 ]

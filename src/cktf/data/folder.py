@@ -25,6 +25,10 @@ from cktf.errors import DataError
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TEST_FRACTION, TEST_SEED = 0.2, 0
 _TESTS = ("test", "val", "valid", "validation")
+# What else splits are called, in any case, and what they are called here.
+_MEANT = {name: name for name in ("train", *_TESTS, UNLABELED)} | {
+    "training": "train", "testing": "test", "tests": "test", "unlabelled": UNLABELED,
+}  # fmt: skip
 _SAMPLE = 1000
 _STEP, _LARGEST = 32, 224
 
@@ -117,6 +121,7 @@ def usual_size(pictures: Pictures) -> tuple[int, str]:
 
 def _splits(name: str, root: Path) -> tuple[_Images, _Images | None, str]:
     """Training and test images by class, and a word on the layout; None is to be split off."""
+    _check_names(name, root)
     found = {split: root / split for split in ("train", *_TESTS) if _folders(root / split)}
     if "train" not in found:
         own = [folder for folder in _folders(root) if folder.name != UNLABELED]
@@ -148,6 +153,18 @@ def _splits(name: str, root: Path) -> tuple[_Images, _Images | None, str]:
     test = _classes(name, found[tests[0]], _folders(found[tests[0]]))
     _same_classes(name, tests[0], set(train), set(test))
     return train, test, f"tested on {tests[0]}"
+
+
+def _check_names(name: str, root: Path) -> None:
+    """Raise DataError for a folder that would be taken for a class, and is a split by its name."""
+    for folder in _folders(root):
+        meant = _MEANT.get(folder.name.casefold())
+        split = meant == UNLABELED or (meant is not None and _folders(folder))
+        if split and folder.name not in ("train", *_TESTS, UNLABELED):
+            raise DataError(
+                f"{name}: splits are folders called train, test or val, and unlabeled; found "
+                f"{folder.name}. Rename it to {meant}, or move it away."
+            )
 
 
 def _same_classes(name: str, split: str, train: set[str], test: set[str]) -> None:

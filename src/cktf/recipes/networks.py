@@ -103,7 +103,12 @@ def check_network(line: str) -> None:
 
 
 def going_on_from(
-    line: str, data: ImageSet, classes: int | None = None, *, trust_code: bool = False
+    line: str,
+    data: ImageSet,
+    classes: int | None = None,
+    *,
+    anew: bool = False,
+    trust_code: bool = False,
 ) -> Teacher:
     """A trained network with a classifier for a data set, new where it told other classes.
 
@@ -113,6 +118,7 @@ def going_on_from(
         line: a run folder or a file of weights.
         data: whose classes it is to tell.
         classes: how many it is to tell, where nobody names those of the data.
+        anew: whether the classifier is new in any case.
         trust_code: whether code that the weights name may run.
 
     Raises:
@@ -122,7 +128,7 @@ def going_on_from(
     """
     found = load_teacher(line, None, data, trust_code=trust_code)
     told = _classes_told(expanded(line)) if classes is None else None
-    others = told is not None and told != tuple(data.classes)
+    others = anew or (told is not None and told != tuple(data.classes))
     count = len(data.classes) if classes is None else classes
     images = data[0][0].expand(2, -1, -1, -1)
     if resize_classifier(found.network, count, images, anew=others):

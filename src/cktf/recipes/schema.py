@@ -189,11 +189,14 @@ class TrainRecipe(_Recipe):
             does not name them; or `custom` for a user's own object.
         trains: `all` of it, or the `classifier` alone, on features that stay as they are, the
             statistics of BatchNorm included.
+        new_classifier: whether the classifier of a run or file is new where its classes are the
+            same too, as a probe of its features asks.
     """
 
     kind: Literal["train"] = "train"
     model: Name
     trains: Literal["all", "classifier"] = "all"
+    new_classifier: bool = False
 
 
 class _Distilling(_Recipe):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cktf.data import Loader, few_per_class
+from cktf.data import Loader, few_per_class, seed_of
 from cktf.engine import RunFolder, Training, autocast, device_of, placed, seeded
 from cktf.errors import DataError, RecipeError
 from cktf.recipes import (
@@ -219,8 +219,8 @@ def choose(labels: Tensor, per_class: Sequence[int], draws: int, seed: int) -> l
     Args:
         labels: [N] int64.
         per_class: numbers of labels of each class; empty for one point, of all labels.
-        draws: random choices at each point; draw k goes by seed `seed + k`.
-        seed: of the first draw.
+        draws: random choices at each point, of which no two seeds have any in common.
+        seed: of the first draw, which is that of `data.per_class`; the others follow from it.
 
     Raises:
         DataError: a class with fewer images than asked for.
@@ -230,7 +230,8 @@ def choose(labels: Tensor, per_class: Sequence[int], draws: int, seed: int) -> l
     counts, found = labels.bincount(), []
     for count in sorted(set(per_class)):
         times = 1 if bool((counts == count).all()) else draws
-        chosen = [few_per_class(labels, count, seed + draw) for draw in range(times)]
+        seeds = [seed, *(seed_of(seed, draw) for draw in range(1, times))]
+        chosen = [few_per_class(labels, count, own) for own in seeds]
         found.append(Choice(count, chosen))
     return found
 

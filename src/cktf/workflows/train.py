@@ -328,8 +328,9 @@ def _student(
         classes = _logits(teacher.network, data)
     if is_path(name):
         told = None if data.labelled else classes
+        anew = isinstance(recipe, TrainRecipe) and recipe.new_classifier
         with taking(data.raw_train[0][0][None]):
-            found = going_on_from(name, data.raw_train, told, trust_code=trust_code)
+            found = going_on_from(name, data.raw_train, told, anew=anew, trust_code=trust_code)
         return found.network, found.name, found.note
     return new_network(name, data.raw_train, classes), name, ""
 

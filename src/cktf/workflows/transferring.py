@@ -59,6 +59,7 @@ from cktf.workflows.probing import (
 )
 from cktf.workflows.run import Run, assemble, execute
 from cktf.workflows.train import check_same, folder_of, name_of, plain, prepare
+from cktf.workflows.untrained import as_untrained
 
 _MOST_SCRATCH_EPOCHS = 200
 TEACHER, STUDENT, SCRATCH, FLOOR = "teacher", "student", "scratch", "floor"
@@ -275,6 +276,8 @@ def _carry_out(planned: Planned, show: bool) -> Transferred:
         run.path.mkdir(parents=True, exist_ok=True)
         text = to_yaml(located(recipe)).encode()
         run.insist(lambda: write_atomically(run.recipe, text), "its recipe")
+        if recipe.student == CUSTOM:
+            as_untrained((planned.untrained, parts.student), run)
     distilled = execute(distilling, parts, RunFolder(run.path / STUDENT), show)
     if run.finished:
         return _read(planned, distilled.student)

@@ -1,0 +1,27 @@
+"""A student as it was before it learnt, where it was made in Python and cannot be made again."""
+
+import io
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from cktf.engine import RunFolder, write_atomically
+
+NAME = "untrained.pt"
+
+
+def as_untrained(students: Sequence[nn.Module], run: RunFolder) -> None:
+    """Copies of a student as they were at a transfer's first step, whose folder keeps them.
+
+    The same object, given again to continue, has learnt meanwhile.
+    """
+    path = run.path / NAME
+    if path.exists():
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        for student in students:
+            student.load_state_dict(state)
+        return
+    file = io.BytesIO()
+    torch.save(students[0].state_dict(), file)
+    run.insist(lambda: write_atomically(path, file.getvalue()), "the student as it was")
