@@ -320,6 +320,23 @@ def test_a_png_that_is_damaged_inside_is_skipped(split, reading):
     assert len(found) == 8
 
 
+def test_an_image_more_moves_one_other_at_most(plain):
+    """A teacher of before has seen all others on the side that they are on."""
+
+    def held():
+        source = open_dataset(f"imagefolder:{plain}", None, "test")
+        return {source.pictures.name(i) for i in range(len(source.pictures))}
+
+    before = held()
+    for number in range(300, 306):
+        write(plain / "dog", 1, first=number)
+        now = held()
+        added = {name for name in now if f"/{number}." in name}
+        assert len(before - now) <= 1
+        assert len(now - before - added) <= 1
+        before = now
+
+
 def test_skipping_does_not_change_what_is_held_out(plain):
     def names(**reading):
         source = open_dataset(f"imagefolder:{plain}", None, "test", Reading(**reading))

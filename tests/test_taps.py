@@ -151,6 +151,82 @@ def test_infer_leaves_the_network_as_it_was():
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
+class OfTokens(nn.Module):
+    """A user's vision transformer, whose blocks lie in PyTorch's own encoder."""
+
+    def __init__(self, norm=None):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.patches, self.fc = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 5)
+        self.transformer = nn.TransformerEncoder(layer, 8, norm, enable_nested_tensor=False)
+
+    def forward(self, x):
+        return self.fc(self.transformer(self.patches(x).flatten(2).mT).mean(1))
+
+
+def of_torchvision():
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(32, 8, num_layers=8, num_heads=2, hidden_dim=16, mlp_dim=32)
+
+
+@pytest.mark.parametrize(
+    ("make", "path", "last"),
+    [(of_torchvision, "encoder.layers.encoder_layer_{}", "encoder.layers"),
+     (lambda: OfTokens(nn.LayerNorm(16)), "transformer.layers.{}", "transformer.layers.7"),
+     (OfTokens, "transformer.layers.{}", "transformer")],
+)  # fmt: skip
+def test_infer_opens_the_module_that_holds_all_blocks(make, path, last):
+    paths = infer_paths(make(), IMAGES)
+    assert paths.stages == (*(path.format(k) for k in (1, 3, 5)), last)
+    assert paths.blocks[1] == tuple(path.format(k) for k in range(4))
+    assert [len(blocks) for blocks in paths.blocks] == [2, 4, 6, 8]
+    f = Tap(make(), paths, needs=ALL)(IMAGES)
+    assert [tuple(m.shape[1:]) for m in f.stages] == [(16, 4, 4)] * 4
+
+
+class Residual(nn.Module):
+    """Alike modules that something goes around are no chain of blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()) for _ in range(4))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def test_infer_does_not_take_branches_for_blocks():
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)]
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), Residual(), *head)
+    assert infer_paths(network, IMAGES).stages == ("1",)
+
+
+class Scaled(nn.Module):
+    """Its first argument is one number, and so is what a module inside gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.number = nn.Conv2d(8, 8, 3, 2, 1), nn.Identity()
+
+    def forward(self, scale, x):
+        return self.number(scale) * self.conv(x)
+
+
+def test_infer_passes_single_numbers_by():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.scaled, self.fc = nn.Conv2d(3, 8, 3, 2, 1), Scaled(), nn.Linear(8, 5)
+
+        def forward(self, x):
+            return self.fc(self.scaled(x.mean(), self.first(x)).mean((2, 3)))
+
+    assert infer_paths(Network(), IMAGES).stages == ("scaled",)
+
+
 class SqueezeExcite(nn.Module):
     """Channel attention: its 1x1 maps must not be taken for stages."""
 
@@ -168,6 +244,69 @@ class SqueezeExcite(nn.Module):
 
 def test_infer_passes_squeeze_and_excitation_by():
     assert infer_paths(SqueezeExcite(), IMAGES).stages == ("out",)
+
+
+class Attending(nn.Module):
+    """A block that gives two things; inside, every place's attention to every place."""
+
+    def __init__(self, both):
+        super().__init__()
+        self.heads, self.out, self.both = nn.Conv2d(2, 2, 1), nn.Conv2d(8, 8, 1), both
+
+    def forward(self, x):
+        attention = self.heads(torch.stack(2 * [x.flatten(2).mT @ x.flatten(2)], dim=1))
+        x = self.out(x) + (x.flatten(2) @ attention.mean(1)).unflatten(2, x.shape[2:])
+        return (x, attention) if self.both else x
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_infer_takes_no_attention_for_a_map(both):
+    """Of 4 x 4 places it is 16 x 16, and no smaller map would stand before it."""
+
+    class Attentive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.a = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+            self.b, self.attending = nn.Conv2d(8, 8, 3, 2, 1), Attending(both)
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x):
+            x = self.attending(self.b(self.a(self.first(x))))
+            return self.fc((x[0] if both else x).mean((2, 3)))
+
+    last = "attending.out" if both else "attending"
+    assert infer_paths(Attentive(), IMAGES).stages == ("a", last)
+
+
+def test_infer_takes_no_attention_of_a_known_network_for_a_map():
+    """Inside a block of maps of 14 x 14, attention between 7 x 7 places."""
+    timm = pytest.importorskip("timm")
+    images = torch.rand(2, 3, 224, 224)
+    network = timm.create_model("efficientformerv2_s0", pretrained=False).eval()
+    f = Tap.infer(network, images)(images)
+    assert [m.shape[-1] for m in f.stages] == [112, 56, 28, 14, 7]
+
+
+class Enlarged(nn.Module):
+    """Images are enlarged inside; so is a map in a decoder, which gives it."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.first = nn.Upsample(scale_factor=4), nn.Conv2d(3, 4, 3, 2, 1)
+        self.a = nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU())
+        self.b = nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU())
+        self.decoder = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(6, 4, 1))
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.fc(self.decoder(self.b(self.a(self.first(self.up(x))))).mean((2, 3)))
+
+
+def test_infer_on_networks_that_enlarge():
+    network = Normalized(Enlarged(), (0.5,) * 3, (0.2,) * 3)
+    assert infer_paths(network, IMAGES).stages == ("network.decoder",)
+    network.network.decoder[0] = nn.Identity()
+    assert infer_paths(network, IMAGES).stages == ("network.a", "network.decoder")
 
 
 class Overwritten(nn.Module):

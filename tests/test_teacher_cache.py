@@ -6,6 +6,7 @@ import threading
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from test_training import images, rows_of
@@ -16,7 +17,16 @@ from typer.testing import CliRunner
 
 from cktf.batch import Batch
 from cktf.cli.main import app
-from cktf.data import DatasetLoader, MemoryLoader, Reading, load_dataset
+from cktf.data import (
+    DatasetLoader,
+    ImageSet,
+    MemoryLoader,
+    Reading,
+    Streamed,
+    identity,
+    load_dataset,
+)
+from cktf.data.pictures import Arrays
 from cktf.errors import DataError, MethodError, RecipeError
 from cktf.models import Normalized, create
 from cktf.objectives import CKTF, METHODS, Setting, compose
@@ -248,6 +258,19 @@ def test_size_decides_too():
     network = create("resnet8", 10)
     found = {hash_of(Normalized(network, [0.5] * 3, [0.5] * 3, size)) for size in (None, 32, 96)}
     assert len(found | {hash_of(Normalized(network, [0.4] * 3, [0.5] * 3))}) == 4
+
+
+def test_images_that_are_stored_as_pixels_decide():
+    """Read one by one they have names and no ends that tell them from others."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    others = pixels.copy()
+    others[1, 2, 3, 0] ^= 1
+    found = set()
+    for each in (pixels, pixels.copy(), others):
+        images = Streamed(Arrays(each, "some train"), 8, 3)
+        data = ImageSet(images, torch.arange(3), "abc", (0.5,), (0.5,), name="some")
+        found.add(identity(data))
+    assert len(found) == 2
 
 
 def damage(path):

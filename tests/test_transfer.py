@@ -511,6 +511,38 @@ def test_a_student_that_classifies_by_a_convolution(images, tmp_path):
     assert isinstance(done.student.fc, nn.Conv2d)
 
 
+def test_a_student_of_python_that_is_given_again_has_learnt(images, tmp_path, monkeypatch):
+    """The floor and the start from scratch are of what it was at the first step."""
+
+    def made(width):
+        torch.manual_seed(width)
+        return Small(width=width)
+
+    def go(out, student, **more):
+        return cktf.transfer(
+            made(16), student, unlabeled=Secret(images[0]), labeled=images[0], test=images[1],
+            method="kd", epochs=1, labels_per_class=[2], draws=1, out=out, show=False,
+            overrides={"scratch_epochs": 1}, **more,
+        )  # fmt: skip
+
+    whole = go(tmp_path / "whole", made(8))
+    epoch, calls = Trainer._epoch, []
+
+    def cut(trainer, stage, number, passes, progress):
+        calls.append(number)
+        if len(calls) == 2:
+            raise Interrupted("Stopped", trainer.run.path)
+        return (yield from epoch(trainer, stage, number, passes, progress))
+
+    monkeypatch.setattr(Trainer, "_epoch", cut)
+    student = made(8)
+    with pytest.raises(Interrupted):
+        go(tmp_path / "cut", student)
+    done = go(tmp_path / "cut", student, resume=True)
+    for name in ("points", "floor_probe_top1", "scratch_top1"):
+        assert done.summary[name] == whole.summary[name], name
+
+
 def test_the_embedding_that_is_named_is_the_one_probed(images):
     loader, network = loader_of_test(images[1]), TwoLayers()
     assert embed(network, loader).features.shape == (500, 10)
@@ -549,6 +581,29 @@ def test_probe_by_sgd_leaves_the_features_as_they_were(probed, cifar):
     )
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"network.fc.weight", "network.fc.bias"}
+
+
+@pytest.mark.parametrize("mode", ["", "--sgd", "--finetune"])
+def test_a_probe_is_at_the_size_of_training(cifar, tmp_path, monkeypatch, mode):
+    """As cktf evaluate is; --set data.image_size asks for another."""
+    network = Normalized(create("resnet8", 10), [0.5] * 3, [0.25] * 3)
+    path = tmp_path / "student.safetensors"
+    save_network(
+        network, path, name="resnet8", classes=CIFAR10, dataset="cifar10",
+        images=torch.rand(2, 3, 24, 24),
+    )  # fmt: skip
+    sizes = []
+
+    def noted(recipe, *_, **__):
+        sizes.append(recipe.data.image_size)
+        raise RecipeError(["enough"])
+
+    monkeypatch.setattr("cktf.workflows.run_recipe", noted)
+    monkeypatch.setattr("cktf.workflows.probe_run", noted)
+    line = f"probe {path} --labeled cifar10 --data-dir {cifar} {mode}"
+    for more in ("", " --set data.image_size=40"):
+        CliRunner().invoke(app, shlex.split(line + more))
+    assert sizes == [24, 40]
 
 
 @pytest.mark.parametrize("mode", ["--sgd", "--finetune"])

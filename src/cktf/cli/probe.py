@@ -69,6 +69,11 @@ def probe(
     counts = labels_of(labels_per_class)
     if labeled is None and resume is None:
         raise RecipeError(["labeled: is needed. Give --labeled, a data set with labels."])
+    if run.exists():
+        from cktf.workflows import size_of_training
+
+        # As `cktf evaluate` shows them.
+        given["data.image_size"] = size_of_training(run)
     if sgd or finetune:
         _check(counts, draws, sgd and finetune)
         name = "finetuned" if finetune else "probe-sgd"

@@ -3,7 +3,8 @@
 Images without labels are those in `DIR/unlabeled` or `DIR` itself. Labelled ones are in
 either `DIR/train/CLASS` with `DIR/test/CLASS` or `DIR/val/CLASS`, or `DIR/CLASS` alone, from which
 a fifth of each class becomes the test split. That choice is the same in every run, whatever the
-run's seed: a teacher must not have been trained on the images its student is tested on.
+run's seed and whatever images are added later: a teacher must not have been trained on the images
+its student is tested on.
 """
 
 import os
@@ -18,12 +19,12 @@ from PIL import Image
 from cktf.data.images import UNLABELED, UNLABELLED
 from cktf.data.pictures import Files, Pictures
 from cktf.data.reading import Reading, Source, listed
-from cktf.data.splits import split_validation
+from cktf.data.splits import split_by_name
 from cktf.errors import DataError
 
 # Of the photographs of ImageNet, as is usual for photographs.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-TEST_FRACTION, TEST_SEED = 0.2, 0
+TEST_FRACTION = 0.2
 _TESTS = ("test", "val", "valid", "validation")
 # What else splits are called, in any case, and what they are called here.
 _MEANT = {name: name for name in ("train", *_TESTS, UNLABELED)} | {
@@ -55,7 +56,8 @@ def open_folder(directory: Path | None, split: str, reading: Reading) -> Source:
     if test is None and not reading.hold_out:
         paths["test"], labels["test"], how = paths["train"], labels["train"], ""
     elif test is None:
-        kept, held = _held_out(name, labels["train"], classes)
+        names = [path.relative_to(directory).as_posix() for path in paths["train"]]
+        kept, held = _held_out(name, labels["train"], classes, names)
         whole = paths["train"], labels["train"]
         for part, positions in (("train", kept), ("test", held)):
             paths[part] = [whole[0][i] for i in positions.tolist()]
@@ -239,7 +241,7 @@ def _labels(images: _Images) -> torch.Tensor:
 
 
 def _held_out(
-    name: str, labels: torch.Tensor, classes: tuple[str, ...]
+    name: str, labels: torch.Tensor, classes: tuple[str, ...], names: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     single = [classes[i] for i, count in enumerate(torch.bincount(labels).tolist()) if count < 2]
     if single:
@@ -247,4 +249,4 @@ def _held_out(
             f"{name}: a test split is held out of each class, which takes two images or more; "
             f"one in {listed(single)}. Add images, or a test folder beside train."
         )
-    return split_validation(labels, TEST_FRACTION, TEST_SEED)
+    return split_by_name(labels, names, TEST_FRACTION)

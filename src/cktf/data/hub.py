@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cktf.data.folder import MEAN, STD, TEST_FRACTION, TEST_SEED, usual_size
+from cktf.data.folder import MEAN, STD, TEST_FRACTION, usual_size
 from cktf.data.picture import open_image
 from cktf.data.pictures import Pictures
 from cktf.data.reading import Reading, Source
@@ -40,11 +40,11 @@ def open_hub(name: str, directory: Path | None, split: str, reading: Reading) ->
         )
     image, label = _columns(title, splits["train"].features)
     classes = tuple(splits["train"].features[label].names)
-    test, tested = _test(title, splits, label)
+    test, tested = _test(title, splits, label, classes)
     train = splits["train"]
     if test is None:
         kept, held = split_validation(
-            _labels(title, "train", train, label), TEST_FRACTION, TEST_SEED
+            _labels(title, "train", train, label, classes), TEST_FRACTION, seed=0
         )
         train, test = train.select(kept.numpy()), train.select(held.numpy())
     note = f"images from {image!r}, classes from {label!r}; {tested}"
@@ -53,7 +53,7 @@ def open_hub(name: str, directory: Path | None, split: str, reading: Reading) ->
         size, said = usual_size(_Encoded(train, image, "train"))
         note += f"; {said}"
     chosen = train if split == "train" else test
-    labels = _labels(title, split, chosen, label)
+    labels = _labels(title, split, chosen, label, classes)
     pictures = _Encoded(chosen, image, split)
     note = note if split == "train" else ""
     return Source(title, split, pictures, labels, classes, MEAN, STD, size, note=note)
@@ -95,22 +95,34 @@ def _columns(title: str, features: Any) -> tuple[str, str]:
         columns = ", ".join(f"{c} ({type(kind).__name__})" for c, kind in features.items())
         raise DataError(
             f"{title}: one column of type Image and one of type ClassLabel are needed; its columns "
-            f"are {columns}. Cast them (cast_column, class_encode_column), drop what is too many, "
-            "and save it with save_to_disk."
+            f"are {columns}. Cast them (cast_column; class_encode_column before it is split), drop "
+            "what is too many, and save it with save_to_disk."
         )
     finest = max(labels, key=lambda column: len(features[column].names))
     return images[0], "label" if "label" in labels else finest
 
 
-def _test(title: str, splits: dict[str, Any], label: str) -> tuple[Any, str]:
+def _test(
+    title: str, splits: dict[str, Any], label: str, classes: tuple[str, ...]
+) -> tuple[Any, str]:
     """The first split to test on that has labels."""
     for split in _TESTS:
-        if split in splits and bool((_labels(title, split, splits[split], label) >= 0).any()):
-            return splits[split], f"tested on {split}"
+        if split in splits:
+            labels = _labels(title, split, splits[split], label, classes)
+            if bool((labels >= 0).any()):
+                return splits[split], f"tested on {split}"
     return None, "a fifth of each class of train held out for the test"
 
 
-def _labels(title: str, split: str, data: Any, label: str) -> Tensor:
+def _labels(title: str, split: str, data: Any, label: str, classes: tuple[str, ...]) -> Tensor:
+    """Numbers [N] of the training split's classes, whatever a split's own are; -1 for none."""
+    own = getattr(data.features.get(label), "names", None)
+    if own is None or not set(own) <= set(classes):
+        found = "none" if own is None else ", ".join(sorted(set(own) - set(classes))[:5])
+        raise DataError(
+            f"{title}: {split} has classes in {label!r} as train has; others there: {found}. Cast "
+            f"that column to train's ClassLabel (cast_column) and save it with save_to_disk."
+        )
     values = data.select_columns([label]).with_format("arrow")[:][label].to_pylist()
     missing = [i for i, value in enumerate(values) if value is None]
     if missing:
@@ -118,7 +130,9 @@ def _labels(title: str, split: str, data: Any, label: str) -> Tensor:
             f"{title}: every image has a label; {len(missing):,} of {split} have none, the first "
             f"is number {missing[0]}. Filter them out and save it with save_to_disk."
         )
-    return torch.from_numpy(np.asarray(values, dtype=np.int64))
+    # Where each split was encoded by itself, the same number is another class.
+    numbers = torch.tensor([*map(classes.index, own), -1])
+    return numbers[torch.from_numpy(np.asarray(values, dtype=np.int64))]
 
 
 @final

@@ -31,6 +31,7 @@ class Reading:
         channels: 3, or 1 for grey images.
         skip_broken: leave out what cannot be read, in place of stopping.
         budget: bytes of pixels up to which a split is kept in memory.
+        crops: whether images to learn from are cut from what is stored, so that none is kept.
         hold_out: of a folder of images that has no test split, keep a part for one; without, all of
             it is any split that is asked for.
     """
@@ -39,6 +40,7 @@ class Reading:
     channels: int = RGB
     skip_broken: bool = False
     budget: int = BUDGET
+    crops: bool = False
     hold_out: bool = True
 
 
@@ -118,7 +120,7 @@ def read(source: Source, reading: Reading | None = None) -> ImageSet[Images]:
     size, count = reading.image_size or source.size, len(source.pictures)
     needed = count * size * size * reading.channels
     images: Images
-    if needed > reading.budget:
+    if needed > reading.budget or (reading.crops and source.split != "test"):
         flaws = _flaws(source.pictures, thorough=reading.skip_broken)
         images = Streamed(source.pictures, size, reading.channels)
     else:

@@ -1,5 +1,8 @@
 """Part of a labelled set held out, class by class."""
 
+from collections.abc import Sequence
+from hashlib import sha256
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -70,6 +73,32 @@ def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
                 f"To hold out a fraction of {fraction:g}, each class gives at least one image and "
                 f"keeps one; class {label} has a single image. Add images of it, or leave it out."
             )
-        count = min(max(1, int(fraction * len(own) + 0.5)), len(own) - 1)
-        held[random.choice(own, count, replace=False)] = True
+        held[random.choice(own, _share(len(own), fraction), replace=False)] = True
     return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
+
+
+def split_by_name(labels: Tensor, names: Sequence[str], fraction: float) -> tuple[Tensor, Tensor]:
+    """As `split_validation`, but an image is held out or not by its name's hash among its class's.
+
+    So an image more or less moves one other at most.
+
+    Args:
+        labels: [N] int64, two or more of each class.
+        names: of the images.
+        fraction: of each class.
+
+    Returns:
+        Two tensors of positions, each ascending; together every position once.
+    """
+    marks = np.array([sha256(n.encode("utf-8", "surrogateescape")).digest() for n in names])
+    values = labels.numpy()
+    held = np.zeros(len(values), dtype=bool)
+    for label in np.unique(values):
+        own = np.flatnonzero(values == label)
+        held[own[np.argsort(marks[own])[: _share(len(own), fraction)]]] = True
+    return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
+
+
+def _share(count: int, fraction: float) -> int:
+    """How many of a class are held out: at least one, and not all."""
+    return min(max(1, int(fraction * count + 0.5)), count - 1)

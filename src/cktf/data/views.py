@@ -40,7 +40,12 @@ def identity(data: ImageSet[Images]) -> str:
         pictures = data.images.pictures
         for position in range(len(pictures)):
             digest.update(pictures.name(position).encode())
-            digest.update(pictures.tail(position))
+            if pictures.size is None:
+                digest.update(pictures.tail(position))
+            else:
+                # They are stored as pixels, which have no end that tells.
+                with pictures.open(position) as image:
+                    digest.update(image.tobytes())
     else:
         digest.update(np.ascontiguousarray(data.images.numpy()).data)  # type: ignore[attr-defined]
     return digest.hexdigest()

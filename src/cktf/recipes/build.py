@@ -207,14 +207,12 @@ def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
 def at_one_size(recipe: TransferRecipe) -> TransferRecipe:
     """A transfer whose labelled images are of the size of those without labels.
 
-    That is, where no size is given, and where it goes by what is in the files.
+    That is, where no size is given.
     """
     data, labeled = recipe.data, recipe.labeled
     if CUSTOM in (data.name, labeled.name) or data.image_size or labeled.image_size:
         return recipe
     try:
-        if dataset_info(labeled.name).train is not None:
-            return recipe
         size, own = (
             open_dataset(section.name, _directory(section), split).size
             for section, split in ((data, UNLABELED), (labeled, "train"))
@@ -233,10 +231,9 @@ def _directory(section: DataSection) -> Path | None:
 
 def _load(section: DataSection, *splits: str) -> list[ImageSet[Images]]:
     directory = _directory(section)
-    reading = Reading(section.image_size, section.channels, section.skip_broken)
-    if section.resized_crops and splits[0] != "test":
-        # None is kept in memory, so that each is cut from what is stored.
-        reading = replace(reading, budget=0)
+    reading = Reading(
+        section.image_size, section.channels, section.skip_broken, crops=section.resized_crops
+    )
     if section.test in (None, section.name):
         loaded = load_splits(section.name, directory, splits, reading)
     else:

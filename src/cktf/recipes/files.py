@@ -190,7 +190,7 @@ def make_recipe(fields: Mapping[str, Any]) -> Recipe:
 
 
 # What holds for the labelled images too, of whatever data set, where nothing else is said.
-_SHARED = ("dir", "image_size", "channels", "skip_broken", "augment", "resized_crops")
+_SHARED = ("dir", "workers", "image_size", "channels", "skip_broken", "augment", "resized_crops")
 
 
 def make_transfer(fields: Mapping[str, Any]) -> TransferRecipe:

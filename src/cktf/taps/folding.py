@@ -34,7 +34,7 @@ def as_map(value: Tensor, images: Size) -> Tensor | None:
     >>> as_map(torch.rand(2, 6, 8, 96), torch.Size([2, 3, 96, 128])).shape
     torch.Size([2, 96, 6, 8])
     """
-    if len(value) != images[0]:
+    if not value.dim() or len(value) != images[0]:
         return None
     if value.dim() == 4:
         if _fits(value.shape[2], value.shape[3], images):

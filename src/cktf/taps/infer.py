@@ -2,7 +2,10 @@
 
 The network is run once on example images, and every module's output is noted in order. Its *trunk*
 is the chain of modules that it is put together from: what a container holds is looked at one by
-one, a block is taken as a whole, so that what it widens inside is nobody's feature. Then:
+one, a block is taken as a whole, so that what it widens inside is nobody's feature. What is larger
+than all that a module around it is given and gives is no map, but attention of places to places.
+Where one module holds all blocks of a network of one resolution, its chain of blocks is the trunk.
+Then:
 
 - *stages*: the trunk's last map at each resolution of more than one pixel, as long as no larger one
   follows. Pooling, padding and dropout end no stage. Where there is one resolution only, as in
@@ -54,6 +57,7 @@ class _Event:
     module: nn.Module
     output: Tensor
     version: int
+    given: Tensor | None
     map: Tensor | None
 
     def is_of(self, groups: tuple[Any, ...]) -> bool:
@@ -72,19 +76,30 @@ class _Event:
 
 def _run(model: nn.Module, example: Tensor) -> tuple[list[_Event], Any]:
     events: list[_Event] = []
+    largest: dict[str, tuple[int, int]] = {}
     handles = []
+    images = seen(model, example.shape)
     try:
         for path, module in model.named_modules():
             if path:
-                handles.append(
-                    module.register_forward_hook(_note(events, path, seen(model, example.shape)))
-                )
+                handles.append(module.register_forward_hook(_note(events, largest, path, images)))
         with torch.no_grad(), evaluating(model):
             logits = model(example)
     finally:
         for handle in handles:
             handle.remove()
+    for event in events:
+        around = (largest[outer] for outer in _around(event.path) if outer in largest)
+        if event.map is not None and not all(_fits(event.size, size) for size in around):
+            event.map = None
     return events, logits
+
+
+def _around(path: str) -> Iterator[str]:
+    """The paths of the modules around one, from the inside."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def _run_once(model: nn.Module, example: Tensor) -> tuple[list[_Event], Any]:
@@ -124,11 +139,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _note(events: list[_Event], path: str, images: torch.Size) -> Any:
+def _note(
+    events: list[_Event], largest: dict[str, tuple[int, int]], path: str, images: torch.Size
+) -> Any:
+    """A hook that notes what a module gives, and how large maps may be inside it."""
+
     def hook(module: nn.Module, args: Any, output: Any) -> None:
+        given = args[0] if args and isinstance(args[0], Tensor) else None
+        found = as_map(output, images) if isinstance(output, Tensor) else None
+        # What is given images may enlarge them.
+        if given is not None and given.shape[:2] != images[:2]:
+            taken = as_map(given, images)
+            if taken is not None:
+                ends = [taken, taken if found is None else found]
+                largest[path] = max(m.shape[-2] for m in ends), max(m.shape[-1] for m in ends)
         if isinstance(output, Tensor):
-            found = as_map(output, images)
-            events.append(_Event(path, module, output, output._version, found))
+            events.append(_Event(path, module, output, output._version, given, found))
 
     return hook
 
@@ -225,7 +251,7 @@ def _trunk(model: nn.Module, events: list[_Event], stem: _Event | None) -> list[
     """The maps of the chain of blocks, in the order in which they ran."""
     taken = {path for path, _ in _units(model, "", events)}
     after = events.index(stem) if stem else -1
-    return [
+    trunk = [
         e
         for e in events[after + 1 :]
         if e.path in taken
@@ -235,6 +261,7 @@ def _trunk(model: nn.Module, events: list[_Event], stem: _Event | None) -> list[
         and not e.is_of(_NO_STAGE)
         and not isinstance(e.module, nn.Linear)
     ]
+    return _opened(trunk, events)
 
 
 def _units(module: nn.Module, path: str, events: list[_Event]) -> Iterator[tuple[str, nn.Module]]:
@@ -252,6 +279,32 @@ def _units(module: nn.Module, path: str, events: list[_Event]) -> Iterator[tuple
         yield path, module
     for name, child in children:
         yield from _units(child, f"{path}.{name}".lstrip("."), events)
+
+
+def _opened(trunk: list[_Event], events: list[_Event]) -> list[_Event]:
+    """A trunk of one resolution and one block, with the chain of blocks inside it in its stead."""
+    blocks = [e for e in trunk if list(e.module.children())]
+    if len({e.size for e in trunk}) != 1 or len(blocks) != 1:
+        return trunk
+    runs: list[list[_Event]] = []
+    for event in events:
+        if event.path.startswith(f"{blocks[0].path}.") and _is_alike(event, blocks[0]):
+            before = (run for run in runs if event.given is run[-1].output)
+            run = next((r for r in before if type(r[-1].module) is type(event.module)), None)
+            if run is None:
+                runs.append([event])
+            else:
+                run.append(event)
+    chain = max(runs, key=len, default=[])
+    at = trunk.index(blocks[0])
+    return [*trunk[:at], *chain, *trunk[at + 1 :]] if len(chain) > 1 else trunk
+
+
+def _is_alike(event: _Event, other: _Event) -> bool:
+    """Whether a module is put together from others and gives a map of another's shape."""
+    if event.map is None or other.map is None or not event.intact:
+        return False
+    return event.map.shape == other.map.shape and bool(list(event.module.children()))
 
 
 def _stages(trunk: list[_Event]) -> list[_Event]:

@@ -1,7 +1,7 @@
 """What users do: teach, distil, transfer, probe, evaluate."""
 
 from cktf.workflows.curve import CURVE, draw_curve
-from cktf.workflows.evaluation import evaluate, tested_on
+from cktf.workflows.evaluation import evaluate, size_of_training, tested_on
 from cktf.workflows.inspection import Inspection, inspect
 from cktf.workflows.objects import Objects
 from cktf.workflows.probing import Probed, probe, probe_run
@@ -36,6 +36,7 @@ __all__ = [
     "probe_run",
     "rehearse",
     "run_recipe",
+    "size_of_training",
     "teach",
     "tested_on",
     "transfer",

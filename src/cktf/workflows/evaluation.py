@@ -9,7 +9,7 @@ from cktf.data import located_name
 from cktf.engine import Accuracy, Training, device_of, in_precision, place
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import RunFolderError
-from cktf.models import describe
+from cktf.models import describe, is_ours
 from cktf.recipes import (
     CUSTOM,
     DataSection,
@@ -89,14 +89,15 @@ def tested_on(
     if data is not None and data != (section.test or section.name):
         # Classes that were chosen stay: they are those that the network knows.
         other: dict[str, object] = {} if data == section.name else {"name": data, "dir": None}
-        other["image_size"] = section.image_size or _size_of_training(run)
+        other["image_size"] = section.image_size or size_of_training(run)
         section = section.model_copy(update={"test": None, **other})
     if data_dir is not None and section.name != CUSTOM:
         section = section.model_copy(update={"dir": data_dir})
     return recipe.training(), section
 
 
-def _size_of_training(run: Path) -> int | None:
+def size_of_training(run: Path) -> int | None:
     """Pixels of a side of the images that a run was trained on; None where it does not say."""
-    size = describe(teacher_file(str(run.absolute()))).get("image_size")
+    file = teacher_file(str(run.absolute()))
+    size = describe(file).get("image_size") if is_ours(file) else None
     return int(size[0]) if isinstance(size, list) and len(set(size)) == 1 else None

@@ -350,8 +350,9 @@ def _probe(planned: Planned, networks: Mapping[str, nn.Module], show: bool) -> d
         for choice in planned.choices
     ]
     assert planned.labelled.test is not None
-    loaders = loader_of_test(some_of(planned.labelled.raw_train, needed)), planned.labelled.test
     recipe, found = planned.recipe, {}
+    few = some_of(planned.labelled.raw_train, needed)
+    loaders = loader_of_test(few, recipe.labeled.workers), planned.labelled.test
     for name, network in networks.items():
         announce(f"probing the {name}'s features", show)
         path = recipe.teacher_embedding if name == TEACHER else recipe.student_embedding
