@@ -24,7 +24,7 @@ from cktf.cli.main import app
 from cktf.data import ImageSet, few_per_class
 from cktf.data.cifar_names import CIFAR10
 from cktf.engine import RunFolder, Trainer, run_folder
-from cktf.errors import CktfError, DataError, Interrupted, RecipeError
+from cktf.errors import CheckpointError, CktfError, DataError, Interrupted, RecipeError
 from cktf.models import Normalized, create, load_network, save_network
 from cktf.objectives import METHODS
 from cktf.recipes import loader_of_test, make_transfer, read_recipe
@@ -538,6 +538,8 @@ def test_a_student_of_python_that_is_given_again_has_learnt(images, tmp_path, mo
     student = made(8)
     with pytest.raises(Interrupted):
         go(tmp_path / "cut", student)
+    with pytest.raises(CheckpointError, match="of another student"):
+        go(tmp_path / "cut", made(4), resume=True)
     done = go(tmp_path / "cut", student, resume=True)
     for name in ("points", "floor_probe_top1", "scratch_top1"):
         assert done.summary[name] == whole.summary[name], name

@@ -118,8 +118,9 @@ def _measure(given: Recipe | TransferRecipe, teacher_name: str | None) -> Cost:
     teacher = new_network(teacher_name, data.raw_train, classes) if teacher_name else None
     student = new_network(name, data.raw_train, classes)
     if isinstance(recipe, DistillRecipe):
-        student = at_size(student, recipe.student_size)
-        teacher = teacher and at_size(teacher, recipe.teacher_size)
+        at_size(student, recipe.student_size)
+        if teacher is not None:
+            at_size(teacher, recipe.teacher_size)
     runtime = recipe.runtime.model_copy(update={"track": ()})
     recipe = recipe.model_copy(update={"runtime": runtime})
     if isinstance(recipe, DistillRecipe):

@@ -69,7 +69,7 @@ def probe(
     counts = labels_of(labels_per_class)
     if labeled is None and resume is None:
         raise RecipeError(["labeled: is needed. Give --labeled, a data set with labels."])
-    if run.exists():
+    if run.exists() and resume is None:
         from cktf.workflows import size_of_training
 
         # As `cktf evaluate` shows them.

@@ -74,6 +74,7 @@ def open_folder(directory: Path | None, split: str, reading: Reading) -> Source:
 def _unlabelled(directory: Path, reading: Reading) -> Source:
     """Images without labels: of DIR/unlabeled, or of DIR itself, or else those for training."""
     name, own = f"imagefolder:{directory}", directory / UNLABELED
+    _check_names(name, directory)
     loose = [directory / n for n in sorted(os.listdir(directory)) if _is_image(n)]
     paths = _images(own) if own.is_dir() else loose
     if own.is_dir() and not paths:

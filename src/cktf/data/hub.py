@@ -12,7 +12,7 @@ from torch import Tensor
 from cktf.data.folder import MEAN, STD, TEST_FRACTION, usual_size
 from cktf.data.picture import open_image
 from cktf.data.pictures import Pictures
-from cktf.data.reading import Reading, Source
+from cktf.data.reading import Reading, Source, listed
 from cktf.data.splits import split_validation
 from cktf.errors import DataError
 from cktf.user_paths import expanded
@@ -118,10 +118,10 @@ def _labels(title: str, split: str, data: Any, label: str, classes: tuple[str, .
     """Numbers [N] of the training split's classes, whatever a split's own are; -1 for none."""
     own = getattr(data.features.get(label), "names", None)
     if own is None or not set(own) <= set(classes):
-        found = "none" if own is None else ", ".join(sorted(set(own) - set(classes))[:5])
+        found = "there are none" if own is None else listed(sorted(set(own) - set(classes)))
         raise DataError(
-            f"{title}: {split} has classes in {label!r} as train has; others there: {found}. Cast "
-            f"that column to train's ClassLabel (cast_column) and save it with save_to_disk."
+            f"{title}: {split} has classes in {label!r} of those that train has; found: {found}. "
+            "Cast that column to train's ClassLabel (cast_column) and save it with save_to_disk."
         )
     values = data.select_columns([label]).with_format("arrow")[:][label].to_pylist()
     missing = [i for i, value in enumerate(values) if value is None]

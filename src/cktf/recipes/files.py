@@ -272,6 +272,10 @@ _FREE = (
 )
 
 
+# Fields that came later, with the value that does what was done before.
+_SINCE = {"new_classifier": False}
+
+
 def decisive(recipe: Recipe | TransferRecipe) -> dict[str, Any]:
     """Fields by dotted name, as a file has them, without those that do not change the result."""
     flat: dict[str, Any] = {}
@@ -279,6 +283,8 @@ def decisive(recipe: Recipe | TransferRecipe) -> dict[str, Any]:
         inner = value.items() if isinstance(value, dict) and name != "options" else [("", value)]
         flat |= {f"{name}.{part}".rstrip("."): v for part, v in inner}
     free = {name for name in _FREE if not _says_which(flat, name)}
+    # As it was before there was the field.
+    free |= {name for name in _SINCE if flat.get(name) == _SINCE[name]}
     return {name: value for name, value in flat.items() if name not in free}
 
 

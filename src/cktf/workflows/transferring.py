@@ -248,7 +248,7 @@ def _check_folder(recipe: TransferRecipe, run: RunFolder, resume: bool) -> None:
                 f"{run.path} already holds a run. Choose another --out, or continue it with "
                 "--resume auto."
             )
-        check_same(recipe, make_transfer(read_recipe(run.recipe)), run)
+        check_same(recipe, at_one_size(make_transfer(read_recipe(run.recipe))), run)
 
 
 def carry_out(planned: Planned, *, show: bool = True) -> Transferred:
