@@ -220,8 +220,8 @@ def test_a_recipe_survives_its_file(tmp_path, fields):
 def test_a_written_recipe_is_complete():
     written = yaml.safe_load(to_yaml(make_recipe(TRAIN)))
     assert set(written) == {
-        "kind", "model", "trains", "epochs", "seed", "data", "optimizer", "schedule", "runtime",
-        "checkpoint",
+        "kind", "model", "trains", "new_classifier", "epochs", "seed", "data", "optimizer",
+        "schedule", "runtime", "checkpoint",
     }  # fmt: skip
     assert written["schedule"]["milestones"] == [0.625, 0.75, 0.875]
 
