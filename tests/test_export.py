@@ -2,12 +2,11 @@
 
 import json
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from pictures import write_coloured
 from torch import nn
 from typer.testing import CliRunner
 
@@ -166,15 +165,8 @@ def test_without_its_data_set_a_run_is_still_written(tmp_path):
 
 def test_a_student_without_labels_knows_its_teachers_classes(tmp_path):
     """It is tried on the labels that it did not read, and written where they are not at hand."""
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 8), ("test", 4)):
-        for number, name in enumerate(("ant", "bee", "cat")):
-            place = tmp_path / "data" / split / name
-            place.mkdir(parents=True)
-            for i in range(count):
-                pixels = generator.integers(0, 90, (16, 16, 3), dtype=np.uint8)
-                pixels[..., number] += 120
-                Image.fromarray(pixels).save(place / f"{i}.png")
+    names = "ant", "bee", "cat"
+    write_coloured(tmp_path / "data", names, {"train": 8, "test": 4}, side=16)
     data, small = f"imagefolder:{tmp_path / 'data'}", {"data.batch_size": 8}
     teacher = cktf.teach(
         "resnet8", train=data, epochs=1, out=tmp_path / "teacher", overrides=small, show=False

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictures import write_coloured
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -411,15 +412,8 @@ def test_method_names():
 def runs(tmp_path_factory):
     """A teacher and two students of classes whose names are markup."""
     folder = tmp_path_factory.mktemp("markup")
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 16), ("test", 12)):
-        for number, name in enumerate((SCRIPT, IMAGE, "plain & simple")):
-            place = folder / "data" / split / name
-            place.mkdir(parents=True)
-            for i in range(count):
-                pixels = generator.integers(0, 90, (32, 32, 3), dtype=np.uint8)
-                pixels[..., number] += 120
-                Image.fromarray(pixels).save(place / f"{i}.png")
+    names = SCRIPT, IMAGE, "plain & simple"
+    write_coloured(folder / "data", names, {"train": 16, "test": 12}, side=32)
     data, small = f"imagefolder:{folder / 'data'}", {"data.batch_size": 8}
     teacher = cktf.teach(
         "resnet14", train=data, epochs=1, out=folder / "teacher", overrides=small, show=False

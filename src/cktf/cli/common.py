@@ -224,7 +224,9 @@ def _leave_out_options(fields: dict[str, Any], method: str | None) -> None:
     """Of a recipe those of terms that the method which takes its own one's place does not have."""
     options = fields.get("options")
     if method is not None and isinstance(options, dict):
-        named = {term.strip().partition(":")[0] for term in method.split("+")}
+        from cktf.objectives import term_names
+
+        named = term_names(method)
         fields["options"] = {name: own for name, own in options.items() if name in named}
 
 

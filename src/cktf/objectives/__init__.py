@@ -5,7 +5,7 @@ from cktf.objectives.cktf import CKTF
 from cktf.objectives.crd import CRD
 from cktf.objectives.cross_entropy import CrossEntropy
 from cktf.objectives.kd import KD
-from cktf.objectives.registry import METHODS, Method, compose, features_read, parse
+from cktf.objectives.registry import METHODS, Method, compose, features_read, parse, term_names
 
 __all__ = [
     "CKTF",
@@ -22,4 +22,5 @@ __all__ = [
     "compose",
     "features_read",
     "parse",
+    "term_names",
 ]

@@ -163,6 +163,15 @@ def parse(method: str) -> dict[str, float | None]:
     return weights
 
 
+def term_names(method: str) -> set[str]:
+    """What a method string names, known or not.
+
+    >>> sorted(term_names("cktf + at:500"))
+    ['at', 'cktf']
+    """
+    return {term.strip().partition(":")[0] for term in method.split("+")}
+
+
 def _weight(method: str, given: str) -> float:
     try:
         weight = float(given)

@@ -28,7 +28,7 @@ from cktf.data import (
 )
 from cktf.engine import trackers_of, undrawn
 from cktf.errors import CktfError, DataError, RecipeError, nearest
-from cktf.objectives import METHODS, parse
+from cktf.objectives import METHODS, parse, term_names
 from cktf.recipes.networks import check_network, check_teacher
 from cktf.recipes.schema import (
     CUSTOM,
@@ -150,7 +150,7 @@ def _without_labels(recipe: Recipe) -> Iterator[str]:
     if isinstance(recipe, TrainRecipe):
         yield "data.labels: training without a teacher needs labels."
     else:
-        named = {term.strip().partition(":")[0] for term in recipe.method.split("+")}
+        named = term_names(recipe.method)
         for name in sorted(named & METHODS.keys()):
             if "labels" in METHODS[name].reads:
                 yield f"method: {name} needs labels, and there are none. Leave it out."
