@@ -155,6 +155,16 @@ def test_names_of_any_case_and_format_in_folders_below(tmp_path):
     assert len(source.pictures) + len(load(tmp_path, "test")) == 2 * 9
 
 
+def test_folders_that_are_links_are_followed_once(tmp_path):
+    """As torchvision follows them; one that leads back ends there."""
+    write(tmp_path / "elsewhere", 3)
+    for name in ("a", "b"):
+        folder = write(tmp_path / "root" / name, 2, first=5)
+        (folder / "more").symlink_to(tmp_path / "elsewhere")
+        (folder / "again").symlink_to(folder)
+    assert len(load(tmp_path / "root")) + len(load(tmp_path / "root", "test")) == 2 * 5
+
+
 def test_a_class_may_be_called_train(tmp_path):
     for name in ("car", "train"):
         write(tmp_path / name, 3)

@@ -65,10 +65,19 @@ def test_classes_that_training_does_not_know(tmp_path):
     name = saved(tmp_path / "a", train=split(NAMES * 2, NAMES), test=other)
     with pytest.raises(DataError, match=r"test has classes in 'label' of those.*elk"):
         load_dataset(name, None, "train")
-    bare = split(NAMES, NAMES).remove_columns("label")
-    name = saved(tmp_path / "b", train=split(NAMES * 2, NAMES), test=bare)
+    numbers = split(NAMES, NAMES).cast_column("label", datasets.Value("int64"))
+    name = saved(tmp_path / "b", train=split(NAMES * 2, NAMES), test=numbers)
     with pytest.raises(DataError, match=r"there are none"):
         load_dataset(name, None, "train")
+
+
+def test_a_test_split_without_labels_is_passed_over(tmp_path):
+    parts = {"train": split(NAMES * 5, NAMES), "test": split(NAMES, NAMES).remove_columns("label")}
+    name = saved(tmp_path / "a", **parts, validation=split(NAMES[:3], NAMES))
+    assert len(load_dataset(name, None, "test")) == 3
+    assert "tested on validation" in load_dataset(name, None, "train").note
+    name = saved(tmp_path / "b", **parts)
+    assert "a fifth of each class of train" in load_dataset(name, None, "train").note
 
 
 def test_columns_that_are_missing(tmp_path):

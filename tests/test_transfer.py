@@ -364,6 +364,24 @@ def test_probing_that_is_stopped_can_be_continued(teacher, cifar, tmp_path, monk
     assert f"Continue with: cktf transfer --resume {tmp_path}/run" in result.output
 
 
+def test_a_transfer_keeps_its_folder_to_itself(teacher, cifar, tmp_path, monkeypatch):
+    monkeypatch.setattr(transferring, "execute", untrained)
+    line = (
+        f"transfer --teacher {teacher} --student resnet8 --unlabeled cifar10 --data-dir {cifar} "
+        f"--epochs 1 --resume auto --out {tmp_path}/run --set data.batch_size=16"
+    )
+    second = []
+
+    def meanwhile(*_):
+        second.append(CliRunner().invoke(app, shlex.split(line)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transferring, "embed", meanwhile)
+    assert CliRunner().invoke(app, shlex.split(line)).exit_code == 75
+    assert second[0].exit_code == 2
+    assert "is being written by another run" in " ".join(second[0].output.split())
+
+
 def test_a_transfer_waits_for_room_for_its_files(images, tmp_path, monkeypatch):
     monkeypatch.setattr(transferring, "execute", untrained)
     monkeypatch.setattr(run_folder.time, "sleep", lambda _: None)

@@ -211,8 +211,14 @@ def _classes(name: str, folder: Path, folders: list[Path]) -> _Images:
 
 def _images(folder: Path) -> list[Path]:
     """All images in a folder and the folders in it, in an order that no system changes."""
-    found = []
-    for place, folders, names in os.walk(folder):
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link leads back
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(place, name) for name in sorted(names) if _is_image(name)]
     return found

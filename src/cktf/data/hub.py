@@ -107,7 +107,7 @@ def _test(
 ) -> tuple[Any, str]:
     """The first split to test on that has labels."""
     for split in _TESTS:
-        if split in splits:
+        if split in splits and label in splits[split].features:
             labels = _labels(title, split, splits[split], label, classes)
             if bool((labels >= 0).any()):
                 return splits[split], f"tested on {split}"

@@ -25,6 +25,7 @@ from cktf.models import Normalized, load_weights, save_network
 from cktf.recipes import (
     CUSTOM,
     Data,
+    DistillRecipe,
     Problems,
     TrainRecipe,
     TransferRecipe,
@@ -258,29 +259,29 @@ def carry_out(planned: Planned, *, show: bool = True) -> Transferred:
         CktfError: networks, data and method do not fit; nothing was trained then.
         Interrupted: a signal asked it to stop; it can be continued.
     """
+    run, parts, distilling = planned.run, planned.parts, planned.recipe.distilling()
+    if run.finished:
+        return _read(planned, execute(distilling, parts, RunFolder(run.path / STUDENT)).student)
     try:
         with interrupting():
-            return _carry_out(planned, show)
+            assemble(distilling, parts)
+            run.path.mkdir(parents=True, exist_ok=True)
+            with run.locked():
+                return _carry_out(planned, distilling, show)
     except KeyboardInterrupt as stopped:
-        if not planned.run.recipe.exists():
+        if not run.recipe.exists():
             raise
         # One of its runs was stopped, or its probes; what is continued is the whole.
-        raise Interrupted(str(stopped) or "Stopped.", planned.run.path) from stopped
+        raise Interrupted(str(stopped) or "Stopped.", run.path) from stopped
 
 
-def _carry_out(planned: Planned, show: bool) -> Transferred:
+def _carry_out(planned: Planned, distilling: DistillRecipe, show: bool) -> Transferred:
     recipe, run, parts = planned.recipe, planned.run, planned.parts
-    distilling = recipe.distilling()
-    if not run.finished:
-        assemble(distilling, parts)
-        run.path.mkdir(parents=True, exist_ok=True)
-        text = to_yaml(located(recipe)).encode()
-        run.insist(lambda: write_atomically(run.recipe, text), "its recipe")
-        if recipe.student == CUSTOM:
-            as_untrained((planned.untrained, parts.student), run)
+    text = to_yaml(located(recipe)).encode()
+    run.insist(lambda: write_atomically(run.recipe, text), "its recipe")
+    if recipe.student == CUSTOM:
+        as_untrained((planned.untrained, parts.student), run)
     distilled = execute(distilling, parts, RunFolder(run.path / STUDENT), show)
-    if run.finished:
-        return _read(planned, distilled.student)
     scratch = _scratch(planned, show)
     assert parts.teacher is not None
     networks = {TEACHER: parts.teacher, STUDENT: distilled.student, FLOOR: planned.untrained}
