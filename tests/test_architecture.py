@@ -55,6 +55,10 @@ def test_every_package_has_a_level():
     assert packages <= set(LEVEL)
 
 
+def test_a_name_says_what_is_in_it():
+    assert not {"utils", "util", "helpers", "common", "misc"} & {p.stem for p in SOURCE.rglob("*")}
+
+
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: p.name)
 def test_a_file_is_short(path):
     assert len(path.read_text().splitlines()) <= 400

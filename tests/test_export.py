@@ -1,22 +1,29 @@
 """ONNX files: what ONNX Runtime computes from them, beside the network they were written from."""
 
 import json
+import re
+from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
 import pytest
 import torch
 from pictures import write_coloured
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
 import cktf
 from cktf.cli.main import app
 from cktf.data import load_dataset
+from cktf.data.picture import decode, square, to_pixels
 from cktf.errors import DataError, ModelError, RecipeError, RunFolderError
 from cktf.export import export_run, write_int8, write_onnx
 from cktf.export import network as files
 from cktf.models import Normalized
+
+ROOT = Path(__file__).parents[1]
 
 
 def computed(path, images):
@@ -70,6 +77,33 @@ def test_a_file_says_what_it_is(run, exported):
         assert about["network"] == "resnet8"
         assert json.loads(about["classes"])[:2] == ["T-shirt/top", "Trouser"]
         assert about["images"] == "float32 [batch, 3, 32, 32] in [0, 1]"
+        assert about["preparation"].startswith("upright, the centre")
+
+
+def test_the_page_says_how_to_feed_it(tmp_path, monkeypatch, capsys):
+    """Its code, on photos that lie on their side, gives what PyTorch does."""
+    names = "ant", "bee", "cat"
+    write_coloured(tmp_path / "data", names, {"train": 8, "test": 4}, side=16)
+    monkeypatch.chdir(tmp_path)
+    run = cktf.teach(
+        "resnet8", train="imagefolder:data", epochs=2, out="runs/student", show=False,
+        overrides={"data.batch_size": 8},
+    )  # fmt: skip
+    export_run(run.folder)
+    page = (ROOT / "docs" / "export.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in names:
+        held_out = sorted((tmp_path / "data" / "test" / name).iterdir())[0]
+        Image.open(held_out).resize((30, 20)).save("photo.jpg", exif=exif, quality=100)
+        known: dict[str, Any] = {}
+        exec(code, known)
+        pixels = to_pixels(square(decode(Image.open("photo.jpg")), 32)).permute(2, 0, 1) / 255
+        with torch.no_grad():
+            expected = run.student.eval()(pixels[None])
+        assert torch.allclose(torch.from_numpy(known["logits"]), expected, atol=0.02)
+        assert capsys.readouterr().out.split() == [names[int(expected.argmax())]]
 
 
 def test_int8_is_small_and_its_products_are_int8(run, exported):
@@ -179,11 +213,12 @@ def test_a_student_without_labels_knows_its_teachers_classes(tmp_path):
     assert written.accuracy.top1 == cktf.evaluate(run.folder)[0].top1
     assert json.loads(onnx.load(written.path).metadata_props[3].value) == ["ant", "bee", "cat"]
     (tmp_path / "data").rename(tmp_path / "moved")
+    assert export_run(run.folder, data_dir=tmp_path / "moved")[1].accuracy == written.accuracy
     original, written = export_run(run.folder)
     assert written.accuracy is None
     assert str(tmp_path / "data") in original.missing
     for asked in ({"int8": True}, {"data_dir": str(tmp_path)}):
-        with pytest.raises(DataError, match="data"):
+        with pytest.raises(DataError, match="imagefolder"):
             export_run(run.folder, **asked)
 
 

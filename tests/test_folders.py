@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from cktf.recipes import (
     to_yaml,
 )
 from cktf.workflows import evaluation, plan
+from cktf.workflows.analysis import Analyst
 from cktf.workflows.objects import Objects
 
 RNG = np.random.default_rng
@@ -165,6 +167,14 @@ def test_folders_that_are_links_are_followed_once(tmp_path):
     assert len(load(tmp_path / "root")) + len(load(tmp_path / "root", "test")) == 2 * 5
 
 
+def test_what_is_no_image_is_counted(plain):
+    for label in ("ant", "cat"):
+        for name in ("a.heic", "b.HEIC", "README", ".hidden"):
+            (plain / label / name).write_bytes(b"no image")
+    note = load(plain).note
+    assert "a fifth of each class held out for the test; no images: 4 .heic, 2 without an" in note
+
+
 def test_a_class_may_be_called_train(tmp_path):
     for name in ("car", "train"):
         write(tmp_path / name, 3)
@@ -202,7 +212,6 @@ BAD_FOLDERS = {
     "images alone": (loose, [""], "two or more; in .* there is none and 2 images beside. Sort"),
     "one class": (loose, ["cat"], "two or more; in .*photos there is only cat"),
     "no classes": (remove, ["train", "val"], "two or more; in .*photos there is none. Sort"),
-    "only val": (remove, ["train"], "training images are in train.*found val.*or give the folder"),
     "train without classes": (loose, ["train"], "in train, in a folder for each.*found train,"),
     "both without classes": (loose, ["train", "test"], "found test, train, and in train no fold"),
     "class not in train": (remove, ["train/dog"], "two or more; in .*train there is only cat"),
@@ -486,6 +495,18 @@ def test_a_camera_may_be_held_any_way(orientation):
     assert (np.asarray(found) == np.asarray(upright)).all()
 
 
+def test_a_camera_s_note_may_be_damaged():
+    """Orientation 6, and a resolution that is text: Pillow cannot write that note anew."""
+    entries = [(0x0112, 3, 1, struct.pack("<HH", 6, 0)), (0x011A, 2, 4, b"abc\0")]
+    note = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries))
+    note += b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries) + bytes(4)
+    stored = Image.fromarray(RNG(1).integers(0, 256, (4, 8, 3), dtype=np.uint8))
+    raw = encoded(stored, exif=note)
+    found = decode(Image.open(io.BytesIO(raw)))
+    expected = Image.open(io.BytesIO(raw)).transpose(Image.Transpose.ROTATE_270)
+    assert (np.asarray(found) == np.asarray(expected)).all()
+
+
 def test_integers_of_unknown_range_are_refused():
     with pytest.raises(ValueError, match="32-bit integers, of which the range is not known"):
         to_eight_bits(Image.fromarray(np.array([[70_000]], dtype=np.int32)))
@@ -740,6 +761,35 @@ def test_a_run_is_evaluated_at_the_size_of_its_training(sets, tmp_path, monkeypa
     for data in (None, sets["a"], sets["c"]):
         cktf.evaluate(out, data)
     assert seen == [(6, 3, 64, 64), (6, 3, 64, 64), (10, 3, 64, 64)]
+
+
+@pytest.mark.parametrize("tested", ["a", "b"])
+def test_a_folder_may_have_moved(sets, tmp_path, tested):
+    """It is where --data-dir says, and images that came later change no size."""
+    out, moved = tmp_path / "run", tmp_path / "elsewhere"
+    line = f"train --model resnet8 --data {sets['a']} --epochs 1 --out {out}"
+    options = ["--set", "data.batch_size=4", "--set", f"data.test={sets[tested]}"]
+    assert CliRunner().invoke(app, [*line.split(), *options]).exit_code == 0
+    expected = cktf.evaluate(out)[0]
+    (tmp_path / tested).rename(moved)
+    for label in ("cat", "dog"):
+        write(moved / "train" / label, 9, first=20, sizes=[(256, 256)])
+    accuracy, name = cktf.evaluate(out, data_dir=str(moved))
+    assert (accuracy, name) == (expected, f"imagefolder:{moved}")
+    with pytest.raises(DataError, match="there is no such folder"):
+        cktf.evaluate(out)
+    found = Analyst(data_dir=str(moved)).analyse(out)
+    assert (found.missing, tuple(found.images.shape[1:])) == ("", (64, 64, 3))
+
+
+def test_a_folder_of_test_images_alone(sets, tmp_path):
+    recipe = make_recipe({"kind": "train", "model": "resnet8", "data": {"name": sets["a"]}})
+    run = finished(tmp_path / "run", recipe)
+    (tmp_path / "b" / "train").rename(tmp_path / "aside")
+    assert cktf.evaluate(run, sets["b"])[0].samples == 8
+    words = "training images are in train.*found test.*or give the folder"
+    with pytest.raises(DataError, match=words):
+        load_dataset(sets["b"], None, "train")
 
 
 def test_another_set_is_tested_at_the_size_of_training(sets):

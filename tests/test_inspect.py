@@ -3,11 +3,12 @@
 import pytest
 import torch
 from test_training import Small, images, rows_of
+from torch import nn
 from typer.testing import CliRunner
 
 import cktf
 from cktf.cli.main import app
-from cktf.errors import RecipeError, TapError
+from cktf.errors import DataError, RecipeError, TapError
 from cktf.models import create
 from cktf.taps import Tap, infer_paths
 from cktf.taps.folding import as_map
@@ -66,6 +67,33 @@ def test_images_that_a_network_does_not_take():
     assert result.exit_code == 2
     said = " ".join(result.output.split())
     assert "cannot take images (2, 3, 32, 32)" in said
+
+
+class Refusing(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error, self.linear = error, nn.Linear(1, 1)
+
+    def forward(self, images):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(AssertionError("a size of 8"), "a size of 8"), (KeyError("x"), "'x'"),
+     (IndexError(), "IndexError")],
+)  # fmt: skip
+def test_whatever_a_network_raises_is_told(error, said):
+    with pytest.raises(DataError, match=rf"cannot take images \(2, 3, 32, 32\): {said}. Check"):
+        inspect(Refusing(error))
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        inspect(Refusing(full))
+
+
+def test_a_transformer_is_built_for_the_size_that_is_named():
+    result = CliRunner().invoke(app, ["inspect", "torchvision:vit_b_16@32"])
+    assert result.exit_code == 0, result.output
 
 
 def test_inspect_prints_what_would_be_compared(monkeypatch):

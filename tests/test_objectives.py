@@ -319,6 +319,20 @@ class TestCKTF:
         assert loss.total.isfinite()
         assert list(loss.terms) == ["stem", "module1", "module2", "module3", "embedding"]
 
+    @pytest.mark.parametrize("match", ["last", "smallest"])
+    def test_batches_of_two_lengths_are_refused(self, match):
+        case = Case("cktf", "resnet-wrn")
+        setting = case.setting
+        cktf = CKTF(setting.student, setting.teacher, N, match=match, negatives=10)
+        student, teacher = case.features()
+        fewer = replace(
+            teacher, stem=teacher.stem[1:], stages=tuple(m[1:] for m in teacher.stages),
+            blocks=tuple(tuple(m[1:] for m in b) for b in teacher.blocks),
+            embedding=teacher.embedding[1:],
+        )  # fmt: skip
+        with pytest.raises(ShapeError, match=r"CKTF needs one batch .* \(\d+, 16, 32, 32\)"):
+            cktf(student, fewer, case.batch)
+
     @pytest.mark.parametrize("match", ["first", "random", "smallest", "largest"])
     def test_blocks_of_a_stage_may_differ(self, match):
         """Any of them may be chosen, in any batch."""

@@ -11,7 +11,7 @@ from test_data_formats import columns, tiny
 from test_training import rows_of
 from typer.testing import CliRunner
 
-from cktf.cli.common import asked
+from cktf.cli.command import asked
 from cktf.cli.main import app
 from cktf.data import Streamed
 from cktf.recipes import build_data, check, make_recipe, make_transfer, read_recipe, shipped

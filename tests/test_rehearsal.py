@@ -10,8 +10,10 @@ from test_training import Small, images
 from torch import nn
 from typer.testing import CliRunner
 
+import cktf
 from cktf.cli.main import app
 from cktf.data import ImageSet
+from cktf.errors import TrainingError
 from cktf.models import Normalized
 from cktf.recipes import make_recipe
 from cktf.workflows import rehearse
@@ -48,6 +50,39 @@ def told(images):
     pixels = images.images.permute(0, 3, 1, 2).float() / 255
     pixels[:, 0, 0, 0] = images.labels / 20
     return torch.utils.data.TensorDataset(pixels, images.labels)
+
+
+class Greedy(Small):
+    """Takes more memory than there is, once it is trained."""
+
+    def forward(self, x):
+        if self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(x)
+
+
+def test_too_little_memory_is_what_a_trial_tells(images, tmp_path):
+    with pytest.raises(TrainingError, match=r"for batches of 64 .*data\.batch_size=32"):
+        rehearsed(told(images[0]), tmp_path, student=Greedy(), method="kd")
+
+
+def test_a_student_that_has_learnt_takes_a_smaller_rate(images, tmp_path):
+    """Unless the rate is given, or the classifier alone is trained."""
+
+    def advice(**fields):
+        recipe = make_recipe({"kind": "train", "epochs": 2, **fields})
+        return rehearse(recipe, prepare(recipe, tmp_path / "new")[1]).advice
+
+    done = cktf.teach(
+        "resnet8", train="fashion-mini", epochs=1, out=tmp_path / "run", show=False,
+        overrides={"data.per_class": 20},
+    )  # fmt: skip
+    data, rate = {"name": "fashion-mini", "per_class": 20}, "goes on from trained weights"
+    again = {"model": str(done.folder), "data": data}
+    assert rate in advice(**again)[0]
+    assert not advice(**again, optimizer={"lr": 0.01})
+    assert not advice(**again, trains="classifier")
+    assert not advice(model="resnet8", data=data)
 
 
 def test_a_good_plan(images, tmp_path):

@@ -94,6 +94,7 @@ class TestLines:
           {"pretrained": True}, None),
          ("torchvision:resnet18(norm_layer=None)@96", "torchvision", "resnet18",
           {"norm_layer": None}, 96),
+         ("torchvision:vit_b_16@96", "torchvision", "vit_b_16", {}, 96),
          ("torch.nn:Linear(in_features=3, out_features=[1, 2])", "torch.nn", "Linear",
           {"in_features": 3, "out_features": [1, 2]}, None)],
     )  # fmt: skip

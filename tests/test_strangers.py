@@ -148,6 +148,27 @@ def test_a_run_of_own_code_is_used_where_it_is_trusted(here):
         assert Path("ran").exists()
 
 
+def test_own_code_is_the_file_that_was_trained(here, tmp_path, monkeypatch):
+    """Wherever one is, and whatever is called so there; once it is gone, what is called so."""
+    photos = f"imagefolder:{folder_with(here, 'more.png', png(16, 16))}"
+    (here / "a (b)@c").mkdir()
+    monkeypatch.chdir(here / "a (b)@c")
+    (here / "own.py").rename("own.py")
+    own = ["--model", "own.py:Net", "--data", photos, "--epochs", "1"]
+    trained = cktf("train", *own, "--set", "data.batch_size=2", "--out", here / "run")
+    assert trained.exit_code == 0, trained.output
+    monkeypatch.chdir(here)
+    # A finished run is read anew.
+    again = cktf("train", "--resume", here / "run", "--trust-code")
+    assert again.exit_code == 0, again.output
+    evaluate = ["evaluate", "run", "--trust-code"]
+    says(cktf(*evaluate[:-1]), "own.py:Net", "--trust-code")
+    (here / "own.py").write_text("raise SystemError('this is another')")
+    assert cktf(*evaluate).exit_code == 0
+    (here / "a (b)@c" / "own.py").replace("own.py")
+    assert cktf(*evaluate).exit_code == 0
+
+
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_a_report_runs_code_where_it_is_trusted(here, role):
     """Of the run's own network, and of a teacher that its recipe names."""

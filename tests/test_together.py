@@ -9,6 +9,7 @@ from test_resume import stop_after
 from test_training import cifar, images, rows_of
 
 import cktf
+from cktf.batch import Batch
 from cktf.engine import Trainer
 from cktf.errors import Interrupted, RecipeError
 from cktf.recipes import make_recipe
@@ -110,11 +111,15 @@ def test_a_shared_tap_runs_once_for_the_same_images():
         shared(torch.rand(2, 3, 32, 32))
     shared.also(network.feature_paths, ["embedding"]).also(network.feature_paths, ["stages"])
     images = torch.rand(2, 3, 32, 32)
-    first = shared(images)
+
+    def of(images):
+        return shared.of(Batch(images, None, torch.arange(2)).to(torch.device("cpu")))
+
+    first = of(images)
     assert first.embedding is not None
     assert len(first.stages) == 3
-    assert shared(images.clone()) is first
-    assert shared(images + 1) is not first
+    assert of(images.clone()) is first
+    assert of(images + 1) is not first
 
 
 def test_a_signal_stops_and_saves_all(teacher, cifar, tmp_path, monkeypatch):

@@ -356,10 +356,11 @@ def test_probing_that_is_stopped_can_be_continued(teacher, cifar, tmp_path, monk
     monkeypatch.setattr(transferring, "embed", lambda *_: os.kill(os.getpid(), number))
     line = (
         f"transfer --teacher {teacher} --student resnet8 --unlabeled cifar10 --data-dir {cifar} "
-        f"--epochs 1 --out {tmp_path}/run --set data.batch_size=16"
+        f"--epochs 1 --out {tmp_path}/run --set data.batch_size=16 --on-nonfinite skip"
     )
     result = CliRunner().invoke(app, shlex.split(line))
     assert result.exit_code == 75, result.output
+    assert read_recipe(tmp_path / "run" / "recipe.yaml")["runtime"]["on_nonfinite"] == "skip"
     assert f"Stopped by {number.name}" in result.output
     assert f"Continue with: cktf transfer --resume {tmp_path}/run" in result.output
 

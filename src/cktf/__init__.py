@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from cktf import data, functional, models, objectives, taps
+    from cktf import data, export, functional, models, objectives, taps, workflows
     from cktf.workflows import Run, distill, evaluate, probe, teach, transfer
 
-_MODULES = ("data", "functional", "models", "objectives", "taps")
+_MODULES = ("data", "export", "functional", "models", "objectives", "taps", "workflows")
 _FUNCTIONS = ("Run", "distill", "evaluate", "probe", "teach", "transfer")
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "data",
     "distill",
     "evaluate",
+    "export",
     "functional",
     "models",
     "objectives",
@@ -27,6 +28,7 @@ __all__ = [
     "taps",
     "teach",
     "transfer",
+    "workflows",
 ]
 
 

@@ -15,24 +15,37 @@ class Batch:
         labels: [B] int64 classes; None where the data has none.
         index: [B] int64, each sample's position in its data set.
         view: which of a finite set of augmentations all of them are in; None for new ones.
+        origin: the batch that was moved here from another device.
     """
 
     images: Tensor
     labels: Tensor | None
     index: Tensor
     view: int | None = None
+    origin: "Batch | None" = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        if self.images.device == device:
-            return self
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
         return replace(
             self,
-            images=self.images.to(device, non_blocking=True),
-            labels=labels,
-            index=self.index.to(device, non_blocking=True),
+            images=moved(self.images, device),
+            labels=None if self.labels is None else moved(self.labels, device),
+            index=moved(self.index, device),
+            origin=self.original,
         )
+
+    @property
+    def original(self) -> "Batch":
+        """As it came, where looking at its numbers keeps no GPU waiting."""
+        return self.origin or self
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; neither waits for the other where it goes to a GPU."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        # From other memory a copy waits for the work before it.
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

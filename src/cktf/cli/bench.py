@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cktf.cli.common import (
-    DataDirOption,
-    DebugOption,
-    SetOption,
-    TrustCodeOption,
-    reports_errors,
-)
+from cktf.cli.command import reports_errors
+from cktf.cli.options import DataDirOption, DebugOption, SetOption, TrustCodeOption
 from cktf.errors import CktfError, RecipeError
 from cktf.user_paths import expanded
 

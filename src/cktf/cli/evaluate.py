@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cktf.cli.common import DataDirOption, DataOption, DebugOption, TrustCodeOption, reports_errors
+from cktf.cli.command import reports_errors
+from cktf.cli.options import DataDirOption, DataOption, DebugOption, TrustCodeOption
 
 
 @reports_errors

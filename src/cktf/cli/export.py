@@ -8,7 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cktf.cli.common import DataDirOption, DebugOption, TrustCodeOption, reports_errors
+from cktf.cli.command import reports_errors
+from cktf.cli.options import DataDirOption, DebugOption, TrustCodeOption
 
 
 @reports_errors

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from cktf.cli.common import DebugOption, reports_errors
+from cktf.cli.command import reports_errors
+from cktf.cli.options import DebugOption
 from cktf.errors import ModelError
 
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cktf.cli.common import DataDirOption, DebugOption, reports_errors
+from cktf.cli.command import reports_errors
+from cktf.cli.options import DataDirOption, DebugOption
 
 _BROKEN = 10
 

@@ -6,19 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from cktf.cli.common import (
+from cktf.cli.command import asked, reports_errors, train_from_options
+from cktf.cli.options import (
     DataDirOption,
     DebugOption,
     DryRunOption,
     EpochsOption,
-    OutOption,
     ResumeOption,
     SeedOption,
     SetOption,
     TrustCodeOption,
-    asked,
-    reports_errors,
-    train_from_options,
 )
 from cktf.errors import RecipeError
 
@@ -53,7 +50,9 @@ def probe(
     ] = False,
     epochs: EpochsOption = None,
     seed: SeedOption = None,
-    out: OutOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="By default a folder in RUN, or beside the file.")
+    ] = None,
     settings: SetOption = None,
     resume: ResumeOption = None,
     dry_run: DryRunOption = False,

@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cktf.cli.common import DebugOption, reports_errors
+from cktf.cli.command import reports_errors
+from cktf.cli.options import DebugOption
 
 
 @reports_errors

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from cktf.cli.common import (
+from cktf.cli.command import reports_errors, train_from_options
+from cktf.cli.options import (
     DataDirOption,
     DataOption,
     DebugOption,
@@ -19,8 +20,6 @@ from cktf.cli.common import (
     TrackOption,
     TrustCodeOption,
     ValidationOption,
-    reports_errors,
-    train_from_options,
 )
 
 

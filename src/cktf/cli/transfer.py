@@ -5,21 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cktf.cli.common import (
-    DataDirOption,
-    DebugOption,
-    DryRunOption,
-    EpochsOption,
-    OutOption,
-    RecipeOption,
-    ResumeOption,
-    SeedOption,
-    SetOption,
-    TrackOption,
-    TrustCodeOption,
-    asked,
-    reports_errors,
-)
+from cktf.cli.command import asked, reports_errors
 from cktf.cli.distill import (
     EmbeddingOption,
     MethodOption,
@@ -31,6 +17,20 @@ from cktf.cli.distill import (
     TeacherSizeOption,
     TeacherWeightsOption,
     cache_fields,
+)
+from cktf.cli.options import (
+    DataDirOption,
+    DebugOption,
+    DryRunOption,
+    EpochsOption,
+    OnNonFiniteOption,
+    OutOption,
+    RecipeOption,
+    ResumeOption,
+    SeedOption,
+    SetOption,
+    TrackOption,
+    TrustCodeOption,
 )
 from cktf.cli.probe import DrawsOption, LabeledOption, LabelsOption, TestOption, labels_of, table
 
@@ -71,6 +71,7 @@ def transfer(
     resume: ResumeOption = None,
     dry_run: DryRunOption = False,
     track: TrackOption = None,
+    on_nonfinite: OnNonFiniteOption = None,
     trust_code: TrustCodeOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -101,6 +102,7 @@ def transfer(
         "scratch_epochs": scratch_epochs,
         "seed": seed,
         "runtime.track": track,
+        "runtime.on_nonfinite": on_nonfinite,
     }
     wanted = asked(
         "transfer", given, recipe=recipe, settings=settings, out=out, resume=resume,

@@ -69,7 +69,8 @@ def rows_of(bank: Tensor, rows: Tensor | None, device: torch.device) -> Tensor:
 def update_bank(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
     """`bank[i] <- norm(momentum * bank[i] + (1 - momentum) * row)`, in place.
 
-    A sample that comes twice in a batch leaves the row of one of its occurrences.
+    A sample that comes twice in a batch leaves the row of one of its occurrences; on a GPU that may
+    be numbers of both. No batch of this library holds one twice.
 
     Args:
         bank: [N, D] float32 or bfloat16; the update is computed in float32.

@@ -150,7 +150,9 @@ def _free(where: torch.device | str) -> int:
     if isinstance(where, str):
         return shutil.disk_usage(where).free
     if where.type == "cuda":
-        return torch.cuda.mem_get_info(where)[0]
+        # What PyTorch keeps for later counts as taken there.
+        kept = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
+        return torch.cuda.mem_get_info(where)[0] + kept
     return int(psutil.virtual_memory().available)
 
 

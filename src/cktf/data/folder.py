@@ -9,6 +9,7 @@ its student is tested on.
 
 import os
 import statistics
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,7 @@ _TESTS = ("test", "val", "valid", "validation")
 _MEANT = {name: name for name in ("train", *_TESTS, UNLABELED)} | {
     "training": "train", "testing": "test", "tests": "test", "unlabelled": UNLABELED,
 }  # fmt: skip
+_HELD_OUT = "a fifth of each class held out for the test"
 _SAMPLE = 1000
 _STEP, _LARGEST = 32, 224
 
@@ -49,7 +51,7 @@ def open_folder(directory: Path | None, split: str, reading: Reading) -> Source:
     name = f"imagefolder:{directory}"
     if not directory.is_dir():
         raise DataError(f"{name}: there is no such folder. Give one with a folder for each class.")
-    train, test, how = _splits(name, directory)
+    train, test, how = _splits(name, directory, split)
     classes = tuple(train)
     paths = {"train": _flat(train), "test": _flat(test or {})}
     labels = {"train": _labels(train), "test": _labels(test or {})}
@@ -122,13 +124,17 @@ def usual_size(pictures: Pictures) -> tuple[int, str]:
     return size, f"shorter sides have a median of {median:g}: image_size {size}"
 
 
-def _splits(name: str, root: Path) -> tuple[_Images, _Images | None, str]:
+def _splits(name: str, root: Path, wanted: str) -> tuple[_Images, _Images | None, str]:
     """Training and test images by class, and a word on the layout; None is to be split off."""
     _check_names(name, root)
     found = {split: root / split for split in ("train", *_TESTS) if _folders(root / split)}
     if "train" not in found:
         own = [folder for folder in _folders(root) if folder.name != UNLABELED]
         if own and {folder.name for folder in own} <= {"train", *_TESTS}:
+            if found and wanted == "test":
+                first = next(iter(found))
+                test, _ = _classes(name, found[first], _folders(found[first]))
+                return test, test, ""
             raise DataError(
                 f"{name}: training images are in train, in a folder for each class; found "
                 f"{listed([folder.name for folder in own])}, and in train no folders. Sort the "
@@ -141,8 +147,9 @@ def _splits(name: str, root: Path) -> tuple[_Images, _Images | None, str]:
                 f"in train; found {listed([folder.name for folder in own])} side by side. Move the "
                 "folders of classes into train."
             )
-        return _classes(name, root, own), None, "a fifth of each class held out for the test"
-    train = _classes(name, found["train"], _folders(found["train"]))
+        whole, others = _classes(name, root, own)
+        return whole, None, f"{_HELD_OUT}{others}"
+    train, others = _classes(name, found["train"], _folders(found["train"]))
     tests = [split for split in _TESTS if split in found]
     flat = [split for split in _TESTS if (root / split).is_dir() and split not in found]
     if not tests and flat:
@@ -152,10 +159,10 @@ def _splits(name: str, root: Path) -> tuple[_Images, _Images | None, str]:
             "images is held out then."
         )
     if not tests:
-        return train, None, "a fifth of each class of train held out for the test"
-    test = _classes(name, found[tests[0]], _folders(found[tests[0]]))
+        return train, None, f"{_HELD_OUT}{others}"
+    test, _ = _classes(name, found[tests[0]], _folders(found[tests[0]]))
     _same_classes(name, tests[0], set(train), set(test))
-    return train, test, f"tested on {tests[0]}"
+    return train, test, f"tested on {tests[0]}{others}"
 
 
 def _check_names(name: str, root: Path) -> None:
@@ -187,8 +194,8 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _classes(name: str, folder: Path, folders: list[Path]) -> _Images:
-    """The images of each class folder in a folder, in order."""
+def _classes(name: str, folder: Path, folders: list[Path]) -> tuple[_Images, str]:
+    """The images of each class folder in a folder, in order, and what else is there."""
     if len(folders) < 2:
         found = f"only {folders[0].name}" if folders else "none"
         loose = sum(map(_is_image, os.listdir(folder)))
@@ -197,7 +204,8 @@ def _classes(name: str, folder: Path, folders: list[Path]) -> _Images:
             f"{name}: images are in a folder for each class, two or more; in {folder} there is "
             f"{found}{beside}. Sort the images into folders named like their classes."
         )
-    images = {folder.name: _images(folder) for folder in folders}
+    others = Counter[str]()
+    images = {folder.name: _images(folder, others) for folder in folders}
     empty = [label for label, paths in images.items() if not paths]
     if len(empty) == len(images):
         raise DataError(f"{name}: no images in {listed([str(f) for f in folders])}. {_ENDINGS}")
@@ -206,11 +214,17 @@ def _classes(name: str, folder: Path, folders: list[Path]) -> _Images:
             f"{name}: a class has at least one image; none in "
             f"{listed([str(folder / label) for label in empty])}. Add images or remove the folders."
         )
-    return images
+    told = listed([f"{count:,} {ending}" for ending, count in others.most_common()])
+    return images, f"; no images: {told}" if others else ""
 
 
-def _images(folder: Path) -> list[Path]:
-    """All images in a folder and the folders in it, in an order that no system changes."""
+def _images(folder: Path, others: Counter[str] | None = None) -> list[Path]:
+    """All images in a folder and the folders in it, in an order that no system changes.
+
+    Args:
+        folder: where they are.
+        others: is told how files end that are none.
+    """
     found: list[Path] = []
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -220,7 +234,11 @@ def _images(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(place, name) for name in sorted(names) if _is_image(name)]
+        shown = sorted(name for name in names if not name.startswith("."))
+        found += [Path(place, name) for name in shown if _is_image(name)]
+        if others is not None:
+            rest = (_ending(name) for name in shown if not _is_image(name))
+            others.update(ending or "without an ending" for ending in rest)
     return found
 
 
@@ -234,8 +252,12 @@ def _endings() -> frozenset[str]:
     return frozenset(ending for ending, kind in known.items() if kind in Image.OPEN)
 
 
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _endings()
+    return not name.startswith(".") and _ending(name) in _endings()
 
 
 def _flat(images: _Images) -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 RGB, GREY = 3, 1
@@ -23,6 +23,16 @@ _FORMATS = {
 _MOST_PIXELS = 100_000_000
 _MODE = {RGB: "RGB", GREY: "L"}
 _ORIENTATION = 0x0112
+# By what a camera notes, how to turn its picture upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_image(source: Path | bytes) -> Image.Image:
@@ -66,10 +76,11 @@ def _upright(image: Image.Image) -> Image.Image:
     if "exif" not in image.info:
         return image
     try:
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a damaged note of the camera; the picture beside it may be whole
         return image
-    return ImageOps.exif_transpose(image) if turned else image
+    # Not by ImageOps.exif_transpose, which writes the whole note anew, and fails at damage in it.
+    return image if turn is None else image.transpose(turn)
 
 
 def to_eight_bits(image: Image.Image, channels: int = RGB) -> Image.Image:

@@ -58,7 +58,7 @@ DATASETS = {
     for info in (
         DatasetInfo(
             "fashion-mini", 10, 10_000, 5_000,
-            "a quarter of Fashion-MNIST, inside this package", False, _whole(load_fashion_mini),
+            "15,000 images of Fashion-MNIST, inside this package", False, _whole(load_fashion_mini),
         ),
         DatasetInfo(
             "fashion-mnist", 10, 60_000, 10_000,

@@ -223,8 +223,20 @@ class Undo:
 
 
 @contextmanager
-def enough_memory(batch_size: int, device: torch.device) -> Iterator[None]:
-    """Inside, a network sees batches of test images; too little memory is told with what to change.
+def enough_memory(
+    batch_size: int,
+    device: torch.device,
+    footprint: Footprint | None = None,
+    *,
+    training: bool = False,
+) -> Iterator[None]:
+    """Inside, a network sees batches of images; too little memory is told with what to change.
+
+    Args:
+        batch_size: of the images.
+        device: where it is.
+        footprint: of contrast.
+        training: whether that is `data.batch_size`, and not what fits test images.
 
     Raises:
         TrainingError: memory was not enough.
@@ -232,7 +244,7 @@ def enough_memory(batch_size: int, device: torch.device) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        told = out_of_memory(error, Footprint(), batch_size, device, training=False)
+        told = out_of_memory(error, footprint or Footprint(), batch_size, device, training=training)
         if told is None:
             raise
         raise told from error

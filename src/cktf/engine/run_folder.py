@@ -22,7 +22,7 @@ _own: set[Path] = set()
 
 
 class RunFolder:
-    """Files of one run; see DESIGN for what is in it.
+    """Files of one run; docs/design.md says what is in it.
 
     Args:
         path: the folder.

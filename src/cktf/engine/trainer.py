@@ -20,7 +20,7 @@ from cktf.data import Loader
 from cktf.engine.choice import Choice
 from cktf.engine.devices import device_of, place
 from cktf.engine.evaluate import Accuracy, evaluate
-from cktf.engine.numbers import Tally, Undo, gradient_norm, not_finite, out_of_memory
+from cktf.engine.numbers import Tally, Undo, enough_memory, gradient_norm, not_finite
 from cktf.engine.progress import TrainingProgress, announce
 from cktf.engine.randomness import random_state, restore_random_state, undrawn
 from cktf.engine.run_folder import RunFolder
@@ -135,19 +135,14 @@ class Trainer:
             self.run.log(f"memory for contrast: {footprint}")
             announce(f"{self.title}: memory for contrast: {footprint}", self.show)
         before = 0
-        with listening():
-            try:
-                for stage in self.stages:
-                    if self.place.passes < before + stage.epochs:
-                        own = self.place.passes - before
-                        self._begin(stage, state if own or self.place.step else None)
-                        yield from self._train(stage, before, own)
-                    before += stage.epochs
-            except (RuntimeError, MemoryError) as error:
-                told = out_of_memory(error, footprint, self.train.batch_size, self.device)
-                if told is None:
-                    raise
-                raise told from error
+        enough = enough_memory(self.train.batch_size, self.device, footprint, training=True)
+        with listening(), enough:
+            for stage in self.stages:
+                if self.place.passes < before + stage.epochs:
+                    own = self.place.passes - before
+                    self._begin(stage, state if own or self.place.step else None)
+                    yield from self._train(stage, before, own)
+                before += stage.epochs
 
     def fitted(self) -> Fitted:
         """What came of a run that is at its end; the student has the weights that are kept."""
@@ -223,6 +218,8 @@ class Trainer:
             yield
             began = time.perf_counter()
         self._check_recent()
+        # On a GPU that waited for steps which were only begun.
+        self.tally.seconds += time.perf_counter() - began
         images, seconds = self.place.step * self.train.batch_size, self.tally.seconds
         row: dict[str, Any] = {
             "stage": stage.name,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cktf.engine import write_atomically
 from cktf.errors import CktfError, ModelError, RecipeError
 from cktf.taps import evaluating
+from cktf.user_paths import expanded
 
 INPUT, OUTPUT = "images", "logits"
 _LIBRARIES = "onnx", "onnxscript", "onnxruntime"
@@ -62,7 +63,7 @@ def require_onnx() -> None:
 
 
 def write_onnx(
-    network: nn.Module, images: Tensor, path: Path, about: Mapping[str, str] | None = None
+    network: nn.Module, images: Tensor, path: str | Path, about: Mapping[str, str] | None = None
 ) -> None:
     """Write a network on the CPU as an ONNX file, if ONNX Runtime computes the same from it.
 
@@ -88,7 +89,7 @@ def write_onnx(
     onnx.helper.set_model_props(proto, dict(about or {}))
     content = proto.SerializeToString()
     _check(content, images, expected)
-    write_atomically(path, content)
+    write_atomically(expanded(path), content)
 
 
 def _check(content: bytes, images: Tensor, expected: Tensor) -> None:
@@ -140,7 +141,7 @@ def _first_line(error: BaseException) -> str:
     return f"{lines[0] if lines else type(error).__name__}."
 
 
-def write_int8(source: Path, path: Path, images: Iterator[Tensor]) -> None:
+def write_int8(source: str | Path, path: str | Path, images: Iterator[Tensor]) -> None:
     """Write an ONNX file's network with products of int8 weights and activations.
 
     Weights have a scale for each output channel; that of activations is from their range on images.
@@ -164,7 +165,7 @@ def write_int8(source: Path, path: Path, images: Iterator[Tensor]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantized = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
         try:
-            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            quant_pre_process(expanded(source), prepared, skip_symbolic_shape=True)
             quantize_static(
                 prepared, quantized, Reader(), per_channel=True, op_types_to_quantize=_INT8
             )
@@ -177,4 +178,4 @@ def write_int8(source: Path, path: Path, images: Iterator[Tensor]) -> None:
                 f"ONNX Runtime cannot write {source} in int8: {_first_line(error)} The float32 "
                 "file is as it was; ship that, or quantize it with another tool."
             ) from error
-        write_atomically(path, quantized.read_bytes())
+        write_atomically(expanded(path), quantized.read_bytes())

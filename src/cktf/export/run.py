@@ -134,6 +134,7 @@ def _metadata(about: dict[str, object], images: Tensor) -> dict[str, str]:
         "trained_on": str(about["dataset"]),
         "classes": json.dumps(about["classes"]),
         "images": f"float32 [batch, {channels}, {height}, {width}] in [0, 1]",
+        "preparation": "upright, the centre cut to a square, scaled bilinearly, divided by 255",
     }
 
 

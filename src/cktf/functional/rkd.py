@@ -18,6 +18,7 @@ from cktf.functional.precision import full_precision
 _EPSILON = 1e-12
 # Elements of one block's differences and angles: 1 MiB in float32, which a cache holds.
 _BLOCK = 1 << 18
+_BLOCK_OF_GPU = 1 << 22
 
 
 def _distances(embedding: Tensor) -> Tensor:
@@ -44,7 +45,8 @@ class _AngleLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
         batch, dim = len(student), max(student.shape[1], teacher.shape[1])
-        size = max(1, _BLOCK // (batch * (batch + dim)))
+        block = _BLOCK if student.device.type == "cpu" else _BLOCK_OF_GPU
+        size = max(1, block // (batch * (batch + dim)))
         total, gradient = student.new_zeros(()), torch.zeros_like(student)
         for corners in torch.split(torch.arange(batch, device=student.device), size):
             own, inverse = _directions(student, corners)

@@ -11,7 +11,14 @@ from cktf.models.checkpoints import (
 from cktf.models.foreign import fingerprint, read_state, seems_to_be
 from cktf.models.normalized import Normalized
 from cktf.models.paths import FeaturePaths
-from cktf.models.sources import Source, build_source, is_listed, parse_source, runs_code
+from cktf.models.sources import (
+    Source,
+    build_source,
+    is_listed,
+    located_line,
+    parse_source,
+    runs_code,
+)
 from cktf.models.translate import to_published_keys
 from cktf.models.zoo import check_name, create, names
 
@@ -29,6 +36,7 @@ __all__ = [
     "load_network",
     "load_state",
     "load_weights",
+    "located_line",
     "names",
     "parse_source",
     "read_state",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cktf.errors import CheckpointError, ModelError
 from cktf.models.foreign import seems_to_be
 from cktf.models.normalized import Normalized
-from cktf.models.sources import build_source, parse_source, runs_code, without_weights
+from cktf.models.sources import build_source, located_line, parse_source, runs_code, without_weights
 from cktf.models.translate import to_published_keys
 
 _SHOWN = 3
@@ -43,6 +43,8 @@ def save_network(
         OSError: it could not be written; an earlier file is as it was.
     """
     described: dict[str, object] = {"network": name, "classes": list(classes), "dataset": dataset}
+    if (line := located_line(name)) != name:
+        described["located"] = line
     if images is not None:
         described["image_size"] = list(images.shape[2:])
     if isinstance(network, Normalized):
@@ -126,7 +128,7 @@ def load_network(path: Path, *, trust_code: bool = False) -> tuple[nn.Module, di
         CheckpointError: a file that is missing, damaged, or of a network not in the library.
     """
     described = describe(path)
-    name = str(described["network"])
+    name = _line(described)
     try:
         if runs_code(name) and not trust_code:
             raise ModelError(
@@ -148,6 +150,14 @@ def load_network(path: Path, *, trust_code: bool = False) -> tuple[nn.Module, di
         seen: dict[str, Any] = {key: described.get(key) for key in ("mean", "std", "size")}
         network = Normalized(network, **seen)
     return network, described
+
+
+def _line(described: dict[str, object]) -> str:
+    """What builds the network: of a Python file where it was then, or else as it was named."""
+    line = described.get("located")
+    if isinstance(line, str) and Path(line.partition(".py:")[0] + ".py").is_file():
+        return line
+    return str(described["network"])
 
 
 def load_weights(network: nn.Module, path: Path | str) -> None:

@@ -35,7 +35,8 @@ from cktf.models.vision import implied, take_classifier
 from cktf.models.zoo import check_name, create, names
 from cktf.user_paths import expanded
 
-_LINE = re.compile(r"(?P<where>[^()@]+?)(?P<arguments>\(.*\))?(?:@(?P<size>\d+))?")
+# A path may hold what else begins arguments or a size.
+_LINE = re.compile(r"(?P<where>.+?\.py:[\w.]+|[^()@]+?)(?P<arguments>\(.*\))?(?:@(?P<size>\d+))?")
 _LIBRARIES = ("timm", "torchvision")
 # Arguments by which timm opens files, pickles among them, without asking what is in them.
 _OPEN_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
@@ -123,6 +124,13 @@ def runs_code(line: str) -> bool:
     match = _LINE.fullmatch(line.strip())
     library, colon, _ = (match["where"] if match else line).rpartition(":")
     return bool(colon) and library not in _LIBRARIES
+
+
+def located_line(line: str) -> str:
+    """A line with the absolute path of its Python file, so that it means the same anywhere."""
+    match = _LINE.fullmatch(line.strip())
+    file = match["where"].rpartition(":")[0] if match else ""
+    return line.replace(file, str(expanded(file).absolute()), 1) if file.endswith(".py") else line
 
 
 def build_source(source: Source, num_classes: int | None) -> Built:
@@ -240,6 +248,8 @@ def _torchvision(source: Source, arguments: dict[str, Any]) -> Built:
 
     pretrained = arguments.pop("pretrained", False)
     classes = arguments.pop("num_classes", None) if pretrained else None
+    if source.size and source.name.startswith("vit") and not pretrained:
+        arguments.setdefault("image_size", source.size)
     network = models.get_model(
         source.name, **arguments, **({"weights": "DEFAULT"} if pretrained else {})
     )

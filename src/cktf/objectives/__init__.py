@@ -1,18 +1,42 @@
 """Objectives: what a student minimises, one file per paper."""
 
+from cktf.objectives.ab import AB
+from cktf.objectives.at import AT
 from cktf.objectives.base import Loss, Objective, Phase, Setting, WeightedSum
+from cktf.objectives.cc import CC
 from cktf.objectives.cktf import CKTF
 from cktf.objectives.crd import CRD
 from cktf.objectives.cross_entropy import CrossEntropy
+from cktf.objectives.fitnet import FitNet
+from cktf.objectives.fsp import FSP
+from cktf.objectives.ft import FT
 from cktf.objectives.kd import KD
+from cktf.objectives.kdsvd import KDSVD
+from cktf.objectives.nst import NST
+from cktf.objectives.pkt import PKT
 from cktf.objectives.registry import METHODS, Method, compose, features_read, parse, term_names
+from cktf.objectives.rkd import RKD
+from cktf.objectives.sp import SP
+from cktf.objectives.vid import VID
 
 __all__ = [
+    "AB",
+    "AT",
+    "CC",
     "CKTF",
     "CRD",
+    "FSP",
+    "FT",
     "KD",
+    "KDSVD",
     "METHODS",
+    "NST",
+    "PKT",
+    "RKD",
+    "SP",
+    "VID",
     "CrossEntropy",
+    "FitNet",
     "Loss",
     "Method",
     "Objective",

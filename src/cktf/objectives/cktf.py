@@ -27,7 +27,7 @@ from cktf.functional.module_vector import ModuleNorm, module_grid, module_vector
 from cktf.functional.precision import full_precision
 from cktf.objectives.base import Loss, Objective, Setting, present
 from cktf.objectives.crd import CRD
-from cktf.processes import agreed, summed
+from cktf.processes import agreed, processes, summed
 from cktf.taps import Features, Kept
 
 # Below it, a product of squared norms is that of maps of zeros.
@@ -168,6 +168,9 @@ class CKTF(Objective):
     def _vectors(self, student: Features, teacher: Features) -> dict[str, tuple[Tensor, Tensor]]:
         """What each pair's heads read, in the order of `pairs`; nothing for a weight of 0."""
         found: dict[str, tuple[Tensor, Tensor]] = {}
+        for own, other in ((student.stem, teacher.stem), (student.embedding, teacher.embedding)):
+            if own is not None and other is not None:
+                _check.same_batch("CKTF", own, other)
         if self.theta:
             found["stem"] = self._stem(student, teacher)
             for k, (s, candidates) in enumerate(self._stages(student, teacher), start=1):
@@ -231,7 +234,9 @@ class CKTF(Objective):
         if self.match == "first":
             return candidates[0]
         if self.match == "random":
-            drawn = torch.randint(len(candidates), (), device=student.device)
+            # Reading it keeps no GPU waiting, unless processes have to agree on it there.
+            device = torch.device("cpu") if processes() == 1 else student.device
+            drawn = torch.randint(len(candidates), (), device=device)
             return candidates[int(agreed(drawn))]
         cosines = [_cosine(student, c) for c in candidates]
         chosen = torch.stack(cosines)
@@ -251,7 +256,8 @@ def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
     channels = max(student.shape[1], teacher.shape[1])
     s, t = (
         module_vector(m, channels, (grid[0], grid[1]), "batch").flatten()
-        for m in (student, teacher)
+        # As the objective is built, one of the networks may be on a GPU already.
+        for m in (student, teacher.to(student.device))
     )
     product, own, other = summed(torch.stack([s @ t, s @ s, t @ t])).unbind()
     return product * (own * other).clamp_min(_SMALLEST).rsqrt()

@@ -293,6 +293,8 @@ def build_data(section: DataSection, seed: int) -> Data:
         train, held = train.subset(kept), replace(train.subset(out), note="")
     named = {"train": train, "validation": held, "test": test}
     found = [f"{split}: {data.describe()}" for split, data in named.items() if data is not None]
+    if isinstance(train.images, Streamed) and not section.workers:
+        found.append("one process reads them: more do with --set data.workers=8")
     return Data(
         train=loader_of_train(train, section, seed),
         test=loader_of_test(test, section.workers),

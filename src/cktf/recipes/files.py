@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from cktf.data import FOLDER
 from cktf.errors import RecipeError, RunFolderError, nearest
-from cktf.models import runs_code
+from cktf.models import located_line, runs_code
 from cktf.recipes.networks import is_path
 from cktf.recipes.schema import DistillRecipe, Recipe, TrainRecipe, TransferRecipe
 from cktf.user_paths import expanded
@@ -308,8 +308,7 @@ def _located(line: str) -> str | None:
     """The absolute path of a run folder or file, or a line with that of its Python file."""
     if is_path(line):
         return _absolute(line)
-    file, py, rest = line.partition(".py:")
-    return f"{expanded(file).absolute()}{py}{rest}" if py else line
+    return located_line(line)
 
 
 def to_yaml(recipe: Recipe | TransferRecipe) -> str:

@@ -252,6 +252,8 @@ def _ours(path: Path, classes: tuple[str, ...] | None, trust_code: bool) -> Teac
         )
     name = str(described["network"])
     note = f"loaded {name} from {path}, sha256 {fingerprint(path)}…"
+    if isinstance(size := described.get("image_size"), list):
+        note += f", trained on images of {'x'.join(map(str, size))}"
     return Teacher(network, name, note, None if described["dataset"] == CUSTOM else tuple(own))
 
 
@@ -262,8 +264,9 @@ def _published(path: Path, data: ImageSet | None) -> Teacher:
     if found is None:
         raise CheckpointError(
             f"{path} holds {len(state)} tensors ({', '.join(list(state)[:3])}, …), and no network "
-            "of this library has just these. Name the network: --teacher NETWORK "
-            f"--teacher-weights {path}."
+            "of this library has just these. Name the network of a teacher: --teacher NETWORK "
+            f"--teacher-weights {path}; one to train comes with weights from a function of yours "
+            "that loads them, FILE.py:FUNCTION."
         )
     name, classes = found
     network = create(name, classes)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cktf.batch import Batch
+from cktf.batch import Batch, moved
 from cktf.errors import DataError
 from cktf.models.paths import FeaturePaths
 from cktf.taps.features import Features
@@ -83,8 +83,8 @@ class CachedTap:
         """Features of a batch whose samples are all seen in one view."""
         assert batch.view is not None
         rows = self._rows(batch.view)
-        index = batch.index.cpu()
-        return self._kept.assembled([row[index].to(batch.images.device) for row in rows])
+        index, device = batch.original.index.cpu(), batch.images.device
+        return self._kept.assembled([moved(row[index], device) for row in rows])
 
     def check_room(self, example: Features) -> None:
         """Make sure that what is missing fits on the disk.

@@ -13,6 +13,7 @@ from cktf.taps.tap import Tap
 
 def count_logits(network: nn.Module, images: Tensor) -> int:
     """How many a network gives for images [B, C, H, W]; its mode is left as it is."""
+    images = beside(network, images)
     with torch.no_grad(), evaluating(network):
         return Tap(network, FeaturePaths(), ())(images).logits.shape[1]
 

@@ -78,7 +78,7 @@ def _run(model: nn.Module, example: Tensor) -> tuple[list[_Event], Any]:
     events: list[_Event] = []
     largest: dict[str, tuple[int, int]] = {}
     handles = []
-    images = seen(model, example.shape)
+    example, images = beside(model, example), seen(model, example.shape)
     try:
         for path, module in model.named_modules():
             if path:

@@ -26,7 +26,7 @@ class SharedTap:
         self._needs: frozenset[str] = frozenset()
         self._paths = FeaturePaths()
         self._tap: Tap | None = None
-        self._images: Tensor | None = None
+        self._original: Tensor | None = None
         self._features: Features | None = None
 
     def also(self, paths: FeaturePaths, needs: Iterable[str]) -> "SharedTap":
@@ -37,18 +37,20 @@ class SharedTap:
         self._needs |= frozenset(needs)
         self._paths = self._paths.updated(paths)
         self._tap = Tap(self.model, self._paths, self._needs, compile=self.compile)
-        self._images = None
+        self._original = None
         return self
 
     def __call__(self, images: Tensor) -> Features:
-        """Features of images [B, C, H, W]: of the last call if they are the same."""
+        """Features of any images [B, C, H, W]."""
         if self._tap is None:
             raise RuntimeError("SharedTap.also says what is needed; it comes before the first use.")
-        known = self._images is not None and torch.equal(images, self._images)
-        if not known or self._features is None:
-            self._images, self._features = images, self._tap(images)
-        return self._features
+        return self._tap(images)
 
     def of(self, batch: Batch) -> Features:
-        """Features of a batch's images."""
-        return self(batch.images)
+        """Features of a batch's images: those of the last batch if its images were the same."""
+        images = batch.original.images
+        known = self._original is not None and torch.equal(images, self._original)
+        if not known or self._features is None:
+            self._features = self(batch.images)
+            self._original = images
+        return self._features

@@ -35,6 +35,7 @@ from cktf.recipes import (
     teacher_file,
 )
 from cktf.taps import Tap, evaluating
+from cktf.workflows.evaluation import tested_on
 from cktf.workflows.inspection import inspect
 from cktf.workflows.taught import check_taught
 
@@ -180,11 +181,9 @@ class Analyst:
     def _with_networks(self, plain: Analysis) -> Analysis:
         make: Any = make_transfer if plain.recipe["kind"] == "transfer" else make_recipe
         recipe: AnyRecipe = make(plain.recipe)
-        section = recipe.labeled if isinstance(recipe, TransferRecipe) else recipe.data
+        _, section = tested_on(plain.folder, data_dir=self.data_dir)
         if section.name == CUSTOM:
             raise RunFolderError("The data set was made in Python, and cannot be read again here.")
-        if self.data_dir is not None:
-            section = section.model_copy(update={"dir": self.data_dir})
         key = json.dumps(section.model_dump(mode="json"), sort_keys=True)
         if key not in self._data:
             test = load_split(section, "test")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from cktf.data import located_name
-from cktf.engine import Accuracy, Training, device_of, in_precision, place
+from cktf.data import FOLDER, located_name
+from cktf.engine import Accuracy, Training, device_of, enough_memory, in_precision, place
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import RunFolderError
 from cktf.models import describe, is_ours
@@ -38,8 +38,10 @@ def evaluate(
 
     Args:
         run: a run folder.
-        data: a named data set; by default the one that the run was tested on.
-        data_dir: its folder; by default the run's own.
+        data: a named data set; by default the one that the run was tested on. Of a folder without
+            test images, it is the fifth of each class that training leaves out.
+        data_dir: its folder; by default the run's own. A run's folder of images may have moved
+            there.
         trust_code: whether the user's own code, by which the run's network is built, may run.
 
     Returns:
@@ -63,9 +65,11 @@ def evaluate(
         # A run from a machine with a GPU can be measured on one without.
         training = replace(training, device="cpu")
     device = device_of(training)
-    place(network, training, device)
-    forward = in_precision(network.eval(), training.precision, device)
-    return accuracy_of(forward, loader, len(classes), device), section.test or section.name
+    with enough_memory(loader.batch_size, device):
+        place(network, training, device)
+        forward = in_precision(network.eval(), training.precision, device)
+        accuracy = accuracy_of(forward, loader, len(classes), device)
+    return accuracy, section.test or section.name
 
 
 def tested_on(
@@ -88,12 +92,24 @@ def tested_on(
     data = None if data is None else located_name(data)
     if data is not None and data != (section.test or section.name):
         # Classes that were chosen stay: they are those that the network knows.
-        other: dict[str, object] = {} if data == section.name else {"name": data, "dir": None}
-        other["image_size"] = section.image_size or size_of_training(run)
+        other = {} if data == section.name else {"name": data, "dir": None}
         section = section.model_copy(update={"test": None, **other})
-    if data_dir is not None and section.name != CUSTOM:
-        section = section.model_copy(update={"dir": data_dir})
-    return recipe.training(), section
+    if section.name == CUSTOM:
+        return recipe.training(), section
+    # Images in a folder decide their size: there may be others by now.
+    size = section.image_size or size_of_training(run)
+    return recipe.training(), _moved(section.model_copy(update={"image_size": size}), data_dir)
+
+
+def _moved(section: DataSection, data_dir: str | None) -> DataSection:
+    """The same data where it is now."""
+    if data_dir is None:
+        return section
+    field = "name" if section.test is None else "test"
+    kind, _, place = str(getattr(section, field)).partition(":")
+    if kind == FOLDER and place:
+        return section.model_copy(update={field: located_name(f"{FOLDER}:{data_dir}")})
+    return section.model_copy(update={"dir": data_dir})
 
 
 def size_of_training(run: Path) -> int | None:

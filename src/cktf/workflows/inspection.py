@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cktf.errors import DataError
+from cktf.errors import CktfError, DataError
 from cktf.models import build_source, parse_source
 from cktf.models.normalized import Normalized
-from cktf.taps import FeaturePaths, Features, Tap, evaluating, infer_paths
+from cktf.taps import FeaturePaths, Features, Tap, beside, evaluating, infer_paths
 
 _BATCH = 2
 # How paths begin in a network that normalises its images first.
@@ -66,10 +66,14 @@ def taking(images: Tensor, who: str = "network") -> Iterator[None]:
     """What is inside gives images to a network; that it cannot take them is told as that."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (CktfError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # Whatever a network's own code raises.
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"The {who} cannot take images {tuple(images.shape)}: {str(error).splitlines()[0]}. "
-            "Check channels and size, or give another network."
+            f"The {who} cannot take images {tuple(images.shape)}: {why}. Check channels and size, "
+            "or give another network."
         ) from error
 
 
@@ -110,7 +114,7 @@ def inspect(
     if isinstance(network, str):
         built = build_source(parse_source(network), None)
         network = Normalized(built.network, [0.0] * images[0], [1.0] * images[0], built.size)
-    example = torch.rand(_BATCH, *images)
+    example = beside(network, torch.rand(_BATCH, *images))
     with evaluating(network), taking(example):
         with torch.no_grad():
             paths = find_paths(network, example, stages, embedding)

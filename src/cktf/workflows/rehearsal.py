@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from cktf.data import ImageSet, labels_of
-from cktf.engine import Stage, autocast, device_of, peak_memory_mb, place
+from cktf.engine import Stage, autocast, device_of, enough_memory, peak_memory_mb, place
 from cktf.models import Normalized
 from cktf.recipes import Recipe
 from cktf.taps import CachedTap, FeaturePaths, Features, Tap, as_before
@@ -93,11 +93,12 @@ def rehearse(recipe: Recipe, parts: Parts) -> Rehearsal:
     set_seed(recipe.seed)
     footprint = fitting.objective.footprint(parts.data.train.batch_size)
     footprint.check(device, built=True)
-    for network in (parts.student, parts.teacher):
-        if network is not None:
-            place(network, recipe.training(), device)
-    fitting.objective.to(device)
-    with as_before(parts.student), as_before(parts.teacher):
+    enough = enough_memory(parts.data.train.batch_size, device, footprint, training=True)
+    with enough, as_before(parts.student), as_before(parts.teacher):
+        for network in (parts.student, parts.teacher):
+            if network is not None:
+                place(network, recipe.training(), device)
+        fitting.objective.to(device)
         steps = list(_steps(recipe, parts, stage, device))
     last = steps[-1]
     student = _seen(parts.student, parts.student_name, stage, last.student, last.images)

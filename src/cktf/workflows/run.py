@@ -58,6 +58,12 @@ from cktf.workflows.parts import Parts
 from cktf.workflows.taught import as_begun
 
 _EXAMPLES = 8
+# Peaks of the learning rate that are for training from no weights.
+_FROM_NONE = 0.05
+_GOING_ON = (
+    "The student goes on from trained weights, which a peak rate of 0.05 or more undoes: it is for "
+    "training from none. Try --set optimizer.lr=0.01."
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,7 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     """
     method = recipe.method if isinstance(recipe, DistillRecipe) else "ce"
     options = recipe.options if isinstance(recipe, DistillRecipe) else {}
+    device_of(recipe.training())
     check_student(parts)
     set_seed(recipe.seed)
     student, teacher = _dry_run(parts, method, recipe)
@@ -122,6 +129,10 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     same = teacher is None or teacher.features.logits.shape[1] == num_classes
     stages = _stages(recipe, parts, objective, student, teacher)
     advice = [tried.advice for tried in (student, teacher) if tried is not None and tried.advice]
+    learnt = parts.began or "pretrained=True" in parts.student_name
+    large = (recipe.optimizer.lr or 0) >= _FROM_NONE and getattr(recipe, "trains", "all") == "all"
+    if learnt and large:
+        advice.append(_GOING_ON)
     return Assembly(method, num_classes, student.images, objective, stages, same, advice)
 
 
@@ -210,21 +221,23 @@ def _train(
     run.insist(
         lambda: write_atomically(run.recipe, to_yaml(located(recipe)).encode()), "its recipe"
     )
-    trainer = Trainer(
-        parts.student,
-        fitting.stages,
-        data.train,
-        data.test,
-        fitting.num_classes,
-        recipe.training(),
-        run,
-        title=f"{parts.student_name} {fitting.method}" if parts.teacher else parts.student_name,
-        show=show,
-        identity=identity(as_begun(recipe, run)),
-        validation=data.validation,
-    )
-    for line in fitting.advice:
-        _tell(run, show, line)
+    with enough_memory(data.train.batch_size, device_of(recipe.training()), training=True):
+        trainer = Trainer(
+            parts.student,
+            fitting.stages,
+            data.train,
+            data.test,
+            fitting.num_classes,
+            recipe.training(),
+            run,
+            title=f"{parts.student_name} {fitting.method}" if parts.teacher else parts.student_name,
+            show=show,
+            identity=identity(as_begun(recipe, run)),
+            validation=data.validation,
+        )
+    for line in [data.found, *fitting.advice]:
+        if line:
+            _tell(run, show, line)
     if parts.began:
         _tell(run, show, f"student: {parts.began}")
     teacher_accuracy = None

@@ -38,13 +38,12 @@ class _Turn:
     stopped: Interrupted | None = None
 
     def step(self) -> None:
-        devices = range(torch.cuda.device_count())
         if self.state is not None:
             torch.set_rng_state(self.state[0])
             random.setstate(self.state[1])
             np.random.set_state(self.state[2])
-            for device in devices:
-                torch.cuda.set_rng_state(self.state[3][device], device)
+            for device, kept in enumerate(self.state[3]):
+                torch.cuda.set_rng_state(kept, device)
         try:
             next(self.steps)
         except StopIteration as end:
@@ -55,7 +54,8 @@ class _Turn:
             torch.get_rng_state(),
             random.getstate(),
             np.random.get_state(),
-            [torch.cuda.get_rng_state(device) for device in devices],
+            # Asking for them would start what a run on the CPU never uses.
+            torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
         )
 
 
