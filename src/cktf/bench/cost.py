@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import statistics
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,7 @@ from typing import Any
 
 from cktf.bench.cells import Cell, TeacherPlan
 from cktf.data import labels_of
-from cktf.engine import RunFolder, device_of, peak_memory_mb, write_atomically
+from cktf.engine import RunFolder, device_of, peak_memory_mb, settled, write_atomically
 from cktf.errors import TrainingError
 from cktf.recipes import (
     CUSTOM,
@@ -128,18 +127,17 @@ def _measure(given: Recipe | TransferRecipe, teacher_name: str | None) -> Cost:
         # untrained teacher are nothing to keep.
         recipe = recipe.model_copy(update={"init_epochs": 0, "teacher_cache": None})
     parts = Parts(student, teacher, name, CUSTOM if distilled else None, data)
-    seconds, at = [], 0.0
+    seconds, at, device = [], 0.0, device_of(recipe.training())
     with tempfile.TemporaryDirectory() as folder:
         steps = executing(recipe, parts, RunFolder(Path(folder)), show=False)
         for number, _ in enumerate(steps):
-            now = time.perf_counter()
+            now = settled(device)
             if number:
                 seconds.append(now - at)
             if number == _WARM_UP + _STEPS:
                 break
-            at = time.perf_counter()
+            at = settled(device)
         steps.close()
-    device = device_of(recipe.training())
     # A run that ends before it is warm takes what its last step takes.
     step, memory = statistics.median(seconds[_WARM_UP:] or seconds[-1:]), peak_memory_mb(device)
     stages = len(assemble(recipe, parts).stages) - 1

@@ -1,7 +1,7 @@
 """The training loop, evaluation and run folders."""
 
 from cktf.engine.checkpoints import write_atomically
-from cktf.engine.devices import device_of, place, placed
+from cktf.engine.devices import device_of, place, placed, settled
 from cktf.engine.evaluate import Accuracy, evaluate, standard_error
 from cktf.engine.numbers import enough_memory
 from cktf.engine.progress import announce
@@ -41,6 +41,7 @@ __all__ = [
     "place",
     "placed",
     "seeded",
+    "settled",
     "standard_error",
     "tracked",
     "trackers_of",

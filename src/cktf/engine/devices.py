@@ -1,5 +1,6 @@
 """The devices of a run, and how networks are put on them."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -55,6 +56,13 @@ def place(network: nn.Module, training: Training, device: torch.device) -> None:
     network.to(device)
     if training.channels_last:
         network.to(memory_format=torch.channels_last)
+
+
+def settled(device: torch.device) -> float:
+    """The clock, in seconds, when a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @contextmanager

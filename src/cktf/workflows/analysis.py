@@ -2,9 +2,7 @@
 
 import json
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cktf.data import FOLDER, ImageSet
-from cktf.engine import RunFolder, autocast, device_of, place
+from cktf.engine import RunFolder, autocast, device_of, place, settled
 from cktf.errors import CktfError, RunFolderError
 from cktf.models import describe, is_ours
 from cktf.recipes import (
@@ -310,13 +308,10 @@ def _pooled(features: Any, chosen: Tensor) -> dict[str, Tensor]:
 def latency_ms(network: Callable[[Tensor], Tensor], image: Tensor) -> float:
     """Median milliseconds for one image [1, C, H, W]."""
     times = []
-    synchronize = torch.cuda.synchronize if image.is_cuda else nullcontext
     for _ in range(_WARM_UP + _TIMED):
-        synchronize()
-        start = time.perf_counter()
+        start = settled(image.device)
         network(image)
-        synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(settled(image.device) - start)
     return 1e3 * statistics.median(times[_WARM_UP:])
 
 
