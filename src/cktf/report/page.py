@@ -233,7 +233,7 @@ class _Page:
                     "parameters": f"{s['student_parameters']:,}",
                     "macs": f"{run.student.macs / 1e6:,.1f} M" if run.student else "",
                     "latency": f"{run.student.latency_ms:.2f} ms" if run.student else "",
-                    "seconds": f"{s['seconds']:,.0f}",
+                    "seconds": "in turn" if s.get("took_turns") else f"{s['seconds']:,.0f}",
                 }
             )  # fmt: skip
         return rows

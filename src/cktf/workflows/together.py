@@ -89,7 +89,8 @@ def distill_together(
         run, parts = prepare(recipe, out, resume=True, trust_code=trust_code)
         assert parts.teacher is not None
         shared = shared or SharedTap(parts.teacher, compile=recipe.runtime.compile)
-        parts = replace(parts, teacher=shared.model, shared=shared, measured=measured)
+        own = shared if len(recipes) > 1 else None
+        parts = replace(parts, teacher=shared.model, shared=own, measured=measured)
         turns.append(_Turn(executing(recipe, parts, run, show=False)))
     try:
         # Where a signal stops one, each of the others saves itself after its next step.
