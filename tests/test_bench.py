@@ -36,6 +36,7 @@ from cktf.bench import (
     published,
     read_matrix,
     run_bench,
+    runner,
     shipped,
 )
 from cktf.bench.cost import _measure
@@ -303,6 +304,56 @@ def test_turns_give_what_single_runs_give(done, weights, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/*")}
     assert run_bench(bench(tmp_path, weights)) == []
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/*")}
+
+
+@pytest.mark.parametrize("of", [2, 3, 4])
+def test_shards_share_every_method(weights, tmp_path, of):
+    """As many shards as methods would otherwise each have one of them, on a machine of its own."""
+    plans = [
+        bench(tmp_path, weights, matrix={"seeds": list(range(8))}, shard=(n, of))
+        for n in range(1, of + 1)
+    ]
+    shares = [[cell for group in plan.groups() for cell in group] for plan in plans]
+    assert sorted(len(share) for share in shares) == [24 // of] * of
+    assert {c.slug for share in shares for c in share} == {c.slug for c in plans[0].cells}
+    assert all({cell.method for cell in share} == {"alone", "KD", "CKTF"} for share in shares)
+    assert all([c.seed for c in share] == sorted(c.seed for c in share) for share in shares)
+
+
+def test_what_another_shard_left_is_not_this_one_s_failure(done, weights, tmp_path):
+    shutil.copytree(done / "results", tmp_path / "results")
+    first, second = (bench(tmp_path, weights, shard=(n, 2)) for n in (1, 2))
+    (theirs,) = second.groups()[0]
+    second.result_file(theirs).unlink()
+    second.failure(theirs.slug).parent.mkdir()
+    second.failure(theirs.slug).write_text("long ago")
+    assert run_bench(first) == []
+
+
+def test_a_matrix_that_is_stopped_between_cells_can_be_continued(weights, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt("Stopped by SIGTERM.")
+
+    monkeypatch.setattr(runner, "_do", stopped)
+    with pytest.raises(Interrupted, match=r"Stopped by SIGTERM\."):
+        run_bench(bench(tmp_path, weights))
+
+
+def test_own_code_is_known_by_what_it_says(tmp_path, weights):
+    """Wherever its file is; comments say nothing."""
+
+    def decided(folder, code):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "net.py"
+        path.write_text(code)
+        cell = bench(tmp_path, weights, matrix={"pairs": [f"resnet14:{path}:Net"]}).cells[0]
+        return decided_by(cell.recipe(), "")
+
+    code = "class Net:\n    width = 8\n"
+    first = decided("a", code)
+    assert decided("b", f"# Narrow.\n{code}") == first
+    assert completed(first) == first
+    assert decided("c", code.replace("8", "9")) != first
 
 
 def test_what_is_left_takes_turns(done, weights, tmp_path):

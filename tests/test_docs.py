@@ -1,13 +1,17 @@
 """Pages that are made from the code are the code's."""
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from cktf.bench import compare, csv_rows, latex, markdown, published
+from cktf.models import create
 from cktf.objectives import METHODS, parse
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +44,24 @@ def test_kept_tables_are_those_of_their_cells(matrix):
     compared = compare(folder)
     for form, write in (("md", markdown), ("csv", csv_rows), ("tex", latex)):
         assert (folder / f"table.{form}").read_text() == write(compared), f"cktf table {folder}"
+
+
+def test_the_loop_on_its_page_trains():
+    page = (ROOT / "docs" / "loop.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    torch.manual_seed(0)
+    labels = torch.arange(96) % 3
+    pictures = torch.randn(96, 3, 16, 16) * 0.1 + labels.view(-1, 1, 1, 1)
+    names: dict[str, Any] = {"labels": labels, "images": pictures[:8]}
+    names |= {role: create(n, 3) for role, n in (("student", "resnet8"), ("teacher", "resnet14"))}
+    parts = torch.randperm(96).split(16)
+    names["loader"] = [(pictures[i], labels[i], i) for i in parts]
+    weight = names["student"].conv1.weight.detach().clone()
+    exec(code, names)
+    assert names["loss"].total.isfinite()
+    assert set(names["loss"].terms) >= {"ce", "cktf", "kd"}
+    assert not torch.equal(weight, names["student"].conv1.weight)
+    assert int(names["optimizer"].state_dict()["state"][0]["momentum_buffer"].isfinite().all())
 
 
 def test_published_figures():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from cktf.data import (
     DatasetLoader,
@@ -383,6 +383,9 @@ LABELLED = {
     "subset": Subset(Unreadable(targets=[9, 2, 0, 9, 1, 1, 3]), [1, 2, 4, 5, 6]),
     "subset of subset": Subset(
         Subset(Unreadable(targets=[3, 9, 1, 0, 2]), [4, 3, 2, 0]), [0, 1, 2, 2, 3]
+    ),
+    "several together": ConcatDataset(
+        [Unreadable(targets=[2, 0, 1]), TensorDataset(IMAGES_OF_FIVE[:2], torch.tensor([1, 3]))]
     ),
     "subset of tensors": Subset(
         TensorDataset(IMAGES_OF_FIVE, torch.tensor([1, 3, 0, 2, 9])), [3, 2, 0, 0, 1]

@@ -97,6 +97,12 @@ class TestContract:
             assert parameter.grad is not None, name
             assert parameter.grad.abs().sum() > 0, name
 
+    def test_what_it_needs_is_what_the_registry_says_that_it_reads(self, method, pair):
+        """A run taps by the one, and is planned by the other."""
+        objective = Case(method, pair).objective
+        parts = [objective, *(phase.objective for phase in objective.phases())]
+        assert set().union(*(part.needs for part in parts)) <= features_read(method) | {"logits"}
+
     def test_state_dict_round_trip_and_deep_copy(self, method, pair):
         case = Case(method, pair)
         sum(loss.total for loss in case.losses()).backward()
@@ -231,6 +237,21 @@ class TestMethodStrings:
 
 
 class TestCRD:
+    def test_an_evaluation_sets_no_normalizer(self):
+        """A batch that is looked at before training is not what Z is of."""
+        torch.manual_seed(0)
+        crd, twin = (CRD(4, 5, N, negatives=8) for _ in range(2))
+        twin.load_state_dict(crd.state_dict())
+        a, b = torch.randn(6, 4), torch.randn(6, 5)
+        torch.manual_seed(1)
+        expected = twin.loss(a, b, torch.arange(6))
+        torch.manual_seed(1)
+        assert torch.equal(crd.eval().loss(a, b, torch.arange(6)), expected)
+        assert crd.student_normalizer == 0
+        torch.manual_seed(1)
+        assert torch.equal(crd.train().loss(a, b, torch.arange(6)), expected)
+        assert crd.student_normalizer == twin.student_normalizer > 0
+
     def test_normalizers_are_set_once(self):
         crd = CRD(4, 5, N, 8, 10)
         assert crd.student_normalizer == 0

@@ -100,6 +100,25 @@ def stop_after(monkeypatch, steps):
     monkeypatch.setattr(Trainer, "_step", counted)
 
 
+def test_a_run_goes_on_with_what_it_began_with(few, tmp_path, monkeypatch):
+    """A teacher made in Python has no name, and a data set's says nothing of how many there are."""
+    other = Small(width=16)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Interrupted):
+            distil(few, tmp_path, method="kd")
+    for finished in (False, True):
+        with pytest.raises(RunFolderError, match=r"other training images \(200; now 120"):
+            distil([few[0].subset(torch.arange(120)), few[1]], tmp_path, method="kd", resume=True)
+        with pytest.raises(RunFolderError, match="began with other teacher"):
+            cktf.distill(
+                other, Small(), train=few[0], test=few[1], method="kd", epochs=2, out=tmp_path,
+                show=False, overrides={"data.batch_size": 40}, resume=True,
+            )  # fmt: skip
+        if not finished:
+            distil(few, tmp_path, method="kd", resume=True)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_goes_on_from_any_step(few, tmp_path, monkeypatch, name):
     settings = METHODS[name]

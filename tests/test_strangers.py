@@ -148,7 +148,7 @@ def test_a_run_of_own_code_is_used_where_it_is_trusted(here):
         assert Path("ran").exists()
 
 
-def test_own_code_is_the_file_that_was_trained(here, tmp_path, monkeypatch):
+def test_own_code_is_the_file_that_was_trained(here, monkeypatch):
     """Wherever one is, and whatever is called so there; once it is gone, what is called so."""
     photos = f"imagefolder:{folder_with(here, 'more.png', png(16, 16))}"
     (here / "a (b)@c").mkdir()

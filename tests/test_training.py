@@ -314,6 +314,39 @@ def test_any_map_style_data_set(images, tmp_path):
     assert run.summary["dataset"] == "custom"
 
 
+def test_labels_that_are_not_those_of_samples_are_noticed(images, tmp_path):
+    class Stated:
+        """Says by its targets what it does not say by its samples."""
+
+        def __init__(self, data):
+            self.data, self.targets = data, ((data.tensors[1] + 1) % 10).tolist()
+
+        def __len__(self):
+            return len(self.data)
+
+        def __getitem__(self, position):
+            return self.data[position]
+
+    train = Stated(as_tensors(images[0], 128))
+    with pytest.raises(DataError, match=r"Sample \d+ has the label \d, and by its `targets`"):
+        distil([train, images[1]], tmp_path, method="kd")
+    del train.targets
+    assert distil([train, images[1]], tmp_path, method="kd", epochs=1).summary["epochs"] == 1
+
+
+def test_overrides_may_be_nested(images, tmp_path):
+    """What they do not name stays, the data set above all."""
+    run = distil(
+        images, tmp_path / "run", method="kd", epochs=1,
+        overrides={"data": {"batch_size": 50}, "optimizer": {"lr": 0.01}},
+    )  # fmt: skip
+    recipe = read_recipe(run.folder / "recipe.yaml")
+    assert (recipe["data"]["name"], recipe["data"]["batch_size"]) == ("custom", 50)
+    assert (recipe["optimizer"]["lr"], recipe["optimizer"]["momentum"]) == (0.01, 0.9)
+    with pytest.raises(RecipeError, match="train: a data set was given, and the recipe names cif"):
+        distil(images, tmp_path / "other", overrides={"data": {"name": "cifar10"}})
+
+
 @pytest.mark.parametrize("kind", ["file", "module", "normalised module", "from 0 to 1"])
 def test_images_that_a_data_set_normalises_are_not_normalised_again(images, tmp_path, kind):
     """A file that does not say its mean sees them as they come; what says one is told of."""

@@ -29,9 +29,10 @@ from cktf.recipes import (
     build_data,
     new_network,
 )
+from cktf.workflows.assembly import assemble
 from cktf.workflows.parts import Parts
 from cktf.workflows.probing import choose
-from cktf.workflows.run import assemble, describe, executing
+from cktf.workflows.run import describe, executing
 from cktf.workflows.transferring import scratch_epochs
 
 _WARM_UP, _STEPS = 3, 15

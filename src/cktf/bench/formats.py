@@ -76,7 +76,7 @@ def csv_rows(table: Comparison) -> str:
     for (column, method), entry in table.entries.items():
         if entry.mean is not None:
             d = entry.difference
-            seeds = " ".join(f"{seed}:{top1:.2f}" for seed, top1 in sorted(entry.values.items()))
+            seeds = " ".join(f"{seed}:{top1:.4f}" for seed, top1 in sorted(entry.values.items()))
             writer.writerow(
                 [*column, method, len(entry.values), f"{entry.mean:.4f}",
                  _plain(entry.deviation), entry.rank or "", entry.base or "",

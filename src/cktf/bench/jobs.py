@@ -23,7 +23,7 @@ _STOPPED = (_SAVED, -signal.SIGTERM, -signal.SIGINT)
 
 
 def work_together(work: Callable[[T], None], on: T, jobs: int, folder: Path) -> None:
-    """Do work in several processes, and wait for all of them.
+    """Do work in several processes, and wait for all of them; in this one if it is one.
 
     SIGTERM is passed on to them, and a terminal's Ctrl-C reaches them by itself: each saves what it
     trains and ends.
@@ -38,6 +38,9 @@ def work_together(work: Callable[[T], None], on: T, jobs: int, folder: Path) -> 
         Interrupted: they were asked to stop.
         TrainingError: one died; what it had not done is left.
     """
+    if jobs == 1:
+        work(on)
+        return
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_job, args=(work, on, n, jobs)) for n in range(jobs)]
     for worker in workers:

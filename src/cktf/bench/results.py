@@ -1,9 +1,11 @@
 """What is kept of a cell: one small file, which says by what recipe and of which teacher it is."""
 
+import ast
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,21 @@ def decided_by(recipe: CellRecipe, teacher: str) -> dict[str, Any]:
         recipe: of the cell.
         teacher: fingerprint of the weights.
     """
-    return canonical(decisive(recipe) | {"teacher": f"sha256 {teacher}"})
+    decided = decisive(recipe)
+    decided["student"] = _by_content(decided["student"])
+    return canonical(decided | {"teacher": f"sha256 {teacher}"})
+
+
+def _by_content(line: str) -> str:
+    """A network's line, which for one of a Python file is the same wherever that is.
+
+    It is another once the file says something else; comments do not count.
+    """
+    path = Path(line.partition(".py:")[0] + ".py")
+    if ".py:" not in line or not path.is_file():
+        return line
+    said = sha256(ast.dump(ast.parse(path.read_text())).encode()).hexdigest()
+    return f"code {said[:16]}:{line.partition('.py:')[2]}"
 
 
 @lru_cache(maxsize=256)
@@ -149,6 +165,21 @@ def teacher_record(plan: TeacherPlan, weights: Path) -> dict[str, Any]:
         "recipe": canonical(decisive(plan.recipe)) if trained else None,
         "summary": json.loads(summary.read_text()) if trained else None,
     }
+
+
+def keep_teacher(path: Path, record: Mapping[str, Any]) -> None:
+    """Keep what a teacher was; RunFolderError where students of another are compared already."""
+    if path.exists():
+        before = json.loads(path.read_text())["weights"]
+        if before != record["weights"]:
+            raise RunFolderError(
+                f"{path} is of a teacher with other weights ({before}, now {record['weights']}), "
+                "and results of its students are there. Give that one with --teacher NAME=FILE, or "
+                "choose another --out."
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 class Reusable:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO
+from zlib import crc32
 
 from cktf.bench.cells import Cell, TeacherPlan, with_weights
 from cktf.bench.jobs import work_together
@@ -30,13 +31,14 @@ from cktf.bench.results import (
     decided_by,
     differing,
     keep_matrix,
+    keep_teacher,
     read_result,
     result_of,
     teacher_record,
     weights_of,
 )
 from cktf.engine import RunFolder, announce, write_atomically
-from cktf.errors import CktfError, RunFolderError
+from cktf.errors import CktfError, Interrupted, RunFolderError
 from cktf.recipes import DistillRecipe, TransferRecipe, decisive, make_recipe, read_recipe
 from cktf.workflows import SHARED, carry_out, distill_together, plan, run_recipe
 
@@ -73,7 +75,8 @@ class Bench:
     def groups(self) -> list[Group]:
         """Cells of this shard, in groups that can take turns with one teacher.
 
-        They are counted over the whole matrix, so that shards never overlap.
+        They are drawn from the whole matrix, so that shards never overlap, nor fall together with
+        methods or seeds: they may be machines of several kinds.
         """
         alike: dict[str, list[Group]] = {}
         for cell in self.cells:
@@ -81,8 +84,9 @@ class Bench:
             if len(groups[-1]) == self.together:
                 groups.append([])
             groups[-1].append(cell)
-        number, of = self.shard
-        return [group for groups in alike.values() for group in groups][number - 1 :: of]
+        whole, (number, of) = [group for groups in alike.values() for group in groups], self.shard
+        drawn = sorted(range(len(whole)), key=lambda i: crc32(whole[i][0].slug.encode()))
+        return [whole[i] for i in sorted(drawn[number - 1 :: of])]
 
     def result_file(self, cell: Cell) -> Path:
         """Where a cell's result is kept."""
@@ -183,7 +187,7 @@ def run_bench(bench: Bench, jobs: int = 1) -> list[str]:
         jobs: processes that share the work; each takes cells that no other has.
 
     Returns:
-        Names of cells and teachers that failed, now or before.
+        Names of cells and teachers of this shard that failed, now or before.
 
     Raises:
         Interrupted: SIGTERM or Ctrl-C; what was trained is saved.
@@ -191,11 +195,11 @@ def run_bench(bench: Bench, jobs: int = 1) -> list[str]:
         CktfError: nothing was trained.
     """
     prepare_bench(bench)
-    if jobs == 1:
-        _work(bench)
-    else:
+    try:
         work_together(_work, bench, jobs, bench.out)
-    left = [cell for cell in bench.cells if not bench.done(cell)]
+    except KeyboardInterrupt as stopped:
+        raise Interrupted(str(stopped) or "Stopped.", bench.out) from stopped
+    left = [cell for group in bench.groups() for cell in group if not bench.done(cell)]
     wanted = {name for cell in left for name in (cell.slug, cell.teacher.slug)}
     return sorted(name for name in wanted if bench.failure(name).exists())
 
@@ -346,8 +350,7 @@ def _keep(bench: Bench, cell: Cell, result: Result, how: str) -> None:
     bench.results.mkdir(parents=True, exist_ok=True)
     write_atomically(bench.result_file(cell), result.to_json())
     bench.failure(cell.slug).unlink(missing_ok=True)
-    done = sum(map(bench.done, bench.cells))
-    count = f"[{done}/{len(bench.cells)}]"
+    count = f"[{sum(map(bench.done, bench.cells))}/{len(bench.cells)}]"
     announce(f"{count} {cell.title}: {result.top1:.2f} % ({how})", bench.show)
 
 
@@ -377,24 +380,9 @@ def _teacher(bench: Bench, plan: TeacherPlan, wait: bool) -> Path | None:
                 run_recipe(
                     plan.recipe, folder, resume=True, show=False, trust_code=bench.trust_code
                 )
-            _check_teacher(bench.teacher_file(plan), teacher_record(plan, folder))
+            keep_teacher(bench.teacher_file(plan), teacher_record(plan, folder))
         except Exception as error:
             _note_failure(bench, plan.slug, error)
             return None
         bench.failure(plan.slug).unlink(missing_ok=True)
     return folder
-
-
-def _check_teacher(path: Path, record: dict[str, object]) -> None:
-    """Students of different teachers are not compared in one table."""
-    if path.exists():
-        before = json.loads(path.read_text())["weights"]
-        if before != record["weights"]:
-            raise RunFolderError(
-                f"{path} is of a teacher with other weights ({before}, now {record['weights']}), "
-                "and results of its students are there. Give that one with --teacher NAME=FILE, or "
-                "choose another --out."
-            )
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())

@@ -340,6 +340,6 @@ def _conditions(results: Sequence[Result]) -> str:
         f"{len(results)} students, seed{'s'[: len(seeds) - 1]} {several(seeds)}; "
         f"{several([r.summary['epochs'] for r in results])} epochs; accuracy of the last epoch on "
         f"{several([f'{n:,}' for n in images])} test images; precision "
-        f"{several([r.recipe['runtime.precision'] for r in results])}; "
+        f"{several([r.summary.get('precision', r.recipe['runtime.precision']) for r in results])}; "
         f"{several([r.summary['device'] for r in results])}; PyTorch {several(versions)}"
     )

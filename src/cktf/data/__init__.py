@@ -7,6 +7,7 @@ from cktf.data.reading import BrokenImagesError, Reading
 from cktf.data.registry import (
     DATASETS,
     FOLDER,
+    HUB,
     DatasetInfo,
     dataset_info,
     load_dataset,
@@ -15,7 +16,7 @@ from cktf.data.registry import (
     open_dataset,
 )
 from cktf.data.samples import seed_of
-from cktf.data.splits import few_per_class, split_validation
+from cktf.data.splits import VALIDATION_SEED, few_per_class, split_validation
 from cktf.data.streamed import Streamed
 from cktf.data.survey import Survey, survey
 from cktf.data.views import identity
@@ -23,8 +24,10 @@ from cktf.data.views import identity
 __all__ = [
     "DATASETS",
     "FOLDER",
+    "HUB",
     "UNLABELED",
     "UNLABELLED",
+    "VALIDATION_SEED",
     "BrokenImagesError",
     "DatasetInfo",
     "DatasetLoader",

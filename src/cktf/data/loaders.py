@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    ConcatDataset,
     DataLoader,
     Dataset,
     Subset,
@@ -254,8 +255,8 @@ class DatasetLoader:
 def labels_of(data: Any) -> Tensor:
     """All labels of a data set, [N] int64.
 
-    Taken from its `targets` or `labels`, through a `Subset` or `TensorDataset`; where there is
-    nothing of the kind, every sample is read once.
+    Taken from its `targets` or `labels`, through a `Subset`, `ConcatDataset` or `TensorDataset`;
+    where there is nothing of the kind, every sample is read once.
 
     Raises:
         DataError: a sample that is no pair of image and label, or a label that is no number.
@@ -264,6 +265,8 @@ def labels_of(data: Any) -> Tensor:
         return labels_of(data.dataset)[torch.as_tensor(data.indices)]
     if isinstance(data, TensorDataset) and len(data.tensors) == 2:
         return data.tensors[1].long()
+    if isinstance(data, ConcatDataset) and _states_labels(data):
+        return torch.cat([labels_of(part) for part in data.datasets])
     found = _stated(data)
     if found is not None:
         return found
@@ -287,4 +290,6 @@ def _stated(data: Any) -> Tensor | None:
 
 
 def _states_labels(data: Any) -> bool:
+    if isinstance(data, ConcatDataset):
+        return all(map(_states_labels, data.datasets))
     return isinstance(data, Subset | TensorDataset) or _stated(data) is not None

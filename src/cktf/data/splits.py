@@ -9,6 +9,9 @@ from torch import Tensor
 
 from cktf.errors import DataError
 
+# The same images are held out whatever a run's seed, for its teacher may have another.
+VALIDATION_SEED = 0
+
 
 def few_per_class(labels: Tensor, count: int, seed: int) -> Tensor:
     """Positions of so many images of each class, ascending.

@@ -3,7 +3,7 @@
 from cktf.engine.checkpoints import write_atomically
 from cktf.engine.devices import device_of, place, placed, settled
 from cktf.engine.evaluate import Accuracy, evaluate, standard_error
-from cktf.engine.numbers import enough_memory
+from cktf.engine.numbers import enough_memory, lacks_memory
 from cktf.engine.progress import announce
 from cktf.engine.randomness import seeded, undrawn
 from cktf.engine.run_folder import RunFolder
@@ -37,6 +37,7 @@ __all__ = [
     "evaluate",
     "in_precision",
     "interrupting",
+    "lacks_memory",
     "peak_memory_mb",
     "place",
     "placed",

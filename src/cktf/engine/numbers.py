@@ -250,6 +250,12 @@ def enough_memory(
         raise told from error
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error is that memory was not enough: PyTorch has none of its own on the CPU."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
 def out_of_memory(
     error: BaseException,
     footprint: Footprint,
@@ -267,11 +273,9 @@ def out_of_memory(
         device: where it is.
         training: whether that is `data.batch_size`, and not what fits test images.
     """
-    text = str(error)
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    if not isinstance(error, kinds) and "can't allocate memory" not in text:
+    if not lacks_memory(error):
         return None
-    advice = []
+    text, advice = str(error), []
     if training and batch_size > 2:
         advice.append(f"smaller batches, --set data.batch_size={max(2, batch_size // 2)}")
     options = [o for o in footprint.options(device) if not o.startswith("data.")]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cktf import __version__
-from cktf.data import Images, ImageSet, Loader
+from cktf.data import FOLDER, HUB, Images, ImageSet, Loader
 from cktf.engine import Accuracy
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import DataError, RunFolderError
@@ -23,6 +23,8 @@ from cktf.workflows.analysis import evenly, latency_ms
 # Training images on which ranges of activations are found.
 _CALIBRATION = 512
 _TRACED = 8
+# How photographs of any size become images.
+_PREPARED = "upright, the centre cut to a square, scaled bilinearly, divided by 255"
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def export_run(
     weights = teacher_file(str(run.absolute()))
     about = describe(weights)
     images = _some(network, about) if loader is None else next(loader.epoch(0)).images[:_TRACED]
-    write_onnx(network, images, out, _metadata(about, images))
+    photographs = section.name.partition(":")[0] in (FOLDER, HUB)
+    write_onnx(network, images, out, _metadata(about, images, photographs))
     files = {"ONNX": out}
     if int8:
         files["ONNX int8"] = out.with_suffix(".int8.onnx")
@@ -125,7 +128,7 @@ def _some(network: nn.Module, about: dict[str, object]) -> Tensor:
     return torch.rand(_TRACED, channels, *size, generator=torch.Generator().manual_seed(0))
 
 
-def _metadata(about: dict[str, object], images: Tensor) -> dict[str, str]:
+def _metadata(about: dict[str, object], images: Tensor, photographs: bool) -> dict[str, str]:
     """What who finds the file needs to know."""
     channels, height, width = images.shape[1:]
     return {
@@ -134,7 +137,7 @@ def _metadata(about: dict[str, object], images: Tensor) -> dict[str, str]:
         "trained_on": str(about["dataset"]),
         "classes": json.dumps(about["classes"]),
         "images": f"float32 [batch, {channels}, {height}, {width}] in [0, 1]",
-        "preparation": "upright, the centre cut to a square, scaled bilinearly, divided by 255",
+        **({"preparation": _PREPARED} if photographs else {}),
     }
 
 

@@ -162,7 +162,7 @@ class CRD(Objective):
         *,
         draw: Draw | None = None,
     ) -> Tensor:
-        """Loss of one batch; in training the memory then holds its rows. The first batch sets Z.
+        """Loss of one batch; in training the memory then holds its rows, and the first one sets Z.
 
         Args:
             student_embedding: [B, student_dim].
@@ -189,8 +189,8 @@ class CRD(Objective):
             loss = loss + self._side(
                 teacher, student, self.student_bank, draw, self.teacher_normalizer
             )
-        self._was_normalized, self._normalized = self._normalized, True
         if self.training:
+            self._was_normalized, self._normalized = self._normalized, True
             self._store(student, teacher, draw, self.momentum if self.memory.mixes else 0.0)
         return loss
 
@@ -285,7 +285,10 @@ class CRD(Objective):
         negatives = draw.negatives
         if not self._normalized:
             mean = averaged(contrast(anchor.detach(), MeanScore(negatives)))
-            normalizer.copy_(mean * normalized)
+            if self.training:
+                normalizer.copy_(mean * normalized)
+            else:
+                normalizer = mean * normalized
         whole = normalizer * (size // normalized)
         return contrast(anchor, NCECritic(whole.log(), negatives, size))
 

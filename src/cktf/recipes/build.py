@@ -12,6 +12,7 @@ from torch.utils.data import Subset
 
 from cktf.data import (
     UNLABELED,
+    VALIDATION_SEED,
     DatasetLoader,
     Images,
     ImageSet,
@@ -289,12 +290,11 @@ def build_data(section: DataSection, seed: int) -> Data:
         train = train.subset(few_per_class(train.labels, section.per_class, seed))
     held = None
     if section.validation:
-        kept, out = split_validation(train.labels, section.validation, seed)
+        kept, out = split_validation(train.labels, section.validation, VALIDATION_SEED)
         train, held = train.subset(kept), replace(train.subset(out), note="")
     named = {"train": train, "validation": held, "test": test}
     found = [f"{split}: {data.describe()}" for split, data in named.items() if data is not None]
-    if isinstance(train.images, Streamed) and not section.workers:
-        found.append("one process reads them: more do with --set data.workers=8")
+    found += _slowly(train, section)
     return Data(
         train=loader_of_train(train, section, seed),
         test=loader_of_test(test, section.workers),
@@ -320,8 +320,14 @@ def _unlabelled(section: DataSection, seed: int) -> Data:
         name=section.name,
         classes=None,
         labelled=False,
-        found=f"{section.name}: {train.describe()}",
+        found=f"{section.name}: {' | '.join([train.describe(), *_slowly(train, section)])}",
     )
+
+
+def _slowly(train: ImageSet[Images], section: DataSection) -> list[str]:
+    if isinstance(train.images, Streamed) and not section.workers:
+        return ["one process reads them: more do with --set data.workers=8"]
+    return []
 
 
 def loader_of_train(train: ImageSet[Images], section: DataSection, seed: int) -> Loader:

@@ -166,6 +166,21 @@ def put(fields: dict[str, Any], name: str, value: Any) -> None:
     fields[last] = value
 
 
+def put_all(fields: dict[str, Any], given: Mapping[str, Any], inside: str = "") -> None:
+    """Set dotted and nested fields; what they do not name stays.
+
+    >>> fields = {"data": {"name": "custom"}}
+    >>> put_all(fields, {"data": {"batch_size": 8}, "optimizer.lr": 0.1})
+    >>> fields
+    {'data': {'name': 'custom', 'batch_size': 8}, 'optimizer': {'lr': 0.1}}
+    """
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            put_all(fields, value, f"{inside}{name}.")
+        else:
+            put(fields, f"{inside}{name}", value)
+
+
 def _number(value: Any) -> Any:
     # YAML 1.1 reads 1e-3 as a string; every user means the number.
     if isinstance(value, str):

@@ -65,6 +65,11 @@ def new_network(line: str, data: ImageSet, num_classes: int | None = None) -> No
     return Normalized(built.network, mean, std, built.size)
 
 
+def comes_trained(line: str) -> bool:
+    """Whether a line asks for a network with the weights that its library has for it."""
+    return bool(parse_source(line).arguments.get("pretrained"))
+
+
 def at_size(network: nn.Module, size: int | None) -> nn.Module:
     """The same network, which resizes images to a size before it sees them; None: as it is.
 

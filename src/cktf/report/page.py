@@ -335,9 +335,8 @@ def _environment(run: Analysis) -> list[tuple[str, str]]:
     """What a run was trained with."""
     s = run.summary
     versions = ", ".join(f"{name} {value}" for name, value in s["versions"].items())
-    return [
-        ("folder", str(run.folder)), ("device", s["device"]), ("versions", versions),
-        ("seconds of training", f"{s['seconds']:,.0f}"),
-        ("images per second", f"{s['images_per_second']:,.0f}"),
-        ("peak memory, MiB", f"{s['peak_memory_mb']:,.0f}"),
-    ]  # fmt: skip
+    told = [("folder", str(run.folder)), ("device", s["device"]), ("versions", versions)]
+    if not s.get("took_turns"):
+        told.append(("seconds of training", f"{s['seconds']:,.0f}"))
+        told.append(("images per second", f"{s['images_per_second']:,.0f}"))
+    return [*told, ("peak memory, MiB", f"{s['peak_memory_mb']:,.0f}")]

@@ -61,7 +61,7 @@ class Tap:
     """Runs a network and keeps the features that were asked for.
 
     Args:
-        model: any module from images [B, C, H, W] to logits [B, classes].
+        model: any module from images [B, C, H, W] to logits [B, classes], compiled or not.
         paths: where its features are; by default what the model says in `feature_paths`.
         needs: names of the `Features` to keep; `logits` is always kept.
         compile: run the network through `torch.compile`. What was overwritten is then not noticed:
@@ -87,6 +87,10 @@ class Tap:
         *,
         compile: bool = False,
     ) -> None:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is not None:
+            # Hooks are for the network itself; it is compiled with them.
+            model, compile = inner, True
         if paths is None:
             paths = getattr(model, "feature_paths", None)
             if paths is None:

@@ -88,23 +88,26 @@ def tested_on(
     else:
         recipe = make_recipe(fields)
         section = recipe.data
+    if section.test == section.name:
+        # Held-out images stay those that were held out.
+        section = section.model_copy(update={"test": None})
     # A recipe names folders by their absolute paths.
     data = None if data is None else located_name(data)
     if data is not None and data != (section.test or section.name):
         # Classes that were chosen stay: they are those that the network knows.
-        other = {} if data == section.name else {"name": data, "dir": None}
+        other = {} if data == section.name else {"name": data, "dir": data_dir}
         section = section.model_copy(update={"test": None, **other})
+    elif data_dir is not None and section.name != CUSTOM:
+        section = _moved(section, data_dir)
     if section.name == CUSTOM:
         return recipe.training(), section
     # Images in a folder decide their size: there may be others by now.
     size = section.image_size or size_of_training(run)
-    return recipe.training(), _moved(section.model_copy(update={"image_size": size}), data_dir)
+    return recipe.training(), section.model_copy(update={"image_size": size})
 
 
-def _moved(section: DataSection, data_dir: str | None) -> DataSection:
+def _moved(section: DataSection, data_dir: str) -> DataSection:
     """The same data where it is now."""
-    if data_dir is None:
-        return section
     field = "name" if section.test is None else "test"
     kind, _, place = str(getattr(section, field)).partition(":")
     if kind == FOLDER and place:

@@ -1,7 +1,9 @@
 """What could be trained without an error, and would be wrong."""
 
+import torch
 from torch import Tensor, nn
 
+from cktf.batch import Batch
 from cktf.errors import DataError, ModelError
 from cktf.models import Normalized
 from cktf.workflows.parts import Parts
@@ -58,4 +60,21 @@ def check_labels(split: str, labels: Tensor, num_classes: int) -> None:
             f"The {split} labels run from {low} to {high}, and the student has {num_classes} "
             f"classes: a label is from 0 to {num_classes - 1}. Give the student as many outputs as "
             "the data has classes."
+        )
+
+
+def check_stated(labels: Tensor, batch: Batch) -> None:
+    """Raise DataError where samples of a batch have other labels than those of the whole set [N].
+
+    Cross-entropy goes by the ones, and negatives and held-out images by the others.
+    """
+    if batch.labels is None:
+        return
+    stated, own = labels[batch.index.cpu()], batch.labels.cpu()
+    if not torch.equal(stated, own):
+        at = int((stated != own).nonzero()[0])
+        raise DataError(
+            f"Sample {int(batch.index[at])} has the label {int(own[at])}, and by its `targets` or "
+            f"`labels` the data set gives it {int(stated[at])}. Let these be the labels that "
+            "samples have, or leave them out."
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from cktf.engine import lacks_memory
 from cktf.errors import CktfError, DataError
 from cktf.models import build_source, parse_source
 from cktf.models.normalized import Normalized
@@ -66,10 +67,10 @@ def taking(images: Tensor, who: str = "network") -> Iterator[None]:
     """What is inside gives images to a network; that it cannot take them is told as that."""
     try:
         yield
-    except (CktfError, MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
         # Whatever a network's own code raises.
+        if isinstance(error, CktfError) or lacks_memory(error):
+            raise
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"The {who} cannot take images {tuple(images.shape)}: {why}. Check channels and size, "

@@ -7,7 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from cktf.data import DatasetLoader, ImageSet, MemoryLoader, labels_of, split_validation
+from cktf.data import (
+    VALIDATION_SEED,
+    DatasetLoader,
+    ImageSet,
+    MemoryLoader,
+    labels_of,
+    split_validation,
+)
 from cktf.recipes import (
     CUSTOM,
     Data,
@@ -46,6 +53,10 @@ def absent_data(section: DataSection, objects: Objects) -> list[str]:
     """Likewise of the images."""
     custom = section.name == CUSTOM
     problems = [_missing("train")] if _is_missing(section.name, objects.train) else []
+    if not custom and not isinstance(objects.train, str | Path | None):
+        problems.append(
+            f"train: a data set was given, and the recipe names {section.name}. Leave one away."
+        )
     if not custom and objects.test is not None:
         problems.append(f"test: {section.name} brings its own test images. Leave test away.")
     for name in ("train", "test"):
@@ -99,7 +110,7 @@ def data_of(section: DataSection, seed: int, objects: Objects) -> Data:
     named = isinstance(train, ImageSet) and train.labelled
     held = None
     if section.validation:
-        kept, out = split_validation(labels_of(train), section.validation, seed)
+        kept, out = split_validation(labels_of(train), section.validation, VALIDATION_SEED)
         train, held = some_of(train, kept), some_of(train, out)
     return Data(
         train=custom_loader(train, section, seed),

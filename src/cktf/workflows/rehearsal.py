@@ -14,8 +14,8 @@ from cktf.engine import Stage, autocast, device_of, enough_memory, peak_memory_m
 from cktf.models import Normalized
 from cktf.recipes import Recipe
 from cktf.taps import CachedTap, FeaturePaths, Features, Tap, as_before
+from cktf.workflows.assembly import Assembly, assemble
 from cktf.workflows.parts import Parts
-from cktf.workflows.run import Assembly, assemble
 
 _BATCHES = 2
 # A trained network knows its training images by more than this many times the share of guesses.

@@ -10,19 +10,16 @@ from typing import Any
 
 import accelerate
 import torch
-from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import nn
 
 from cktf import __version__
-from cktf.data import labels_of
 from cktf.engine import (
-    MAIN,
     Accuracy,
     Fitted,
     RunFolder,
-    Stage,
     Trainer,
     announce,
+    autocast_dtype,
     device_of,
     enough_memory,
     place,
@@ -30,12 +27,9 @@ from cktf.engine import (
     write_atomically,
 )
 from cktf.models import Normalized, load_weights, save_network
-from cktf.objectives import Objective, Setting, WeightedSum, compose, features_read
 from cktf.recipes import (
     CUSTOM,
-    DistillRecipe,
     Recipe,
-    TrainRecipe,
     decisive,
     identity,
     located,
@@ -43,27 +37,12 @@ from cktf.recipes import (
 )
 from cktf.taps import (
     CachedTap,
-    FeaturePaths,
-    Features,
-    Tap,
-    TeacherTap,
     as_before,
-    beside,
-    evaluating,
 )
-from cktf.workflows.caching import cached
-from cktf.workflows.fitness import check_classes, check_labels, check_student, normalised_twice
-from cktf.workflows.inspection import find_paths, taking
+from cktf.workflows.assembly import Assembly, assemble
+from cktf.workflows.given import check_given, note_given
 from cktf.workflows.parts import Parts
 from cktf.workflows.taught import as_begun
-
-_EXAMPLES = 8
-# Peaks of the learning rate that are for training from no weights.
-_FROM_NONE = 0.05
-_GOING_ON = (
-    "The student goes on from trained weights, which a peak rate of 0.05 or more undoes: it is for "
-    "training from none. Try --set optimizer.lr=0.01."
-)
 
 
 @dataclass(frozen=True)
@@ -79,104 +58,6 @@ class Run:
     folder: Path
     student: nn.Module
     summary: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Tried:
-    """A network after a dry run: on what, where its features are and as what, what looks wrong."""
-
-    images: Tensor
-    paths: FeaturePaths
-    features: Features
-    advice: str
-
-
-@dataclass(frozen=True)
-class Assembly:
-    """Networks, data and objective that are known to fit together, and what looks wrong."""
-
-    method: str
-    num_classes: int
-    images: Tensor
-    objective: WeightedSum
-    stages: list[Stage]
-    same_classes: bool
-    advice: list[str]
-
-
-def assemble(recipe: Recipe, parts: Parts) -> Assembly:
-    """Tap both networks and build the objective between them, sized by a dry run.
-
-    Raises:
-        CktfError: networks, data and method do not fit.
-    """
-    method = recipe.method if isinstance(recipe, DistillRecipe) else "ce"
-    options = recipe.options if isinstance(recipe, DistillRecipe) else {}
-    device_of(recipe.training())
-    check_student(parts)
-    set_seed(recipe.seed)
-    student, teacher = _dry_run(parts, method, recipe)
-    num_classes = int(student.features.logits.shape[1])
-    check_classes(num_classes, parts)
-    labels = labels_of(parts.data.raw_train) if parts.data.labelled else None
-    if labels is not None:
-        check_labels("training", labels, num_classes)
-    if parts.data.raw_test is not None:
-        check_labels("test", labels_of(parts.data.raw_test), num_classes)
-    teacher_features = None if teacher is None else teacher.features
-    setting = Setting(student.features, teacher_features, parts.data.train.samples, labels)
-    objective = compose(method, setting, options)
-    same = teacher is None or teacher.features.logits.shape[1] == num_classes
-    stages = _stages(recipe, parts, objective, student, teacher)
-    advice = [tried.advice for tried in (student, teacher) if tried is not None and tried.advice]
-    learnt = parts.began or "pretrained=True" in parts.student_name
-    large = (recipe.optimizer.lr or 0) >= _FROM_NONE and getattr(recipe, "trains", "all") == "all"
-    if learnt and large:
-        advice.append(_GOING_ON)
-    return Assembly(method, num_classes, student.images, objective, stages, same, advice)
-
-
-def _stages(
-    recipe: Recipe,
-    parts: Parts,
-    objective: WeightedSum,
-    student: _Tried,
-    teacher: _Tried | None,
-) -> list[Stage]:
-    """The phases of the methods, then training on their sum, each with what it reads tapped."""
-
-    def tapped(part: Objective, compile: bool = False) -> tuple[Tap, TeacherTap | None]:
-        # Blocks are chosen among, and only the teacher's.
-        own = Tap(parts.student, student.paths, part.needs - {"blocks"}, compile=compile)
-        if parts.teacher is None or teacher is None or not part.needs_teacher:
-            return own, None
-        if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
-            # What is kept for one method serves another that reads less.
-            needs = part.needs | ({"embedding"} if teacher.paths.embedding else set())
-            tap = Tap(parts.teacher, teacher.paths, needs, compile=compile)
-            return own, cached(recipe, parts, objective, tap, teacher.features)
-        if parts.shared is not None:
-            return own, parts.shared.also(teacher.paths, part.needs)
-        return own, Tap(parts.teacher, teacher.paths, part.needs, compile=compile)
-
-    stages = []
-    for phase in objective.phases():
-        own, other = tapped(phase.objective)
-        epochs = recipe.init_epochs if isinstance(recipe, DistillRecipe) else 0
-        stages.append(
-            Stage(
-                phase.name,
-                phase.objective,
-                own if phase.trains_student else None,
-                other,
-                epochs or 0,
-                phase.lr,
-                phase.weight,
-            )
-        )
-    pair = tapped(objective, recipe.runtime.compile)
-    frozen = isinstance(recipe, TrainRecipe) and recipe.trains == "classifier"
-    return [*stages, Stage(MAIN, objective, *pair, recipe.epochs, keeps_statistics=frozen)]
 
 
 def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> Run:
@@ -200,6 +81,7 @@ def executing(
     recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True
 ) -> Generator[None, None, Run]:
     """What `execute` does, stopping before the first step and after every one."""
+    check_given(recipe, parts, run)
     if run.finished:
         return _read(run, parts.student)
     fitting, data = assemble(recipe, parts), parts.data
@@ -221,6 +103,7 @@ def _train(
     run.insist(
         lambda: write_atomically(run.recipe, to_yaml(located(recipe)).encode()), "its recipe"
     )
+    note_given(recipe, parts, run)
     with enough_memory(data.train.batch_size, device_of(recipe.training()), training=True):
         trainer = Trainer(
             parts.student,
@@ -247,9 +130,9 @@ def _train(
             with enough_memory(data.test.batch_size, trainer.device):
                 parts.measured["teacher"] = trainer.evaluate(parts.teacher, data.test)
         teacher_accuracy = parts.measured["teacher"]
-    if parts.note:
+    if parts.note or teacher_accuracy is not None:
         measured = "" if teacher_accuracy is None else f": top-1 {teacher_accuracy.top1:.2f} %"
-        _tell(run, show, f"teacher: {parts.note}{measured}")
+        _tell(run, show, f"teacher: {parts.note or parts.teacher_name}{measured}")
     yield
     yield from trainer.steps()
     fitted = trainer.fitted()
@@ -300,47 +183,6 @@ def _checkpoint_mb(student: nn.Module, objective: nn.Module) -> float:
     return sum(t.numel() * t.element_size() for t in kept) / 2**20
 
 
-def _dry_run(parts: Parts, method: str, recipe: Recipe) -> tuple[_Tried, _Tried | None]:
-    """Both networks on a few images: where their features are, and of which shapes."""
-    reads = features_read(method)
-    if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
-        reads |= {"embedding"}
-    named: dict[str, _Named] = {"student": ([], None), "teacher": ([], None)}
-    if isinstance(recipe, DistillRecipe):
-        named["student"] = recipe.student_taps, recipe.student_embedding
-        named["teacher"] = recipe.teacher_taps, recipe.teacher_embedding
-    if parts.data.test is not None:
-        tested = next(iter(parts.data.test.epoch(0))).images[:_EXAMPLES]
-        _try(parts.student, "student", parts.student_name, tested, {"logits"})
-    images = next(iter(parts.data.train.epoch(1))).images[:_EXAMPLES]
-    student = _try(parts.student, "student", parts.student_name, images, reads, named["student"])
-    if parts.teacher is None:
-        return student, None
-    name = parts.teacher_name or CUSTOM
-    return student, _try(parts.teacher, "teacher", name, images, reads, named["teacher"])
-
-
-# Paths of the stages and of the embedding, where the user gives them.
-_Named = tuple[list[str], str | None]
-
-
-def _try(
-    network: nn.Module,
-    role: str,
-    name: str,
-    images: Tensor,
-    reads: set[str],
-    named: _Named = ([], None),
-) -> _Tried:
-    images, who = beside(network, images), f"{role} {name}"
-    with taking(images, who), torch.no_grad(), evaluating(network):
-        wanted = reads > {"logits"}
-        paths = find_paths(network, images, *named) if wanted else FeaturePaths()
-        there = {n for n in reads - {"logits"} if getattr(paths, n)}
-        features = Tap(network, paths, there)(images)
-        return _Tried(images, paths, features, normalised_twice(network, who, images))
-
-
 def _summary(
     recipe: Recipe,
     fitting: Assembly,
@@ -375,7 +217,8 @@ def _summary(
         "compression_ratio": teacher_parameters and teacher_parameters / student_parameters,
         "images_per_second": fitted.images_per_second,
         "seconds": fitted.seconds,
-        "took_turns": parts.shared is not None,
+        "precision": str(autocast_dtype(recipe.runtime.precision, device) or torch.float32)[6:],
+        "took_turns": parts.shared is not None and getattr(recipe, "teacher_cache", None) is None,
         "peak_memory_mb": fitted.peak_memory_mb,
         "skipped_steps": fitted.skipped,
         "versions": {

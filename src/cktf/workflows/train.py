@@ -21,6 +21,7 @@ from cktf.recipes import (
     TrainRecipe,
     at_size,
     check,
+    comes_trained,
     decisive,
     going_on_from,
     is_path,
@@ -28,6 +29,7 @@ from cktf.recipes import (
     make_recipe,
     new_network,
     put,
+    put_all,
     read_recipe,
 )
 from cktf.taps import count_logits, find_classifier
@@ -174,8 +176,7 @@ def _recipe(
 ) -> Recipe:
     fields |= {"epochs": epochs, "seed": seed}
     put(fields, "data.name", train if isinstance(train, str) else CUSTOM)
-    for name, value in (overrides or {}).items():
-        put(fields, name, value)
+    put_all(fields, overrides or {})
     return make_recipe(fields)
 
 
@@ -332,7 +333,8 @@ def _student(
         with taking(data.raw_train[0][0][None]):
             found = going_on_from(name, data.raw_train, told, anew=anew, trust_code=trust_code)
         return found.network, found.name, found.note
-    return new_network(name, data.raw_train, classes), name, ""
+    began = "begins with the weights it comes with" if comes_trained(name) else ""
+    return new_network(name, data.raw_train, classes), name, began
 
 
 def freeze_features(network: nn.Module, images: Tensor) -> None:

@@ -38,11 +38,13 @@ from cktf.recipes import (
     make_transfer,
     new_network,
     put,
+    put_all,
     read_recipe,
     to_yaml,
 )
 from cktf.taps import new_classifier, resize_classifier
 from cktf.user_paths import expanded
+from cktf.workflows.assembly import assemble
 from cktf.workflows.classifier import check_classifier, classifying, embedding_of
 from cktf.workflows.curve import CURVE, draw_curve
 from cktf.workflows.fitness import check_labels
@@ -58,7 +60,7 @@ from cktf.workflows.probing import (
     embed,
     probe_features,
 )
-from cktf.workflows.run import Run, assemble, execute
+from cktf.workflows.run import Run, execute
 from cktf.workflows.train import check_same, folder_of, name_of, plain, prepare
 from cktf.workflows.untrained import as_untrained
 
@@ -162,11 +164,9 @@ def transfer(
     if isinstance(test, str):
         put(fields, "labeled.test", test)
         test = None
-    for name, value in (overrides or {}).items():
-        put(fields, name, value)
+    put_all(fields, overrides or {})
     objects = Objects(teacher, student, unlabeled), Objects(train=labeled, test=test)
-    planned = plan(make_transfer(fields), out, *objects, resume=resume)
-    return carry_out(planned, show=show)
+    return carry_out(plan(make_transfer(fields), out, *objects, resume=resume), show=show)
 
 
 def plan(
@@ -232,9 +232,8 @@ def _check_networks(recipe: TransferRecipe, parts: Parts, images: Tensor, classe
 def _labelled(recipe: TransferRecipe, objects: Objects) -> Data:
     # Any number of labels will do: the batches of training from scratch are made later.
     section = recipe.labeled.model_copy(update={"batch_size": 2})
-    problems = Problems()
-    problems.found += absent_data(section, objects)
-    problems.stop_if_any()
+    if problems := absent_data(section, objects):
+        raise RecipeError(problems)
     data = data_of(section, recipe.seed, objects)
     if data.test is None or not data.labelled:
         raise RecipeError(["a probe needs labelled images, and others to test on: give test."])
@@ -260,10 +259,11 @@ def carry_out(planned: Planned, *, show: bool = True) -> Transferred:
         Interrupted: a signal asked it to stop; it can be continued.
     """
     run, parts, distilling = planned.run, planned.parts, planned.recipe.distilling()
-    if run.finished:
-        return _read(planned, execute(distilling, parts, RunFolder(run.path / STUDENT)).student)
     try:
         with interrupting():
+            if run.finished:
+                student = execute(distilling, parts, RunFolder(run.path / STUDENT), show).student
+                return _read(planned, student)
             assemble(distilling, parts)
             run.path.mkdir(parents=True, exist_ok=True)
             with run.locked():
@@ -388,7 +388,8 @@ def _scratch(planned: Planned, show: bool) -> Run:
         schedule=recipe.schedule, runtime=recipe.runtime, checkpoint=recipe.checkpoint,
         epochs=scratch_epochs(recipe, steps, len(few) // section.batch_size),
     )  # fmt: skip
-    data = replace(labelled, train=custom_loader(few, section, recipe.seed), raw_train=few)
+    train = custom_loader(few, section, recipe.seed)
+    data = replace(labelled, train=train, raw_train=few, found="")
     set_seed(recipe.seed)
     if not isinstance(few, ImageSet) or is_path(recipe.student) or recipe.student == CUSTOM:
         network: nn.Module = copy.deepcopy(planned.untrained)

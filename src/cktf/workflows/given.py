@@ -1,0 +1,44 @@
+"""What a run was given that its recipe has no name for.
+
+A teacher made in Python is `custom` in every recipe, and a data set's name says nothing of images
+that came or went. So the run folder notes them, and a run is continued with what it began with.
+"""
+
+import json
+from typing import Any
+
+from cktf.engine import RunFolder, write_atomically
+from cktf.errors import RunFolderError
+from cktf.recipes import CUSTOM, DistillRecipe, Recipe
+from cktf.taps.cached import hash_of
+from cktf.workflows.parts import Parts
+
+NOTE = "given.json"
+
+
+def _given(recipe: Recipe, parts: Parts) -> dict[str, Any]:
+    made = isinstance(recipe, DistillRecipe) and recipe.teacher == CUSTOM
+    return {
+        "training images": parts.data.train.samples,
+        "teacher": hash_of(parts.teacher)[:16] if made and parts.teacher is not None else None,
+    }
+
+
+def note_given(recipe: Recipe, parts: Parts, run: RunFolder) -> None:
+    """Write down what a run is given."""
+    text = (json.dumps(_given(recipe, parts)) + "\n").encode()
+    run.insist(lambda: write_atomically(run.path / NOTE, text), "what it was given")
+
+
+def check_given(recipe: Recipe, parts: Parts, run: RunFolder) -> None:
+    """Raise RunFolderError where a run that has begun, or is done, was given something else."""
+    note = run.path / NOTE
+    if not note.is_file():
+        return
+    before, now = json.loads(note.read_text()), _given(recipe, parts)
+    for what in now:
+        if before[what] != now[what]:
+            raise RunFolderError(
+                f"{run.path} began with other {what} ({before[what]}; now {now[what]}), and is "
+                "continued with the same. Give those, or choose another out."
+            )
