@@ -770,6 +770,8 @@ def test_a_folder_may_have_moved(sets, tmp_path, tested):
     line = f"train --model resnet8 --data {sets['a']} --epochs 1 --out {out}"
     options = ["--set", "data.batch_size=4", "--set", f"data.test={sets[tested]}"]
     assert CliRunner().invoke(app, [*line.split(), *options]).exit_code == 0
+    log = (out / "log.txt").read_text()
+    assert f"{sets['a']}: train: 4 images of 2 classes, 64x64, in memory" in log
     expected = cktf.evaluate(out)[0]
     (tmp_path / tested).rename(moved)
     for label in ("cat", "dog"):
