@@ -76,6 +76,12 @@ class MethodEntry(_Section):
         return {"method": given} if isinstance(given, str) else given
 
 
+def _holds_out(fields: Fields) -> bool:
+    """Whether a data section, or a recipe, holds out training images."""
+    inner = fields.get("data", fields)
+    return bool(fields.get("data.validation") or inner.get("validation"))
+
+
 class Matrix(_Section):
     """Everything that is compared.
 
@@ -93,6 +99,7 @@ class Matrix(_Section):
         together: so many students at most take turns with one pass of their teacher.
         baseline: the method that others are compared with.
         added: in place of a baseline: methods called `NAME+ADDED` stand in a column beside NAME.
+        held_out: the table is of accuracies on training images that were held out, to choose by.
     """
 
     name: Name
@@ -108,6 +115,7 @@ class Matrix(_Section):
     together: int = Field(1, ge=1)
     baseline: str | None = None
     added: str | None = None
+    held_out: bool = False
 
     @field_validator("data", mode="before")
     @classmethod
@@ -131,6 +139,10 @@ class Matrix(_Section):
         for where, method in wanted:
             if method is not None and method not in self.methods:
                 raise ValueError(f"{where}: no such method. {nearest(method, self.methods)}")
+        if self.held_out and not all(
+            _holds_out(data) or _holds_out(self.recipe) for data in self.data
+        ):
+            raise ValueError("held_out: no images are; give data: {…, validation: 0.1}")
         if self.added is not None and any(e.against for e in self.methods.values()):
             raise ValueError("added: it says what all are compared with; leave `against` away")
         if self.added is not None and not any(m.endswith(f"+{self.added}") for m in self.methods):

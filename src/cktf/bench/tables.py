@@ -177,8 +177,10 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         )
     bases = _bases(methods, matrix, baseline)
     values: dict[tuple[Column, str], dict[int, float]] = {}
+    held_out = matrix is not None and matrix.held_out
     for result in results:
-        values.setdefault((_column(result), result.method), {})[result.seed] = result.top1
+        top1 = float(result.summary["validation_top1"]) if held_out else result.top1
+        values.setdefault((_column(result), result.method), {})[result.seed] = top1
     paper = {(row.dataset, row.pair, row.method): row.top1 for row in published()}
     strings = {(_column(r), r.method): as_published(str(r.recipe["method"])) for r in results}
     entries = {}
@@ -201,10 +203,10 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
             )
     return Comparison(
         matrix.about if matrix else "",
-        _conditions(results),
+        _conditions(results, held_out),
         columns,
         methods,
-        {column: _teacher(results, column) for column in columns},
+        {column: None if held_out else _teacher(results, column) for column in columns},
         {column: paper.get((column.data, column.pair, "teacher")) for column in columns},
         entries,
         _overall(entries, methods),
@@ -327,7 +329,7 @@ def _relative_time(cost: Cost | None, alone: Cost | None) -> float | None:
     return cost.step_seconds / alone.step_seconds
 
 
-def _conditions(results: Sequence[Result]) -> str:
+def _conditions(results: Sequence[Result], held_out: bool) -> str:
     """What travels with the numbers."""
 
     def several(values: Sequence[object]) -> str:
@@ -336,10 +338,15 @@ def _conditions(results: Sequence[Result]) -> str:
     seeds = sorted({r.seed for r in results})
     images = [r.summary["test_images"] for r in results if r.summary.get("test_images")]
     versions = [r.summary["versions"]["torch"] for r in results]
+    if held_out:
+        measured = "accuracy on held-out training images, of the epoch that is best on them"
+    else:
+        probed = any(r.recipe["kind"] == "transfer" for r in results)
+        what = "the probe of the last epoch" if probed else "the last epoch"
+        measured = f"accuracy of {what} on {several([f'{n:,}' for n in images])} test images"
     return (
         f"{len(results)} students, seed{'s'[: len(seeds) - 1]} {several(seeds)}; "
-        f"{several([r.summary['epochs'] for r in results])} epochs; accuracy of the last epoch on "
-        f"{several([f'{n:,}' for n in images])} test images; precision "
+        f"{several([r.summary['epochs'] for r in results])} epochs; {measured}; precision "
         f"{several([r.summary.get('precision', r.recipe['runtime.precision']) for r in results])}; "
         f"{several([r.summary['device'] for r in results])}; PyTorch {several(versions)}"
     )
