@@ -356,6 +356,31 @@ def test_own_code_is_known_by_what_it_says(tmp_path, weights):
     assert decided("c", code.replace("8", "9")) != first
 
 
+def test_a_table_to_choose_by_is_of_held_out_images(weights, tmp_path):
+    data = TINY["data"] | {"validation": 0.25}
+    with pytest.raises(RecipeError, match="held_out: no images are"):
+        bench(tmp_path, weights, matrix={"held_out": True})
+    plan = bench(
+        tmp_path, weights, matrix={"held_out": True, "data": data, "methods": {"KD": "kd"}}
+    )
+    assert run_bench(plan) == []
+    table = compare(tmp_path)
+    (entry,) = table.entries.values()
+    found = {r.seed: r.summary["validation_top1"] for r in all_results(tmp_path / "results")}
+    assert entry.values == found
+    assert list(table.teachers.values()) == [None]
+    assert "accuracy on held-out training images, of the epoch" in table.conditions
+    assert "test images" not in table.conditions
+
+
+def test_choices_of_the_contrastive_engine_are_made_on_held_out_images():
+    matrix = read_matrix(ROOT / "benchmarks" / "cifar10-held-out.yaml")
+    cells = cells_of(matrix, "data")
+    assert matrix.held_out
+    assert {cell.recipe().data.validation for cell in cells} == {0.1}
+    assert {cell.teacher.recipe.data.validation for cell in cells} == {0.1}
+
+
 def test_what_is_left_takes_turns(done, weights, tmp_path):
     """However many cells that are done lie between."""
     plan = bench(tmp_path, weights, matrix={"seeds": [0]}, together=2)

@@ -139,9 +139,8 @@ class Matrix(_Section):
         for where, method in wanted:
             if method is not None and method not in self.methods:
                 raise ValueError(f"{where}: no such method. {nearest(method, self.methods)}")
-        if self.held_out and not all(
-            _holds_out(data) or _holds_out(self.recipe) for data in self.data
-        ):
+        holding = _holds_out(self.recipe) or all(map(_holds_out, self.data))
+        if self.held_out and not holding:
             raise ValueError("held_out: no images are; give data: {…, validation: 0.1}")
         if self.added is not None and any(e.against for e in self.methods.values()):
             raise ValueError("added: it says what all are compared with; leave `against` away")
