@@ -339,23 +339,6 @@ def test_a_matrix_that_is_stopped_between_cells_can_be_continued(weights, tmp_pa
         run_bench(bench(tmp_path, weights))
 
 
-def test_own_code_is_known_by_what_it_says(tmp_path, weights):
-    """Wherever its file is; comments say nothing."""
-
-    def decided(folder, code):
-        (tmp_path / folder).mkdir()
-        path = tmp_path / folder / "net.py"
-        path.write_text(code)
-        cell = bench(tmp_path, weights, matrix={"pairs": [f"resnet14:{path}:Net"]}).cells[0]
-        return decided_by(cell.recipe(), "")
-
-    code = "class Net:\n    width = 8\n"
-    first = decided("a", code)
-    assert decided("b", f"# Narrow.\n{code}") == first
-    assert completed(first) == first
-    assert decided("c", code.replace("8", "9")) != first
-
-
 def test_a_table_to_choose_by_is_of_held_out_images(weights, tmp_path):
     data = TINY["data"] | {"validation": 0.25}
     with pytest.raises(RecipeError, match="held_out: no images are"):

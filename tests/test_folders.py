@@ -780,6 +780,8 @@ def test_a_folder_may_have_moved(sets, tmp_path, tested):
     assert (accuracy, name) == (expected, f"imagefolder:{moved}")
     with pytest.raises(DataError, match="there is no such folder"):
         cktf.evaluate(out)
+    trained_on, there = evaluation.tested_on(out, sets["a"], str(moved))[1], f"imagefolder:{moved}"
+    assert (trained_on.name, trained_on.test) == (there, None)
     found = Analyst(data_dir=str(moved)).analyse(out)
     assert (found.missing, tuple(found.images.shape[1:])) == ("", (64, 64, 3))
 

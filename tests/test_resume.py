@@ -17,7 +17,7 @@ import cktf
 from cktf.data import DatasetLoader, ImageSet, MemoryLoader
 from cktf.engine import Trainer
 from cktf.engine.signals import asked_to_stop, listening
-from cktf.errors import Interrupted, RecipeError, RunFolderError
+from cktf.errors import Interrupted, RecipeError, RunFolderError, TrainingError
 from cktf.models import create
 from cktf.recipes import make_recipe
 from cktf.workflows import run_recipe
@@ -117,6 +117,17 @@ def test_a_run_goes_on_with_what_it_began_with(few, tmp_path, monkeypatch):
             )  # fmt: skip
         if not finished:
             distil(few, tmp_path, method="kd", resume=True)
+
+
+def test_what_failed_before_it_saved_anything_binds_nothing(few, tmp_path, monkeypatch):
+    def broken(*_):
+        raise TrainingError("The loss is not finite.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_loss", broken)
+        with pytest.raises(TrainingError):
+            distil(few, tmp_path, method="kd")
+    distil([few[0].subset(torch.arange(120)), few[1]], tmp_path, method="kd")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -74,7 +74,7 @@ def test_table_forms(figures):
     assert r"wrn\_40\_2 $\to$ wrn\_16\_2" in latex(table)
     rows = list(csv.DictReader(csv_rows(table).splitlines()))
     cktf = next(r for r in rows if r["method"] == "CKTF" and r["n"] == "3")
-    assert (cktf["published"], cktf["by_seed"]) == ("75.8500", "0:74.00 1:75.50 2:76.00")
+    assert (cktf["published"], cktf["by_seed"]) == ("75.8500", "0:74.0000 1:75.5000 2:76.0000")
 
 
 def test_pairs_count_once_whatever_their_seeds(tmp_path):

@@ -79,7 +79,8 @@ class MethodEntry(_Section):
 def _holds_out(fields: Fields) -> bool:
     """Whether a data section, or a recipe, holds out training images."""
     inner = fields.get("data", fields)
-    return bool(fields.get("data.validation") or inner.get("validation"))
+    own = inner.get("validation") if isinstance(inner, Mapping) else None
+    return bool(fields.get("data.validation") or own)
 
 
 class Matrix(_Section):
@@ -139,8 +140,7 @@ class Matrix(_Section):
         for where, method in wanted:
             if method is not None and method not in self.methods:
                 raise ValueError(f"{where}: no such method. {nearest(method, self.methods)}")
-        holding = _holds_out(self.recipe) or all(map(_holds_out, self.data))
-        if self.held_out and not holding:
+        if self.held_out and not (_holds_out(self.recipe) or all(map(_holds_out, self.data))):
             raise ValueError("held_out: no images are; give data: {…, validation: 0.1}")
         if self.added is not None and any(e.against for e in self.methods.values()):
             raise ValueError("added: it says what all are compared with; leave `against` away")

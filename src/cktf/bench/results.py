@@ -1,11 +1,9 @@
 """What is kept of a cell: one small file, which says by what recipe and of which teacher it is."""
 
-import ast
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +68,7 @@ def decided_by(recipe: CellRecipe, teacher: str) -> dict[str, Any]:
         recipe: of the cell.
         teacher: fingerprint of the weights.
     """
-    decided = decisive(recipe)
-    decided["student"] = _by_content(decided["student"])
-    return canonical(decided | {"teacher": f"sha256 {teacher}"})
-
-
-def _by_content(line: str) -> str:
-    """A network's line, which for one of a Python file is the same wherever that is.
-
-    It is another once the file says something else; comments do not count.
-    """
-    path = Path(line.partition(".py:")[0] + ".py")
-    if ".py:" not in line or not path.is_file():
-        return line
-    said = sha256(ast.dump(ast.parse(path.read_text())).encode()).hexdigest()
-    return f"code {said[:16]}:{line.partition('.py:')[2]}"
+    return canonical(decisive(recipe) | {"teacher": f"sha256 {teacher}"})
 
 
 @lru_cache(maxsize=256)

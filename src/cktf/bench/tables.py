@@ -179,8 +179,10 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
     values: dict[tuple[Column, str], dict[int, float]] = {}
     held_out = matrix is not None and matrix.held_out
     for result in results:
-        top1 = float(result.summary["validation_top1"]) if held_out else result.top1
-        values.setdefault((_column(result), result.method), {})[result.seed] = top1
+        top1 = result.summary.get("validation_top1") if held_out else result.top1
+        if top1 is None:
+            raise RecipeError([f"held_out: {result.method} held no images out. Train it anew."])
+        values.setdefault((_column(result), result.method), {})[result.seed] = float(top1)
     paper = {(row.dataset, row.pair, row.method): row.top1 for row in published()}
     strings = {(_column(r), r.method): as_published(str(r.recipe["method"])) for r in results}
     entries = {}

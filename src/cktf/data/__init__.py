@@ -2,7 +2,7 @@
 
 from cktf.data.augment import crop_and_flip
 from cktf.data.images import UNLABELED, UNLABELLED, Images, ImageSet
-from cktf.data.loaders import DatasetLoader, Loader, MemoryLoader, labels_of
+from cktf.data.loaders import DatasetLoader, Loader, MemoryLoader, labels_of, states_labels
 from cktf.data.reading import BrokenImagesError, Reading
 from cktf.data.registry import (
     DATASETS,
@@ -49,5 +49,6 @@ __all__ = [
     "open_dataset",
     "seed_of",
     "split_validation",
+    "states_labels",
     "survey",
 ]

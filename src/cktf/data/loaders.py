@@ -261,15 +261,15 @@ def labels_of(data: Any) -> Tensor:
     Raises:
         DataError: a sample that is no pair of image and label, or a label that is no number.
     """
-    if isinstance(data, Subset) and _states_labels(data.dataset):
+    if isinstance(data, Subset) and states_labels(data.dataset):
         return labels_of(data.dataset)[torch.as_tensor(data.indices)]
     if isinstance(data, TensorDataset) and len(data.tensors) == 2:
         return data.tensors[1].long()
-    if isinstance(data, ConcatDataset) and _states_labels(data):
-        return torch.cat([labels_of(part) for part in data.datasets])
     found = _stated(data)
     if found is not None:
         return found
+    if isinstance(data, ConcatDataset) and states_labels(data):
+        return torch.cat([labels_of(part) for part in data.datasets])
     return torch.tensor([label_of(data[i], i) for i in range(len(data))])
 
 
@@ -289,7 +289,8 @@ def _stated(data: Any) -> Tensor | None:
     return None
 
 
-def _states_labels(data: Any) -> bool:
-    if isinstance(data, ConcatDataset):
-        return all(map(_states_labels, data.datasets))
+def states_labels(data: Any) -> bool:
+    """Whether a data set says its labels in one place, so that no sample is read for them."""
+    if isinstance(data, ConcatDataset) and all(map(states_labels, data.datasets)):
+        return True
     return isinstance(data, Subset | TensorDataset) or _stated(data) is not None

@@ -128,7 +128,7 @@ class Tap:
         """
         from cktf.taps.infer import infer_paths
 
-        return cls(model, infer_paths(model, example), needs)
+        return cls(model, infer_paths(getattr(model, "_orig_mod", model), example), needs)
 
     def _wanted(self) -> set[str]:
         paths: set[str] = set()

@@ -7,7 +7,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from cktf.batch import Batch
-from cktf.data import labels_of
+from cktf.data import labels_of, states_labels
 from cktf.engine import MAIN, Stage, device_of, enough_memory
 from cktf.objectives import Objective, Setting, WeightedSum, compose, features_read
 from cktf.recipes import CUSTOM, DistillRecipe, Recipe, TrainRecipe
@@ -80,7 +80,8 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     labels = labels_of(parts.data.raw_train) if parts.data.labelled else None
     if labels is not None:
         check_labels("training", labels, num_classes)
-        check_stated(labels, batch)
+        if states_labels(parts.data.raw_train):
+            check_stated(labels, batch)
     if parts.data.raw_test is not None:
         check_labels("test", labels_of(parts.data.raw_test), num_classes)
     teacher_features = None if teacher is None else teacher.features

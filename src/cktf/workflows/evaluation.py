@@ -95,9 +95,11 @@ def tested_on(
     data = None if data is None else located_name(data)
     if data is not None and data != (section.test or section.name):
         # Classes that were chosen stay: they are those that the network knows.
-        other = {} if data == section.name else {"name": data, "dir": data_dir}
-        section = section.model_copy(update={"test": None, **other})
-    elif data_dir is not None and section.name != CUSTOM:
+        if data != section.name:
+            section = section.model_copy(update={"name": data, "dir": data_dir})
+            data_dir = None
+        section = section.model_copy(update={"test": None})
+    if data_dir is not None and section.name != CUSTOM:
         section = _moved(section, data_dir)
     if section.name == CUSTOM:
         return recipe.training(), section

@@ -5,23 +5,18 @@ that came or went. So the run folder notes them, and a run is continued with wha
 """
 
 import json
+from hashlib import sha256
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from cktf.engine import RunFolder, write_atomically
 from cktf.errors import RunFolderError
 from cktf.recipes import CUSTOM, DistillRecipe, Recipe
-from cktf.taps.cached import hash_of
 from cktf.workflows.parts import Parts
 
 NOTE = "given.json"
-
-
-def _given(recipe: Recipe, parts: Parts) -> dict[str, Any]:
-    made = isinstance(recipe, DistillRecipe) and recipe.teacher == CUSTOM
-    return {
-        "training images": parts.data.train.samples,
-        "teacher": hash_of(parts.teacher)[:16] if made and parts.teacher is not None else None,
-    }
 
 
 def note_given(recipe: Recipe, parts: Parts, run: RunFolder) -> None:
@@ -31,9 +26,9 @@ def note_given(recipe: Recipe, parts: Parts, run: RunFolder) -> None:
 
 
 def check_given(recipe: Recipe, parts: Parts, run: RunFolder) -> None:
-    """Raise RunFolderError where a run that has begun, or is done, was given something else."""
+    """Raise RunFolderError where a run that has learnt something was given something else."""
     note = run.path / NOTE
-    if not note.is_file():
+    if not note.is_file() or not (run.finished or any(run.saved.folder.glob("*.pt"))):
         return
     before, now = json.loads(note.read_text()), _given(recipe, parts)
     for what in now:
@@ -42,3 +37,22 @@ def check_given(recipe: Recipe, parts: Parts, run: RunFolder) -> None:
                 f"{run.path} began with other {what} ({before[what]}; now {now[what]}), and is "
                 "continued with the same. Give those, or choose another out."
             )
+
+
+def _given(recipe: Recipe, parts: Parts) -> dict[str, Any]:
+    made = isinstance(recipe, DistillRecipe) and recipe.teacher == CUSTOM
+    return {
+        "training images": parts.data.train.samples,
+        "teacher": _weights(parts.teacher) if made and parts.teacher is not None else None,
+    }
+
+
+def _weights(network: nn.Module) -> str:
+    """A fingerprint of a network's tensors; what else its state holds is left out."""
+    digest = sha256()
+    for name, value in sorted(network.state_dict().items()):
+        if isinstance(value, Tensor) and not value.is_quantized:
+            numbers = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(numbers.numpy().data)
+    return digest.hexdigest()[:16]
