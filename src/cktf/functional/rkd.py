@@ -18,6 +18,7 @@ from cktf.functional.precision import full_precision
 _EPSILON = 1e-12
 # Elements of one block's differences and angles: 1 MiB in float32, which a cache holds.
 _BLOCK = 1 << 18
+# A GPU wants few large steps.
 _BLOCK_OF_GPU = 1 << 22
 
 

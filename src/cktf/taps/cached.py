@@ -229,8 +229,17 @@ def hash_of(network: nn.Module) -> str:
     digest = hashlib.sha256(repr(network).encode())
     # Buffers that a state dict leaves out, as mean and std, decide as well.
     tensors = {**network.state_dict(), **dict(network.named_buffers())}
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    digest.update(hash_of_tensors(tensors).encode())
     digest.update(str(getattr(network, "size", None)).encode())
+    return digest.hexdigest()
+
+
+def hash_of_tensors(state: Mapping[str, Any]) -> str:
+    """SHA-256 of named tensors; what else a state holds is left out."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        if isinstance(value, Tensor) and not value.is_quantized:
+            numbers = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(numbers.numpy().data)
     return digest.hexdigest()

@@ -5,15 +5,12 @@ that came or went. So the run folder notes them, and a run is continued with wha
 """
 
 import json
-from hashlib import sha256
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from cktf.engine import RunFolder, write_atomically
 from cktf.errors import RunFolderError
 from cktf.recipes import CUSTOM, DistillRecipe, Recipe
+from cktf.taps.cached import hash_of_tensors
 from cktf.workflows.parts import Parts
 
 NOTE = "given.json"
@@ -41,18 +38,8 @@ def check_given(recipe: Recipe, parts: Parts, run: RunFolder) -> None:
 
 def _given(recipe: Recipe, parts: Parts) -> dict[str, Any]:
     made = isinstance(recipe, DistillRecipe) and recipe.teacher == CUSTOM
+    teacher = parts.teacher if made else None
     return {
         "training images": parts.data.train.samples,
-        "teacher": _weights(parts.teacher) if made and parts.teacher is not None else None,
+        "teacher": None if teacher is None else hash_of_tensors(teacher.state_dict())[:16],
     }
-
-
-def _weights(network: nn.Module) -> str:
-    """A fingerprint of a network's tensors; what else its state holds is left out."""
-    digest = sha256()
-    for name, value in sorted(network.state_dict().items()):
-        if isinstance(value, Tensor) and not value.is_quantized:
-            numbers = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(numbers.numpy().data)
-    return digest.hexdigest()[:16]
