@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -458,11 +459,15 @@ def test_a_copy_that_fails_is_one_failed_cell(done, weights, tmp_path, monkeypat
     assert "No space left" in (tmp_path / "failures" / f"{failed[0]}.txt").read_text()
 
 
-def test_many_may_begin_at_once(weights, tmp_path):
+@pytest.mark.parametrize("folders", [1, 2])
+def test_many_may_begin_at_once(weights, tmp_path, folders):
+    """In one folder, or in folders of their own with results in one."""
     plan = bench(tmp_path, weights)
+    plans = [replace(plan, out=tmp_path / str(number)) for number in range(folders)]
     with ThreadPoolExecutor(8) as threads:
-        for begun in [threads.submit(prepare_bench, plan) for _ in range(100)]:
+        for begun in [threads.submit(prepare_bench, plan) for plan in plans * (100 // folders)]:
             begun.result()
+    assert [path.name for path in plan.results.iterdir()] == ["matrix.yaml"]
 
 
 def test_killed_and_continued(done, weights, written, tmp_path):

@@ -132,10 +132,7 @@ def prepare_bench(bench: Bench) -> None:
     try:
         for name in ("teachers", "cells", "failures", "locks"):
             (bench.out / name).mkdir(parents=True, exist_ok=True)
-        # Of several processes that begin at once, one writes at a time.
-        with (bench.out / "locks" / "matrix").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            keep_matrix(bench.matrix, bench.results)
+        keep_matrix(bench.matrix, bench.results)
     except OSError as error:
         raise RunFolderError(
             f"{bench.out} cannot be written ({error.strerror}). Choose another --out."

@@ -9,6 +9,7 @@ import hashlib
 import json
 import mmap
 import os
+import secrets
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -192,8 +193,11 @@ def _lacks_memory(error: Exception) -> bool:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file in one step, so that a crash leaves the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
+    """Replace a file in one step, so that a crash leaves the old one or the new one.
+
+    Of several processes that write it at once, the last one's is there.
+    """
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("wb") as file:
             file.write(content)
