@@ -313,6 +313,23 @@ def kept_in(folder):
     return [p.name for p in Checkpoints(folder / "checkpoints", print).present]
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+def test_a_run_that_goes_on_lets_go_of_where_it_came_from(few, tmp_path, monkeypatch):
+    """As long as a checkpoint is mapped, its file takes room on the disk."""
+    with monkeypatch.context() as patched:
+        stop_after(patched, 3)
+        with pytest.raises(Interrupted):
+            distil(few, tmp_path / "run")
+    mapped = []
+
+    def look():
+        mapped.append("checkpoint-" in Path("/proc/self/maps").read_text())
+
+    at_steps(monkeypatch, dict.fromkeys(range(1, 8), look))
+    distil(few, tmp_path / "run", resume=True)
+    assert mapped == [False] * 7
+
+
 @alone
 def test_a_full_disk(few, tmp_path, monkeypatch, capsys):
     """ENOSPC from a real file system, while training, and room again before its end."""

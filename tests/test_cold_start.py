@@ -2,6 +2,7 @@
 
 import re
 import sys
+from copy import deepcopy
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from torch.utils.data import TensorDataset
 
 import cktf
 from cktf.batch import Batch
-from cktf.contrast import Footprint
+from cktf.contrast import Bank, Footprint
 from cktf.data import DatasetLoader, ImageSet, MemoryLoader
-from cktf.engine import Trainer
-from cktf.errors import MethodError, ShapeError
+from cktf.engine import Trainer, trainer
+from cktf.errors import Interrupted, MethodError, ShapeError
 from cktf.functional.centered import centered
 from cktf.objectives import CRD
 from cktf.taps import Features
@@ -39,10 +40,10 @@ def data(count=N):
     return TensorDataset(torch.rand(count, 3, 16, 16, generator=generator), torch.arange(count) % 4)
 
 
-def distil(out, **options):
+def distil(out, student=None, **options):
     torch.manual_seed(0)
     return cktf.distill(
-        Net(6), Net(), train=data(), method="cktf", epochs=2, out=out, show=False,
+        Net(6), student or Net(), train=data(), method="cktf", epochs=2, out=out, show=False,
         options={"cktf": {"negatives": 16} | options}, overrides={"data.batch_size": B},
     )  # fmt: skip
 
@@ -106,6 +107,24 @@ class TestForward:
         assert "filled" not in (plain.folder / "log.txt").read_text()
         first, second = ([p.clone() for p in run.student.parameters()] for run in (forward, plain))
         assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    def test_what_is_filled_draws_nothing(self, tmp_path, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(
+            Bank, "draw", lambda *given, draw=Bank.draw: drawn.append(1) or draw(*given)
+        )
+        distil(tmp_path / "run", init="forward")
+        assert len(drawn) == 2 * (N // B)
+
+    def test_a_student_is_left_as_it_was_where_filling_is_stopped(self, tmp_path, monkeypatch):
+        asked = iter([None, "SIGTERM"])
+        monkeypatch.setattr(trainer, "asked_to_stop", lambda: next(asked))
+        torch.manual_seed(0)
+        student = Net()
+        before = deepcopy(student.state_dict())
+        with pytest.raises(Interrupted, match="before training"):
+            distil(tmp_path / "run", student, init="forward")
+        assert all(torch.equal(before[name], t) for name, t in student.state_dict().items())
 
     def test_a_queue_stops_when_it_is_full(self, tmp_path):
         run = distil(tmp_path / "run", init="forward", memory="queue", queue_size=16)

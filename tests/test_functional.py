@@ -40,6 +40,17 @@ def test_kd_is_zero_for_equal_and_finite_for_extreme_logits():
     assert extreme.grad.isfinite().all()
 
 
+def test_a_class_that_is_ruled_out_adds_nothing():
+    """Logits of -inf, of the teacher or of both, are as if the class were not there."""
+    student, teacher = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+    out = torch.arange(7) == 3
+    both = kd_loss(student.masked_fill(out, -torch.inf), teacher.masked_fill(out, -torch.inf))
+    assert both.item() == pytest.approx(kd_loss(student[:, ~out], teacher[:, ~out]).item())
+    kd_loss(student, teacher.masked_fill(out, -torch.inf)).backward()
+    assert student.grad.isfinite().all()
+    assert (student.grad[:, 3] > 0).all()
+
+
 def test_kd_leaves_the_teacher_alone():
     teacher = torch.randn(4, 3, requires_grad=True)
     kd_loss(torch.randn(4, 3, requires_grad=True), teacher).backward()

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from cktf.batch import Batch
 from cktf.errors import MethodError, ShapeError
@@ -13,6 +14,7 @@ from cktf.functional import kd_loss
 from cktf.models import create
 from cktf.objectives import CKTF, CRD, METHODS, Setting, compose, features_read, parse
 from cktf.objectives.adapters import Regressor
+from cktf.objectives.cktf import _cosine
 from cktf.taps import Features, Tap, infer_paths
 
 N, B, CLASSES = 40, 6, 5
@@ -388,6 +390,25 @@ class TestCKTF:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             chosen = cktf._choose(own, blocks)
         assert chosen is blocks[2 if match == "smallest" else 0]
+
+    @pytest.mark.parametrize(
+        ("student", "teacher"),
+        [((6, 4, 8, 8), (6, 4, 8, 8)), ((6, 4, 8, 8), (6, 9, 8, 8)), ((6, 9, 4, 6), (6, 4, 8, 6))],
+    )
+    @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+    def test_the_cosine_by_definition(self, student, teacher, order):
+        """Units by their norms over the batch, the smaller map pooled to and padded with zeros."""
+        torch.manual_seed(0)
+        maps = [torch.randn(shape).to(memory_format=order) for shape in (student, teacher)]
+        maps[0][:, 1, 2, 2] = 0  # a unit that is off
+        size = [min(sides) for sides in zip(student[2:], teacher[2:], strict=True)]
+        wide = torch.zeros(2, 6, 9, *size, dtype=torch.float64)
+        for place, m in zip(wide, maps, strict=True):
+            unit = m.double() / m.double().norm(dim=0).clamp_min(1e-12)
+            before = (9 - m.shape[1]) // 2
+            place[:, before : before + m.shape[1]] = F.adaptive_avg_pool2d(unit, size)
+        expected = F.cosine_similarity(*wide.flatten(1), dim=0)
+        torch.testing.assert_close(_cosine(*maps).double(), expected, rtol=1e-4, atol=1e-6)
 
     def test_blocks_that_are_not_known(self):
         student, teacher = (replace(f, blocks=()) for f in Case("cktf", "resnet-wrn").features())

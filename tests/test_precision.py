@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from test_training import Small
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import TensorDataset
 
+import cktf
 from cktf.batch import Batch
 from cktf.engine import autocast, evaluate, in_precision, settings
 from cktf.functional import precision
@@ -137,6 +140,25 @@ def test_a_network_trains_alike_either_way(monkeypatch):
         F.cross_entropy(logits.float(), labels).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
     assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[0].norm()
+
+
+def test_a_network_is_rounded_once(tmp_path, monkeypatch):
+    """Each mode around a network is asked about all that it computes."""
+    monkeypatch.setattr(settings, "multiplies_bfloat16", lambda _: False)
+    train = TensorDataset(torch.rand(40, 3, 16, 16), torch.arange(40) % 10)
+    depths = set()
+
+    class Watched(Small):
+        def forward(self, images):
+            depths.add(torch._C._len_torch_function_stack())
+            return super().forward(images)
+
+    cktf.distill(
+        Small(), Watched(), train=train, method="cktf+kd", epochs=1, out=tmp_path, show=False,
+        options={"cktf": {"negatives": 8, "init": "forward"}},
+        overrides={"runtime.precision": "bfloat16", "data.batch_size": 8},
+    )  # fmt: skip
+    assert max(depths) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from cktf.errors import ModelError, TapError
 from cktf.models import Normalized, build_source, create, parse_source
@@ -350,6 +351,14 @@ class Everywhere(nn.Module):
         return self.classifier(self.body(x))
 
 
+class Recomputed(Overwritten):
+    """Its convolution runs without a gradient, and again in the backward pass."""
+
+    def forward(self, x):
+        found = checkpoint(self.conv, x.requires_grad_(), use_reentrant=True)
+        return self.fc(found.mean((2, 3)))
+
+
 class Pair(Overwritten):
     def forward(self, x):
         return super().forward(x), x
@@ -366,12 +375,22 @@ class Pair(Overwritten):
         (Unused(), FeaturePaths(), "has no path for its"),
         (Unused(), None, "does not say where its features are"),
         (Pair(), FeaturePaths(stem="relu"), "tuple"),
+        (Recomputed(), FeaturePaths(stem="conv"), "without a gradient.*use_reentrant=False"),
     ],
 )
 def test_traps(network, paths, message):
     needs = [n for n in ("stem", "embedding") if paths and getattr(paths, n)] or ["stem"]
     with pytest.raises(TapError, match=message):
         Tap(network, paths, needs)(IMAGES)
+
+
+def test_what_is_frozen_may_run_without_a_gradient():
+    network = Recomputed()
+    network.conv.requires_grad_(False)
+    features = Tap(network, FeaturePaths(stem="conv"), ["stem"])(IMAGES.clone())
+    assert features.logits.requires_grad
+    with torch.no_grad():
+        Tap(Recomputed(), FeaturePaths(stem="conv"), ["stem"])(IMAGES.clone())
 
 
 def test_infer_avoids_what_is_overwritten():

@@ -100,6 +100,10 @@ class Memory(nn.Module, ABC):
     def draw(self, index: Tensor) -> Draw:
         """Who a batch at positions [B] is contrasted with; in training its place is then taken."""
 
+    def enter(self, index: Tensor) -> Draw:
+        """Where a batch at positions [B] goes, with nothing that it is contrasted with."""
+        return Draw()
+
     def given(self, contrast_index: Tensor, index: Tensor) -> Draw:
         """A draw that was made elsewhere: [B, 1+K] rows, the positive first.
 
@@ -159,6 +163,10 @@ class Bank(Memory):
         candidates = Candidates(self._ids(index), keys, self.negatives)
         return Draw(index, slots, candidates=candidates, chosen=chosen)
 
+    def enter(self, index: Tensor) -> Draw:
+        """Into the samples' own rows."""
+        return Draw(slots=gathered(index))
+
     def given(self, contrast_index: Tensor, index: Tensor) -> Draw:
         """A draw that was made elsewhere."""
         _check.chosen_rows(contrast_index, len(index), self.rows)
@@ -198,14 +206,18 @@ class Queue(Memory):
         # A copy: who is whose negative may be asked for after the batch has entered.
         held = self.held.clone() if chosen is None else self.held[chosen]
         candidates = Candidates(self._ids(index), self._ids(held), self.negatives)
-        if not self.training:
-            return Draw(candidates=candidates, chosen=chosen)
+        slots = self.enter(index).slots if self.training else None
+        return Draw(slots=slots, candidates=candidates, chosen=chosen)
+
+    @torch.no_grad()
+    def enter(self, index: Tensor) -> Draw:
+        """Over the oldest rows."""
         entering = gathered(index)
         self.check_batch(len(entering))
         slots = (self.next + torch.arange(len(entering), device=index.device)) % self.rows
         self.held[slots] = entering
         self.next.add_(len(entering)).remainder_(self.rows)
-        return Draw(slots=slots, candidates=candidates, chosen=chosen)
+        return Draw(slots=slots)
 
     def check_batch(self, batch: int) -> None:
         """A batch enters at once."""

@@ -1,8 +1,11 @@
 """One stage of a run, and how its learning rate goes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
@@ -49,6 +52,17 @@ class Stage:
             own = list(module.parameters()) if isinstance(module, _BatchNorm) else []
             if own and not any(parameter.requires_grad for parameter in own):
                 module.eval()
+
+
+@contextmanager
+def statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Afterwards a network's buffers are as they were before, whatever ended it."""
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LRScheduler:

@@ -27,7 +27,7 @@ from cktf.engine.run_folder import RunFolder
 from cktf.engine.saving import Place, Saver
 from cktf.engine.settings import Training, autocast, in_precision, new_peak, peak_memory_mb
 from cktf.engine.signals import asked_to_stop, listening
-from cktf.engine.stage import MAIN, Stage, schedule
+from cktf.engine.stage import MAIN, Stage, schedule, statistics_kept
 from cktf.errors import CheckpointError, Interrupted
 from cktf.objectives import Loss
 from cktf.taps import Features
@@ -44,7 +44,7 @@ class Fitted:
         best_top1: the best epoch's, chosen on the test set, in per cent.
         chosen: the row of the epoch that the student has the weights of, chosen on held-out images;
             None where there were none, and it has those of the last.
-        seconds: spent on training in all stages, evaluation and saving left out.
+        seconds: spent on training in all stages; not evaluating, saving and filling memories.
         images_per_second: of the last stage.
         peak_memory_mb: largest memory held: of a GPU in this run, else of the process so far.
         skipped: steps whose numbers were not finite.
@@ -141,6 +141,8 @@ class Trainer:
                 if self.place.passes < before + stage.epochs:
                     own = self.place.passes - before
                     self._begin(stage, state if own or self.place.step else None)
+                    # It is of no other stage, and holds a copy of all that is trained.
+                    state = None
                     yield from self._train(stage, before, own)
                 before += stage.epochs
 
@@ -246,11 +248,10 @@ class Trainer:
     def _features(self, stage: Stage, batch: Batch) -> tuple[Features, Features | None]:
         """What both networks give for a batch; the teacher without gradient."""
         teacher = None
-        with self._autocast():
-            if stage.teacher is not None:
-                with torch.no_grad():
-                    teacher = stage.teacher.of(batch)
-            student = teacher if stage.student is None else stage.student(batch.images)
+        if stage.teacher is not None:
+            with torch.no_grad():
+                teacher = stage.teacher.of(batch)
+        student = teacher if stage.student is None else stage.student(batch.images)
         assert student is not None
         return student, teacher
 
@@ -258,22 +259,23 @@ class Trainer:
     def _fill(self, stage: Stage) -> None:
         """Fill the objective's memories from a pass over the training set.
 
-        The student is in training mode, as it will be when these rows are its negatives, but its
-        BatchNorm statistics are left as they were.
+        The student is in training mode, as it will be when these rows are its negatives.
         """
         stage.set_modes()
-        samples, buffers = 0, [(buffer, buffer.clone()) for buffer in self.student.buffers()]
-        for batch in self.train.epoch(0, cover=True):
-            batch = batch.to(self.device)
-            stage.objective.fill(*self._features(stage, batch), batch)
-            samples += len(batch)
-            if (asked := asked_to_stop()) is not None:
-                raise Interrupted(f"Stopped by {asked} before training.", self.run.path)
-            if stage.objective.full_after(samples):
-                break
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        self.run.log(f"memories filled from {samples} training images")
+        began, samples = time.perf_counter(), 0
+        with statistics_kept(self.student):
+            for batch in self.train.epoch(0, cover=True):
+                batch = batch.to(self.device)
+                with self._autocast():
+                    features = self._features(stage, batch)
+                stage.objective.fill(*features, batch)
+                samples += len(batch)
+                if (asked := asked_to_stop()) is not None:
+                    raise Interrupted(f"Stopped by {asked} before training.", self.run.path)
+                if stage.objective.full_after(samples):
+                    break
+        seconds = time.perf_counter() - began
+        self.run.log(f"memories filled from {samples} training images in {seconds:.1f} s")
 
     def evaluate(
         self, network: nn.Module, loader: Loader, between: Callable[[], None] | None = None
@@ -371,7 +373,8 @@ class Trainer:
             if state["identity"] != self.identity:
                 raise ValueError("it was saved under another recipe")
             self.student.load_state_dict(state["student"])
-            self.objective.load_state_dict(state["objective"])
+            # Let go at once: while it is there, its file takes room on the disk.
+            self.objective.load_state_dict(state.pop("objective"))
             self.place = Place(*state["place"])
             self.tally = Tally.restored(state["tally"], self.device)
             self.choice.restore(state["choice"])

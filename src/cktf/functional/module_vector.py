@@ -20,7 +20,7 @@ from cktf.processes import summed
 ModuleNorm = Literal["batch", "sample", "none"]
 _WINDOW = 8
 _GRID = 4
-_EPSILON = 1e-12
+EPSILON = 1e-12
 # Numbers of a block: 2 MB of float32.
 _BLOCK = 1 << 19
 
@@ -64,9 +64,9 @@ class _PooledUnits(torch.autograd.Function):
         for block in blocks:
             squares += rows[block].float().square().sum(0)
         squares = summed(squares)
-        scale = squares.clamp_min(_EPSILON**2).rsqrt()
+        scale = squares.clamp_min(EPSILON**2).rsqrt()
         # Where the norm is held at its smallest, it does not depend on the map.
-        cubed = torch.where(squares > _EPSILON**2, scale**3, 0.0)
+        cubed = torch.where(squares > EPSILON**2, scale**3, 0.0)
         ctx.save_for_backward(maps, scale, cubed)
         parts = (_unflat(rows[block] * scale, maps[block]) for block in blocks)
         return torch.cat([F.adaptive_avg_pool2d(part.float(), grid) for part in parts])
@@ -150,7 +150,7 @@ def module_vector(
         if norm == "sample":
             # A sum of squares: a vector norm over a strided axis is slow.
             squares = values.square().sum(1, keepdim=True)
-            values = values * squares.clamp_min(_EPSILON**2).rsqrt()
+            values = values * squares.clamp_min(EPSILON**2).rsqrt()
         pooled = F.adaptive_avg_pool2d(values, grid)
     missing = channels - pooled.shape[1]
     return F.pad(pooled, (0, 0, 0, 0, missing // 2, missing - missing // 2)).flatten(1)

@@ -23,7 +23,7 @@ from cktf.batch import Batch
 from cktf.contrast import ContrastOptions, Footprint, Memory
 from cktf.errors import MethodError, nearest
 from cktf.functional.maps import paired
-from cktf.functional.module_vector import ModuleNorm, module_grid, module_vector
+from cktf.functional.module_vector import EPSILON, ModuleNorm, module_grid, module_vector
 from cktf.functional.precision import full_precision
 from cktf.objectives.base import Loss, Objective, Setting, present
 from cktf.objectives.crd import CRD
@@ -150,7 +150,7 @@ class CKTF(Objective):
         vectors = self._vectors(student, present(teacher, "CKTF's teacher"))
         memory = self._pairs()[0].memory
         _check.indices("CKTF", batch.index, len(student.logits), memory.dataset_size)
-        draw = memory.draw(batch.index)
+        draw = memory.enter(batch.index)
         for pair, (s, t) in zip(self._pairs(), vectors.values(), strict=True):
             pair.fill_rows(s, t, draw)
 
@@ -251,15 +251,45 @@ def needs_of(match: str, beta: float, theta: float) -> frozenset[str]:
 
 @full_precision
 def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """Cosine of two whole batches of maps, of all processes, the smaller fitted to the other."""
+    """Cosine of two whole batches of maps, of all processes, the smaller fitted to the other.
+
+    Every unit counts alike: it is divided by its norm over the batch before.
+    """
+    # As the objective is built, one of the networks may be on a GPU already.
+    teacher = teacher.to(student.device)
+    if student.shape[-2:] == teacher.shape[-2:]:
+        return _cosine_of_units(*sorted((student, teacher), key=lambda m: m.shape[1]))
     grid = [min(s, t) for s, t in zip(student.shape[-2:], teacher.shape[-2:], strict=True)]
     channels = max(student.shape[1], teacher.shape[1])
     s, t = (
         module_vector(m, channels, (grid[0], grid[1]), "batch").flatten()
-        # As the objective is built, one of the networks may be on a GPU already.
-        for m in (student, teacher.to(student.device))
+        for m in (student, teacher)
     )
-    product, own, other = summed(torch.stack([s @ t, s @ s, t @ t])).unbind()
+    return _cosine_of(*summed(torch.stack([s @ t, s @ s, t @ t])).unbind())
+
+
+def _cosine_of_units(narrow: Tensor, wide: Tensor) -> Tensor:
+    """The same of maps of one size, from sums over the batch: nothing is divided but these."""
+    narrow, wide = narrow.float(), wide.float()
+    channels = narrow.shape[1]
+    # Channels of the wide one that the narrow one has none beside.
+    before = (wide.shape[1] - channels) // 2
+    beside = wide[:, before : before + channels]
+    sums = torch.cat([_over_batch(m) for m in (narrow * beside, narrow.square(), wide.square())])
+    product, own, other = torch.split(summed(sums), [channels, channels, wide.shape[1]])
+    own_scale, other_scale = (squares.clamp_min(EPSILON**2).rsqrt() for squares in (own, other))
+    aligned = product * own_scale * other_scale[before : before + channels]
+    return _cosine_of(aligned.sum(), (own * own_scale**2).sum(), (other * other_scale**2).sum())
+
+
+def _over_batch(maps: Tensor) -> Tensor:
+    """[B, C, H, W] -> [C, H, W], a sum in the order of memory: in another it takes six times."""
+    if maps.is_contiguous(memory_format=torch.channels_last):
+        return maps.permute(0, 2, 3, 1).sum(0).permute(2, 0, 1)
+    return maps.sum(0)
+
+
+def _cosine_of(product: Tensor, own: Tensor, other: Tensor) -> Tensor:
     return product * (own * other).clamp_min(_SMALLEST).rsqrt()
 
 

@@ -209,7 +209,7 @@ class CRD(Objective):
         """Put a batch's rows into the memory."""
         own, other = self._embeddings(student, teacher)
         _check.indices("CRD", batch.index, len(own), self.memory.dataset_size)
-        self.fill_rows(own, other, self.memory.draw(batch.index))
+        self.fill_rows(own, other, self.memory.enter(batch.index))
 
     def fill_rows(self, student_embedding: Tensor, teacher_embedding: Tensor, draw: Draw) -> None:
         """Put the rows of embeddings [B, dim] into the memory, as they are."""

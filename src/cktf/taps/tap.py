@@ -25,6 +25,7 @@ class _Recorder:
     def __init__(self) -> None:
         self.seen: dict[str, tuple[Tensor, int]] = {}
         self.twice: set[str] = set()
+        self.without_gradient: set[str] = set()
 
     def record(self, path: str, value: Any) -> None:
         if not isinstance(value, Tensor):
@@ -34,6 +35,8 @@ class _Recorder:
             )
         if path in self.seen:
             self.twice.add(path)
+        if not torch.is_grad_enabled():
+            self.without_gradient.add(path)
         # Inference tensors keep no version; nothing can then be said about being overwritten.
         self.seen[path] = value, -1 if value.is_inference() else value._version
 
@@ -69,8 +72,8 @@ class Tap:
 
     Raises:
         TapError: a path that does not exist, or a feature that is needed and has no path; when
-            called: a module that did not run, ran twice, gave no tensor, or whose output was
-            overwritten.
+            called: a module that did not run, ran twice, gave no tensor, ran without a gradient
+            though it is trained, or whose output was overwritten.
 
     >>> import torch
     >>> from cktf.models import create
@@ -157,6 +160,8 @@ class Tap:
             with self._hooked(recorder.record):
                 logits = self.model(images)
         _check_logits(self.model, logits, len(images))
+        if logits.requires_grad:
+            self._check_gradients(recorder.without_gradient)
         return self._assemble(logits, recorder, seen(self.model, images.shape))
 
     def of(self, batch: Batch) -> Features:
@@ -208,6 +213,17 @@ class Tap:
                 return compiled(images)
 
         return hooked
+
+    def _check_gradients(self, without: set[str]) -> None:
+        """What is to be trained gets no gradient through a feature that has none."""
+        for path in without:
+            if any(p.requires_grad for p in self._modules[path].parameters()):
+                raise TapError(
+                    f"{path!r} is to be trained and runs without a gradient within "
+                    f"{name_of(self.model)}, which would learn nothing from its features. Give "
+                    "torch.utils.checkpoint use_reentrant=False, tap a module around what runs "
+                    "so, or freeze its weights."
+                )
 
     def _assemble(self, logits: Tensor, recorder: _Recorder, images: torch.Size) -> Features:
         paths, needs = self.paths, self.needs
