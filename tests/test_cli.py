@@ -280,6 +280,8 @@ def test_methods_lists_the_methods_with_their_papers(run):
         assert f"arXiv {paper}" in result.output[result.output.index(f" {name} ") :]
     assert rows["at"][-2:] == ["1000", "yes"]
     assert rows["ab"][-3:] == ["1", "no", "yes"]
+    # 80 columns hold even the last.
+    assert " if staged " in result.output
 
 
 def test_datasets_lists_the_data_sets_with_their_size(run):

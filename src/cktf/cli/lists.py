@@ -47,11 +47,11 @@ def methods() -> None:
     # Two lines for a name and its paper, so that 80 columns hold all of a method.
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
-    table.add_column("name, paper", min_width=25)
+    table.add_column("name, paper", min_width=21)
     table.add_column("reads", max_width=16)
     table.add_column("weight", justify="right", no_wrap=True)
     table.add_column("unlabelled", no_wrap=True)
-    table.add_column("first stage", min_width=11)
+    table.add_column("first\nstage", min_width=9)
     for m in METHODS.values():
         named = "\n".join(part for part in (m.title, m.paper) if part)
         unlabelled = "yes" if m.takes_unlabelled else "no"
