@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from pictures import write_coloured
 from PIL import Image
 from typer.testing import CliRunner
@@ -34,18 +35,10 @@ from cktf.report.figures import (
 )
 from cktf.report.groups import alone, grouped, method_name, refuse_unlike
 from cktf.report.looks import TEACHER, look
-from cktf.report.page import _json
-from cktf.workflows.analysis import (
-    Analysis,
-    Analyst,
-    Seen,
-    calibrate,
-    correlations,
-    evenly,
-    linear_cka,
-    most_disagreed,
-    per_class,
-)
+from cktf.report.page import _json, _plane
+from cktf.workflows import analysis
+from cktf.workflows.analysis import Analysis, Analyst, Seen, evenly, most_disagreed
+from cktf.workflows.measures import calibrate, correlations, linear_cka, per_class
 
 SCRIPT, IMAGE = "<script>", "<img src=x onerror=document.title=1>"
 SHOTS = Path(__file__).parents[1] / "build" / "report"
@@ -257,13 +250,24 @@ def test_behind_and_ahead_on_the_seeds_that_both_have():
     assert [g.name for g in groups] == ["KD", "AT"]
     assert groups[1].top1 > groups[0].top1
     assert "; 0.93 ± 0.29 points ahead of AT" in answer(groups)
-    assert "; 0.93 ± 0.29 points behind KD" in answer(groups[::-1])
+    # One is over all seeds of KD, the other over some of AT's.
+    assert "; 0.93 ± 0.29 points (over 3 seeds) behind KD" in answer(groups[::-1])
     # Over one seed that both have, these two runs.
     logits = [[5.0, 0.0]] * 4
     lone = run("sp", 82.5, 2, logits, [0] * 4)
     difference = gap(groups[0], grouped([lone])[0])
     assert (difference.points, difference.half) == (-0.5, None)
     assert gap(*grouped([run("sp", 82.5, 7), *kd])).half is None
+
+
+def test_it_is_said_what_a_difference_is_over():
+    """The accuracy is over three seeds, the difference over the images of the one in common."""
+    logits = [[5.0, 0.0]] * 4
+    kd = [run("kd", 80.0 + s, s, logits, [0, 0, 0, 1]) for s in range(3)]
+    text = answer(grouped([*kd, run("at", 75.0, 0, logits, [0, 0, 0, 1])]))
+    assert "; 5.00 ± 0.00 points (over the test images of one seed) ahead of AT" in text
+    assert text.endswith("(3 seeds).")
+    assert "(over" not in answer(grouped([kd[0], run("at", 75.0, 0, logits, [0, 0, 0, 1])]))
 
 
 def test_images_are_compared_with_the_same():
@@ -287,6 +291,7 @@ def test_runs_of_other_images_are_refused():
     assert len(grouped([one, two])) == 2
     with pytest.raises(RecipeError, match="imagefolder:/a"):
         refuse_unlike([one, two])
+    refuse_unlike([replace(moved, data_dir="/c") for moved in (one, two)])
 
 
 def test_answer_over_images_of_one_seed():
@@ -402,6 +407,29 @@ def test_teachers_of_one_network_have_a_dot_each():
     ]
     dots = frontiers(grouped(taught))[0][1]["data"][1]
     assert sorted(dots["y"]) == [80.0, 80.0, 90.0, 91.0]
+    probed = replace(transferred(), student=taught[0].student, teacher=taught[0].student)
+    assert sorted(frontiers(grouped([probed]))[0][1]["data"][1]["y"]) == [61.2, 63.3]
+
+
+def test_classes_of_a_teacher_whoever_is_best():
+    """Also where a student alone is first; a class without images is left out."""
+    logits = [[5.0, 0.0, 0.0], [0.0, 5.0, 0.0]]
+    alone, taught = (run(m, t, 0, logits, [0, 1]) for m, t in (("ce", 90.0), ("kd", 80.0)))
+    classes = ("a", "b", "c")
+    alone, taught = (replace(one, classes=classes) for one in (alone, taught))
+    drawn = class_accuracies(grouped([alone, replace(taught, teacher=taught.student)]))
+    assert [trace.get("name") for trace in drawn["data"]] == [None, "teacher net", "alone", "KD"]
+    assert drawn["data"][0]["y"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [torch.ones(10, 4), torch.rand(10, 1), torch.full((10, 4), torch.nan), torch.rand(3, 2)],
+    ids=["one point", "a line", "not finite", "few"],
+)
+def test_embeddings_that_have_collapsed(rows):
+    assert _plane(rows).shape == (len(rows), 2)
+    assert _plane(rows).isfinite().all()
 
 
 def test_method_names():
@@ -501,6 +529,41 @@ def test_images_lie_evenly_over_sorted_classes(runs, tmp_path, monkeypatch):
 def test_a_teacher_says_which_classes_it_knows(runs):
     analysis = Analyst(images=9).analyse(runs[2])
     assert tuple(analysis.teacher.classes) == tuple(analysis.classes)
+
+
+def test_a_network_that_gives_no_numbers_is_told(runs, monkeypatch):
+    monkeypatch.setattr(analysis, "load_teacher", broken(analysis.load_teacher))
+    assert "not finite" in Analyst(images=9).analyse(runs[2]).missing
+
+
+def broken(load):
+    def loaded(*given, **named):
+        found = load(*given, **named)
+        for parameter in found.network.parameters():
+            parameter.data.fill_(torch.nan)
+        return found
+
+    return loaded
+
+
+def test_a_teacher_is_looked_at_once_whatever_its_path_and_batches(runs, tmp_path):
+    """And the time for an image is of its precision."""
+    shutil.copytree(runs[0], tmp_path / "teacher")
+    shutil.copytree(runs[2], tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.yaml"
+    fields = yaml.safe_load(recipe.read_text())
+    fields["teacher"] = str(tmp_path / "teacher")
+    fields["data"]["batch_size"] = 13
+    recipe.write_text(yaml.safe_dump(fields))
+    analyst = Analyst(images=9)
+    found = [analyst.analyse(folder) for folder in (runs[2], tmp_path / "run")]
+    assert found[0].teacher is found[1].teacher
+    assert found[0].images is found[1].images
+    fields["runtime"] = {"precision": "bfloat16"}
+    recipe.write_text(yaml.safe_dump(fields))
+    other = analyst.analyse(tmp_path / "run")
+    assert other.teacher is not found[0].teacher
+    assert other.student.latency_ms != found[0].student.latency_ms
 
 
 def test_networks_are_seen_as_the_run_saw_them(runs):

@@ -13,6 +13,7 @@ from cktf.workflows.analysis import Analysis, Seen
 
 # An interval of so many standard errors is one of 95 %.
 _NORMAL = 1.96
+_IMAGES = "the test images of one seed"
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Gap:
     Attributes:
         points: of accuracy.
         half: of the 95 % interval around it; None where nothing tells.
-        over: what the uncertainty is over.
+        over: what the half is over; empty where nothing tells.
     """
 
     points: float
@@ -38,6 +39,10 @@ class Gap:
     def plus_minus(self) -> str:
         """The interval's half, as it follows a number."""
         return "" if self.half is None else f" ± {self.half:.2f}"
+
+    def unlike(self, best: Group) -> str:
+        """What it is over, where that is not what the accuracy beside it is over."""
+        return f" (over {self.over})" if self.over not in ("", _over(best)) else ""
 
     @property
     def size(self) -> str:
@@ -57,14 +62,22 @@ def gap(first: Group, second: Group) -> Gap:
     """Between two groups: over seeds that both have, or else over the test images."""
     difference = paired(first.by_seed, second.by_seed)
     if difference is not None and difference.high is not None:
-        over = f"{difference.pairs} seeds"
-        return Gap(difference.mean, difference.high - difference.mean, over)
+        return Gap(difference.mean, difference.high - difference.mean, _seeds(difference.pairs))
     if difference is not None:
         (seed,) = first.by_seed.keys() & second.by_seed.keys()
         return _of_runs(first.of_seed(seed), second.of_seed(seed))
     if len(first.runs) == len(second.runs) == 1:
         return _of_runs(first.runs[0], second.runs[0])
-    return Gap(first.top1 - second.top1, None, "nothing")
+    return Gap(first.top1 - second.top1, None, "")
+
+
+def _over(group: Group) -> str:
+    """What the standard error of a group's accuracy is over."""
+    return _seeds(len(group.runs)) if len(group.runs) > 1 else _IMAGES
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seeds"
 
 
 def _of_runs(first: Analysis, second: Analysis) -> Gap:
@@ -74,7 +87,7 @@ def _of_runs(first: Analysis, second: Analysis) -> Gap:
     if a is not None and b is not None and torch.equal(a, b) and first.classes == second.classes:
         half = _over_images(first.student, second.student, a)
     points = top1_of(first) - top1_of(second)
-    return Gap(points, half, "test images" if half is not None else "nothing")
+    return Gap(points, half, "" if half is None else _IMAGES)
 
 
 def _over_images(first: Seen | None, second: Seen | None, labels: Tensor) -> float | None:
@@ -97,15 +110,14 @@ def teacher_gap(group: Group) -> Gap | None:
     if difference is None:
         return None
     if difference.high is not None:
-        over = f"{difference.pairs} seeds"
-        return Gap(difference.mean, difference.high - difference.mean, over)
+        return Gap(difference.mean, difference.high - difference.mean, _seeds(difference.pairs))
     run = group.of_seed(next(iter(teachers)))
     half = None
     # What a teacher's features are worth is not what its own logits say image by image.
     probed = run.summary.get("teacher_probe_top1") is not None
     if run.teacher_knows_classes and run.labels is not None and not probed:
         half = _over_images(run.student, run.teacher, run.labels)
-    return Gap(difference.mean, half, "test images" if half is not None else "nothing")
+    return Gap(difference.mean, half, "" if half is None else _IMAGES)
 
 
 def compression(run: Analysis) -> float | None:
@@ -123,7 +135,7 @@ def answer(groups: Sequence[Group]) -> str:
     behind = teacher_gap(best)
     if behind is not None:
         word = "below" if behind.points < 0 else "above"
-        text += f", {behind.size} points {word} its teacher {s['teacher']}"
+        text += f", {behind.size} points{behind.unlike(best)} {word} its teacher {s['teacher']}"
         if ratio := compression(best.runs[0]):
             text += f" with {ratio:.1f} times fewer parameters"
     return f"{text}{_compared(groups)} ({seeds})."
@@ -145,11 +157,11 @@ def _compared(groups: Sequence[Group]) -> str:
         return ""
     nearest = gap(best, others[0])
     name = f"the student {others[0].how}" if others[0] is reference else others[0].name
-    text = f"; {nearest.size} points {nearest.side} {name}"
+    text = f"; {nearest.size} points{nearest.unlike(best)} {nearest.side} {name}"
     text += "" if nearest.told_apart else ", which does not tell them apart"
     if reference is not None and reference is not best and reference is not others[0]:
         gained = gap(best, reference)
-        text += f", {gained.size} {gained.side} the student {reference.how}"
+        text += f", {gained.size}{gained.unlike(best)} {gained.side} the student {reference.how}"
     return text
 
 

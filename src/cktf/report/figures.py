@@ -9,14 +9,8 @@ from torch import Tensor
 
 from cktf.report.groups import Group, alone, method_name
 from cktf.report.looks import TEACHER, Look, look
-from cktf.workflows.analysis import (
-    Analysis,
-    Seen,
-    calibrate,
-    correlations,
-    linear_cka,
-    per_class,
-)
+from cktf.workflows.analysis import Analysis, Seen
+from cktf.workflows.measures import calibrate, correlations, linear_cka, per_class
 
 Figure = dict[str, Any]
 _REFERENCE = "--muted"
@@ -153,7 +147,8 @@ def frontiers(groups: Sequence[Group]) -> list[tuple[str, Figure]]:
     points: dict[tuple[str, float], tuple[Seen, float, Look]] = {}
     for number, group in enumerate(groups):
         run = group.runs[0]
-        top1 = run.summary.get("teacher_top1")
+        # Of a transfer, whose teacher knows other classes, a probe on its features.
+        top1 = run.summary.get("teacher_probe_top1") or run.summary.get("teacher_top1")
         if run.teacher is not None and top1 is not None:
             points[f"{run.teacher.name} (teacher)", top1] = run.teacher, top1, TEACHER
         if run.student is not None:
@@ -186,6 +181,8 @@ def _frontier(
         "y": [points[n][1] for n in best], "line": {"color": _REFERENCE, "dash": "dot", "width": 1},
         "hoverinfo": "skip", "name": "frontier",
     }  # fmt: skip
+    # A thousandth of a millisecond is none; a thousand parameters are 1k.
+    form = "s" if max(values.values()) >= 1000 else "g"
     dots = {
         "type": "scatter", "mode": "markers", "x": [values[n] for n in points],
         "y": [top1 for _, top1, _ in points.values()], "text": [plain(name) for name, _ in points],
@@ -193,7 +190,8 @@ def _frontier(
             "color": [own.colour for _, _, own in points.values()],
             "symbol": [own.symbol for _, _, own in points.values()], "size": 11,
         },
-        "hovertemplate": "%{text}<br>%{y:.2f} %<br>%{x:,.3~s} " + plain(cost) + "<extra></extra>",
+        "hovertemplate": "%{text}<br>%{y:.2f} %<br>"
+        f"%{{x:,.3~{form}}} {plain(cost)}<extra></extra>",
     }  # fmt: skip
     wide = max(values.values()) > 20 * min(values.values())
     return figure(
@@ -209,9 +207,10 @@ def class_accuracies(groups: Sequence[Group], most: int = 30) -> Figure | None:
         return None
     count = len(first.classes)
     lines: list[tuple[str, Look, Tensor]] = []
-    if first.teacher is not None and first.teacher_knows_classes:
-        teacher = per_class(first.teacher.predicted, first.labels, count)
-        lines.append((f"teacher {first.teacher.name}", TEACHER, teacher))
+    taught = next((g.runs[0] for g in groups if _teaches(g.runs[0], first.classes)), None)
+    if taught is not None and taught.teacher is not None and taught.labels is not None:
+        teacher = per_class(taught.teacher.predicted, taught.labels, count)
+        lines.append((f"teacher {taught.teacher.name}", TEACHER, teacher))
     for number, group in enumerate(groups):
         found = [
             per_class(run.student.predicted, run.labels, count)
@@ -223,6 +222,8 @@ def class_accuracies(groups: Sequence[Group], most: int = 30) -> Figure | None:
     values = torch.stack([accuracy for _, _, accuracy in lines])
     spread = torch.nan_to_num(values.amax(dim=0) - values.amin(dim=0), nan=-1.0)
     chosen = spread.argsort(descending=True, stable=True)[:most]
+    # Of a class without images nothing is known.
+    chosen = chosen[spread[chosen] >= 0]
     # In the order of the teacher's accuracy, or of the only line there is.
     chosen = chosen[values[0][chosen].argsort(stable=True)]
     classes = [plain(first.classes[c]) for c in chosen.tolist()]
@@ -244,6 +245,11 @@ def class_accuracies(groups: Sequence[Group], most: int = 30) -> Figure | None:
         traces, "Accuracy of each class", "accuracy, %", height=130 + 26 * len(classes),
         yaxis={"automargin": True, "type": "category"}, barmode="overlay",
     )  # fmt: skip
+
+
+def _teaches(run: Analysis, classes: Sequence[str]) -> bool:
+    """Whether a run's teacher knows these classes."""
+    return run.teacher_knows_classes and tuple(run.classes) == tuple(classes)
 
 
 def calibrations(groups: Sequence[Group]) -> tuple[Figure, list[tuple[str, float]]] | None:

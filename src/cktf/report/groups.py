@@ -11,10 +11,9 @@ from typing import Any
 from cktf.bench.statistics import spread
 from cktf.engine import standard_error
 from cktf.errors import CktfError, RecipeError
-from cktf.models import fingerprint
-from cktf.recipes import CUSTOM, decisive, is_path, make_recipe, make_transfer, teacher_file
+from cktf.recipes import CUSTOM, decisive, make_recipe, make_transfer
 from cktf.workflows import noted
-from cktf.workflows.analysis import Analysis
+from cktf.workflows.analysis import Analysis, weights_of
 
 # Differences that a name lists.
 _LISTED = 4
@@ -125,22 +124,12 @@ def experiment(run: Analysis) -> dict[str, Any]:
         fields |= {"teacher": f"sha256 {told.sha256}", "teacher_weights": None}
     for name in ("teacher", "teacher_weights"):
         if fields.get(name):
-            fields[name] = _weights(fields[name])
+            fields[name] = weights_of(fields[name])
     if CUSTOM in fields.values():
         # What was made in Python the recipe does not describe; the summary does a little.
         kept = ("student", "teacher", "teacher_top1", "student_parameters", "test_images")
         fields |= {name: run.summary.get(name) for name in kept}
     return fields
-
-
-def _weights(line: str) -> str:
-    """A file of weights by what is in it, so that a copy is the same; any other line as it is."""
-    if not is_path(line):
-        return line
-    try:
-        return f"sha256 {fingerprint(teacher_file(line))}"
-    except (CktfError, OSError):
-        return line
 
 
 def grouped(runs: Sequence[Analysis]) -> list[Group]:
@@ -155,7 +144,7 @@ def grouped(runs: Sequence[Analysis]) -> list[Group]:
     groups = []
     for name, same in zip(_names(list(found.values())), found.values(), strict=True):
         first = {run.summary["seed"]: run for run in reversed(same)}
-        kept = [run for run in same if run is first[run.summary["seed"]]]
+        kept = [first[seed] for seed in sorted(first)]
         repeated = [run for run in same if run is not first[run.summary["seed"]]]
         groups.append(Group(name, kept, repeated))
     students: dict[str, list[Group]] = {}

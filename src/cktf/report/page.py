@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cktf import __version__
 from cktf.engine import announce, write_atomically
 from cktf.errors import RecipeError
 from cktf.recipes import recipe_of
 from cktf.report import figures
-from cktf.report.answer import UNCERTAINTY, answer, compression, gap, teacher_gap
+from cktf.report.answer import UNCERTAINTY, Gap, answer, compression, gap, teacher_gap
 from cktf.report.groups import Group, alone, grouped, refuse_unlike
 from cktf.report.looks import look
 from cktf.user_paths import expanded
@@ -87,7 +88,7 @@ def write_report(
             [f"A report needs {error.name}, which is not here: pip install 'cktf[report]'."]
         ) from error
     folders = list(map(expanded, runs))
-    refuse_unlike(list(map(read_run, folders)))
+    refuse_unlike([read_run(folder, data_dir) for folder in folders])
     analyst = Analyst(images, data_dir=data_dir, trust_code=trust_code)
     found = []
     for folder in folders:
@@ -163,6 +164,7 @@ class _Page:
         self.rows = self._rows()
         self.missing = sorted({r.missing for g in groups for r in g.runs if r.missing})
         self.notes = [note for group in groups for note in group.notes]
+        self.looked_at = _looked_at(groups)
         self.accuracy = self._place("accuracy", figures.accuracy_curves(groups))
         self.losses = self._several("loss", figures.loss_curves(groups))
         self.frontiers = self._several("cost", figures.frontiers(groups))
@@ -208,11 +210,11 @@ class _Page:
         facts = [("top-1", f"{best.top1:.2f} %", word)]
         behind = teacher_gap(best)
         if behind is not None:
-            word = f"{behind.plus_minus} points, {s['teacher']}".strip()
+            word = f"{behind.plus_minus} points{behind.unlike(best)}, {s['teacher']}".strip()
             facts.append(("to the teacher", f"{behind.points:+.2f}", word))
         if self.alone is not None and self.alone is not best:
             gained = gap(best, self.alone)
-            word = f"{gained.plus_minus} points".strip()
+            word = f"{gained.plus_minus} points{gained.unlike(best)}".strip()
             facts.append(("over the student alone", f"{gained.points:+.2f}", word))
         if ratio := compression(best.runs[0]):
             word = f"{s['student_parameters']:,} parameters"
@@ -229,7 +231,7 @@ class _Page:
                 {
                     "look": look(number), "name": group.name,
                     "seeds": str(len(group.runs)), "top1": f"{group.top1:.2f}{group.plus_minus}",
-                    "gap": "" if group is best else str(gap(group, best)).replace("-", "−"),
+                    "gap": "" if group is best else _told(gap(group, best), best),
                     "parameters": f"{s['student_parameters']:,}",
                     "macs": f"{run.student.macs / 1e6:,.1f} M" if run.student else "",
                     "latency": f"{run.student.latency_ms:.2f} ms" if run.student else "",
@@ -289,6 +291,28 @@ class _Page:
         return self._several("embedding", drawn)
 
 
+def _told(found: Gap, best: Group) -> str:
+    return f"{found}{found.unlike(best)}".replace("-", "−")
+
+
+def _looked_at(groups: Sequence[Group]) -> list[str]:
+    """What is looked at closely, where that is not all there is."""
+    told, run = [], groups[0].runs[0]
+    whole = run.summary["test_images"]
+    seen = len(run.images) if run.student else whole
+    if seen < whole:
+        told.append(
+            f"Networks are looked at, from class to class and image by image, on {seen:,} of the "
+            f"{whole:,} test images."
+        )
+    if any(len(group.runs) > 1 for group in groups):
+        told.append(
+            "Of several seeds of a method, disagreements, representations, embeddings and "
+            "calibration are shown of the first."
+        )
+    return told
+
+
 def _picture(run: Analysis, student: Seen, teacher: Seen, position: int) -> Picture:
     assert run.labels is not None
     truth, own, other = (
@@ -322,8 +346,11 @@ def _plane(rows: Tensor) -> Tensor:
     """t-SNE of rows [N, D] -> [N, 2], the same for the same rows."""
     from sklearn.manifold import TSNE
 
-    if len(rows) < 4:
+    # A start by PCA divides by the spread: where there is none, scikit-learn ends the process.
+    if len(rows) < 4 or not rows.isfinite().all() or (rows == rows[0]).all():
         return torch.zeros(len(rows), 2)
+    if rows.shape[1] == 1:
+        rows = F.pad(rows, (0, 1))
     tsne = TSNE(perplexity=min(30.0, (len(rows) - 1) / 3), init="pca", random_state=0)
     with warnings.catch_warnings():
         # Of features that are all alike.

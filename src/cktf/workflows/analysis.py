@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from cktf.data import FOLDER, ImageSet
 from cktf.engine import RunFolder, autocast, device_of, place, settled
 from cktf.errors import CktfError, RunFolderError
-from cktf.models import describe, is_ours
+from cktf.models import describe, fingerprint, is_ours
 from cktf.recipes import (
     CUSTOM,
     DistillRecipe,
@@ -41,6 +41,8 @@ from cktf.workflows.taught import check_taught
 _GRID = 4
 _TIMED, _WARM_UP = 30, 5
 AnyRecipe = TrainRecipe | DistillRecipe | TransferRecipe
+# What of a data section says nothing of the images of a test set.
+_OF_TRAINING = {"augment", "batch_size", "per_class", "validation", "views", "workers"}
 # Paths of the stages and of the embedding, where the recipe names them.
 _Named = tuple[Sequence[str], str | None]
 
@@ -96,6 +98,7 @@ class Analysis:
         images: the test images as they are stored.
         student, teacher: on them; None where there is none, or where it cannot be loaded.
         missing: why something is not there; empty where nothing is missing.
+        data_dir: where the images are by now, if not where the recipe has them.
     """
 
     folder: Path
@@ -108,6 +111,7 @@ class Analysis:
     student: Seen | None = None
     teacher: Seen | None = None
     missing: str = ""
+    data_dir: str | None = None
 
     @property
     def teacher_knows_classes(self) -> bool:
@@ -127,11 +131,16 @@ class Analysis:
         section = self.recipe.get("labeled" if self.recipe["kind"] == "transfer" else "data") or {}
         named: str = section.get("test") or self.summary.get("labeled") or self.summary["dataset"]
         # Every folder of images is a data set of its own.
-        return f"{named}:{section['dir']}" if named == FOLDER and section.get("dir") else named
+        place = self.data_dir or section.get("dir")
+        return f"{named}:{place}" if named == FOLDER and place else named
 
 
-def read_run(folder: Path) -> Analysis:
+def read_run(folder: Path, data_dir: str | None = None) -> Analysis:
     """What a run's folder says, without its networks.
+
+    Args:
+        folder: of the run.
+        data_dir: where its images are by now; None where its recipe has them.
 
     Raises:
         RunFolderError: no finished run there.
@@ -142,7 +151,8 @@ def read_run(folder: Path) -> Analysis:
         raise RunFolderError(f"{folder} holds no finished run. Continue it first.")
     # A transfer's epochs are those of the run inside it.
     rows = run.rows() or RunFolder(folder / "student").rows()
-    return Analysis(folder, fields, json.loads(run.summary.read_text()), rows)
+    summary = json.loads(run.summary.read_text())
+    return Analysis(folder, fields, summary, rows, data_dir=data_dir)
 
 
 class Analyst:
@@ -166,11 +176,11 @@ class Analyst:
         self.trust_code = trust_code
         self._data: dict[str, ImageSet[Any]] = {}
         self._seen: dict[tuple[str, str], Seen] = {}
-        self._latency: dict[tuple[str, int, int], float] = {}
+        self._latency: dict[tuple[object, ...], float] = {}
 
     def analyse(self, folder: Path) -> Analysis:
         """One run, and its networks; RunFolderError for no finished run there."""
-        plain = read_run(folder)
+        plain = read_run(folder, self.data_dir)
         try:
             return self._with_networks(plain)
         except CktfError as error:
@@ -182,7 +192,7 @@ class Analyst:
         _, section = tested_on(plain.folder, data_dir=self.data_dir)
         if section.name == CUSTOM:
             raise RunFolderError("The data set was made in Python, and cannot be read again here.")
-        key = json.dumps(section.model_dump(mode="json"), sort_keys=True)
+        key = section.model_dump_json(exclude=_OF_TRAINING)
         if key not in self._data:
             test = load_split(section, "test")
             self._data[key] = test.subset(evenly(len(test), self.images))
@@ -204,15 +214,17 @@ class Analyst:
                 teacher = self._teacher(recipe, key, test)
             except CktfError as error:
                 missing = f"The teacher cannot be loaded: {error}"
-        return Analysis(
-            plain.folder, plain.recipe, plain.summary, plain.rows, classes, test.labels,
-            test.images, seen, teacher, missing,
+        return replace(
+            plain, classes=classes, labels=test.labels, images=test.images, student=seen,
+            teacher=teacher, missing=missing,
         )  # fmt: skip
 
     def _teacher(self, recipe: DistillRecipe | TransferRecipe, data: str, test: Any) -> Seen:
         # All that decides what is seen of it: runs may read the same weights in several ways.
         named = recipe.teacher_taps, recipe.teacher_embedding
-        how = json.dumps([recipe.teacher, recipe.teacher_weights, recipe.teacher_size, named])
+        weights = weights_of(recipe.teacher_weights or recipe.teacher)
+        computes = [recipe.runtime.precision, recipe.runtime.channels_last]
+        how = json.dumps([recipe.teacher_size, named, weights, *computes])
         if (how, data) not in self._seen:
             if recipe.teacher == CUSTOM:
                 raise RunFolderError("it was made in Python.")
@@ -253,15 +265,28 @@ class Analyst:
                 maps.append(_pooled(features, compared[inside] - seen))
                 seen += len(batch)
             # Two networks of one kind take the same time, whatever a clock says.
-            kind = name, looked.parameters, looked.macs
+            cost = looked.parameters, looked.macs
+            kind = name, *cost, training.precision, training.channels_last
             if kind not in self._latency:
                 with autocast(training.precision, device):
                     self._latency[kind] = latency_ms(network, example[:1].to(device))
+        if torch.cat(logits).softmax(dim=1).isnan().any():
+            raise RunFolderError(f"{name} gives numbers that are not finite.")
         return Seen(
-            name, *kind[1:], self._latency[kind], str(device), torch.cat(logits),
+            name, *cost, self._latency[kind], str(device), torch.cat(logits),
             torch.cat(embeddings) if embeddings else None,
             {tapped: torch.cat([part[tapped] for part in maps]) for tapped in maps[0]},
         )  # fmt: skip
+
+
+def weights_of(line: str) -> str:
+    """A file of weights by what is in it, so that a copy is the same; any other line as it is."""
+    if not is_path(line):
+        return line
+    try:
+        return f"sha256 {fingerprint(teacher_file(line))}"
+    except (CktfError, OSError):
+        return line
 
 
 def _classes_of(recipe: DistillRecipe | TransferRecipe) -> tuple[str, ...] | None:
@@ -315,68 +340,6 @@ def latency_ms(network: Callable[[Tensor], Tensor], image: Tensor) -> float:
     return 1e3 * statistics.median(times[_WARM_UP:])
 
 
-def linear_cka(first: Tensor, second: Tensor) -> float:
-    """Linear centred kernel alignment, 1 for representations alike up to rotation and scale.
-
-    Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019,
-    equation 7 in the form of Gram matrices.
-
-    Args:
-        first: [N, D], a row for each image.
-        second: [N, E], rows of the same images.
-    """
-
-    def gram(rows: Tensor) -> Tensor:
-        centred = rows.double() - rows.double().mean(dim=0)
-        return centred @ centred.T
-
-    a, b = gram(first), gram(second)
-    size = a.norm() * b.norm()
-    return float((a * b).sum() / size) if size > 0 else 0.0
-
-
-def correlations(logits: Tensor) -> Tensor:
-    """Correlation of every pair of classes' logits over images: [N, C] -> [C, C]."""
-    if logits.shape[1] < 2:
-        return torch.ones(1, 1)
-    return torch.nan_to_num(torch.corrcoef(logits.double().T))
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Confidence against accuracy.
-
-    Attributes:
-        confidence, accuracy: mean of each bin that has images.
-        count: images in it.
-        error: expected calibration error, in points.
-    """
-
-    confidence: list[float]
-    accuracy: list[float]
-    count: list[int]
-    error: float
-
-
-def calibrate(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Calibration:
-    """How far a network's confidence is from its accuracy, in bins of equal width.
-
-    Args:
-        probabilities: [N, classes].
-        labels: [N].
-        bins: over confidences from 0 to 1.
-    """
-    confidence, predicted = probabilities.double().max(dim=1)
-    right = (predicted == labels).double()
-    place = (confidence * bins).long().clamp(max=bins - 1)
-    count = torch.bincount(place, minlength=bins)
-    there = count > 0
-    sums = [torch.bincount(place, weights=v, minlength=bins)[there] for v in (confidence, right)]
-    mean, accuracy = (total / count[there] for total in sums)
-    error = float((count[there] * (mean - accuracy).abs()).sum() / len(labels))
-    return Calibration(mean.tolist(), accuracy.tolist(), count[there].tolist(), 100 * error)
-
-
 def most_disagreed(student: Seen, teacher: Seen, count: int) -> Tensor:
     """Positions of images on which two networks choose different classes, the furthest apart first.
 
@@ -386,9 +349,3 @@ def most_disagreed(student: Seen, teacher: Seen, count: int) -> Tensor:
     apart[student.predicted == teacher.predicted] = -1
     order = apart.argsort(descending=True, stable=True)[:count]
     return order[apart[order] > 0]
-
-
-def per_class(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Accuracy of every class in per cent, NaN for one without images: [classes]."""
-    right = torch.bincount(labels[predicted == labels], minlength=classes)
-    return 100 * right / torch.bincount(labels, minlength=classes)
