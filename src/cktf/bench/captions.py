@@ -34,7 +34,7 @@ def notes(table: Comparison, marks: str) -> list[str]:
             lines.append("Δ of all pairs: mean of the Δ of each pair, and its interval over pairs")
             uneven = any(d.pairs < len(table.columns) for d in table.overall.values())
             lines[-1] += "; (n): of n pairs." if uneven else "."
-        lines += _verdicts(table)
+        lines += verdicts(table)
     if any(table.is_published(column, table.methods) for column in table.columns):
         lines.append("Published: Zhao, Chen, Zhao, ICASSP 2023, Table 1; not measured here.")
     if "time" in table.shown:
@@ -75,7 +75,7 @@ def _base(table: Comparison, method: str) -> str:
     return f"the same without {table.added}" if table.added else table.bases[method]
 
 
-def _verdicts(table: Comparison) -> list[str]:
+def verdicts(table: Comparison) -> list[str]:
     """In words: of each pair of networks by itself, and of all where they are several."""
     if len(table.columns) == 1:
         phrases = _phrases(table, _differences(table, table.columns[0]))
