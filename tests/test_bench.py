@@ -1,6 +1,7 @@
 """Matrices: cells and their recipes, processes that share a folder, kills, and failures."""
 
 import csv
+import errno
 import fcntl
 import json
 import os
@@ -41,7 +42,7 @@ from cktf.bench import (
     shipped,
 )
 from cktf.bench.cost import _measure
-from cktf.bench.results import Reusable, completed, decided_by, weights_of
+from cktf.bench.results import Reusable, completed, decided_by, keep_teacher, weights_of
 from cktf.bench.runner import prepare_bench
 from cktf.bench.tables import as_published
 from cktf.cli.main import app
@@ -203,6 +204,16 @@ def test_mistakes_come_at_once():
         cells_of(make_matrix(TINY | {"options": {"cktff": {"negatives": 8}}}))
     with pytest.raises(RecipeError, match="Set kind: transfer"):
         cells_of(make_matrix(TINY | {"data": TINY["data"] | {"labels": False}}))
+    again = {"teacher": "resnet14", "student": "resnet8", "recipe": {"optimizer.lr": 0.02}}
+    with pytest.raises(RecipeError, match="pairs: resnet14:resnet8 is listed twice"):
+        make_matrix(TINY | {"pairs": ["resnet14:resnet8", again]})
+    with pytest.raises(RecipeError, match="seeds: 1 is listed twice"):
+        make_matrix(TINY | {"seeds": [1, 0, 1]})
+    with pytest.raises(RecipeError, match=r"kd.* KD.* have one name for files"):
+        cells_of(make_matrix(TINY | {"methods": {"KD": "kd", "kd": "kd:2"}}))
+    long = {"methods": {"m" * 220: "kd"}, "baseline": None}
+    with pytest.raises(RecipeError, match="too long for the name of a file"):
+        cells_of(make_matrix(TINY | long))
     for name in ("seed", "method", "student", "kind"):
         with pytest.raises(RecipeError, match=f"--set {name}: the matrix says it"):
             cells_of(make_matrix(TINY), settings={name: "x"})
@@ -459,6 +470,61 @@ def test_a_copy_that_fails_is_one_failed_cell(done, weights, tmp_path, monkeypat
     assert "No space left" in (tmp_path / "failures" / f"{failed[0]}.txt").read_text()
 
 
+def test_students_of_two_teachers_are_told(done, tmp_path):
+    """By the table, whatever put them there; as by a copy of results from elsewhere."""
+    shutil.copytree(done / "results", tmp_path / "results")
+    assert "several teachers" not in markdown(compare(tmp_path / "results"))
+    path = min((tmp_path / "results").glob("*CKTF*.json"))
+    kept = json.loads(path.read_text())
+    kept["recipe"]["teacher"] = "sha256 of another"
+    path.write_text(json.dumps(kept))
+    assert "On resnet14 → resnet8, students had several teachers" in markdown(compare(tmp_path))
+
+
+def test_two_that_keep_a_teacher_at_once_have_one(tmp_path):
+    """One of them is refused, also where their folders have nothing but results in common."""
+    path, together = tmp_path / "teacher.json", threading.Barrier(8)
+
+    def keep(number):
+        together.wait()
+        keep_teacher(path, {"weights": f"sha256 {number}"})
+
+    with ThreadPoolExecutor(8) as threads:
+        kept = [threads.submit(keep, number) for number in range(8)]
+    refused = [one.exception() for one in kept if one.exception()]
+    assert len(refused) == 7
+    assert all(isinstance(error, RunFolderError) for error in refused)
+
+
+def test_a_teacher_that_is_elsewhere_is_asked_for_at_once(tmp_path, monkeypatch):
+    """Not trained again, and refused then, for it has other weights."""
+    first = bench(tmp_path)
+    kept = {"weights": "sha256 of another", "recipe": None}
+    keep_teacher(first.teacher_file(first.cells[0].teacher), kept)
+    monkeypatch.setattr("cktf.bench.runner.run_recipe", None)
+    with pytest.raises(RunFolderError, match="--teacher resnet14=FILE, or choose other --results"):
+        run_bench(first)
+
+
+def test_a_file_system_without_locks(weights, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert run_bench(bench(tmp_path, weights, matrix=ONE)) == []
+
+
+def test_files_that_cannot_be_taken_over_are_told(done, tmp_path, weights, capsys):
+    """A result of another version, and half a note, among those that can."""
+    shutil.copytree(done / "results", tmp_path / "old")
+    path = min((tmp_path / "old").glob("*CKTF*.json"))
+    kept = json.loads(path.read_text())
+    kept["recipe"]["data.of_another_version"] = 1
+    path.write_text(json.dumps(kept))
+    assert run_bench(bench(tmp_path / "new", weights, reuse=[tmp_path / "old"])) == []
+    assert f"not taken over: {path}: 1 problem" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("folders", [1, 2])
 def test_many_may_begin_at_once(weights, tmp_path, folders):
     """In one folder, or in folders of their own with results in one."""
@@ -468,6 +534,15 @@ def test_many_may_begin_at_once(weights, tmp_path, folders):
         for begun in [threads.submit(prepare_bench, plan) for plan in plans * (100 // folders)]:
             begun.result()
     assert [path.name for path in plan.results.iterdir()] == ["matrix.yaml"]
+
+
+def test_what_cannot_be_written_is_named(weights, tmp_path):
+    (tmp_path / "file").touch()
+    plan = bench(tmp_path / "out", weights)
+    with pytest.raises(RunFolderError, match=r"file/results cannot .* another --results"):
+        prepare_bench(replace(plan, results=tmp_path / "file" / "results"))
+    with pytest.raises(RunFolderError, match=r"file/out cannot .* another --out"):
+        prepare_bench(replace(plan, out=tmp_path / "file" / "out"))
 
 
 def test_killed_and_continued(done, weights, written, tmp_path):

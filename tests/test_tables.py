@@ -284,6 +284,45 @@ def test_costs_are_those_measured_by_themselves(figures):
     )
 
 
+def test_memory_without_a_student_alone(tmp_path):
+    """A time is over that of one; memory is a figure by itself."""
+    for method, memory in (("KD", 400.0), ("CKTF", 900.0)):
+        results(tmp_path, method, [72.0])
+        cost = {cost_key("cifar100", "wrn_40_2:wrn_16_2", method): Cost(0.1, memory, 1.0, "A")}
+        keep_costs(cost, tmp_path)
+    text = markdown(compare(tmp_path))
+    assert "| memory MiB |" in text
+    assert "time ×" not in text
+    assert "Peak memory: each measured by itself on A." in text
+
+
+def test_times_are_over_the_first_student_alone_of_the_matrix(tmp_path):
+    methods = {"the usual": "ce", "KD": "kd", "another": "ce"}
+    keep_matrix(make_matrix(MATRIX | {"methods": methods}), tmp_path)
+    for method, seconds in (("the usual", 0.1), ("KD", 0.2), ("another", 0.4)):
+        results(tmp_path, method, [72.0], string=methods[method])
+        cost = {cost_key("cifar100", "wrn_40_2:wrn_16_2", method): Cost(seconds, 9.0, 1.0, "A")}
+        keep_costs(cost, tmp_path)
+    times = {m: e.relative_time for (_, m), e in compare(tmp_path).entries.items()}
+    assert times == {"the usual": 1.0, "KD": 2.0, "another": pytest.approx(4.0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("CKTF (β 2, θ 0.5, Λ)", r"CKTF ($\beta$ 2, $\theta$ 0.5, $\Lambda$)"),
+        ("[ours]", "{}[ours]"),
+        ("* KD", "{}* KD"),
+    ],
+)
+def test_letters_and_signs_of_latex(tmp_path, name, row):
+    """Greek; and what TeX takes for an option of the row's end before."""
+    results(tmp_path, "KD", [72.0])
+    file = tmp_path / "KD-wrn_40_2-wrn_16_2-0.json"
+    file.write_text(file.read_text().replace('"method": "KD"', f'"method": {json.dumps(name)}'))
+    assert f"\n{row} & " in latex(compare(tmp_path))
+
+
 def test_paired_needs_common_seeds():
     assert paired({0: 1.0}, {1: 2.0}) is None
     assert paired({0: 1.0}, {0: 3.0, 1: 2.0}).low is None

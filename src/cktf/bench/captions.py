@@ -25,6 +25,11 @@ def notes(table: Comparison, marks: str) -> list[str]:
     lines = [f"{about}. " if about else ""]
     lines[0] += f"Top-1 %, {_of_seeds(table)}; {marks}. {table.conditions}."
     lines += _unfinished(table)
+    if table.mixed:
+        lines.append(
+            f"On {', '.join(map(table.heading, table.mixed))}, students had several teachers, and "
+            "their differences are not of methods alone."
+        )
     if "difference" in table.shown:
         lines.append(f"Δ: points over {_compared(table)} on the seeds that both have")
         if table.has_intervals:
@@ -37,11 +42,14 @@ def notes(table: Comparison, marks: str) -> list[str]:
         lines += verdicts(table)
     if any(table.is_published(column, table.methods) for column in table.columns):
         lines.append("Published: Zhao, Chen, Zhao, ICASSP 2023, Table 1; not measured here.")
-    if "time" in table.shown:
-        lines.append(
-            "Time of a step over that of the student alone, and peak memory: each measured by "
-            f"itself on {', '.join(table.cost_devices)}."
-        )
+    costs = [
+        *(["time of a step over that of the student alone"] if "time" in table.shown else []),
+        *(["peak memory"] if "memory" in table.shown else []),
+    ]
+    if costs:
+        told = " and ".join(costs)
+        on = ", ".join(table.cost_devices)
+        lines.append(f"{told[0].upper()}{told[1:]}: each measured by itself on {on}.")
     return lines
 
 

@@ -25,6 +25,8 @@ from cktf.recipes import (
 from cktf.user_paths import expanded
 
 CellRecipe = DistillRecipe | TransferRecipe
+# Bytes of a name, of the 255 of most file systems: a file that is being written has a longer one.
+_LONGEST = 220
 
 
 @dataclass(frozen=True)
@@ -201,22 +203,29 @@ def _teacher(matrix: Matrix, name: str, data: Fields, weights: str | None) -> Te
     if where is not None and not where.exists():
         raise RecipeError([f"weights: there is no {where}. Name a run folder or a file."])
     apart = where is not None and _is_apart(where, network, entry.network is not None)
+    if where is not None and not apart:
+        network = _network_in(where) or network
     return TeacherPlan(name, recipe.data.name, network, where, recipe, apart)
 
 
 def _is_apart(weights: Path, network: str, named: bool) -> bool:
     """Whether weights need their network's name beside them; RecipeError for another's weights."""
-    file = teacher_file(str(weights))
-    if not is_ours(file):
+    own, zoo = _network_in(weights), names()
+    if own is None:
         # Without a network they are known by their tensors.
         return named
-    own, zoo = describe(file)["network"], names()
     if own != network and (network in zoo or (named and own in zoo)):
         raise RecipeError(
             [f"weights: {weights} holds a {own}, and here it is called {network}. Give other "
              "weights, or the teacher another name."]
         )  # fmt: skip
     return False
+
+
+def _network_in(weights: Path) -> str | None:
+    """What a file of ours says that it is of, whatever it is called in a matrix."""
+    file = teacher_file(str(weights))
+    return str(describe(file)["network"]) if is_ours(file) else None
 
 
 def _cells(
@@ -267,8 +276,15 @@ def _check(cells: list[Cell], problems: Problems) -> None:
                     "data.labels: a table is of accuracies, and without labels there are none. Set "
                     "kind: transfer."
                 )
-        if names.setdefault(cell.slug, cell.title) != cell.title:
-            inner.found.append(f"{cell.title} and {names[cell.slug]} have one name for files.")
+        # Some file systems tell no capitals from others.
+        other = names.setdefault(cell.slug.casefold(), cell.title)
+        if other != cell.title:
+            inner.found.append(f"{cell.title} and {other} have one name for files.")
+        if len(cell.slug.encode()) > _LONGEST:
+            inner.found.append(
+                f"{cell.title} is too long for the name of a file. Call networks by shorter names "
+                "in `teachers`, or keep them in a folder that is nearer."
+            )
         found |= dict.fromkeys(f"{cell.method}: {problem}" for problem in inner.found)
     for teacher in {(t.data, t.name): t for t in (cell.teacher for cell in cells)}.values():
         where = f"teachers.{teacher.name}"

@@ -3,7 +3,6 @@
 Times of finished runs are not like for like where students took turns or a machine was shared.
 """
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cktf.bench.cells import Cell, TeacherPlan
+from cktf.bench.locks import locked
+from cktf.bench.results import COSTS, LOCK
 from cktf.data import labels_of
 from cktf.engine import RunFolder, device_of, peak_memory_mb, settled, write_atomically
 from cktf.errors import TrainingError
@@ -158,7 +159,7 @@ def _scratch_batches(recipe: TransferRecipe) -> int:
 
 def costs_in(place: Path) -> dict[str, Cost]:
     """Costs by `data|pair|method`, as far as they were measured."""
-    path = place / "costs.json"
+    path = place / COSTS
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return {name: Cost(**cost) for name, cost in found.items()}
 
@@ -187,8 +188,7 @@ def keep_costs(costs: dict[str, Cost], place: Path) -> None:
     """Write costs beside results, and beside those that other processes write."""
     place.mkdir(parents=True, exist_ok=True)
     # Of processes that share the folder, one reads and writes at a time.
-    with (place / "costs.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(place / LOCK):
         known = costs_in(place) | costs
         text = json.dumps({name: asdict(cost) for name, cost in known.items()}, indent=1)
-        write_atomically(place / "costs.json", (text + "\n").encode())
+        write_atomically(place / COSTS, (text + "\n").encode())

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import unicodedata
 from collections.abc import Callable, Sequence
 
 from cktf.bench.captions import notes
@@ -32,7 +33,8 @@ def latex(table: Comparison) -> str:
         return {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(rank, text)
 
     heads, rows = _grid(table, mark, r" $\pm$ ", _latex)
-    body = [" & ".join(row) + r" \\" for row in rows]
+    # Behind a row, TeX takes a star or a bracket for an option of its end.
+    body = ["{}" * row[0].startswith(("*", "[")) + " & ".join(row) + r" \\" for row in rows]
     head = " & ".join(heads) + r" \\"
     below = [f"% {line}" for line in notes(table, "bold: best, underlined: second of a column")]
     return "\n".join(
@@ -45,13 +47,21 @@ def latex(table: Comparison) -> str:
     )  # fmt: skip
 
 
+def _greek(letter: str) -> str:
+    """LaTeX's command for a letter."""
+    name = unicodedata.name(letter).split()[-1].replace("LAMDA", "LAMBDA").lower()
+    return f"\\{name.capitalize() if letter.isupper() else name}"
+
+
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
         "_": r"\_", "#": r"\#", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
-        "<": "$<$", ">": "$>$", "|": "$|$", "→": r"$\to$", "×": r"$\times$", "Δ": r"$\Delta$",
+        "<": "$<$", ">": "$>$", "|": "$|$", "→": r"$\to$", "×": r"$\times$", "±": r"$\pm$",
         _NONE: "--", "−": "$-$",
     }
+    # As Unicode calls them, but for one: α to ω, and those of Α to Ω that look like no other.
+    | {letter: rf"${_greek(letter)}$" for letter in "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ"}
 )  # fmt: skip
 
 

@@ -129,10 +129,19 @@ class Matrix(_Section):
         return {str(name): name for name in given} if isinstance(given, list) else given
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
+    def _once(self) -> Self:
         names = [data.get("name") for data in self.data]
         if not all(names) or len(set(names)) < len(names):
             raise ValueError(f"data: each set has a name of its own, given {names}")
+        pairs = [f"{pair.teacher}:{pair.student}" for pair in self.pairs]
+        for what, given in (("pairs", pairs), ("seeds", self.seeds)):
+            for number, each in enumerate(given):
+                if each in given[:number]:
+                    raise ValueError(f"{what}: {each} is listed twice")
+        return self
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
         wanted: list[tuple[str, str | None]]
         wanted = [(f"pairs: without {m!r}", m) for pair in self.pairs for m in pair.without]
         wanted += [("baseline", self.baseline)]

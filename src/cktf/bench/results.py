@@ -10,14 +10,15 @@ from typing import Any
 import yaml
 
 from cktf.bench.cells import Cell, CellRecipe, TeacherPlan
+from cktf.bench.locks import locked
 from cktf.bench.matrix import Matrix, make_matrix
-from cktf.engine import RunFolder, write_atomically
+from cktf.engine import RunFolder, announce, write_atomically
 from cktf.errors import CktfError, RunFolderError
 from cktf.models import fingerprint
 from cktf.recipes import decisive, make_recipe, make_transfer, put, read_recipe, teacher_file
 from cktf.workflows import noted
 
-RESULTS, MATRIX, COSTS = "results", "matrix.yaml", "costs.json"
+RESULTS, MATRIX, COSTS, LOCK = "results", "matrix.yaml", "costs.json", "results.lock"
 
 
 @dataclass(frozen=True)
@@ -153,17 +154,19 @@ def teacher_record(plan: TeacherPlan, weights: Path) -> dict[str, Any]:
 
 def keep_teacher(path: Path, record: Mapping[str, Any]) -> None:
     """Keep what a teacher was; RunFolderError where students of another are compared already."""
-    if path.exists():
-        before = json.loads(path.read_text())["weights"]
-        if before != record["weights"]:
-            raise RunFolderError(
-                f"{path} is of a teacher with other weights ({before}, now {record['weights']}), "
-                "and results of its students are there. Give that one with --teacher NAME=FILE, or "
-                "choose another --out."
-            )
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+    # Of processes that share the folder, one looks and writes at a time.
+    with locked(path.parent / LOCK):
+        if path.exists():
+            before = json.loads(path.read_text())["weights"]
+            if before != record["weights"]:
+                raise RunFolderError(
+                    f"{path} is of a teacher with other weights ({before}, now "
+                    f"{record['weights']}), and students of two are not compared. Give that one "
+                    "with --teacher NAME=FILE, or choose other --results."
+                )
+            return
+        write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 class Reusable:
@@ -182,12 +185,16 @@ class Reusable:
 
     def _note(self, path: Path) -> None:
         run = RunFolder(path.parent)
-        if path == run.summary and run.finished:
-            decided = _run_decided_by(run)
-            if decided is not None:
-                self._runs[_key(decided)] = run.path
-        elif result := read_result(path):
-            self._results[_key(completed(result.recipe))] = result
+        try:
+            if path == run.summary and run.finished:
+                decided = _run_decided_by(run)
+                if decided is not None:
+                    self._runs[_key(decided)] = run.path
+            elif result := read_result(path):
+                self._results[_key(completed(result.recipe))] = result
+        except (CktfError, OSError, ValueError, TypeError, KeyError) as error:
+            # Of another version, or half a file: it is none of these cells.
+            announce(f"not taken over: {path}: {error}", True)
 
     def find(self, cell: Cell, teacher: str) -> Path | Result | None:
         """A run folder, or a result alone, of the cell's very recipe."""
@@ -209,19 +216,16 @@ def completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run_decided_by(run: RunFolder) -> dict[str, Any] | None:
-    """None for a run that is no cell, or whose teacher is gone."""
-    try:
-        fields = read_recipe(run.recipe)
-        if fields.get("kind") not in ("distill", "transfer"):
-            return None
-        make: Any = make_transfer if fields["kind"] == "transfer" else make_recipe
-        # What lies at its teacher's path by now may be another.
-        taught = noted(run.path)
-        sha = taught.sha256 if taught else weights_of(Path(fields["teacher"]))
-        # Of weights apart from their network, the weights decide.
-        return decided_by(make(fields | {"teacher_weights": None}), sha.partition(" ")[0])
-    except CktfError:
+    """None for a run that is no cell; CktfError where its teacher is gone."""
+    fields = read_recipe(run.recipe)
+    if fields.get("kind") not in ("distill", "transfer"):
         return None
+    make: Any = make_transfer if fields["kind"] == "transfer" else make_recipe
+    # What lies at its teacher's path by now may be another.
+    taught = noted(run.path)
+    sha = taught.sha256 if taught else weights_of(Path(fields["teacher"]))
+    # Of weights apart from their network, the weights decide.
+    return decided_by(make(fields | {"teacher_weights": None}), sha.partition(" ")[0])
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -7,115 +7,31 @@ OUT/failures/…   the error of each cell that failed
 OUT/locks/…      which process has what; the system frees a lock when its process ends
 """
 
-import fcntl
-import json
 import shutil
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
-from zlib import crc32
 
 from cktf.bench.cells import Cell, TeacherPlan, with_weights
 from cktf.bench.jobs import work_together
-from cktf.bench.matrix import Matrix
+from cktf.bench.locks import locked
+from cktf.bench.plan import Bench, Group, check_bench
 from cktf.bench.results import (
     Result,
     Reusable,
-    canonical,
-    completed,
-    decided_by,
-    differing,
     keep_matrix,
     keep_teacher,
-    read_result,
     result_of,
     teacher_record,
     weights_of,
 )
 from cktf.engine import RunFolder, announce, write_atomically
 from cktf.errors import CktfError, Interrupted, RunFolderError
-from cktf.recipes import DistillRecipe, TransferRecipe, decisive, make_recipe, read_recipe
-from cktf.workflows import SHARED, carry_out, distill_together, plan, run_recipe
-
-Group = list[Cell]
-
-
-@dataclass
-class Bench:
-    """A matrix, its folder, and how it is carried out.
-
-    Attributes:
-        matrix: what is compared.
-        cells: all of its cells, or those that were chosen.
-        out: the folder.
-        results: where results are kept; by default in `out`.
-        together: so many students at most take turns.
-        shard: which share of the cells is done here: number from 1, and of how many.
-        reuse: folders with finished runs or results that are taken over.
-        trust_code: whether code that weights name may run.
-        show: whether lines are printed.
-    """
-
-    matrix: Matrix
-    cells: list[Cell]
-    out: Path
-    results: Path
-    together: int = 1
-    shard: tuple[int, int] = (1, 1)
-    reuse: list[Path] = field(default_factory=list)
-    trust_code: bool = False
-    show: bool = True
-    started: float = field(default_factory=time.time)
-
-    def groups(self) -> list[Group]:
-        """Cells of this shard, in groups that can take turns with one teacher.
-
-        They are drawn from the whole matrix, so that shards never overlap, nor fall together with
-        methods or seeds: they may be machines of several kinds.
-        """
-        alike: dict[str, list[Group]] = {}
-        for cell in self.cells:
-            groups = alike.setdefault(_alike(cell), [[]])
-            if len(groups[-1]) == self.together:
-                groups.append([])
-            groups[-1].append(cell)
-        whole, (number, of) = [group for groups in alike.values() for group in groups], self.shard
-        drawn = sorted(range(len(whole)), key=lambda i: crc32(whole[i][0].slug.encode()))
-        return [whole[i] for i in sorted(drawn[number - 1 :: of])]
-
-    def result_file(self, cell: Cell) -> Path:
-        """Where a cell's result is kept."""
-        return self.results / f"{cell.slug}.json"
-
-    def done(self, cell: Cell) -> bool:
-        """Whether a cell has a result that can be read."""
-        return read_result(self.result_file(cell)) is not None
-
-    def teacher_file(self, teacher: TeacherPlan) -> Path:
-        """Where it is kept what the teacher was."""
-        return self.results / f"{teacher.slug}.json"
-
-    def folder(self, cell: Cell) -> Path:
-        """The run folder of a cell."""
-        return self.out / "cells" / cell.slug
-
-    def failure(self, slug: str) -> Path:
-        """Where the error of what failed is kept."""
-        return self.out / "failures" / f"{slug}.txt"
-
-
-def _alike(cell: Cell) -> str:
-    """The same for cells whose students see the same batches and teacher."""
-    recipe = cell.recipe()
-    if isinstance(recipe, TransferRecipe):
-        return cell.slug
-    seen = recipe.model_dump(mode="json", include=set(SHARED))
-    return json.dumps([cell.teacher.slug, seen], sort_keys=True)
+from cktf.recipes import DistillRecipe, TransferRecipe
+from cktf.workflows import carry_out, distill_together, plan, run_recipe
 
 
 def prepare_bench(bench: Bench) -> None:
@@ -124,56 +40,26 @@ def prepare_bench(bench: Bench) -> None:
     Raises:
         RunFolderError: results or teachers of other recipes, or a folder that cannot be written.
     """
-    for folder in bench.reuse:
-        if not folder.is_dir():
-            raise RunFolderError(f"--reuse {folder}: there is no such folder.")
-    _refuse(bench.results, "results", _changed_results(bench))
-    _refuse(bench.out / "teachers", "teachers", _changed_teachers(bench))
-    try:
+    check_bench(bench)
+    with _writing(bench.out, "--out"):
         for name in ("teachers", "cells", "failures", "locks"):
             (bench.out / name).mkdir(parents=True, exist_ok=True)
+        # By the clock of what failures are compared with, which may be another machine's.
+        begun = bench.out / "locks" / "begun"
+        begun.touch()
+        bench.started = begun.stat().st_mtime
+    with _writing(bench.results, "--results"):
         keep_matrix(bench.matrix, bench.results)
+
+
+@contextmanager
+def _writing(place: Path, option: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise RunFolderError(
-            f"{bench.out} cannot be written ({error.strerror}). Choose another --out."
+            f"{place} cannot be written ({error.strerror}). Choose another {option}."
         ) from error
-
-
-def _changed_results(bench: Bench) -> Iterator[str]:
-    for cell in bench.cells:
-        result = read_result(bench.result_file(cell))
-        if result is not None:
-            now = decided_by(cell.recipe(), "") | {"teacher": result.recipe["teacher"]}
-            if fields := ", ".join(differing(completed(result.recipe), now)):
-                yield f"{cell.slug}: {fields}"
-
-
-def _changed_teachers(bench: Bench) -> Iterator[str]:
-    for teacher in {cell.teacher.slug: cell.teacher for cell in bench.cells}.values():
-        run = RunFolder(bench.out / "teachers" / teacher.slug)
-        if teacher.weights is None and run.finished:
-            before = decisive(make_recipe(read_recipe(run.recipe)))
-            if fields := ", ".join(differing(before, decisive(teacher.recipe))):
-                yield f"{teacher.slug}: {fields}"
-        elif (kept := bench.teacher_file(teacher)).exists():
-            record = json.loads(kept.read_text())
-            if teacher.weights is not None:
-                if record["weights"] != f"sha256 {weights_of(teacher.weights)}":
-                    yield f"{teacher.slug}: its weights"
-            elif record["recipe"] is not None:
-                now = canonical(decisive(teacher.recipe))
-                if fields := ", ".join(differing(record["recipe"], now)):
-                    yield f"{teacher.slug}: {fields}"
-
-
-def _refuse(place: Path, what: str, changed: Iterator[str]) -> None:
-    lines = [f"  - {line}" for line in islice(changed, 10)]
-    if lines:
-        raise RunFolderError(
-            f"{place} holds {what} of other recipes than the matrix's; they differ in\n"
-            + "\n".join(lines)
-            + "\nChoose another --out, or move them away."
-        )
 
 
 def run_bench(bench: Bench, jobs: int = 1) -> list[str]:
@@ -238,22 +124,15 @@ def _failed(bench: Bench, slug: str) -> bool:
 @contextmanager
 def _taken(bench: Bench, cells: Group) -> Iterator[Group]:
     """Those of the cells that no other process has, for as long as this lasts."""
-    locks: list[IO[str]] = []
-    mine = []
-    try:
-        for cell in cells:
-            locks.append((bench.out / "locks" / cell.slug).open("w"))
-            try:
-                fcntl.flock(locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
+    with ExitStack() as locks:
+        mine = [
+            cell
+            for cell in cells
+            if locks.enter_context(locked(bench.out / "locks" / cell.slug, wait=False))
             # Another process may have done it since it was looked at.
-            if _open(bench, cell):
-                mine.append(cell)
+            and _open(bench, cell)
+        ]
         yield mine
-    finally:
-        for lock in locks:
-            lock.close()
 
 
 def _do(bench: Bench, cells: Group, reusable: Reusable, wait: bool) -> None:
@@ -364,11 +243,9 @@ def _teacher(bench: Bench, plan: TeacherPlan, wait: bool) -> Path | None:
         _TeacherTakenError: another process is at it, and it is not to be waited for.
     """
     folder = plan.weights or bench.out / "teachers" / plan.slug
-    with (bench.out / "locks" / plan.slug).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise _TeacherTakenError from error
+    with locked(bench.out / "locks" / plan.slug, wait) as mine:
+        if not mine:
+            raise _TeacherTakenError
         if _failed(bench, plan.slug):
             return None
         try:

@@ -97,6 +97,7 @@ class Comparison:
         added: what each method is compared with and without, in place of a baseline.
         progress: of the matrix; None where it is not kept.
         cost_devices: on which costs were measured.
+        mixed: columns whose students had several teachers, of other weights.
     """
 
     about: str
@@ -110,6 +111,7 @@ class Comparison:
     added: str | None
     progress: Progress | None
     cost_devices: list[str]
+    mixed: list[Column]
 
     @property
     def bases(self) -> dict[str, str]:
@@ -139,12 +141,12 @@ class Comparison:
         """Which columns there is something for."""
         entries = self.entries.values()
         # Costs are of one method, a row of two has none; and one cost alone compares nothing.
-        costs = not self.added and any(e.relative_time is not None for e in entries)
+        times, sizes = ([getattr(e, n) for e in entries] for n in ("relative_time", "memory_mb"))
         shown = {
             "difference": any(e.difference for e in entries),
             "overall": len(self.columns) > 1 and bool(self.overall),
-            "time": costs,
-            "memory": costs,
+            "time": not self.added and _compares(times),
+            "memory": not self.added and _compares(sizes),
         }
         return {name for name, wanted in shown.items() if wanted}
 
@@ -156,6 +158,10 @@ class Comparison:
     def is_published(self, column: Column, methods: Sequence[str]) -> bool:
         """Whether there is a figure of the paper for any of these methods in a column."""
         return any(self.entries[column, m].published is not None for m in methods)
+
+
+def _compares(costs: Sequence[float | None]) -> bool:
+    return sum(cost is not None for cost in costs) > 1
 
 
 def compare(folder: Path, baseline: str | None = None) -> Comparison:
@@ -189,7 +195,8 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
     costs = _costs(results, place)
     for column in columns:
         ranks = _ranks({m: values[column, m] for m in methods if (column, m) in values})
-        alone = next((c for k, c in costs.items() if k[0] == column and strings[k] == "ce"), None)
+        plain = (costs.get((column, m)) for m in methods if strings.get((column, m)) == "ce")
+        alone = next((cost for cost in plain if cost), None)
         for method in methods:
             cost = costs.get((column, method))
             own = values.get((column, method), {})
@@ -215,6 +222,11 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         matrix.added if matrix is not None and baseline is None else None,
         None if matrix is None else _progress(results, matrix),
         sorted({cost.device for cost in costs.values()}),
+        [
+            c
+            for c in columns
+            if len({r.recipe.get("teacher") for r in results if _column(r) == c}) > 1
+        ],
     )
 
 
@@ -310,6 +322,11 @@ def _teacher(results: Sequence[Result], column: Column) -> float | None:
     return statistics.mean(found) if found else None
 
 
+def _teachers(results: Sequence[Result], column: Column) -> set[object]:
+    """Fingerprints of their weights."""
+    return {r.recipe.get("teacher") for r in results if _column(r) == column}
+
+
 def _is_transfer(results: Sequence[Result], column: Column) -> bool:
     """Whether a column's cells are transfers without labels."""
     return any(r.recipe["kind"] == "transfer" for r in results if _column(r) == column)
@@ -347,7 +364,8 @@ def _conditions(results: Sequence[Result], held_out: bool) -> str:
         what = "the probe of the last epoch" if probed else "the last epoch"
         measured = f"accuracy of {what} on {several([f'{n:,}' for n in images])} test images"
     return (
-        f"{len(results)} students, seed{'s'[: len(seeds) - 1]} {several(seeds)}; "
+        f"{len(results)} student{'s'[: len(results) - 1]}, "
+        f"seed{'s'[: len(seeds) - 1]} {several(seeds)}; "
         f"{several([r.summary['epochs'] for r in results])} epochs; {measured}; precision "
         f"{several([r.summary.get('precision', r.recipe['runtime.precision']) for r in results])}; "
         f"{several([r.summary['device'] for r in results])}; PyTorch {several(versions)}"

@@ -62,7 +62,7 @@ def bench(
     debug: DebugOption = False,
 ) -> None:
     """Train all cells of a matrix: pairs, methods and seeds; skip what is done."""
-    from cktf.bench import Bench, cells_of, chosen, read_matrix, run_bench
+    from cktf.bench import Bench, cells_of, check_bench, chosen, read_matrix, run_bench
     from cktf.recipes import assign, refuse_code
 
     read = read_matrix(matrix)
@@ -84,6 +84,7 @@ def bench(
         trust_code,
     )
     if dry_run or costs:
+        check_bench(plan)
         _costs(plan, keep=costs)
         return
     failed = run_bench(plan, jobs)
