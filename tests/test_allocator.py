@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from cktf.engine import allocator
+from cktf.engine import allocator, settings
 
 # Pages that the system maps while tensors of 8 and of 64 MiB come and go.
 PAGES = """
@@ -32,6 +32,29 @@ device_of(Training(epochs=1, device="cpu"))
 # The heap may still grow once, and a system short of memory takes pages back.
 print(json.dumps([before, min(pages() for _ in range(3)), keep_freed_memory()]))
 """
+
+
+PEAK = """
+import json, torch
+from cktf.engine.settings import new_peak, peak_memory_mb
+
+cpu, found = torch.device("cpu"), []
+for numbers in (64 << 20, 16 << 20):
+    new_peak(cpu)
+    before = peak_memory_mb(cpu)
+    torch.ones(numbers)
+    found.append(peak_memory_mb(cpu) - before)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(
+    not settings._FORGET.exists() or not settings._STATUS.exists(), reason="Linux can forget"
+)
+def test_a_peak_is_of_one_run() -> None:
+    """256 MiB of the first are not the second's, which holds 64."""
+    done = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == [pytest.approx(256, abs=8), pytest.approx(64, abs=8)]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own setting")

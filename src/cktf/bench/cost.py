@@ -49,7 +49,8 @@ class Cost:
 
     Attributes:
         step_seconds: median of a step of the main stage, with loading its batch.
-        peak_memory_mb: largest memory held; of the device if it has its own, else of the process.
+        peak_memory_mb: largest memory held while training; of the device if it has its own, else of
+            the process.
         hours: what a run takes at that rate, initialisation stages and a transfer's training from
             scratch too, evaluation left out.
         device: on which this was measured.

@@ -1,10 +1,12 @@
 """How a network is trained, in plain values, and what the machine does best."""
 
+import re
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,6 +17,9 @@ from cktf.functional.precision import RoundedProducts, multiplies_bfloat16
 Precision = Literal["auto", "float32", "bfloat16"]
 ScheduleName = Literal["onecycle", "multistep"]
 OnNonFinite = Literal["stop", "skip"]
+
+# Of this process, on Linux: what it holds and has held, and how it forgets what it has.
+_STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -98,17 +103,22 @@ def in_precision(
 
 
 def new_peak(device: torch.device) -> None:
-    """Have `peak_memory_mb` tell of what is held from here on; a process's own cannot forget."""
+    """Have `peak_memory_mb` tell of what is held from here on, where the system can forget."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        _FORGET.write_text("5")
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory held so far, in MiB: of a GPU since the run began, else of the whole process.
+    """Largest memory held since the run began, in MiB: of a GPU, or else of the process.
 
-    On a CPU it may thus be what the process held before, as for an earlier run.
+    Where that cannot forget, as on macOS, it may be what the process held before the run.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if _STATUS.exists() and (told := re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())):
+        # The other one begins at what the process held that this one was started from.
+        return int(told[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

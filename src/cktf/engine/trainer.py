@@ -46,7 +46,7 @@ class Fitted:
             None where there were none, and it has those of the last.
         seconds: spent on training in all stages; not evaluating, saving and filling memories.
         images_per_second: of the last stage.
-        peak_memory_mb: largest memory held: of a GPU in this run, else of the process so far.
+        peak_memory_mb: largest memory held in this run: of a GPU, or else of the process.
         skipped: steps whose numbers were not finite.
     """
 
