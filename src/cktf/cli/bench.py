@@ -23,7 +23,9 @@ def bench(
     matrix: Annotated[
         str, typer.Argument(help="A matrix by name (cpu-cifar10), or its YAML file.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Its folder; several processes may share it.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="The matrix's folder; several processes may share it.")
+    ],
     data_dir: DataDirOption = None,
     teacher: Annotated[
         list[str] | None,

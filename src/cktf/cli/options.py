@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 DataOption = Annotated[str | None, typer.Option("--data", help="A data set: see cktf datasets.")]
-DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="Its folder.")]
+DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="Folder of the data set.")]
 ValidationOption = Annotated[
     float | None,
     typer.Option(
