@@ -49,7 +49,7 @@ from cktf.cli.main import app
 from cktf.engine import Trainer
 from cktf.errors import Interrupted, RecipeError, RunFolderError, TrainingError
 from cktf.models import Normalized, create, save_network
-from cktf.recipes import decisive, make_recipe, make_transfer
+from cktf.recipes import decisive, make_recipe, make_transfer, to_yaml
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = "results/cifar10-wrn_16_2.safetensors"
@@ -522,7 +522,8 @@ def test_files_that_cannot_be_taken_over_are_told(done, tmp_path, weights, capsy
     kept["recipe"]["data.of_another_version"] = 1
     path.write_text(json.dumps(kept))
     assert run_bench(bench(tmp_path / "new", weights, reuse=[tmp_path / "old"])) == []
-    assert f"not taken over: {path}: 1 problem" in " ".join(capsys.readouterr().out.split())
+    told = "".join(capsys.readouterr().err.split())
+    assert f"nottakenover:{path}:data.of_another_version:" in told
 
 
 @pytest.mark.parametrize("folders", [1, 2])
@@ -880,17 +881,23 @@ def test_what_is_done_takes_no_hours(done, written, tmp_path, measured):
     output = told(written, tmp_path / "out", "--costs", "--methods", "KD", *long)
     assert "KD, seed 0: done (100 ms a step, 100 MiB)\n" in output
     assert "2 cells (2 done), 1 teachers: about 0.0 h" in output
+    # And where training would be refused, it is at once.
+    shown = CliRunner().invoke(app, ["bench", str(written), "--out", str(done), "--dry-run", *long])
+    assert shown.exit_code == 2
+    assert "holds results of other recipes than the matrix's; they differ in" in shown.output
 
 
 def test_a_teacher_that_is_trained_here_takes_no_hours(tmp_path, measured):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY | {"recipe": {"epochs": 20000}}))
+    path, matrix = tmp_path / "tiny.yaml", TINY | {"recipe": {"epochs": 20000}}
+    path.write_text(yaml.safe_dump(matrix))
     line = path, tmp_path / "out", "--methods", "KD", "--seeds", "0", "--dry-run"
     assert "teacher resnet14 on fashion-mini: 2.22 h" in told(*line)
     folder = tmp_path / "out" / "teachers" / "teacher-fashion-mini-resnet14"
     folder.mkdir(parents=True)
     for name in ("summary.json", "student.safetensors"):
         (folder / name).touch()
+    teacher = cells_of(make_matrix(matrix))[0].teacher
+    (folder / "recipe.yaml").write_text(to_yaml(teacher.recipe))
     output = told(*line)
     assert "teacher resnet14 on fashion-mini: trained already" in output
     assert "1 cells, 1 teachers: about 2.2 h" in output

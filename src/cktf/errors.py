@@ -42,13 +42,13 @@ class MethodError(CktfError):
 
 
 class RecipeError(CktfError):
-    """Everything that is wrong with a recipe, reported at once."""
+    """Everything that is wrong with a recipe or an option, reported at once."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = list(problems)
-        count = len(self.problems)
-        head = "1 problem" if count == 1 else f"{count} problems"
-        super().__init__(f"{head} in the recipe:\n" + "\n".join(f"  - {p}" for p in self.problems))
+        told = "\n".join(f"  - {problem}" for problem in self.problems)
+        several = f"{len(self.problems)} problems in the recipe:\n{told}"
+        super().__init__(self.problems[0] if len(self.problems) == 1 else several)
 
 
 class RunFolderError(CktfError):

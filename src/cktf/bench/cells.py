@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from cktf.recipes import (
     Problems,
     TrainRecipe,
     TransferRecipe,
+    any_recipe,
     check,
     make_recipe,
-    make_transfer,
     put,
     teacher_file,
 )
@@ -101,10 +102,8 @@ class Cell:
             weights = str(self.teacher.weights)
             named = {"teacher": self.teacher.network, "teacher_weights": weights}
             fields |= named if self.teacher.apart else {"teacher": weights}
-        if fields["kind"] == "transfer":
-            return make_transfer(fields)
-        recipe = make_recipe(fields)
-        assert isinstance(recipe, DistillRecipe)
+        recipe = any_recipe(fields)
+        assert not isinstance(recipe, TrainRecipe)
         return recipe
 
 
@@ -234,20 +233,19 @@ def _cells(
     data_dir: str | None,
     settings: Mapping[str, Any],
 ) -> Iterator[Cell]:
-    for data in matrix.data:
-        for seed in matrix.seeds:
-            for pair in matrix.pairs:
-                for label, entry in matrix.methods.items():
-                    if label not in pair.without:
-                        fields = merged(
-                            matrix.recipe, {"data": _data(data, data_dir)}, pair.recipe,
-                            entry.recipe, settings,
-                            {"kind": matrix.kind, "student": pair.student, "seed": seed,
-                             "method": entry.method},
-                        )  # fmt: skip
-                        fields["options"] = _options(matrix, entry, fields.get("options", {}))
-                        teacher = plans[data["name"], pair.teacher]
-                        yield Cell(data["name"], teacher, pair.student, label, seed, fields)
+    methods = matrix.methods.items()
+    for data, seed, pair, (label, entry) in product(
+        matrix.data, matrix.seeds, matrix.pairs, methods
+    ):
+        if label not in pair.without:
+            fields = merged(
+                matrix.recipe, {"data": _data(data, data_dir)}, pair.recipe, entry.recipe, settings,
+                {"kind": matrix.kind, "student": pair.student, "seed": seed,
+                 "method": entry.method},
+            )  # fmt: skip
+            fields["options"] = _options(matrix, entry, fields.get("options", {}))
+            teacher = plans[data["name"], pair.teacher]
+            yield Cell(data["name"], teacher, pair.student, label, seed, fields)
 
 
 def _options(matrix: Matrix, entry: MethodEntry, given: Mapping[str, Any]) -> Fields:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -15,7 +15,7 @@ from cktf.bench.matrix import Matrix, make_matrix
 from cktf.engine import RunFolder, announce, write_atomically
 from cktf.errors import CktfError, RunFolderError
 from cktf.models import fingerprint
-from cktf.recipes import decisive, make_recipe, make_transfer, put, read_recipe, teacher_file
+from cktf.recipes import any_recipe, decisive, put, read_recipe, teacher_file
 from cktf.workflows import noted
 
 RESULTS, MATRIX, COSTS, LOCK = "results", "matrix.yaml", "costs.json", "results.lock"
@@ -211,8 +211,7 @@ def completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in recipe.items():
         put(fields, name, value)
-    make: Any = make_transfer if fields.get("kind") == "transfer" else make_recipe
-    return canonical(decisive(make(fields)) | {"teacher": recipe["teacher"]})
+    return canonical(decisive(any_recipe(fields)) | {"teacher": recipe["teacher"]})
 
 
 def _run_decided_by(run: RunFolder) -> dict[str, Any] | None:
@@ -220,12 +219,12 @@ def _run_decided_by(run: RunFolder) -> dict[str, Any] | None:
     fields = read_recipe(run.recipe)
     if fields.get("kind") not in ("distill", "transfer"):
         return None
-    make: Any = make_transfer if fields["kind"] == "transfer" else make_recipe
     # What lies at its teacher's path by now may be another.
     taught = noted(run.path)
     sha = taught.sha256 if taught else weights_of(Path(fields["teacher"]))
     # Of weights apart from their network, the weights decide.
-    return decided_by(make(fields | {"teacher_weights": None}), sha.partition(" ")[0])
+    recipe = any_recipe(fields | {"teacher_weights": None})
+    return decided_by(cast(CellRecipe, recipe), sha.partition(" ")[0])
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

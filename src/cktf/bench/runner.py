@@ -146,21 +146,21 @@ def _do(bench: Bench, cells: Group, reusable: Reusable, wait: bool) -> None:
     sha = weights_of(teacher)
     left = [with_weights(cell, teacher) for cell in cells]
     left = [cell for cell in left if not _settled(bench, cell, sha, reusable)]
-    if not left:
-        return
+    if left:
+        _try(bench, left, sha)
+
+
+def _try(bench: Bench, cells: Group, teacher: str) -> None:
     try:
-        _train(bench, left, sha)
+        _train(bench, cells, teacher)
     except Exception as error:
-        if len(left) == 1:
-            _note_failure(bench, left[0].slug, error)
+        if len(cells) == 1:
+            _note_failure(bench, cells[0].slug, error)
             return
         announce(f"failed together, each is tried alone: {error}", bench.show)
-        for cell in left:
+        for cell in cells:
             if _open(bench, cell):
-                try:
-                    _train(bench, [cell], sha)
-                except Exception as own:
-                    _note_failure(bench, cell.slug, own)
+                _try(bench, [cell], teacher)
 
 
 def _settled(bench: Bench, cell: Cell, teacher: str, reusable: Reusable) -> bool:

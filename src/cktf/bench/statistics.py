@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
+from cktf.errors import RecipeError
+
 Key = TypeVar("Key")
 
 LEVEL = 0.95
@@ -62,13 +64,15 @@ def interval(differences: Sequence[float]) -> Difference | None:
     >>> interval([0.5])
     Difference(mean=0.5, low=None, high=None, pairs=1)
     """
-    from scipy.stats import t
-
     if not differences:
         return None
     mean, deviation = statistics.mean(differences), spread(differences)
     if deviation is None:
         return Difference(mean, None, None, 1)
+    try:
+        from scipy.stats import t
+    except ImportError as error:
+        raise RecipeError(["Intervals need scipy: pip install 'cktf[report]'."]) from error
     count = len(differences)
     half = float(t.ppf((1 + LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
     return Difference(mean, mean - half, mean + half, count)

@@ -85,8 +85,9 @@ def bench(
         reuse or [],
         trust_code,
     )
-    if dry_run or costs:
+    if dry_run:
         check_bench(plan)
+    if dry_run or costs:
         _costs(plan, keep=costs)
         return
     failed = run_bench(plan, jobs)

@@ -68,8 +68,12 @@ def probe(
     counts = labels_of(labels_per_class)
     if labeled is None and resume is None:
         raise RecipeError(["labeled: is needed. Give --labeled, a data set with labels."])
-    if run.exists() and resume is None:
+    if resume is None:
+        from cktf.recipes import teacher_file
         from cktf.workflows import size_of_training
+
+        # Anything else is no network that was trained.
+        teacher_file(str(run))
 
         # As `cktf evaluate` shows them.
         given["data.image_size"] = size_of_training(run)

@@ -3,7 +3,7 @@
 from cktf.engine.checkpoints import write_atomically
 from cktf.engine.devices import device_of, place, placed, settled
 from cktf.engine.evaluate import Accuracy, evaluate, standard_error
-from cktf.engine.numbers import enough_memory, lacks_memory
+from cktf.engine.numbers import enough_memory, gradient_norm, lacks_memory
 from cktf.engine.progress import announce
 from cktf.engine.randomness import seeded, undrawn
 from cktf.engine.run_folder import RunFolder
@@ -16,7 +16,7 @@ from cktf.engine.settings import (
     peak_memory_mb,
 )
 from cktf.engine.signals import interrupting
-from cktf.engine.stage import MAIN, Stage
+from cktf.engine.stage import MAIN, Stage, statistics_kept
 from cktf.engine.tracking import tracked, trackers_of
 from cktf.engine.trainer import Fitted, Trainer
 
@@ -35,6 +35,7 @@ __all__ = [
     "device_of",
     "enough_memory",
     "evaluate",
+    "gradient_norm",
     "in_precision",
     "interrupting",
     "lacks_memory",
@@ -44,6 +45,7 @@ __all__ = [
     "seeded",
     "settled",
     "standard_error",
+    "statistics_kept",
     "tracked",
     "trackers_of",
     "undrawn",

@@ -1,4 +1,4 @@
-"""Correlation congruence (CC): neighbours in the batch are displaced from the teacher alike.
+"""Correlation congruence (CC): neighbours are displaced from the teacher in unlike directions.
 
 Source: Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019,
 arXiv 1904.01802. Departure: the form of the published results, which is far from the paper's: the

@@ -8,6 +8,8 @@ Source: van den Oord, Li, Vinyals, "Representation Learning with Contrastive Pre
 It needs no normalizer, hence none that was fixed on the first batch of a run.
 """
 
+import math
+
 from torch import Tensor
 
 from cktf.errors import MethodError
@@ -55,7 +57,7 @@ def infonce_loss_all(
 
 
 def _check_temperature(temperature: float) -> None:
-    if temperature < COLDEST:
+    if not COLDEST <= temperature < math.inf:
         raise MethodError(
             f"InfoNCE takes a temperature of {COLDEST} or more, given {temperature}: exponentials "
             "of 1/τ would leave float32."

@@ -27,6 +27,7 @@ from cktf.functional.module_vector import EPSILON, ModuleNorm, module_grid, modu
 from cktf.functional.precision import full_precision
 from cktf.objectives.base import Loss, Objective, Setting, present
 from cktf.objectives.crd import CRD
+from cktf.objectives.pairs import embeddings
 from cktf.processes import agreed, processes, summed
 from cktf.taps import Features, Kept
 
@@ -176,10 +177,7 @@ class CKTF(Objective):
             for k, (s, candidates) in enumerate(self._stages(student, teacher), start=1):
                 found[f"module{k}"] = self._module(s, candidates)
         if self.beta:
-            found["embedding"] = (
-                present(student.embedding, "An embedding"),
-                present(teacher.embedding, "An embedding"),
-            )
+            found["embedding"] = embeddings("CKTF", student, teacher)
         return found
 
     def _stem(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:

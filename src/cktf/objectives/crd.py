@@ -44,7 +44,8 @@ from cktf.contrast import (
 from cktf.functional.centered import centered
 from cktf.functional.contrast import dense_contrast, sampled_contrast
 from cktf.functional.critics import Critic, InfoNCECritic, MeanScore, NCECritic
-from cktf.objectives.base import Loss, Objective, Setting, present
+from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.pairs import embeddings
 from cktf.processes import averaged, gathered
 from cktf.taps import Features
 
@@ -196,8 +197,7 @@ class CRD(Objective):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The contrastive loss between the two embeddings of one batch."""
-        loss = self.loss(*self._embeddings(student, teacher), batch.index)
-        return Loss(loss, {"crd": loss.detach()})
+        return loss_of("crd", self.loss(*embeddings("CRD", student, teacher), batch.index))
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the normalizers anew at the epochs that ask for it."""
@@ -207,7 +207,7 @@ class CRD(Objective):
     @torch.no_grad()
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
         """Put a batch's rows into the memory."""
-        own, other = self._embeddings(student, teacher)
+        own, other = embeddings("CRD", student, teacher)
         _check.indices("CRD", batch.index, len(own), self.memory.dataset_size)
         self.fill_rows(own, other, self.memory.enter(batch.index))
 
@@ -241,10 +241,6 @@ class CRD(Objective):
             bank.index_copy_(0, slots, rows)
         self._before = []
         self._normalized = self._was_normalized
-
-    def _embeddings(self, student: Features, teacher: Features | None) -> tuple[Tensor, Tensor]:
-        own = present(student.embedding, "CRD's student embedding")
-        return own, present(present(teacher, "CRD's teacher").embedding, "CRD's teacher embedding")
 
     def _rows(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """[B, embedding_dim] rows of unit length."""
@@ -308,10 +304,10 @@ def _after_loading(module: nn.Module, incompatible_keys: Any) -> None:
 
 def build(setting: Setting, **options: Any) -> CRD:
     """CRD between the two penultimate embeddings."""
-    student, teacher = setting.both("CRD")
+    student, teacher = embeddings("CRD", *setting.both("CRD"))
     return CRD(
-        present(student.embedding, "CRD's student embedding").shape[1],
-        present(teacher.embedding, "CRD's teacher embedding").shape[1],
+        student.shape[1],
+        teacher.shape[1],
         setting.dataset_size,
         labels=setting.labels,
         **options,

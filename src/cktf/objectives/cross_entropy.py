@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from cktf.batch import Batch
 from cktf.errors import MethodError
-from cktf.objectives.base import Loss, Objective, Setting
+from cktf.objectives.base import Loss, Objective, Setting, loss_of
 from cktf.taps import Features
 
 
@@ -20,8 +20,7 @@ class CrossEntropy(Objective):
                 "Cross-entropy reads labels, and the data has none. Use labelled data, or a method "
                 "without cross-entropy."
             )
-        loss = F.cross_entropy(student.logits.float(), batch.labels)
-        return Loss(loss, {"ce": loss.detach()})
+        return loss_of("ce", F.cross_entropy(student.logits.float(), batch.labels))
 
 
 def build(setting: Setting) -> CrossEntropy:

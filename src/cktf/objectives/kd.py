@@ -8,7 +8,7 @@ from typing import Any
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import kd_loss
-from cktf.objectives.base import Loss, Objective, Setting, present
+from cktf.objectives.base import Loss, Objective, Setting, loss_of, present
 from cktf.taps import Features
 
 
@@ -30,8 +30,7 @@ class KD(Objective):
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
         teacher = present(teacher, "KD's teacher")
-        loss = kd_loss(student.logits, teacher.logits, self.temperature)
-        return Loss(loss, {"kd": loss.detach()})
+        return loss_of("kd", kd_loss(student.logits, teacher.logits, self.temperature))
 
 
 def build(setting: Setting, **options: Any) -> KD:

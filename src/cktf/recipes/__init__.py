@@ -12,6 +12,7 @@ from cktf.recipes.build import (
 )
 from cktf.recipes.files import (
     AnyRecipe,
+    any_recipe,
     assign,
     code_named,
     decisive,
@@ -57,6 +58,7 @@ __all__ = [
     "Teacher",
     "TrainRecipe",
     "TransferRecipe",
+    "any_recipe",
     "assign",
     "at_one_size",
     "at_size",

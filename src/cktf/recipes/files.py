@@ -208,6 +208,15 @@ def make_recipe(fields: Mapping[str, Any]) -> Recipe:
 _SHARED = ("dir", "workers", "image_size", "channels", "skip_broken", "augment", "resized_crops")
 
 
+def any_recipe(fields: Mapping[str, Any]) -> Recipe | TransferRecipe:
+    """Check the form of all fields, of whatever kind their recipe is.
+
+    Raises:
+        RecipeError: as `make_recipe`.
+    """
+    return make_transfer(fields) if fields.get("kind") == "transfer" else make_recipe(fields)
+
+
 def make_transfer(fields: Mapping[str, Any]) -> TransferRecipe:
     """Check the form of all fields of a transfer.
 

@@ -2,18 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from cktf.report.groups import Group, alone, method_name
+from cktf.report.groups import Group, alone
 from cktf.report.looks import TEACHER, Look, look
 from cktf.workflows.analysis import Analysis, Seen
 from cktf.workflows.measures import calibrate, correlations, linear_cka, per_class
 
 Figure = dict[str, Any]
 _REFERENCE = "--muted"
+# Classes that are shown one by one, and in pairs.
+_BARS, _PAIRED = 30, 100
 
 
 def plain(text: object) -> str:
@@ -44,15 +46,18 @@ def _line(x: Sequence[Any], y: Sequence[Any], name: str, own: Look, **more: Any)
     }  # fmt: skip
 
 
-def _level(y: float, name: str, shade: str, dash: str) -> tuple[Figure, Figure]:
-    """A line across, and what it is called."""
+def _level(
+    y: float, name: str, shade: str, dash: str, end: Literal["left", "right"]
+) -> tuple[Figure, Figure]:
+    """A line across, and what it is called at one of its ends."""
     shape = {
         "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y,
         "line": {"color": shade, "dash": dash, "width": 1.5},
     }  # fmt: skip
     note = {
-        "xref": "paper", "x": 0.005, "y": y, "text": plain(name), "showarrow": False,
-        "xanchor": "left", "yanchor": "bottom", "font": {"color": shade, "size": 12},
+        "xref": "paper", "x": 0.005 if end == "left" else 0.995, "y": y, "text": plain(name),
+        "xanchor": end, "yanchor": "bottom", "showarrow": False,
+        "font": {"color": shade, "size": 12},
     }  # fmt: skip
     return shape, note
 
@@ -95,11 +100,12 @@ def accuracy_curves(groups: Sequence[Group]) -> Figure | None:
         if run.summary.get("teacher_top1") is not None
     }
     for name, top1 in sorted(teachers):
-        levels.append(_level(top1, f"teacher {name} {top1:.2f} %", TEACHER.colour, "dash"))
+        levels.append(_level(top1, f"teacher {name} {top1:.2f} %", TEACHER.colour, "dash", "left"))
     reference = alone(groups) if len(groups) > 1 else None
     if reference is not None:
         name = f"{reference.name} {reference.top1:.2f} %"
-        levels.append(_level(reference.top1, name, _REFERENCE, "dot"))
+        # Both may be as accurate, and their names stay apart.
+        levels.append(_level(reference.top1, name, _REFERENCE, "dot", "right"))
     return figure(
         traces, "Accuracy on the test images, epoch by epoch", "epoch", "top-1, %",
         shapes=[shape for shape, _ in levels], annotations=[note for _, note in levels], height=400,
@@ -200,7 +206,7 @@ def _frontier(
     )  # fmt: skip
 
 
-def class_accuracies(groups: Sequence[Group], most: int = 30) -> Figure | None:
+def class_accuracies(groups: Sequence[Group]) -> Figure | None:
     """Of every class: a dot for the teacher and for each method; the classes that differ most."""
     first = next((g.runs[0] for g in groups if g.runs[0].student is not None), None)
     if first is None or first.labels is None:
@@ -221,7 +227,7 @@ def class_accuracies(groups: Sequence[Group], most: int = 30) -> Figure | None:
             lines.append((group.name, look(number), torch.stack(found).mean(dim=0)))
     values = torch.stack([accuracy for _, _, accuracy in lines])
     spread = torch.nan_to_num(values.amax(dim=0) - values.amin(dim=0), nan=-1.0)
-    chosen = spread.argsort(descending=True, stable=True)[:most]
+    chosen = spread.argsort(descending=True, stable=True)[:_BARS]
     # Of a class without images nothing is known.
     chosen = chosen[spread[chosen] >= 0]
     # In the order of the teacher's accuracy, or of the only line there is.
@@ -285,21 +291,20 @@ def calibrations(groups: Sequence[Group]) -> tuple[Figure, list[tuple[str, float
 
 
 def _heat(
-    values: Tensor, x: Sequence[str], y: Sequence[str], title: str, numbers: str, **more: Any
+    values: Tensor, x: Sequence[str], y: Sequence[str], title: str, height: int, **more: Any
 ) -> Figure:
     digits = {"texttemplate": "%{z:.2f}"} if values.numel() <= 64 else {}
-    small = more.pop("height", 330)
     trace = {
         "type": "heatmap", "z": values.tolist(), "x": [plain(v) for v in x],
         "y": [plain(v) for v in y], "hovertemplate": "%{y} · %{x}: %{z:.3f}<extra></extra>",
-        "colorbar": {"thickness": 8, "outlinewidth": 0, "title": {"text": plain(numbers)}},
+        "colorbar": {"thickness": 8, "outlinewidth": 0},
         "xgap": 1, "ygap": 1, **digits, **more,
     }  # fmt: skip
     if values.numel() > 900:
         trace |= {"xgap": 0, "ygap": 0}
     axis = {"automargin": True, "type": "category", "showgrid": False}
     return figure(
-        [trace], title, height=small, xaxis={**axis, "tickangle": -45},
+        [trace], title, height=height, xaxis={**axis, "tickangle": -45},
         yaxis={**axis, "autorange": "reversed"},
     )  # fmt: skip
 
@@ -311,15 +316,15 @@ def similarities(run: Analysis) -> Figure | None:
     student, teacher = run.student.features, run.teacher.features
     values = torch.tensor([[linear_cka(s, t) for t in teacher.values()] for s in student.values()])
     drawn = _heat(
-        values, list(teacher), list(student), "Linear CKA of student and teacher", "",
-        zmin=0, zmax=1, colorscale="--sequential", showscale=False, height=320,
+        values, list(teacher), list(student), "Linear CKA of student and teacher", 320,
+        zmin=0, zmax=1, colorscale="--sequential", showscale=False,
     )  # fmt: skip
     drawn["layout"]["xaxis"]["title"] = {"text": "teacher"}
     drawn["layout"]["yaxis"]["title"] = {"text": "student"}
     return drawn
 
 
-def correlation_difference(run: Analysis, most: int = 100) -> Figure | None:
+def correlation_difference(run: Analysis) -> Figure | None:
     """Difference of the correlations of logits between classes, teacher less student.
 
     Of many classes those that differ most, in their order: a page cannot hold every pair.
@@ -327,15 +332,15 @@ def correlation_difference(run: Analysis, most: int = 100) -> Figure | None:
     if not run.teacher_knows_classes or run.student is None or run.teacher is None:
         return None
     values = correlations(run.teacher.logits) - correlations(run.student.logits)
-    chosen = values.abs().sum(dim=1).argsort(descending=True, stable=True)[:most].sort().values
+    chosen = values.abs().sum(dim=1).argsort(descending=True, stable=True)[:_PAIRED].sort().values
     classes = [run.classes[number] for number in chosen.tolist()]
     drawn = _heat(
-        values[chosen][:, chosen].float(), classes, classes, "Difference of logit correlations", "",
-        colorscale="--diverging",
+        values[chosen][:, chosen].float(), classes, classes, "Difference of logit correlations",
+        330, colorscale="--diverging",
     )  # fmt: skip
     drawn["caption"] = f"mean absolute difference {values.abs().mean():.3f}"
     if len(classes) < len(values):
-        drawn["caption"] += f" of {len(values):,} classes; the {most} that differ most"
+        drawn["caption"] += f" of {len(values):,} classes; the {_PAIRED} that differ most"
     return drawn
 
 
@@ -365,8 +370,3 @@ def scatter_of(points: Tensor, labels: Tensor, classes: Sequence[str], title: st
         traces, title, height=330, xaxis=bare, yaxis={**bare, "scaleanchor": "x"},
         showlegend=False, margin={"l": 4, "r": 4, "t": 4, "b": 4},
     )  # fmt: skip
-
-
-def title_of(run: Analysis) -> str:
-    """A run's method, for people."""
-    return method_name(str(run.summary["method"]))

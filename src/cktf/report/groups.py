@@ -11,7 +11,7 @@ from typing import Any
 from cktf.bench.statistics import spread
 from cktf.engine import standard_error
 from cktf.errors import CktfError, RecipeError
-from cktf.recipes import CUSTOM, decisive, make_recipe, make_transfer
+from cktf.recipes import CUSTOM, any_recipe, decisive
 from cktf.workflows import noted
 from cktf.workflows.analysis import Analysis, weights_of
 
@@ -110,9 +110,8 @@ def method_name(method: str) -> str:
 
 def experiment(run: Analysis) -> dict[str, Any]:
     """What decides a run's result beside its seed, by field."""
-    make: Any = make_transfer if run.recipe.get("kind") == "transfer" else make_recipe
     try:
-        fields = decisive(make(run.recipe))
+        fields = decisive(any_recipe(run.recipe))
     except CktfError:
         # A recipe of another version is compared as it stands.
         fields = dict(run.recipe)

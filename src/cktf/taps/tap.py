@@ -17,6 +17,7 @@ from cktf.errors import TapError, nearest
 from cktf.models.paths import FeaturePaths
 from cktf.taps.features import FEATURES, Features
 from cktf.taps.folding import as_map, name_of, seen
+from cktf.taps.infer import infer_paths
 
 
 class _Recorder:
@@ -129,8 +130,6 @@ class Tap:
 
         See `cktf.taps.infer_paths` for the rules.
         """
-        from cktf.taps.infer import infer_paths
-
         return cls(model, infer_paths(getattr(model, "_orig_mod", model), example), needs)
 
     def _wanted(self) -> set[str]:

@@ -18,15 +18,15 @@ from cktf.models import describe, fingerprint, is_ours
 from cktf.recipes import (
     CUSTOM,
     DistillRecipe,
+    Recipe,
     TrainRecipe,
     TransferRecipe,
+    any_recipe,
     at_size,
     is_path,
     load_split,
     load_teacher,
     loader_of_test,
-    make_recipe,
-    make_transfer,
     read_recipe,
     recipe_of,
     refuse_code,
@@ -40,7 +40,6 @@ from cktf.workflows.taught import check_taught
 # Maps are compared at this many places of a side: linear CKA is of all units together.
 _GRID = 4
 _TIMED, _WARM_UP = 30, 5
-AnyRecipe = TrainRecipe | DistillRecipe | TransferRecipe
 # What of a data section says nothing of the images of a test set.
 _OF_TRAINING = {"augment", "batch_size", "per_class", "validation", "views", "workers"}
 # Paths of the stages and of the embedding, where the recipe names them.
@@ -187,8 +186,7 @@ class Analyst:
             return replace(plain, missing=str(error))
 
     def _with_networks(self, plain: Analysis) -> Analysis:
-        make: Any = make_transfer if plain.recipe["kind"] == "transfer" else make_recipe
-        recipe: AnyRecipe = make(plain.recipe)
+        recipe = any_recipe(plain.recipe)
         _, section = tested_on(plain.folder, data_dir=self.data_dir)
         if section.name == CUSTOM:
             raise RunFolderError("The data set was made in Python, and cannot be read again here.")
@@ -238,7 +236,12 @@ class Analyst:
 
     @torch.no_grad()
     def _see(
-        self, network: nn.Module, name: str, test: Any, recipe: AnyRecipe, named: _Named
+        self,
+        network: nn.Module,
+        name: str,
+        test: Any,
+        recipe: Recipe | TransferRecipe,
+        named: _Named,
     ) -> Seen:
         training = recipe.training()
         if not torch.cuda.is_available():

@@ -13,13 +13,11 @@ from cktf.models import describe, is_ours
 from cktf.recipes import (
     CUSTOM,
     DataSection,
-    Recipe,
     TransferRecipe,
+    any_recipe,
     load_split,
     load_teacher,
     loader_of_test,
-    make_recipe,
-    make_transfer,
     read_recipe,
     recipe_of,
     teacher_file,
@@ -80,14 +78,8 @@ def tested_on(
     Raises:
         CktfError: no run.
     """
-    fields = read_recipe(recipe_of(run))
-    recipe: Recipe | TransferRecipe
-    if fields.get("kind") == "transfer":
-        recipe = make_transfer(fields)
-        section = recipe.labeled
-    else:
-        recipe = make_recipe(fields)
-        section = recipe.data
+    recipe = any_recipe(read_recipe(recipe_of(run)))
+    section = recipe.labeled if isinstance(recipe, TransferRecipe) else recipe.data
     if section.test == section.name:
         # Held-out images stay those that were held out.
         section = section.model_copy(update={"test": None})

@@ -9,8 +9,17 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from cktf.data import ImageSet, labels_of
-from cktf.engine import Stage, autocast, device_of, enough_memory, peak_memory_mb, place
+from cktf.data import labels_of
+from cktf.engine import (
+    Stage,
+    autocast,
+    device_of,
+    enough_memory,
+    gradient_norm,
+    peak_memory_mb,
+    place,
+    statistics_kept,
+)
 from cktf.models import Normalized
 from cktf.recipes import Recipe
 from cktf.taps import CachedTap, FeaturePaths, Features, Tap, as_before
@@ -106,7 +115,7 @@ def rehearse(recipe: Recipe, parts: Parts) -> Rehearsal:
     if parts.teacher is not None and last.teacher is not None:
         name = parts.teacher_name or type(parts.teacher).__name__
         teacher = _seen(parts.teacher, name, stage, last.teacher, last.images)
-    gradient = _gradient(parts.student)
+    gradient = float(gradient_norm(list(parts.student.parameters()), None))
     parts.student.zero_grad(set_to_none=True)
     advice = list(_advice(fitting, parts, steps, student, teacher, gradient))
     return Rehearsal(
@@ -124,26 +133,23 @@ def _steps(recipe: Recipe, parts: Parts, stage: Stage, device: torch.device) -> 
         parts.teacher.eval().requires_grad_(False)
     # Two batches may be all that an epoch has.
     batches = iter(islice(parts.data.train.epoch(1), _BATCHES))
-    buffers = [(buffer, buffer.clone()) for buffer in parts.student.buffers()]
     start = time.perf_counter()
-    for batch in batches:
-        batch = batch.to(device)
-        stage.set_modes()
-        parts.student.zero_grad(set_to_none=True)
-        with autocast(recipe.runtime.precision, device):
-            with torch.no_grad():
-                teacher = None if stage.teacher is None else stage.teacher(batch.images)
-            student = stage.student(batch.images)
-            loss = stage.objective(student, teacher, batch)
-        if loss.total.requires_grad:
-            loss.total.backward()
-        terms = {name: float(value) for name, value in loss.terms.items()}
-        seconds = time.perf_counter() - start
-        yield _Step(batch.images, batch.labels, student, teacher, terms, seconds)
-        start = time.perf_counter()
-    with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)
+    with statistics_kept(parts.student):
+        for batch in batches:
+            batch = batch.to(device)
+            stage.set_modes()
+            parts.student.zero_grad(set_to_none=True)
+            with autocast(recipe.runtime.precision, device):
+                with torch.no_grad():
+                    teacher = None if stage.teacher is None else stage.teacher(batch.images)
+                student = stage.student(batch.images)
+                loss = stage.objective(student, teacher, batch)
+            if loss.total.requires_grad:
+                loss.total.backward()
+            terms = {name: float(value) for name, value in loss.terms.items()}
+            seconds = time.perf_counter() - start
+            yield _Step(batch.images, batch.labels, student, teacher, terms, seconds)
+            start = time.perf_counter()
 
 
 def _seen(network: nn.Module, name: str, stage: Stage, features: Features, images: Tensor) -> Seen:
@@ -157,11 +163,6 @@ def _seen(network: nn.Module, name: str, stage: Stage, features: Features, image
     size = " x ".join(map(str, shape[1:]))
     count = sum(p.numel() for p in network.parameters())
     return Seen(name, tap.paths, features, count, f"{size}; {normalised}")
-
-
-def _gradient(network: nn.Module) -> float:
-    norms = [p.grad.float().norm() for p in network.parameters() if p.grad is not None]
-    return float(torch.stack(norms).norm()) if norms else 0.0
 
 
 def _advice(
@@ -216,11 +217,7 @@ def _about_teacher(steps: list[_Step], teacher: Seen, classes: int) -> Iterator[
 
 
 def _about_labels(parts: Parts, classes: int) -> Iterator[str]:
-    raw = parts.data.raw_train
-    if not parts.data.labelled or (isinstance(raw, ImageSet) and not raw.labelled):
-        yield "The training images have no labels: the method must not read them."
-        return
-    counts = labels_of(raw).bincount(minlength=classes)
+    counts = labels_of(parts.data.raw_train).bincount(minlength=classes)
     names = parts.data.classes or [f"class {c}" for c in range(classes)]
     empty = [names[c] for c in range(classes) if not counts[c]]
     if empty:
