@@ -238,6 +238,12 @@ def test_a_mistake_in_a_process_of_its_own():
     assert result.stderr.startswith("cktf: epochs: ")
 
 
+def test_a_probe_of_what_is_no_run(run):
+    result = run("probe nosuch --labeled fashion-mini")
+    assert result.exit_code == 2
+    assert "nosuch is neither a run folder nor a file of weights" in result.output
+
+
 def test_help_names_every_command(run):
     commands = {"quickstart", "train", "distill", "evaluate", "models", "methods", "datasets"}
     result = run("--help")

@@ -1,6 +1,7 @@
 """Memories, estimators and critics against their definitions and against each other."""
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -249,13 +250,14 @@ class TestQueue:
             objective.loss(*(e[:B] for e in embeddings()), torch.arange(B))
 
 
-def test_infonce_refuses_a_temperature_whose_exponentials_overflow():
+@pytest.mark.parametrize("tau", [0.01, math.nan, math.inf])
+def test_infonce_refuses_a_temperature_whose_exponentials_are_no_numbers(tau):
     rows, index = F.normalize(torch.randn(4, 8), dim=1), torch.arange(4)
     for loss in (
-        lambda: infonce_loss(rows, rows, torch.tensor([[0, 1]] * 4), temperature=0.01),
-        lambda: infonce_loss_all(rows, rows, index, temperature=0.01, negatives=3),
+        lambda: infonce_loss(rows, rows, torch.tensor([[0, 1]] * 4), temperature=tau),
+        lambda: infonce_loss_all(rows, rows, index, temperature=tau, negatives=3),
     ):
-        with pytest.raises(MethodError, match=r"0.02 or more, given 0.01"):
+        with pytest.raises(MethodError, match=rf"0.02 or more, given {tau}"):
             loss()
 
 

@@ -338,7 +338,7 @@ class TestWeights:
     @pytest.mark.parametrize(
         ("form", "classes", "fresh"),
         [("published", 10, False), ("published", 100, True), ("named", 10, False),
-         ("others", 10, True)],
+         ("numbered", 10, False), ("numbered", 100, True), ("others", 10, True)],
     )  # fmt: skip
     def test_a_classifier_goes_on_unless_its_classes_are_others(
         self, form, classes, fresh, tmp_path
@@ -348,7 +348,10 @@ class TestWeights:
         if form == "published":
             torch.save(network.state_dict(), path)
         else:
-            told = data.classes if form == "named" else data.classes[::-1]
+            told = {
+                "named": data.classes, "others": data.classes[::-1],
+                "numbered": [f"class {number}" for number in range(classes)],
+            }[form]  # fmt: skip
             save_network(network, path, name="resnet8", classes=told, dataset="x")
         found = going_on_from(str(path), data)
         state = getattr(found.network, "network", found.network).state_dict()

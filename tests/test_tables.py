@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import statistics
+import sys
 
 import pytest
 
@@ -321,6 +322,12 @@ def test_letters_and_signs_of_latex(tmp_path, name, row):
     file = tmp_path / "KD-wrn_40_2-wrn_16_2-0.json"
     file.write_text(file.read_text().replace('"method": "KD"', f'"method": {json.dumps(name)}'))
     assert f"\n{row} & " in latex(compare(tmp_path))
+
+
+def test_intervals_without_scipy(figures, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(RecipeError, match=r"^Intervals need scipy: pip install"):
+        compare(figures, baseline="KD")
 
 
 def test_paired_needs_common_seeds():
