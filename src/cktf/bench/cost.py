@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from cktf.bench.cells import Cell, TeacherPlan
-from cktf.bench.locks import locked
 from cktf.bench.results import COSTS, LOCK
 from cktf.data import labels_of
 from cktf.engine import RunFolder, device_of, peak_memory_mb, settled, write_atomically
 from cktf.errors import TrainingError
+from cktf.locks import locked
 from cktf.recipes import (
     CUSTOM,
     DistillRecipe,

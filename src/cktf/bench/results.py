@@ -10,10 +10,10 @@ from typing import Any, cast
 import yaml
 
 from cktf.bench.cells import Cell, CellRecipe, TeacherPlan
-from cktf.bench.locks import locked
 from cktf.bench.matrix import Matrix, make_matrix
 from cktf.engine import RunFolder, announce, write_atomically
 from cktf.errors import CktfError, RunFolderError
+from cktf.locks import locked
 from cktf.models import fingerprint
 from cktf.recipes import any_recipe, decisive, put, read_recipe, teacher_file
 from cktf.workflows import noted

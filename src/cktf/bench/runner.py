@@ -17,7 +17,6 @@ from pathlib import Path
 
 from cktf.bench.cells import Cell, TeacherPlan, with_weights
 from cktf.bench.jobs import work_together
-from cktf.bench.locks import locked
 from cktf.bench.plan import Bench, Group, check_bench
 from cktf.bench.results import (
     Result,
@@ -30,6 +29,7 @@ from cktf.bench.results import (
 )
 from cktf.engine import RunFolder, announce, write_atomically
 from cktf.errors import CktfError, Interrupted, RunFolderError
+from cktf.locks import locked
 from cktf.recipes import DistillRecipe, TransferRecipe
 from cktf.workflows import carry_out, distill_together, plan, run_recipe
 

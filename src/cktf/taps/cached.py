@@ -6,7 +6,6 @@ size and check sum, so that it is either whole or not there. The folder's name i
 that decides the contents: weights, images, how a view is drawn, and precision.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from cktf.batch import Batch, moved
 from cktf.errors import DataError
+from cktf.locks import locked
 from cktf.models.paths import FeaturePaths
 from cktf.taps.features import Features
 from cktf.taps.kept import Kept
@@ -130,8 +130,7 @@ class CachedTap:
     def _fill_alone(self, view: int) -> None:
         """Compute what a view lacks; of several processes one does, and the others wait for it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.folder / "lock"):
             missing = [name for name in self._named if self._read(view, name) is None]
             for name in missing:
                 if self._note(view, name).is_file():

@@ -14,7 +14,7 @@ _NONE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Whether this process alone has a file for as long as this lasts; with waiting, it has.
 
-    Where a file system knows no locks every process is told that it has: shards keep them apart.
+    Where a file system knows no locks, every process is told that it has.
     """
     flags = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
     with path.open("w") as file:
