@@ -40,7 +40,7 @@ def read_state(path: Path, network: nn.Module | None = None) -> dict[str, Tensor
     """
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint at {path}. Give a run folder or a file.")
-    found = _state_in(load_file(path) if _is_safetensors(path) else _unpickled(path))
+    found = _state_in(_opened(path))
     if found is None:
         raise CheckpointError(
             f"{path} holds no weights: neither a state dict, nor one under "
@@ -49,16 +49,15 @@ def read_state(path: Path, network: nn.Module | None = None) -> dict[str, Tensor
     return _bare(found, set() if network is None else network.state_dict().keys())
 
 
-def _is_safetensors(path: Path) -> bool:
-    if path.suffix == ".safetensors":
-        try:
-            load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is not a safetensors file, or is damaged ({error})."
-            ) from error
-        return True
-    return False
+def _opened(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        return _unpickled(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a safetensors file, or is damaged ({error})."
+        ) from error
 
 
 def _unpickled(path: Path) -> Any:

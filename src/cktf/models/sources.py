@@ -200,9 +200,11 @@ def _timm(source: Source, arguments: dict[str, Any]) -> Built:
             f"{source.line}: {', '.join(asked)} would have timm open a file, which could run code. "
             "Give weights with --teacher-weights FILE."
         )
-    if source.size is not None and _takes_size(source.name):
+    known = timm.get_pretrained_cfg(source.name, allow_unregistered=True)
+    if source.size is not None and known is not None and known.fixed_input_size:
+        # Built for one size of images, and can be told which.
         arguments.setdefault("img_size", source.size)
-    if not arguments.get("num_classes", _classes_of(source.name)):
+    if not arguments.get("num_classes", None if known is None else known.num_classes):
         # Some come without a classifier.
         arguments["num_classes"] = _CLASSES
     network = timm.create_model(source.name, **arguments)
@@ -214,21 +216,6 @@ def _timm(source: Source, arguments: dict[str, Any]) -> Built:
     if not pretrained:
         return Built(network, size=size)
     return Built(network, described["mean"], described["std"], size)
-
-
-def _takes_size(name: str) -> bool:
-    """Whether a network of timm is built for one size of images, and can be told which."""
-    import timm
-
-    described = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    return bool(described is not None and described.fixed_input_size)
-
-
-def _classes_of(name: str) -> int | None:
-    import timm
-
-    described = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    return None if described is None else described.num_classes
 
 
 def without_weights(source: Source) -> Source:
@@ -293,16 +280,13 @@ def _arguments(line: str, text: str | None) -> dict[str, Any]:
         return {}
     try:
         call = ast.parse(f"f{text}", mode="eval").body
-        assert isinstance(call, ast.Call) and not call.args
-        return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg or _none()}
+        # By name: **arguments are no plain values.
+        assert isinstance(call, ast.Call) and not call.args and all(k.arg for k in call.keywords)
+        return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except (SyntaxError, ValueError, AssertionError) as error:
         raise ModelError(
             f"{line!r}: arguments are given by name, with plain values: (depth=3, pretrained=True)."
         ) from error
-
-
-def _none() -> bool:
-    raise ValueError("**arguments are no plain values")
 
 
 def _check_listed(source: Source) -> None:
