@@ -50,6 +50,30 @@ class Attentive(torch.nn.Module):
         return self.linear(seen.mean(1))
 
 
+class Watched(torch.nn.Sequential):
+    """Notes on what it computes; one that reads a number computes on images alone."""
+
+    def __init__(self, reads):
+        linear = torch.nn.Linear(8 * 14 * 14, 5)
+        super().__init__(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), linear)
+        self.reads, self.devices = reads, []
+
+    def forward(self, images):
+        self.devices.append(images.device.type)
+        if self.reads and float(images.sum()) < 0:
+            return None
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_macs_are_counted_without_memory_where_that_is_possible(reads):
+    """A graph of all layers' attention may be larger than a machine's memory."""
+    network = Watched(reads)
+    assert inspect(network, (3, 16, 16)).macs == 14 * 14 * 8 * 3 * 9 + 8 * 14 * 14 * 5
+    assert network.devices[-2:] == (["meta", "cpu"] if reads else ["cpu", "meta"])
+    assert {p.device.type for p in network.parameters()} == {"cpu"}
+
+
 @pytest.mark.parametrize("function", [True, False])
 @pytest.mark.parametrize("graph", [True, False])
 def test_macs_of_attention_by_hand(function, graph):

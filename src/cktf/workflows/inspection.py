@@ -1,12 +1,14 @@
 """What would be compared of a network: where its features are, and what it costs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -80,6 +82,17 @@ def taking(images: Tensor, who: str = "network") -> Iterator[None]:
 
 def _flops(network: nn.Module, images: Tensor) -> int:
     """Floating-point operations on images, those of attention too."""
+    state = chain(network.named_parameters(), network.named_buffers())
+    shapes = {name: tensor.to("meta") for name, tensor in state}
+    try:
+        # By shapes alone: a graph of all layers' attention may be larger than memory.
+        return _counted(lambda: functional_call(network, shapes, (images.to("meta"),)))
+    except Exception:
+        # Its own code reads numbers, or holds some that are no buffers.
+        return _counted(lambda: network(images))
+
+
+def _counted(forward: Callable[[], Any]) -> int:
     counter: Any = FlopCounterMode(display=False)
     fast = torch.backends.mha.get_fastpath_enabled()
     # The counter knows products, and none of the kernels that do all of an attention at once.
@@ -87,7 +100,7 @@ def _flops(network: nn.Module, images: Tensor) -> int:
     try:
         # It follows the graph of gradients.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            network(images)
+            forward()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops())
