@@ -521,9 +521,13 @@ def test_files_that_cannot_be_taken_over_are_told(done, tmp_path, weights, capsy
     kept = json.loads(path.read_text())
     kept["recipe"]["data.of_another_version"] = 1
     path.write_text(json.dumps(kept))
+    half = tmp_path / "old" / "half"
+    shutil.copytree(min((done / "cells").iterdir()), half)
+    (half / "teacher.json").write_bytes(b"")
     assert run_bench(bench(tmp_path / "new", weights, reuse=[tmp_path / "old"])) == []
     told = "".join(capsys.readouterr().err.split())
     assert f"nottakenover:{path}:data.of_another_version:" in told
+    assert f"nottakenover:{half / 'summary.json'}:Expectingvalue" in told
 
 
 @pytest.mark.parametrize("folders", [1, 2])

@@ -286,8 +286,14 @@ def test_methods_lists_the_methods_with_their_papers(run):
         assert f"arXiv {paper}" in result.output[result.output.index(f" {name} ") :]
     assert rows["at"][-2:] == ["1000", "yes"]
     assert rows["ab"][-3:] == ["1", "no", "yes"]
-    # 80 columns hold even the last.
-    assert " if staged " in result.output
+
+
+def test_a_narrow_terminal_holds_all_of_the_methods(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("methods").output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.endswith(" if staged ") for line in lines)
+    assert any(line.split()[-1] == "stage" for line in lines if line.strip())
 
 
 def test_datasets_lists_the_data_sets_with_their_size(run):

@@ -222,11 +222,7 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         matrix.added if matrix is not None and baseline is None else None,
         None if matrix is None else _progress(results, matrix),
         sorted({cost.device for cost in costs.values()}),
-        [
-            c
-            for c in columns
-            if len({r.recipe.get("teacher") for r in results if _column(r) == c}) > 1
-        ],
+        [column for column in columns if len(_teachers(results, column)) > 1],
     )
 
 

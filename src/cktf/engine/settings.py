@@ -113,12 +113,12 @@ def new_peak(device: torch.device) -> None:
 def peak_memory_mb(device: torch.device) -> float:
     """Largest memory held since the run began, in MiB: of a GPU, or else of the process.
 
-    Where that cannot forget, as on macOS, it may be what the process held before the run.
+    Where a process cannot forget, as on macOS, it may be what it held before the run.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if _STATUS.exists() and (told := re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())):
-        # The other one begins at what the process held that this one was started from.
+        # `ru_maxrss` begins at what the process held that started this one.
         return int(told[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

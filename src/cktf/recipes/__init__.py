@@ -36,6 +36,7 @@ from cktf.recipes.networks import (
     is_path,
     load_teacher,
     new_network,
+    numbered,
     teacher_file,
 )
 from cktf.recipes.schema import (
@@ -78,6 +79,7 @@ __all__ = [
     "make_recipe",
     "make_transfer",
     "new_network",
+    "numbered",
     "put",
     "put_all",
     "read_recipe",

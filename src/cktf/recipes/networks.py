@@ -148,9 +148,17 @@ def _classes_told(path: Path) -> tuple[str, ...] | None:
         return None
     classes = describe(file)["classes"]
     assert isinstance(classes, list)
-    # A run on classes without names numbers them.
-    numbered = classes == [f"class {number}" for number in range(len(classes))]
-    return None if numbered else tuple(classes)
+    told = tuple(classes)
+    return None if told == numbered(len(told)) else told
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """What classes without names are called.
+
+    >>> numbered(2)
+    ('class 0', 'class 1')
+    """
+    return tuple(f"class {number}" for number in range(count))
 
 
 def check_teacher(teacher: str, weights: str | None) -> None:

@@ -220,7 +220,8 @@ class Analyst:
     def _teacher(self, recipe: DistillRecipe | TransferRecipe, data: str, test: Any) -> Seen:
         # All that decides what is seen of it: runs may read the same weights in several ways.
         named = recipe.teacher_taps, recipe.teacher_embedding
-        weights = weights_of(recipe.teacher_weights or recipe.teacher)
+        lines = recipe.teacher, recipe.teacher_weights
+        weights = [weights_of(line) for line in lines if line]
         computes = [recipe.runtime.precision, recipe.runtime.channels_last]
         how = json.dumps([recipe.teacher_size, named, weights, *computes])
         if (how, data) not in self._seen:
@@ -267,16 +268,17 @@ class Analyst:
                 inside = (compared >= seen) & (compared < seen + len(batch))
                 maps.append(_pooled(features, compared[inside] - seen))
                 seen += len(batch)
+            together = torch.cat(logits)
+            if together.softmax(dim=1).isnan().any():
+                raise RunFolderError(f"{name} gives numbers that are not finite.")
             # Two networks of one kind take the same time, whatever a clock says.
             cost = looked.parameters, looked.macs
             kind = name, *cost, training.precision, training.channels_last
             if kind not in self._latency:
                 with autocast(training.precision, device):
                     self._latency[kind] = latency_ms(network, example[:1].to(device))
-        if torch.cat(logits).softmax(dim=1).isnan().any():
-            raise RunFolderError(f"{name} gives numbers that are not finite.")
         return Seen(
-            name, *cost, self._latency[kind], str(device), torch.cat(logits),
+            name, *cost, self._latency[kind], str(device), together,
             torch.cat(embeddings) if embeddings else None,
             {tapped: torch.cat([part[tapped] for part in maps]) for tapped in maps[0]},
         )  # fmt: skip

@@ -21,7 +21,7 @@ from cktf.engine import (
     statistics_kept,
 )
 from cktf.models import Normalized
-from cktf.recipes import Recipe
+from cktf.recipes import Recipe, numbered
 from cktf.taps import CachedTap, FeaturePaths, Features, Tap, as_before
 from cktf.workflows.assembly import Assembly, assemble
 from cktf.workflows.parts import Parts
@@ -218,7 +218,7 @@ def _about_teacher(steps: list[_Step], teacher: Seen, classes: int) -> Iterator[
 
 def _about_labels(parts: Parts, classes: int) -> Iterator[str]:
     counts = labels_of(parts.data.raw_train).bincount(minlength=classes)
-    names = parts.data.classes or [f"class {c}" for c in range(classes)]
+    names = parts.data.classes or numbered(classes)
     empty = [names[c] for c in range(classes) if not counts[c]]
     if empty:
         yield (

@@ -33,6 +33,7 @@ from cktf.recipes import (
     decisive,
     identity,
     located,
+    numbered,
     to_yaml,
 )
 from cktf.taps import (
@@ -162,7 +163,7 @@ def _told(parts: Parts, count: int) -> tuple[tuple[str, ...], str]:
         # It learned to tell its teacher's.
         return parts.classes, parts.data.name
     # Numbers are no names: no data set is refused for them.
-    return tuple(f"class {c}" for c in range(count)), CUSTOM
+    return numbered(count), CUSTOM
 
 
 def _tell(run: RunFolder, show: bool, line: str) -> None:

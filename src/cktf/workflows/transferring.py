@@ -37,6 +37,7 @@ from cktf.recipes import (
     located,
     make_transfer,
     new_network,
+    numbered,
     put,
     put_all,
     read_recipe,
@@ -295,8 +296,7 @@ def _carry_out(planned: Planned, distilling: DistillRecipe, show: bool) -> Trans
     student = classifying(
         distilled.student, probed[STUDENT].classifier, example, recipe.student_embedding
     )
-    count = len(probed[STUDENT].classifier.bias)
-    classes = planned.labelled.classes or tuple(f"class {c}" for c in range(count))
+    classes = planned.labelled.classes or numbered(len(probed[STUDENT].classifier.bias))
     about = {"name": parts.student_name, "dataset": planned.labelled.name}
     run.insist(
         lambda: save_network(student, run.weights, classes=classes, images=example, **about),
