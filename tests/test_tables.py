@@ -333,3 +333,22 @@ def test_intervals_without_scipy(figures, monkeypatch):
 def test_paired_needs_common_seeds():
     assert paired({0: 1.0}, {1: 2.0}) is None
     assert paired({0: 1.0}, {0: 3.0, 1: 2.0}).low is None
+
+
+def test_a_table_marks_mixed_engines_and_machines(tmp_path):
+    """Cells of two commits or processors stand in one table only with a line that says so."""
+    for method, values in (("KD", [70.0, 71.0]), ("CKTF", [71.0, 72.0])):
+        results(tmp_path, method, values)
+    assert "Mixed: " not in markdown(compare(tmp_path, baseline="KD"))
+    records = {"KD": ("aaaa", "avx2", "emulated"), "CKTF": ("bbbb", "avx512_bf16", "multiplied")}
+    for path in tmp_path.glob("*.json"):
+        cell = json.loads(path.read_text())
+        commit, flag, bfloat16 = records[cell["method"]]
+        cell["summary"] |= {"commit": commit, "cpu": "EPYC", "cpu_flags": [flag]}
+        cell["summary"] |= {"bfloat16": bfloat16, "precision": "bfloat16"}
+        path.write_text(json.dumps(cell))
+    (line,) = [x for x in markdown(compare(tmp_path, baseline="KD")).splitlines() if "Mixed" in x]
+    assert "commit (aaaa, bbbb)" in line
+    assert "cpu (EPYC (avx2), EPYC (avx512_bf16))" in line
+    assert "bfloat16 (emulated, multiplied)" in line
+    assert "PyTorch" not in line

@@ -30,6 +30,12 @@ def notes(table: Comparison, marks: str) -> list[str]:
             f"On {', '.join(map(table.heading, table.mixed))}, students had several teachers, and "
             "their differences are not of methods alone."
         )
+    if table.mixed_engines:
+        parts = "; ".join(f"{n} ({', '.join(v)})" for n, v in table.mixed_engines.items())
+        lines.append(
+            f"Mixed: these cells were not all computed alike, and small differences may come from "
+            f"that. They differ in {parts}."
+        )
     if "difference" in table.shown:
         lines.append(f"Δ: points over {_compared(table)} on the seeds that both have")
         if table.has_intervals:

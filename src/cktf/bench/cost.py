@@ -17,7 +17,14 @@ from typing import Any
 from cktf.bench.cells import Cell, TeacherPlan
 from cktf.bench.results import COSTS, LOCK
 from cktf.data import labels_of
-from cktf.engine import RunFolder, device_of, peak_memory_mb, settled, write_atomically
+from cktf.engine import (
+    RunFolder,
+    describe_device,
+    device_of,
+    peak_memory_mb,
+    settled,
+    write_atomically,
+)
 from cktf.errors import TrainingError
 from cktf.locks import locked
 from cktf.recipes import (
@@ -33,7 +40,7 @@ from cktf.recipes import (
 from cktf.workflows.assembly import assemble
 from cktf.workflows.parts import Parts
 from cktf.workflows.probing import choose
-from cktf.workflows.run import describe, executing
+from cktf.workflows.run import executing
 from cktf.workflows.transferring import scratch_epochs
 
 _WARM_UP, _STEPS = 3, 15
@@ -145,7 +152,7 @@ def _measure(given: Recipe | TransferRecipe, teacher_name: str | None) -> Cost:
     step, memory = statistics.median(seconds[_WARM_UP:] or seconds[-1:]), peak_memory_mb(device)
     stages = len(assemble(recipe, parts).stages) - 1
     scratch = _scratch_batches(given) if isinstance(given, TransferRecipe) else 0
-    cost = Cost(step, memory, 0.0, describe(device), len(data.train), stages, scratch)
+    cost = Cost(step, memory, 0.0, describe_device(device), len(data.train), stages, scratch)
     return cost.for_recipe(given)
 
 

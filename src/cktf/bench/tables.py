@@ -98,6 +98,8 @@ class Comparison:
         progress: of the matrix; None where it is not kept.
         cost_devices: on which costs were measured.
         mixed: columns whose students had several teachers, of other weights.
+        mixed_engines: what computed the results, where they differ in it: name of the difference
+            (`commit`, `cpu`, …) to its values.
     """
 
     about: str
@@ -112,6 +114,7 @@ class Comparison:
     progress: Progress | None
     cost_devices: list[str]
     mixed: list[Column]
+    mixed_engines: dict[str, list[str]]
 
     @property
     def bases(self) -> dict[str, str]:
@@ -223,6 +226,7 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         None if matrix is None else _progress(results, matrix),
         sorted({cost.device for cost in costs.values()}),
         [column for column in columns if len(_teachers(results, column)) > 1],
+        _mixed_engines(results),
     )
 
 
@@ -321,6 +325,25 @@ def _teacher(results: Sequence[Result], column: Column) -> float | None:
 def _teachers(results: Sequence[Result], column: Column) -> set[object]:
     """Fingerprints of their weights."""
     return {r.recipe.get("teacher") for r in results if _column(r) == column}
+
+
+def _mixed_engines(results: Sequence[Result]) -> dict[str, list[str]]:
+    """Parts of the code and the machine in which results differ, with their values."""
+    found: dict[str, set[str]] = {}
+    for result in results:
+        summary = result.summary
+        cpu = summary.get("cpu") and f"{summary['cpu']} ({' '.join(summary['cpu_flags'])})"
+        record = {
+            "commit": summary.get("commit"),
+            "cpu": cpu,
+            "device": summary["device"],
+            "precision": summary.get("precision"),
+            "bfloat16": summary.get("bfloat16"),
+            "PyTorch": summary["versions"]["torch"],
+        }
+        for name, value in record.items():
+            found.setdefault(name, set()).add(str(value or "not recorded"))
+    return {name: sorted(values) for name, values in found.items() if len(values) > 1}
 
 
 def _is_transfer(results: Sequence[Result], column: Column) -> bool:

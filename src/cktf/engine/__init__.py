@@ -2,6 +2,7 @@
 
 from cktf.engine.checkpoints import write_atomically
 from cktf.engine.devices import device_of, place, placed, settled
+from cktf.engine.environment import describe_device, environment
 from cktf.engine.evaluate import Accuracy, evaluate, standard_error
 from cktf.engine.numbers import enough_memory, gradient_norm, lacks_memory
 from cktf.engine.progress import announce
@@ -32,8 +33,10 @@ __all__ = [
     "announce",
     "autocast",
     "autocast_dtype",
+    "describe_device",
     "device_of",
     "enough_memory",
+    "environment",
     "evaluate",
     "gradient_norm",
     "in_precision",

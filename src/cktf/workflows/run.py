@@ -1,18 +1,15 @@
 """From objects to a finished run folder: what teaching and distilling have in common."""
 
 import json
-import platform
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import torch
 from torch import nn
 
-from cktf import __version__
 from cktf.engine import (
     Accuracy,
     Fitted,
@@ -22,6 +19,7 @@ from cktf.engine import (
     autocast_dtype,
     device_of,
     enough_memory,
+    environment,
     place,
     tracked,
     write_atomically,
@@ -218,27 +216,12 @@ def _summary(
         "compression_ratio": teacher_parameters and teacher_parameters / student_parameters,
         "images_per_second": fitted.images_per_second,
         "seconds": fitted.seconds,
-        "precision": str(autocast_dtype(recipe.runtime.precision, device) or torch.float32)[6:],
         "took_turns": parts.shared is not None and getattr(recipe, "teacher_cache", None) is None,
         "peak_memory_mb": fitted.peak_memory_mb,
         "skipped_steps": fitted.skipped,
-        "versions": {
-            "python": platform.python_version(),
-            "cktf": __version__,
-            # What a build is for, behind the +, is no other version.
-            "torch": torch.__version__.partition("+")[0],
-            "accelerate": accelerate.__version__,
-        },
-        "device": describe(device),
+        **environment(device, autocast_dtype(recipe.runtime.precision, device) or torch.float32),
     }
 
 
 def _count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
-
-
-def describe(device: torch.device) -> str:
-    """A device, as summaries name it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
