@@ -337,7 +337,7 @@ def _mixed_engines(results: Sequence[Result]) -> dict[str, list[str]]:
             "commit": summary.get("commit"),
             "cpu": cpu,
             "device": summary["device"],
-            "precision": summary.get("precision"),
+            "precision": summary.get("precision", result.recipe["runtime.precision"]),
             "bfloat16": summary.get("bfloat16"),
             "PyTorch": summary["versions"]["torch"],
         }
