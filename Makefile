@@ -23,7 +23,7 @@ format: $(VENV)/.installed-dev
 RELIABILITY := results/reliability
 soak: $(VENV)/.installed-dev
 	mkdir -p $(RELIABILITY)
-	OMP_NUM_THREADS=1 $(BIN)/python tests/lives.py --kills 200 --out $(RELIABILITY)/kills.json
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_resume.py --kills 200 --out $(RELIABILITY)/kills.json
 	CKTF_FUZZ=10500 CKTF_FUZZ_COUNTS=$(RELIABILITY)/fuzz.json $(BIN)/pytest -q tests/test_fuzz.py
 	$(BIN)/python tools/checkpoint_overhead.py
 	$(BIN)/python tools/memory_soak.py --minutes 60

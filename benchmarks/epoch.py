@@ -18,12 +18,12 @@ from measure import alternate, keep, machine, median_ratio, table
 from cktf.batch import Batch
 from cktf.data import ImageSet, Loader, MemoryLoader, load_dataset
 from cktf.engine import MAIN, RunFolder, Stage, Trainer, Training
-from cktf.engine.numbers import Tally
+from cktf.engine.checkpoint_schedule import TrainingPosition
+from cktf.engine.epoch_metrics import EpochMetrics
 from cktf.engine.progress import TrainingProgress
-from cktf.engine.saving import Place
 from cktf.models import Normalized, create
-from cktf.objectives import Setting, compose
-from cktf.taps import Tap, evaluating
+from cktf.objectives import BuildContext, compose
+from cktf.taps import Tap, eval_mode
 
 TEACHER, STUDENT, CLASSES, BATCH = "wrn_16_2", "resnet8", 10, 64
 OPTIONS = {"cktf": {"estimator": "shared"}}
@@ -50,10 +50,10 @@ def trainer(method: str, data: ImageSet, folder: Path) -> Trainer:
     loader = MemoryLoader(data, BATCH, train=True, augment=True)
     networks = [Normalized(create(n, CLASSES), data.mean, data.std) for n in (STUDENT, TEACHER)]
     images = next(iter(loader.epoch(1))).images[:8]
-    with torch.no_grad(), evaluating(networks[0]), evaluating(networks[1]):
+    with torch.no_grad(), eval_mode(networks[0]), eval_mode(networks[1]):
         student, teacher = (Tap(n, needs=("embedding", "stem", "stages"))(images) for n in networks)
     chosen = {name: OPTIONS[name] for name in method.split("+") if name in OPTIONS}
-    objective = compose(method, Setting(student, teacher, len(data), data.labels), chosen)
+    objective = compose(method, BuildContext(student, teacher, len(data), data.labels), chosen)
     taps = [Tap(n, needs=objective.needs) for n in networks]
     run = RunFolder(folder / method)
     run.create(1.0)
@@ -75,7 +75,7 @@ def rates(method: str, data: ImageSet, repeats: int) -> dict[str, list[float]]:
         def epoch(loader: Loader) -> None:
             whole.train = loader
             with TrainingProgress("", 1, len(loader), 0, show=False) as progress:
-                whole.place, whole.tally = Place(), Tally()
+                whole.place, whole.tally = TrainingPosition(), EpochMetrics()
                 for _ in whole._epoch(whole.stages[0], 1, 1, progress):
                     pass
 

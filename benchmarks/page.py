@@ -112,7 +112,7 @@ def sections() -> list[str]:
         "twelve on four),\nof which each multiplies the batch with every row twice, and gathers "
         "and scatters B·K numbers. A form\nof `sampled` with these products cannot come below the "
         "last line of its profile. `batch` has none of\nthem; what it takes over the floor is the "
-        "maps of the modules, normalised and pooled, and the heads.",
+        "maps of the modules, normalized and pooled, and the heads.",
         "## Every method",
         f"`benchmarks/methods.py`: a step of each method, alone and with CKTF added, for "
         f"{' to '.join(methods['pair'].split(':'))}, B={methods['batch']},\nover a step of the "

@@ -24,11 +24,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from cktf.batch import Batch
 from cktf.contrast import Draw, Memory
-from cktf.engine import Training, autocast, place
+from cktf.engine import Training, autocast, to_device
 from cktf.engine.settings import Precision
 from cktf.models import create
-from cktf.objectives import Objective, Setting, WeightedSum, compose
-from cktf.taps import Tap, evaluating
+from cktf.objectives import BuildContext, Objective, WeightedSum, compose
+from cktf.taps import Tap, eval_mode
 
 PAIRS = ("resnet32x4:resnet8x4", "resnet56:resnet20", "wrn_40_2:wrn_16_2", "vgg13:vgg8")
 CLASSES = 100
@@ -55,7 +55,7 @@ EVERYTHING = ("embedding", "stem", "stages", "preacts")
 PROFILED = ("cktf sampled", "cktf sampled, bfloat16")
 NETWORKS, DRAW = "both networks", "draw"
 PRODUCTS, CHOOSE = "products with all rows", "gather and scatter"
-CRITIC, MAPS, REST = "losses and copies of the sides", "maps", "heads, banks, optimiser, rest"
+CRITIC, MAPS, REST = "losses and copies of the sides", "maps", "heads, banks, optimizer, rest"
 # What is least in any form of `sampled` that has dense products.
 BOUND = (NETWORKS, PRODUCTS, CHOOSE)
 BACKWARD = ("Convolution", "NativeBatchNorm", "Relu", "Threshold", "MaxPool", "AvgPool2D")
@@ -69,16 +69,16 @@ class Steps:
         teacher, student = (create(name, CLASSES) for name in pair.split(":"))
         training, device = Training(epochs=1), torch.device("cpu")
         for network in (teacher, student):
-            place(network, training, device)
+            to_device(network, training, device)
         self.teacher, self.student = teacher.eval().requires_grad_(False), student
         self.precision = precision
         labels = torch.randint(CLASSES, (size,))
         index = torch.randperm(size)[:batch]
         images = torch.rand(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
         self.batch = Batch(images, labels[index], index)
-        with torch.no_grad(), evaluating(student):
+        with torch.no_grad(), eval_mode(student):
             own, other = (Tap(n, needs=EVERYTHING)(images[:8]) for n in (student, teacher))
-        self.setting = Setting(own, other, size, labels)
+        self.setting = BuildContext(own, other, size, labels)
 
     def floor(self) -> None:
         """Both networks, and nothing else."""

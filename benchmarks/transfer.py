@@ -1,4 +1,4 @@
-"""Transfer without labels: students of one teacher on unlabelled images, then linear probes.
+"""Transfer without labels: students of one teacher on unlabeled images, then linear probes.
 
     python benchmarks/transfer.py --data-dir DIR [--studies inside …] [--cells kd …] [--seeds 0 1 2]
     python benchmarks/transfer.py --list
@@ -29,7 +29,7 @@ import cktf
 from cktf.data import few_per_class, load_dataset
 from cktf.data.cifar_names import CIFAR10
 from cktf.recipes import DistillRecipe, load_teacher, make_recipe
-from cktf.workflows import Probed, distill_together, prepare, run_recipe
+from cktf.workflows import Probed, distill_interleaved, prepare, run_recipe
 
 RUNTIME = {"precision": "bfloat16"}
 CONTRAST: dict[str, Any] = {"negatives": 4096, "estimator": "shared", "temperature": 0.07}
@@ -47,7 +47,7 @@ class Study:
     Attributes:
         teacher: a network of the library, which is trained on `source`; or a line of one that is.
         student: a network of the library.
-        epochs: passes over the unlabelled images.
+        epochs: passes over the unlabeled images.
         target: classes of the images without labels.
         source: classes of the teacher, if it is to be trained.
         methods: each with how many seeds it has.
@@ -71,7 +71,7 @@ class Study:
     cktf: dict[str, Any] = field(default_factory=dict)
 
 
-# Those with one seed take 1; FSP needs networks of equal widths, AB only initialises.
+# Those with one seed take 1; FSP needs networks of equal widths, AB only initializes.
 _ONE = ("cktf+kd", "fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "nst", "kdsvd")
 _IMAGENET = Study(
     LITE0, "resnet20", 6, CIFAR10, {"cktf": 1, "crd": 1, "kd": 1, f"kd{NEW_VIEWS}": 1},
@@ -202,7 +202,7 @@ class Work:
 
     def students(self, cells: Sequence[Cell]) -> None:
         """Train students in turn, and probe them."""
-        runs = distill_together([(self.recipe(c), self.out / c.slug) for c in cells])
+        runs = distill_interleaved([(self.recipe(c), self.out / c.slug) for c in cells])
         for cell, run in zip(cells, runs, strict=True):
             kept = {k: run.summary[k] for k in ("method", "images_per_second", "seconds", "device")}
             more = {

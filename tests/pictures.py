@@ -1,10 +1,10 @@
-"""A small data set as a folder of images, whose classes colours tell."""
+"""A small data set as a folder of images, whose classes colors tell."""
 
 import numpy as np
 from PIL import Image
 
 
-def write_coloured(folder, names, counts, side):
+def write_colored(folder, names, counts, side):
     """`FOLDER/SPLIT/CLASS/N.png`; three classes at most, `counts` of each in every split."""
     generator = np.random.default_rng(0)
     for split, count in counts.items():

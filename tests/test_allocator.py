@@ -36,11 +36,11 @@ print(json.dumps([before, min(pages() for _ in range(3)), keep_freed_memory()]))
 
 PEAK = """
 import json, torch
-from cktf.engine.settings import new_peak, peak_memory_mb
+from cktf.engine.settings import reset_peak_memory, peak_memory_mb
 
 cpu, found = torch.device("cpu"), []
 for numbers in (64 << 20, 16 << 20):
-    new_peak(cpu)
+    reset_peak_memory(cpu)
     before = peak_memory_mb(cpu)
     torch.ones(numbers)
     found.append(peak_memory_mb(cpu) - before)

@@ -47,7 +47,7 @@ def test_imports_point_down(path):
         assert other in LEVEL, f"{other} has no place in the order of the packages"
         same_level = LEVEL[own] == LEVEL[other] and own != other
         assert LEVEL[own] <= LEVEL[other], f"{own} imports {other}, which is above it"
-        assert not same_level, f"{own} and {other} are neighbours"
+        assert not same_level, f"{own} and {other} are neighbors"
 
 
 def test_every_package_has_a_level():

@@ -42,14 +42,14 @@ from cktf.bench import (
     shipped,
 )
 from cktf.bench.cost import _measure
-from cktf.bench.results import Reusable, completed, decided_by, keep_teacher, weights_of
+from cktf.bench.results import Reusable, completed, keep_teacher, result_key, weights_of
 from cktf.bench.runner import prepare_bench
 from cktf.bench.tables import as_published
 from cktf.cli.main import app
 from cktf.engine import Trainer
 from cktf.errors import Interrupted, RecipeError, RunFolderError, TrainingError
 from cktf.models import Normalized, create, save_network
-from cktf.recipes import decisive, make_recipe, make_transfer, to_yaml
+from cktf.recipes import make_recipe, make_transfer, result_fields, to_yaml
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = "results/cifar10-wrn_16_2.safetensors"
@@ -156,16 +156,16 @@ def test_figure_two_is_what_its_recipes_say(pair):
 
     def fields(name, make):
         text = files("cktf.recipes").joinpath("paper", f"{name}.yaml").read_text()
-        return decisive(make(yaml.safe_load(text)))
+        return result_fields(make(yaml.safe_load(text)))
 
     cells = cells_of(read_matrix("paper-figure2"), "/data")
     cell = next(c for c in cells if c.column[1].replace(":", "-") == pair and c.method == "CKTF")
-    ours, theirs = decisive(cell.recipe()), fields(f"transfer-{pair}", make_transfer)
+    ours, theirs = result_fields(cell.recipe()), fields(f"transfer-{pair}", make_transfer)
     for recipe in (ours, theirs):
         del recipe["teacher"]
     assert ours == theirs
     teacher = fields(f"transfer-teacher-{pair.partition('-')[0]}", make_recipe)
-    assert decisive(cell.teacher.recipe) == teacher
+    assert result_fields(cell.teacher.recipe) == teacher
 
 
 def test_transfers_are_cells_too(weights, tmp_path):
@@ -189,7 +189,7 @@ def test_mistakes_come_at_once():
     with pytest.raises(RecipeError, match="Did you mean 'pairs'") as caught:
         make_matrix({**TINY, "pars": [], "seeds": [-1]})
     assert len(caught.value.problems) == 2
-    bad = TINY | {"recipe": {"epochs": 2, "optimiser": {}}, "pairs": ["resnet14:resnet9"]}
+    bad = TINY | {"recipe": {"epochs": 2, "optimizer": {}}, "pairs": ["resnet14:resnet9"]}
     with pytest.raises(RecipeError, match="optimizer"):
         cells_of(make_matrix(bad))
     with pytest.raises(RecipeError, match="Did you mean 'cpu-cifar10'"):
@@ -644,11 +644,11 @@ def test_costs_are_of_networks_at_their_sizes(monkeypatch):
     seen = []
     forward = Normalized.forward
 
-    def noted(self, images):
+    def record_call(self, images):
         seen.append(self.seen(images.shape)[-1])
         return forward(self, images)
 
-    monkeypatch.setattr(Normalized, "forward", noted)
+    monkeypatch.setattr(Normalized, "forward", record_call)
     sizes = {"recipe": TINY["recipe"] | {"teacher_size": 40, "student_size": 24}}
     _measure(bench(Path("x"), matrix=ONE | sizes).cells[0].recipe(), "resnet14")
     assert set(seen) == {24, 40}
@@ -706,7 +706,7 @@ def test_a_kept_recipe_knows_its_fields_later(done, weights):
     assert (result.method, result.seed) == ("CKTF", 0)
     older = {k: v for k, v in result.recipe.items() if k != "data.skip_broken"}
     sha = result.recipe["teacher"].removeprefix("sha256 ")
-    assert completed(older) == decided_by(cell.recipe(), sha)
+    assert completed(older) == result_key(cell.recipe(), sha)
 
 
 def test_command_line(done, written, tmp_path):
@@ -743,11 +743,11 @@ def test_costs_are_of_the_main_stage(monkeypatch, method):
     """Hours count the first stage too: an epoch of four steps before two."""
     stages, step = set(), Trainer._step
 
-    def noted(self, stage, batch):
+    def record_call(self, stage, batch):
         stages.add(stage.name)
         return step(self, stage, batch)
 
-    monkeypatch.setattr(Trainer, "_step", noted)
+    monkeypatch.setattr(Trainer, "_step", record_call)
     methods = {"methods": {"A": method}, "options": {}, "baseline": None}
     cost = _measure(bench(Path("x"), matrix=methods).cells[0].recipe(), "resnet14")
     assert stages == {"train"}
@@ -782,7 +782,7 @@ def test_matrices_of_benchmarks_share_cells(name):
 
     def known(matrix):
         cells = cells_of(read_matrix(matrix), "/data", {"wrn_16_2": str(ROOT / WEIGHTS)})
-        return {json.dumps(decisive(cell.recipe()), sort_keys=True) for cell in cells}
+        return {json.dumps(result_fields(cell.recipe()), sort_keys=True) for cell in cells}
 
     ours, shared = known(ROOT / "benchmarks" / f"{name}.yaml"), known("cpu-cifar10")
     assert len(ours & shared) >= 9
@@ -816,7 +816,7 @@ def test_committed_results_are_of_the_shipped_matrix():
         own = cell.teacher.weights
         teacher = json.loads((place / f"{cell.teacher.slug}.json").read_text())["weights"]
         assert own is None or teacher == f"sha256 {weights_of(own)}"
-        expected = decided_by(cell.recipe(), teacher.removeprefix("sha256 "))
+        expected = result_key(cell.recipe(), teacher.removeprefix("sha256 "))
         assert completed(result.recipe) == expected
         assert result.top1_by_epoch[-1:] == [result.top1] or "not kept" in result.note
         assert not re.search(r'"/\w', (place / f"{cell.slug}.json").read_text())

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_resume import distil, few, records, stop_after
+from test_resume import distill, few, records, stop_after
 from test_training import Small, equal, images, weights
 
 import cktf
@@ -319,21 +319,21 @@ def test_a_run_that_goes_on_lets_go_of_where_it_came_from(few, tmp_path, monkeyp
     with monkeypatch.context() as patched:
         stop_after(patched, 3)
         with pytest.raises(Interrupted):
-            distil(few, tmp_path / "run")
+            distill(few, tmp_path / "run")
     mapped = []
 
     def look():
         mapped.append("checkpoint-" in Path("/proc/self/maps").read_text())
 
     at_steps(monkeypatch, dict.fromkeys(range(1, 8), look))
-    distil(few, tmp_path / "run", resume=True)
+    distill(few, tmp_path / "run", resume=True)
     assert mapped == [False] * 7
 
 
 @alone
 def test_a_full_disk(few, tmp_path, monkeypatch, capsys):
     """ENOSPC from a real file system, while training, and room again before its end."""
-    whole = distil(few, tmp_path / "whole", method="kd", overrides=OFTEN)
+    whole = distill(few, tmp_path / "whole", method="kd", overrides=OFTEN)
     with tmpfs(tmp_path / "disk", 2) as disk:
         run, ballast, seen = disk / "run", disk / "ballast", []
 
@@ -345,9 +345,9 @@ def test_a_full_disk(few, tmp_path, monkeypatch, capsys):
             seen.append(kept_in(run))
             ballast.unlink()
 
-        monkeypatch.setattr("cktf.engine.saving._AGAIN_AFTER", 0.0)
+        monkeypatch.setattr("cktf.engine.checkpoint_schedule._AGAIN_AFTER", 0.0)
         at_steps(monkeypatch, {4: fill, 8: free})
-        done = distil(few, run, method="kd", overrides=OFTEN)
+        done = distill(few, run, method="kd", overrides=OFTEN)
         assert seen[0] == seen[1]
         assert len(seen[0]) == 2
         assert equal(weights(whole), weights(done))
@@ -367,7 +367,7 @@ def test_a_full_disk_at_the_end_is_waited_for(few, tmp_path, monkeypatch):
 
         monkeypatch.setattr(run_folder.time, "sleep", lambda _: ballast.unlink())
         at_steps(monkeypatch, {10: lambda: fill_up(ballast)})
-        done = distil(few, disk / "run", method="kd")
+        done = distill(few, disk / "run", method="kd")
         assert RunFolder(disk / "run").finished
         assert done.summary["epochs"] == 2
         assert "the student could not be written" in (disk / "run" / "log.txt").read_text()
@@ -376,7 +376,7 @@ def test_a_full_disk_at_the_end_is_waited_for(few, tmp_path, monkeypatch):
 @alone
 def test_a_folder_that_may_not_be_written(few, tmp_path, monkeypatch):
     """EACCES: the folder loses its permission, and root its privilege, while training."""
-    whole = distil(few, tmp_path / "whole", method="kd", overrides=OFTEN)
+    whole = distill(few, tmp_path / "whole", method="kd", overrides=OFTEN)
     run, seen = tmp_path / "run", []
     folder, root = run / "checkpoints", os.geteuid() == 0
 
@@ -395,10 +395,10 @@ def test_a_folder_that_may_not_be_written(few, tmp_path, monkeypatch):
 
     for path in (tmp_path, *list(tmp_path.parents)[:2]):
         path.chmod(0o755)
-    monkeypatch.setattr("cktf.engine.saving._AGAIN_AFTER", 0.0)
+    monkeypatch.setattr("cktf.engine.checkpoint_schedule._AGAIN_AFTER", 0.0)
     at_steps(monkeypatch, {4: forbid, 7: allow})
     try:
-        done = distil(few, run, method="kd", overrides=OFTEN)
+        done = distill(few, run, method="kd", overrides=OFTEN)
     finally:
         if root:
             os.seteuid(0)
@@ -409,16 +409,16 @@ def test_a_folder_that_may_not_be_written(few, tmp_path, monkeypatch):
 
 
 def test_a_damaged_checkpoint_costs_only_its_steps(few, tmp_path, monkeypatch, capsys):
-    whole = distil(few, tmp_path / "whole", method="kd")
+    whole = distill(few, tmp_path / "whole", method="kd")
     with monkeypatch.context() as patch:
         stop_after(patch, 7)
         with pytest.raises(Interrupted):
-            distil(few, tmp_path / "run", method="kd", overrides=OFTEN)
+            distill(few, tmp_path / "run", method="kd", overrides=OFTEN)
     newest = max((tmp_path / "run" / "checkpoints").glob("*.pt"))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 4
     newest.write_bytes(content)
-    done = distil(few, tmp_path / "run", method="kd", resume=True, overrides=OFTEN)
+    done = distill(few, tmp_path / "run", method="kd", resume=True, overrides=OFTEN)
     assert "its content is not what was written" in capsys.readouterr().err
     assert equal(weights(whole), weights(done))
     assert records(whole.folder) == records(done.folder)
@@ -428,14 +428,14 @@ def test_a_checkpoint_of_another_version_or_network(few, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(Interrupted):
-            distil(few, tmp_path / "run", method="kd")
+            distill(few, tmp_path / "run", method="kd")
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     path = max((tmp_path / "run" / "checkpoints").glob("*.pt"))
     state = torch.load(path, weights_only=True)
     torch.save(state | {"version": 99}, path)
     vouch(path)
     with pytest.raises(CheckpointError, match="of version 99, not"):
-        distil(few, tmp_path / "run", method="kd", resume=True)
+        distill(few, tmp_path / "run", method="kd", resume=True)
     torch.manual_seed(0)
     with pytest.raises(CheckpointError, match="belongs to another run"):
         cktf.distill(

@@ -130,13 +130,13 @@ def test_rows_are_no_maps(name):
 
 
 @pytest.mark.parametrize("name", ["cc", "rkd"])
-def test_one_sample_has_no_neighbours(name):
+def test_one_sample_has_no_neighbors(name):
     with pytest.raises(ShapeError, match="two or more, given 1"):
         ours(name)(torch.rand(1, 4), torch.rand(1, 4))
 
 
 @pytest.mark.parametrize("name", ["fsp", "kdsvd"])
-def test_one_map_has_no_neighbour(name):
+def test_one_map_has_no_neighbor(name):
     one = maps((4, 8, 8))
     with pytest.raises(ShapeError, match="two or more, given one"):
         ours(name)(one, one)

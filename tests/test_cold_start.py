@@ -40,7 +40,7 @@ def data(count=N):
     return TensorDataset(torch.rand(count, 3, 16, 16, generator=generator), torch.arange(count) % 4)
 
 
-def distil(out, student=None, **options):
+def distill(out, student=None, **options):
     torch.manual_seed(0)
     return cktf.distill(
         Net(6), student or Net(), train=data(), method="cktf", epochs=2, out=out, show=False,
@@ -101,9 +101,9 @@ class TestForward:
             assert all(torch.equal(before[name], after[name]) for name in before)
 
         monkeypatch.setattr(Trainer, "_fill", checked)
-        forward = distil(tmp_path / "forward", init="forward")
+        forward = distill(tmp_path / "forward", init="forward")
         assert "memories filled from 56 training images" in (forward.folder / "log.txt").read_text()
-        plain = distil(tmp_path / "plain")
+        plain = distill(tmp_path / "plain")
         assert "filled" not in (plain.folder / "log.txt").read_text()
         first, second = ([p.clone() for p in run.student.parameters()] for run in (forward, plain))
         assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -113,21 +113,21 @@ class TestForward:
         monkeypatch.setattr(
             Bank, "draw", lambda *given, draw=Bank.draw: drawn.append(1) or draw(*given)
         )
-        distil(tmp_path / "run", init="forward")
+        distill(tmp_path / "run", init="forward")
         assert len(drawn) == 2 * (N // B)
 
     def test_a_student_is_left_as_it_was_where_filling_is_stopped(self, tmp_path, monkeypatch):
         asked = iter([None, "SIGTERM"])
-        monkeypatch.setattr(trainer, "asked_to_stop", lambda: next(asked))
+        monkeypatch.setattr(trainer, "stop_signal", lambda: next(asked))
         torch.manual_seed(0)
         student = Net()
         before = deepcopy(student.state_dict())
         with pytest.raises(Interrupted, match="before training"):
-            distil(tmp_path / "run", student, init="forward")
+            distill(tmp_path / "run", student, init="forward")
         assert all(torch.equal(before[name], t) for name, t in student.state_dict().items())
 
     def test_a_queue_stops_when_it_is_full(self, tmp_path):
-        run = distil(tmp_path / "run", init="forward", memory="queue", queue_size=16)
+        run = distill(tmp_path / "run", init="forward", memory="queue", queue_size=16)
         assert "memories filled from 16 training images" in (run.folder / "log.txt").read_text()
 
     def test_no_memory_needs_no_pass(self):
@@ -292,5 +292,5 @@ class TestFootprint:
             (device + Footprint({str(tmp_path): 10**7}) + mapped).check(cpu)
 
     def test_a_run_says_it_before_it_trains(self, tmp_path, capsys):
-        distil(tmp_path / "run")
+        distill(tmp_path / "run")
         assert "memory for contrast: banks" in (tmp_path / "run" / "log.txt").read_text()

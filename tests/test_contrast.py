@@ -21,7 +21,7 @@ def unequal_classes() -> torch.Tensor:
     return labels[torch.randperm(N)]
 
 
-def test_labelled_negatives_are_all_of_other_classes_and_equally_likely():
+def test_labeled_negatives_are_all_of_other_classes_and_equally_likely():
     labels = unequal_classes()
     sampler, index = NegativeSampler(N, labels), torch.arange(N)
     draws = 4000
@@ -38,7 +38,7 @@ def test_labelled_negatives_are_all_of_other_classes_and_equally_likely():
         assert chi2 < freedom + 6 * (2 * freedom) ** 0.5
 
 
-def test_unlabelled_negatives_are_all_but_the_anchor_and_equally_likely():
+def test_unlabeled_negatives_are_all_but_the_anchor_and_equally_likely():
     drawn = NegativeSampler(N).draw(torch.arange(N), 4000)
     for i in range(N):
         counts = torch.bincount(drawn[i], minlength=N).float()

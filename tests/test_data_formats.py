@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cktf.data import UNLABELLED, MemoryLoader, Reading, Streamed, load_dataset
+from cktf.data import NO_LABEL, MemoryLoader, Reading, Streamed, load_dataset
 from cktf.errors import DataError
 
 RNG = np.random.default_rng
@@ -189,7 +189,7 @@ def columns(images):
 
 NAMES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
 STL = {split: pixels(seed, 3, 96, 96, 3) for seed, split in enumerate(("train", "test"))}
-UNLABELED = pixels(9, 4, 96, 96, 3)
+UNLABELED_SPLIT = pixels(9, 4, 96, 96, 3)
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def stl(tmp_path):
     for split, images in STL.items():
         (folder / f"{split}_X.bin").write_bytes(columns(images))
         (folder / f"{split}_y.bin").write_bytes(bytes([1, 10, 4]))
-    (folder / "unlabeled_X.bin").write_bytes(columns(UNLABELED))
+    (folder / "unlabeled_X.bin").write_bytes(columns(UNLABELED_SPLIT))
     (folder / "class_names.txt").write_text("\n".join(NAMES) + "\n")
     return folder
 
@@ -218,10 +218,10 @@ def test_stl10(stl, split, inside):
 def test_stl10_without_labels(stl, budget):
     found = load_dataset("stl10", stl, "unlabeled", Reading(budget=budget))
     assert isinstance(found.images, Streamed) == (budget == 0)
-    assert not found.labelled
-    assert set(found.labels.tolist()) == {UNLABELLED}
+    assert not found.labeled
+    assert set(found.labels.tolist()) == {NO_LABEL}
     for i in range(4):
-        assert (found.images[i].numpy() == UNLABELED[i]).all()
+        assert (found.images[i].numpy() == UNLABELED_SPLIT[i]).all()
     assert "4 images without labels, 96x96" in found.describe()
     if budget:
         (batch,) = MemoryLoader(found, 4, train=False).epoch(0)
@@ -257,7 +257,7 @@ def test_damaged_files_of_stl10_are_named(stl, name, raw, words):
 
 
 @pytest.mark.parametrize("raw", [b"", b"x" * (ONE + 1)])
-def test_unlabelled_images_are_whole(stl, raw):
+def test_unlabeled_images_are_whole(stl, raw):
     (stl / "unlabeled_X.bin").write_bytes(raw)
     with pytest.raises(DataError, match=r"unlabeled_X.bin is cut.*expected 27,648 bytes"):
         load_dataset("stl10", stl, "unlabeled")
@@ -275,9 +275,9 @@ WORDS = "n00000001\tentity\nn02124075\tEgyptian cat\nn04067472\treel\nn04540053\
 WORDS += "n04099969\treel, rocking chair\n"
 
 
-def jpeg(seed, width=64, height=64, grey=False):
+def jpeg(seed, width=64, height=64, gray=False):
     """A smooth image, which JPEG keeps nearly as it is."""
-    small = pixels(seed, 2, 2) if grey else pixels(seed, 2, 2, 3)
+    small = pixels(seed, 2, 2) if gray else pixels(seed, 2, 2, 3)
     image = Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=95)
@@ -298,7 +298,7 @@ def tiny(tmp_path):
         images = folder / "train" / wnid / "images"
         images.mkdir(parents=True)
         for i in range(2):
-            (images / f"{wnid}_{i}.JPEG").write_bytes(jpeg(10 * label + i, grey=i == 1))
+            (images / f"{wnid}_{i}.JPEG").write_bytes(jpeg(10 * label + i, gray=i == 1))
         (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t9\t9\n")
     (folder / "val" / "images").mkdir(parents=True)
     for seed, (name, _) in enumerate(VALIDATION):
@@ -319,7 +319,7 @@ def test_tiny_imagenet(tiny, inside):
     assert train.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert test.labels.tolist() == [label for _, label in VALIDATION]
     for i, image in enumerate(train.images):
-        assert (image.numpy() == opened(jpeg(10 * (i // 2) + i % 2, grey=i % 2 == 1))).all()
+        assert (image.numpy() == opened(jpeg(10 * (i // 2) + i % 2, gray=i % 2 == 1))).all()
     for i, image in enumerate(test.images):
         assert (image.numpy() == opened(jpeg(100 + i))).all()
     # Two classes share a word: their numbers tell them apart.
@@ -379,13 +379,13 @@ def test_another_size_on_request(stl):
 
 
 def test_grey_on_request(stl):
-    grey = load_dataset("stl10", stl, "train", Reading(channels=1))
-    assert grey.images.shape == (3, 96, 96, 1)
+    gray = load_dataset("stl10", stl, "train", Reading(channels=1))
+    assert gray.images.shape == (3, 96, 96, 1)
     weights = torch.tensor([0.299, 0.587, 0.114])
     expected = torch.from_numpy(STL["train"]).float() @ weights
-    assert (grey.images[..., 0] - expected).abs().max() <= 1
-    assert len(grey.mean) == len(grey.std) == 1
-    assert grey.mean[0] == pytest.approx(0.299 * 0.4467 + 0.587 * 0.4398 + 0.114 * 0.4066)
+    assert (gray.images[..., 0] - expected).abs().max() <= 1
+    assert len(gray.mean) == len(gray.std) == 1
+    assert gray.mean[0] == pytest.approx(0.299 * 0.4467 + 0.587 * 0.4398 + 0.114 * 0.4066)
 
 
 def test_memory_is_asked_for_before_it_is_taken(stl, monkeypatch):

@@ -51,7 +51,7 @@ def write_fashion(folder, images, labels, prefix="train", packed=False):
 @pytest.mark.parametrize(("split", "prefix"), [("train", "train"), ("test", "t10k")])
 @pytest.mark.parametrize("below", ["", "FashionMNIST/raw"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_idx_files_become_padded_colour_images(tmp_path, split, prefix, below, packed):
+def test_idx_files_become_padded_color_images(tmp_path, split, prefix, below, packed):
     images, labels = pixels(0, 6, 28, 28), np.array([3, 0, 9, 1, 1, 7])
     write_fashion(tmp_path / below, images, labels, prefix, packed)
     found = load_dataset("fashion-mnist", tmp_path, split)

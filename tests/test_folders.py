@@ -41,7 +41,7 @@ from cktf.recipes import (
 )
 from cktf.workflows import evaluation, plan
 from cktf.workflows.analysis import Analyst
-from cktf.workflows.objects import Objects
+from cktf.workflows.user_objects import UserObjects
 
 RNG = np.random.default_rng
 
@@ -409,18 +409,18 @@ SIXTEEN = RAMP.astype(np.uint16) * 257
 COLOUR = np.stack([RAMP, RAMP[::-1], RAMP.T.reshape(4, 5)], axis=2)
 
 
-def grey(array):
+def gray(array):
     return np.stack([array] * 3, axis=2)
 
 
-def with_alpha(colour, alpha):
-    return Image.fromarray(np.concatenate([colour, alpha[..., None]], axis=2))
+def with_alpha(color, alpha):
+    return Image.fromarray(np.concatenate([color, alpha[..., None]], axis=2))
 
 
-def on_white(colour, alpha):
+def on_white(color, alpha):
     """The definition, of 8-bit values."""
     share = alpha[..., None] / 255
-    return colour * share + 255 * (1 - share)
+    return color * share + 255 * (1 - share)
 
 
 def palette():
@@ -432,24 +432,24 @@ def palette():
 PALETTE = np.where((RAMP > 100)[..., None], [0, 60, 240], [250, 10, 20])
 KINDS = {
     "RGB": (encoded(Image.fromarray(COLOUR), "PNG"), COLOUR),
-    "grey": (encoded(Image.fromarray(RAMP), "PNG"), grey(RAMP)),
+    "gray": (encoded(Image.fromarray(RAMP), "PNG"), gray(RAMP)),
     "black and white": (
-        encoded(Image.fromarray(RAMP > 100), "PNG"), grey(np.where(RAMP > 100, 255, 0)),
+        encoded(Image.fromarray(RAMP > 100), "PNG"), gray(np.where(RAMP > 100, 255, 0)),
     ),
     "RGBA": (encoded(with_alpha(COLOUR, RAMP), "PNG"), on_white(COLOUR, RAMP)),
-    "grey with alpha": (
+    "gray with alpha": (
         encoded(Image.fromarray(np.stack([RAMP[::-1], RAMP], axis=2)), "PNG"),
-        on_white(grey(RAMP[::-1]), RAMP),
+        on_white(gray(RAMP[::-1]), RAMP),
     ),
     "palette": (encoded(palette(), "PNG"), PALETTE),
-    "palette with a transparent colour": (
+    "palette with a transparent color": (
         encoded(palette(), "PNG", transparency=0),
         np.where((RAMP > 100)[..., None], [0, 60, 240], 255),
     ),
-    "16 bits": (encoded(Image.fromarray(SIXTEEN), "PNG"), grey(RAMP)),
-    "16 bits in TIFF": (encoded(Image.fromarray(SIXTEEN), "TIFF"), grey(RAMP)),
+    "16 bits": (encoded(Image.fromarray(SIXTEEN), "PNG"), gray(RAMP)),
+    "16 bits in TIFF": (encoded(Image.fromarray(SIXTEEN), "TIFF"), gray(RAMP)),
     "32 bits that hold 16": (
-        encoded(Image.fromarray(SIXTEEN.astype(np.int32)), "TIFF"), grey(RAMP),
+        encoded(Image.fromarray(SIXTEEN.astype(np.int32)), "TIFF"), gray(RAMP),
     ),
     "CMYK": (
         encoded(Image.merge("CMYK", [*map(Image.fromarray, np.moveaxis(255 - COLOUR, 2, 0).copy()),
@@ -468,16 +468,16 @@ def test_every_kind_becomes_rgb(raw, expected):
 @pytest.mark.parametrize("raw", [raw for raw, _ in KINDS.values()], ids=KINDS)
 def test_and_grey_on_request(raw):
     found = decode(Image.open(io.BytesIO(raw)), channels=1)
-    colours = np.asarray(decode(Image.open(io.BytesIO(raw)))) @ np.array([0.299, 0.587, 0.114])
+    colors = np.asarray(decode(Image.open(io.BytesIO(raw)))) @ np.array([0.299, 0.587, 0.114])
     assert found.mode == "L"
-    assert np.abs(np.asarray(found) - colours).max() <= 1
+    assert np.abs(np.asarray(found) - colors).max() <= 1
 
 
-def test_cmyk_of_a_jpeg_keeps_its_colours(tmp_path):
-    colour = picture(3)
-    raw = encoded(colour.convert("CMYK"), "JPEG", quality=95)
+def test_cmyk_of_a_jpeg_keeps_its_colors(tmp_path):
+    color = picture(3)
+    raw = encoded(color.convert("CMYK"), "JPEG", quality=95)
     found = np.asarray(decode(Image.open(io.BytesIO(raw)))).astype(int)
-    assert np.abs(found - np.asarray(colour)).max() < 20
+    assert np.abs(found - np.asarray(color)).max() < 20
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -782,7 +782,7 @@ def test_a_folder_may_have_moved(sets, tmp_path, tested):
         cktf.evaluate(out)
     trained_on, there = evaluation.tested_on(out, sets["a"], str(moved))[1], f"imagefolder:{moved}"
     assert (trained_on.name, trained_on.test) == (there, None)
-    found = Analyst(data_dir=str(moved)).analyse(out)
+    found = Analyst(data_dir=str(moved)).analyze(out)
     assert (found.missing, tuple(found.images.shape[1:])) == ("", (64, 64, 3))
 
 
@@ -806,10 +806,10 @@ def test_another_set_is_tested_at_the_size_of_training(sets):
 @pytest.mark.parametrize(
     ("found", "meant"),
     [("Train", "train"), ("TESTING", "test"), ("Validation", "validation"),
-     ("unlabelled", "unlabeled")],
+     ("unlabeled", "unlabeled")],
 )  # fmt: skip
 def test_a_split_by_another_name_is_no_class(plain, found, meant):
-    """It would be learnt as one, or left out of the test."""
+    """It would be learned as one, or left out of the test."""
     folder = plain / found
     (plain / "ant").rename(folder if meant == "unlabeled" else plain / "kept")
     if meant != "unlabeled":
@@ -841,9 +841,9 @@ def test_a_transfer_probes_at_the_size_it_distils_at(sets, tmp_path, given, size
         "data": {"name": sets["a"], "batch_size": 2},
     }  # fmt: skip
     recipe, out = make_transfer({"kind": "transfer", **fields}), tmp_path / "run"
-    networks = Objects(create("resnet8", 2), create("resnet8", 2))
+    networks = UserObjects(create("resnet8", 2), create("resnet8", 2))
     planned = plan(recipe, out, networks)
-    assert planned.labelled.raw_train.images.shape[1] == size
+    assert planned.labeled.raw_train.images.shape[1] == size
     assert planned.parts.data.raw_train.images.shape[1] == 64
     # What is evaluated or reported of it later, and what goes on, is of that size too.
     assert planned.recipe.labeled.image_size == size

@@ -218,7 +218,7 @@ def test_nce_shapes(change, message):
 
 @pytest.mark.parametrize("norm", ["batch", "sample", "none"])
 def test_module_vector_by_definition(norm):
-    """Normalise, pad, pool, in the published order."""
+    """Normalize, pad, pool, in the published order."""
     fmap = torch.randn(4, 3, 16, 16).relu()
     if norm == "batch":
         fmap_normed = fmap / fmap.norm(dim=0, keepdim=True).clamp_min(1e-12)

@@ -11,7 +11,7 @@ NAMES = ["ant", "bee", "cat", "dog"]
 
 
 def images(labels):
-    """Grey images whose brightness is their class's number, so that labels can be checked."""
+    """Gray images whose brightness is their class's number, so that labels can be checked."""
     return [np.full((8, 8, 3), 20 * NAMES.index(name), dtype=np.uint8) for name in labels]
 
 

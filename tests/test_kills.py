@@ -6,14 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lives import CASES
+from kill_resume import CASES
 
 KILLS = 4
 
 
 def test_killed_runs_end_as_those_that_were_not():
     """One process for all cases, so that PyTorch is imported once."""
-    script = Path(__file__).parent / "lives.py"
+    script = Path(__file__).parent / "kill_resume.py"
     done = subprocess.run(
         [sys.executable, script, "--kills", str(KILLS), "--seed", str(os.getpid())],
         capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -225,9 +225,9 @@ KINDS = {
     "bytes": (lambda a: torch.from_numpy(a.transpose(2, 0, 1).copy()), COLOUR),
     "floats": (lambda a: torch.from_numpy(a.transpose(2, 0, 1) / np.float32(255)), COLOUR),
     "float array": (lambda a: (a / 255).astype(np.float32), COLOUR),
-    "grey picture": (Image.fromarray, GREY),
-    "grey array": (lambda a: a, GREY),
-    "grey bytes": (lambda a: torch.from_numpy(a.copy())[None], GREY),
+    "gray picture": (Image.fromarray, GREY),
+    "gray array": (lambda a: a, GREY),
+    "gray bytes": (lambda a: torch.from_numpy(a.copy())[None], GREY),
 }
 
 
@@ -267,7 +267,7 @@ MODES = {
 
 
 @pytest.mark.parametrize(("picture", "expected"), MODES.values(), ids=MODES)
-def test_pictures_are_of_their_colours(picture, expected):
+def test_pictures_are_of_their_colors(picture, expected):
     (batch,) = DatasetLoader([(picture, 0)], 1, train=False).epoch(1)
     assert (batch.images[0, :, 0].T * 255).round().tolist() == expected
 

@@ -386,7 +386,7 @@ class TestEveryChoice:
             assert head.weight.grad.abs().sum() > 0
 
     def test_training_brings_the_pairs_together(self, choice):
-        """Minimising it raises the agreement of positives, whatever the choice."""
+        """Minimizing it raises the agreement of positives, whatever the choice."""
         objective = crd(queue_size=20, **choice)
         student, noise = embeddings()
         teacher = noise + 2 * F.pad(student, (0, 1))

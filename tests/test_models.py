@@ -1,4 +1,4 @@
-"""Networks by name, normalised networks, and weights on disk."""
+"""Networks by name, normalized networks, and weights on disk."""
 
 import pytest
 import torch

@@ -23,8 +23,8 @@ def case(request):
     bank = F.normalize(torch.randn(N, D), dim=1)
     index = torch.randperm(N)[:B]
     classes = torch.tensor([0] * 50 + [1] * 30 + [2] * 10)[torch.randperm(N)]
-    labelled = request.param == "labels"
-    return anchor, bank, index, classes if labelled else None
+    labeled = request.param == "labels"
+    return anchor, bank, index, classes if labeled else None
 
 
 def exact(anchor, bank, index, classes, **change):

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from test_resume import distil, few, records
+from test_resume import distill, few, records
 from test_training import Small, equal, images, weights
 
 import cktf
 from cktf.contrast import Footprint
 from cktf.engine import Trainer
-from cktf.engine.numbers import Tally, Undo, gradient_norm, out_of_memory
+from cktf.engine.epoch_metrics import EpochMetrics, Undo, gradient_norm, out_of_memory
 from cktf.errors import TrainingError
 from cktf.objectives import CRD, Loss
 
@@ -55,15 +55,15 @@ def bad_gradient(loss):
 def test_a_loss_that_is_not_finite_is_told(few, tmp_path, monkeypatch):
     spoil(monkeypatch, {8}, nan_in("kd"))
     with pytest.raises(TrainingError) as caught:
-        distil(few, tmp_path / "run", method="kd", overrides={"checkpoint.epochs": 1})
+        distill(few, tmp_path / "run", method="kd", overrides={"checkpoint.epochs": 1})
     text = str(caught.value)
     assert "not finite at step 3 of epoch 2; it comes from: kd." in text
     assert "The learning rate was 0.0" in text
     assert "--on-nonfinite skip" in text
     # The last good checkpoint is there, and the run goes on from it.
     monkeypatch.undo()
-    whole = distil(few, tmp_path / "whole", method="kd", overrides={"checkpoint.epochs": 1})
-    done = distil(
+    whole = distill(few, tmp_path / "whole", method="kd", overrides={"checkpoint.epochs": 1})
+    done = distill(
         few, tmp_path / "run", method="kd", resume=True, overrides={"checkpoint.epochs": 1} | SKIP
     )
     assert equal(weights(whole), weights(done))
@@ -72,7 +72,7 @@ def test_a_loss_that_is_not_finite_is_told(few, tmp_path, monkeypatch):
 def test_a_gradient_that_is_not_finite_is_told(few, tmp_path, monkeypatch):
     spoil(monkeypatch, {2}, bad_gradient)
     with pytest.raises(TrainingError, match=r"gradient is not finite at step 2 of epoch 1; the lo"):
-        distil(few, tmp_path / "run", method="kd")
+        distill(few, tmp_path / "run", method="kd")
 
 
 def test_numbers_on_a_device_are_looked_at_before_a_save(few, tmp_path, monkeypatch):
@@ -86,7 +86,7 @@ def test_numbers_on_a_device_are_looked_at_before_a_save(few, tmp_path, monkeypa
 
     monkeypatch.setattr(Trainer, "_begin", waits)
     with pytest.raises(TrainingError, match=r"at step 4 of epoch 1; it comes from: ce") as caught:
-        distil(few, tmp_path / "run", method="kd", overrides={"checkpoint.epochs": 1})
+        distill(few, tmp_path / "run", method="kd", overrides={"checkpoint.epochs": 1})
     # By then the weights are spoilt too, which says nothing of the cause.
     assert "Likely cause: not known, for it was seen some steps later" in str(caught.value)
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
@@ -101,7 +101,7 @@ def test_images_are_blamed_where_they_are_the_cause(few, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "_loss", spoiled)
     with pytest.raises(TrainingError, match=r"the images of samples \[\d+\] hold NaN"):
-        distil(few, tmp_path / "run", method="kd")
+        distill(few, tmp_path / "run", method="kd")
 
 
 @pytest.mark.parametrize("change", [nan_in("ce"), bad_gradient])
@@ -129,7 +129,9 @@ def test_a_skipped_step_changes_nothing_but_the_schedule(
     monkeypatch.setattr(Trainer, "_step", watched)
     # The first step too: it would set the normalizers.
     spoil(monkeypatch, {1, 7}, change)
-    run = distil(few, tmp_path / "run", method="cktf+kd", options={"cktf": options}, overrides=SKIP)
+    run = distill(
+        few, tmp_path / "run", method="cktf+kd", options={"cktf": options}, overrides=SKIP
+    )
     assert states == [[], []]
     rows = records(run.folder)
     assert [row["skipped"] for row in rows] == [1, 1]
@@ -170,21 +172,21 @@ def test_what_a_network_does_not_save_is_put_back_too():
 
 
 def test_skipping_changes_nothing_where_all_is_finite(few, tmp_path):
-    a = distil(few, tmp_path / "a", options={"cktf": {"negatives": 32}})
-    b = distil(few, tmp_path / "b", options={"cktf": {"negatives": 32}}, overrides=SKIP)
+    a = distill(few, tmp_path / "a", options={"cktf": {"negatives": 32}})
+    b = distill(few, tmp_path / "b", options={"cktf": {"negatives": 32}}, overrides=SKIP)
     assert equal(weights(a), weights(b))
 
 
 def test_skipping_ends_where_nothing_is_finite(few, tmp_path, monkeypatch):
     spoil(monkeypatch, set(range(3, 1000)), nan_in("ce"))
-    monkeypatch.setattr("cktf.engine.numbers._MOST_SKIPPED", 6)
+    monkeypatch.setattr("cktf.engine.epoch_metrics._MOST_SKIPPED", 6)
     with pytest.raises(TrainingError, match="6 steps in a row were not finite"):
-        distil(few, tmp_path / "run", method="kd", overrides=SKIP)
-    monkeypatch.setattr("cktf.engine.numbers._MOST_SKIPPED", 600)
+        distill(few, tmp_path / "run", method="kd", overrides=SKIP)
+    monkeypatch.setattr("cktf.engine.epoch_metrics._MOST_SKIPPED", 600)
     monkeypatch.undo()
     spoil(monkeypatch, set(range(1, 1000)), nan_in("ce"))
     with pytest.raises(TrainingError, match="all were skipped"):
-        distil(few, tmp_path / "other", method="kd", overrides=SKIP)
+        distill(few, tmp_path / "other", method="kd", overrides=SKIP)
 
 
 def test_the_gradient_is_clipped_as_a_whole():
@@ -199,9 +201,9 @@ def test_the_gradient_is_clipped_as_a_whole():
 
 
 def test_clipping_is_part_of_a_run(few, tmp_path):
-    free = distil(few, tmp_path / "free", method="kd")
-    clipped = distil(few, tmp_path / "clipped", method="kd", overrides={"optimizer.clip": 0.01})
-    loose = distil(few, tmp_path / "loose", method="kd", overrides={"optimizer.clip": 1e9})
+    free = distill(few, tmp_path / "free", method="kd")
+    clipped = distill(few, tmp_path / "clipped", method="kd", overrides={"optimizer.clip": 0.01})
+    loose = distill(few, tmp_path / "loose", method="kd", overrides={"optimizer.clip": 1e9})
     assert not equal(weights(free), weights(clipped))
     assert equal(weights(free), weights(loose))
     assert records(free.folder)[0]["gradient_norm"] > 0.1
@@ -213,7 +215,7 @@ def test_no_memory_is_told_with_what_to_change(few, tmp_path, monkeypatch):
 
     monkeypatch.setattr(CRD, "loss", full)
     with pytest.raises(TrainingError) as caught:
-        distil(few, tmp_path / "run", options={"cktf": {"negatives": 32}})
+        distill(few, tmp_path / "run", options={"cktf": {"negatives": 32}})
     text = str(caught.value)
     for part in ("data.batch_size=20", "options.METHOD: memory=queue and", "2.00 GiB"):
         assert part in text
@@ -242,7 +244,7 @@ def test_memory_that_the_machine_does_not_have(few, tmp_path, monkeypatch):
     """The allocator's own error, on the CPU."""
     monkeypatch.setattr(Trainer, "_loss", lambda *args: torch.empty(1 << 60, dtype=torch.uint8))
     with pytest.raises(TrainingError, match="Memory of cpu is not enough for batches of 40"):
-        distil(few, tmp_path / "run", method="kd")
+        distill(few, tmp_path / "run", method="kd")
     assert out_of_memory(ValueError("x"), Footprint(), 2, torch.device("cpu")) is None
 
 
@@ -252,15 +254,15 @@ def test_no_memory_for_the_teacher_on_the_test_images(few, tmp_path, monkeypatch
 
     monkeypatch.setattr(Trainer, "evaluate", full)
     with pytest.raises(TrainingError, match=r"not enough for batches of 500 .*2\.00 GiB") as caught:
-        distil(few, tmp_path / "run", method="kd")
+        distill(few, tmp_path / "run", method="kd")
     # How many images it sees at a time is not the recipe's to say.
     assert "batch_size" not in str(caught.value)
 
 
 def test_a_tally_is_taken_up_as_it_was():
-    tally, loss = Tally(), Loss(torch.tensor(2.0), {"ce": torch.tensor(1.0)})
+    tally, loss = EpochMetrics(), Loss(torch.tensor(2.0), {"ce": torch.tensor(1.0)})
     tally.add(tally.numbers(loss, torch.tensor(3.0)), lr=0.1)
-    again = Tally.restored(tally.state(), torch.device("cpu"))
+    again = EpochMetrics.restored(tally.state(), torch.device("cpu"))
     again.add(again.numbers(loss, torch.tensor(5.0)), lr=0.2)
     assert again.row() == {
         "loss": 2, "terms": {"ce": 1}, "gradient_norm": 4, "lr": 0.2, "skipped": 0

@@ -12,7 +12,7 @@ from cktf.batch import Batch
 from cktf.errors import MethodError, ShapeError
 from cktf.functional import kd_loss
 from cktf.models import create
-from cktf.objectives import CKTF, CRD, METHODS, Setting, compose, features_read, parse
+from cktf.objectives import CKTF, CRD, METHODS, BuildContext, compose, features_read, parse
 from cktf.objectives.adapters import Regressor
 from cktf.objectives.cktf import _cosine
 from cktf.taps import Features, Tap, infer_paths
@@ -62,7 +62,7 @@ class Case:
         ]
         self.dtype = dtype
         student, teacher = self.features()
-        self.setting = Setting(student, teacher, N, labels)
+        self.setting = BuildContext(student, teacher, N, labels)
         options = {name: SMALL[name] for name in parse(method) if name in SMALL}
         self.objective = compose(method, self.setting, options)
 
@@ -133,7 +133,7 @@ class TestContract:
 class TestMethodStrings:
     def weights(self, method, labels=True):
         case = Case(method, "resnet-wrn")
-        setting = case.setting if labels else Setting(
+        setting = case.setting if labels else BuildContext(
             case.setting.student, case.setting.teacher, N, None
         )  # fmt: skip
         options = {name: SMALL[name] for name in parse(method) if name in SMALL}
@@ -169,14 +169,14 @@ class TestMethodStrings:
         cktf = objective.terms["cktf"]
         assert (objective.weights["cktf"], cktf.beta, cktf.theta) == (weight, beta, theta)
 
-    def test_what_only_initialises_is_no_part_of_the_sum(self):
+    def test_what_only_initializes_is_no_part_of_the_sum(self):
         objective = self.weights("cktf+ab:2+ft")
         assert objective.weights == {"ce": 1.0, "cktf": 0.8, "ft": 200.0}
         assert "preacts" not in objective.needs
         phases = {phase.name: phase for phase in objective.phases()}
         assert (phases["ab"].weight, phases["ab"].trains_student) == (2.0, True)
         assert (phases["ft"].weight, phases["ft"].trains_student) == (1.0, False)
-        with pytest.raises(MethodError, match="ab only initialise"):
+        with pytest.raises(MethodError, match="ab only initialize"):
             self.weights("ab", labels=False)
 
     def test_without_labels_there_is_no_cross_entropy(self):
@@ -190,7 +190,7 @@ class TestMethodStrings:
     )
     def test_the_temperature_without_labels(self, method, labels, given, temperature):
         case = Case(method, "resnet-wrn")
-        setting = Setting(
+        setting = BuildContext(
             case.setting.student, case.setting.teacher, N, case.setting.labels if labels else None
         )
         name = method.split("+")[-1]
@@ -297,10 +297,10 @@ class TestCRD:
         error = (found["bfloat16"][1] - found["float32"][1]).norm() / found["float32"][1].norm()
         assert error < 0.03
 
-    @pytest.mark.parametrize("labelled", [True, False])
-    def test_all_is_the_mean_of_many_sampled(self, labelled):
+    @pytest.mark.parametrize("labeled", [True, False])
+    def test_all_is_the_mean_of_many_sampled(self, labeled):
         torch.manual_seed(0)
-        labels = torch.arange(N) % CLASSES if labelled else None
+        labels = torch.arange(N) % CLASSES if labeled else None
         exact, sampled = (
             CRD(4, 5, N, 8, 20, labels=labels, estimator=name) for name in ("all", "sampled")
         )
@@ -442,7 +442,7 @@ class TestCKTF:
         loss = cktf(student, teacher, case.batch)
         assert list(loss.terms) == ["embedding"]
         assert cktf.needs == {"logits", "embedding"}
-        assert cktf.kept().stem is None
+        assert cktf.cacheable().stem is None
         loss.total.backward()
         assert all(p.grad is not None for p in cktf.parameters())
         cktf = CKTF(case.setting.student, case.setting.teacher, N, beta=0.0, negatives=9)
@@ -502,7 +502,7 @@ def test_kd_between_other_classes_is_refused():
     case = Case("crd", "resnet-wrn")
     student = Tap(create("resnet8", 7), needs=["embedding"])(case.batch.images)
     with pytest.raises(MethodError, match="the student has 7, the teacher 5"):
-        compose("kd", Setting(student, case.setting.teacher, N, case.setting.labels))
+        compose("kd", BuildContext(student, case.setting.teacher, N, case.setting.labels))
 
 
 class TestClassic:
@@ -514,23 +514,23 @@ class TestClassic:
         )
         message = r"the student has \[16, 16, 32, 64\], the teacher \[16, 32, 64, 128\]"
         with pytest.raises(MethodError, match=message):
-            compose("fsp", Setting(student, teacher, N, None))
+            compose("fsp", BuildContext(student, teacher, N, None))
 
     @pytest.mark.parametrize("method", sorted({"fitnet", "at", "sp", "vid", "ft", "nst", "kdsvd"}))
     def test_networks_without_stages_are_refused(self, method):
         features = Features(torch.zeros(B, CLASSES), torch.zeros(B, 4))
         with pytest.raises(MethodError, match="compares stage maps, and the student has none"):
-            compose(method, Setting(features, features, N, None))
+            compose(method, BuildContext(features, features, N, None))
 
     def test_networks_without_preactivations_are_refused(self):
         features = Features(torch.zeros(B, CLASSES), stages=(torch.zeros(B, 3, 4, 4),))
         with pytest.raises(MethodError, match="before their activation, and none are known"):
-            compose("ab", Setting(features, features, N, torch.arange(N) % CLASSES))
+            compose("ab", BuildContext(features, features, N, torch.arange(N) % CLASSES))
 
     @pytest.mark.parametrize("method", [m for m in ALONE if m not in {"ce", "ab", "fsp"}])
     def test_without_labels(self, method):
         case = Case(method, "resnet-wrn")
-        setting = Setting(case.setting.student, case.setting.teacher, N, None)
+        setting = BuildContext(case.setting.student, case.setting.teacher, N, None)
         objective = compose(
             method, setting, {name: SMALL[name] for name in SMALL if name == method}
         )

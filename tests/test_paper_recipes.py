@@ -11,7 +11,7 @@ from test_data_formats import columns, tiny
 from test_training import rows_of
 from typer.testing import CliRunner
 
-from cktf.cli.command import asked
+from cktf.cli.command import build_run_request
 from cktf.cli.main import app
 from cktf.data import Streamed
 from cktf.recipes import build_data, check, make_recipe, make_transfer, read_recipe, shipped
@@ -22,7 +22,7 @@ SHORT = "--epochs 1 --set data.batch_size=4"
 
 @pytest.fixture
 def stl(tmp_path):
-    """Ten labelled images, one of each class, ten for the test, and eight without labels."""
+    """Ten labeled images, one of each class, ten for the test, and eight without labels."""
     folder, random = tmp_path / "stl10_binary", np.random.default_rng(0)
     folder.mkdir()
     for split, count in (("train", 10), ("test", 10), ("unlabeled", 8)):
@@ -70,7 +70,7 @@ def test_what_a_recipe_is_compared_with(name):
     methods = {}
     for line in found:
         _, method, *more = shlex.split(line)
-        made = asked(
+        made = build_run_request(
             "transfer", {"method": method, "data.dir": "/data"},
             recipe=Path(f"paper/transfer-{name}"), settings=more[1:], out=None, resume=None,
             trust_code=False,
@@ -102,7 +102,7 @@ def test_images_are_cut_at_random_from_what_is_stored(stl):
     data = build_data(recipe.data, 0)
     assert isinstance(data.raw_train.images, Streamed)
     assert data.raw_train.images.shape == (8, 64, 64, 3)
-    assert not data.labelled
+    assert not data.labeled
     # Of 96 stored pixels, not of 64: the whole image is scaled down.
     assert data.raw_train.images.pictures.size == (96, 96)
     assert recipe.labeled.resized_crops

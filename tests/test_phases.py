@@ -1,4 +1,4 @@
-"""Methods that initialise before the student is trained on the sum: through the same loop."""
+"""Methods that initialize before the student is trained on the sum: through the same loop."""
 
 import json
 
@@ -15,7 +15,7 @@ METHOD = "cktf+ab+ft"
 STAGES = ["ab", "ab", "ft", "ft", "train", "train"]
 
 
-def distil(images, out, method=METHOD, **more):
+def distill(images, out, method=METHOD, **more):
     torch.manual_seed(0)
     teacher, own = Small(width=16), Small()
     options = {"cktf": {"negatives": 64}} if "cktf" in method else {}
@@ -28,7 +28,7 @@ def distil(images, out, method=METHOD, **more):
 
 @pytest.fixture(scope="module")
 def whole(images, tmp_path_factory):
-    return distil(images, tmp_path_factory.mktemp("phases") / "whole")
+    return distill(images, tmp_path_factory.mktemp("phases") / "whole")
 
 
 def test_stages_are_recorded(whole):
@@ -45,7 +45,7 @@ def test_stages_are_recorded(whole):
     assert "ab" not in rows[4]["terms"]
     assert [row["lr"] for row in rows[:4]] == [0.05, 0.05, 0.01, 0.01]
     assert ["test_top1" in row for row in rows] == [False] * 4 + [True] * 2
-    # What a stage minimises becomes smaller.
+    # What a stage minimizes becomes smaller.
     assert rows[1]["loss"] < rows[0]["loss"]
     assert rows[3]["loss"] < rows[2]["loss"]
     summary = json.loads((whole.folder / "summary.json").read_text())
@@ -73,7 +73,7 @@ def test_each_stage_trains_what_is_its_own(images, tmp_path, monkeypatch):
         kept.append((stage.name, {key for key in first if not torch.equal(first[key], last[key])}))
 
     monkeypatch.setattr(Trainer, "_train", spy)
-    distil(images, tmp_path / "run")
+    distill(images, tmp_path / "run")
     (ab, in_ab), (ft, in_ft), (train_, in_train) = kept
     assert (ab, ft, train_) == ("ab", "ft", "train")
     assert {k for k in in_ab if k.startswith("objective")} == {
@@ -99,15 +99,15 @@ def test_a_run_continues_from_within_every_stage(images, whole, tmp_path, monkey
 
     monkeypatch.setattr(Trainer, "_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        distil(images, tmp_path / "cut")
+        distill(images, tmp_path / "cut")
     monkeypatch.setattr(Trainer, "_epoch", epoch)
-    continued = distil(images, tmp_path / "cut", resume=True)
+    continued = distill(images, tmp_path / "cut", resume=True)
     assert equal(weights(whole), weights(continued))
     assert [row["stage"] for row in rows_of(tmp_path / "cut")] == STAGES
 
 
 def test_hints_first(images, tmp_path):
-    run = distil(images, tmp_path / "run", "fitnet+kd", options={"fitnet": {"staged": True}})
+    run = distill(images, tmp_path / "run", "fitnet+kd", options={"fitnet": {"staged": True}})
     rows = rows_of(run.folder)
     assert [row["stage"] for row in rows] == ["fitnet", "fitnet", "train", "train"]
     assert list(rows[-1]["terms"]) == ["ce", "kd"]

@@ -15,16 +15,16 @@ from cktf.recipes import (
     TrainRecipe,
     assign,
     check,
-    decisive,
     located,
     make_recipe,
     put,
     read_recipe,
     recipe_of,
+    result_fields,
     teacher_file,
     to_yaml,
 )
-from cktf.workflows.taught import taught_by
+from cktf.workflows.teacher_ref import teacher_ref_of
 from cktf.workflows.train import name_of, prepare
 
 TRAIN = {"kind": "train", "model": "resnet8"}
@@ -41,7 +41,7 @@ def problems_of(fields):
 
 MISTAKES = {
     "unknown field": ({"epocs": 3}, "epocs", "Did you mean 'epochs'?"),
-    "unknown section": ({"optimiser": {"lr": 1}}, "optimiser", "Did you mean 'optimizer'?"),
+    "unknown section": ({"optimizer": {"lr": 1}}, "optimizer", "Did you mean 'optimizer'?"),
     "unknown inner field": (
         {"optimizer": {"weigth_decay": 0}}, "optimizer.weigth_decay", "Did you mean 'weight_decay'",
     ),
@@ -160,7 +160,7 @@ def test_assignments_are_read_as_yaml(assignment, expected):
     assert fields == expected
 
 
-def test_assignments_keep_their_neighbours_and_the_last_counts():
+def test_assignments_keep_their_neighbors_and_the_last_counts():
     fields = {"optimizer": {"lr": 0.1, "momentum": 0.5}, "epochs": 2}
     assign(fields, ["optimizer.lr=0.2", "optimizer.nesterov=true", "optimizer.lr=0.3"])
     assert fields == {"optimizer": {"lr": 0.3, "momentum": 0.5, "nesterov": True}, "epochs": 2}
@@ -349,7 +349,7 @@ def test_what_decides_a_result_is_the_same_from_a_file(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(to_yaml(recipe))
     read = make_recipe(read_recipe(path))
-    assert decisive(read) == decisive(recipe)
+    assert result_fields(read) == result_fields(recipe)
 
 
 def test_problems_know_their_field():
@@ -398,8 +398,8 @@ def test_a_folder_called_like_a_network_does_not_take_its_place(resnet8):
         there = located(make_recipe(fields | {name: "./resnet8"}))
         assert getattr(there, name) == str(resnet8)
     for called in (name_of(Path("resnet8")), "./resnet8", str(resnet8)):
-        assert taught_by(make_recipe(taught | {"teacher": called})).teacher == str(resnet8)
-    assert taught_by(make_recipe(taught | {"teacher": "resnet8"})) is None
+        assert teacher_ref_of(make_recipe(taught | {"teacher": called})).teacher == str(resnet8)
+    assert teacher_ref_of(make_recipe(taught | {"teacher": "resnet8"})) is None
     assert "what is called so here: ./resnet8" in found(taught | {"teacher": "resnet8"})[0]
 
 
@@ -429,7 +429,7 @@ def test_a_path_from_python_may_begin_at_home(resnet8, monkeypatch):
 def test_the_folder_decides_which_images_only_where_nothing_else_names_them():
     def dirs(**section):
         fields = {"kind": "train", "model": "resnet8", "data": section}
-        return decisive(make_recipe(fields)).get("data.dir")
+        return result_fields(make_recipe(fields)).get("data.dir")
 
     assert dirs(name="cifar10", dir="/a") is None
     assert dirs(name="imagefolder", dir="/a") == "/a"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pictures import write_coloured
+from pictures import write_colored
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -34,11 +34,11 @@ from cktf.report.figures import (
     loss_curves,
 )
 from cktf.report.groups import alone, grouped, method_name, refuse_unlike
-from cktf.report.looks import TEACHER, look
 from cktf.report.page import _json, _plane
+from cktf.report.styles import TEACHER, look
 from cktf.workflows import analysis
 from cktf.workflows.analysis import Analysis, Analyst, Seen, evenly, most_disagreed
-from cktf.workflows.measures import calibrate, correlations, linear_cka, per_class
+from cktf.workflows.similarity import calibrate, correlations, linear_cka, per_class
 
 SCRIPT, IMAGE = "<script>", "<img src=x onerror=document.title=1>"
 SHOTS = Path(__file__).parents[1] / "build" / "report"
@@ -301,24 +301,24 @@ def test_answer_over_images_of_one_seed():
     second = run("kd", 50.0, logits=[wrong, sure, sure, wrong], labels=[0] * 4)
     difference = gap(*grouped([first, second]))
     assert difference.half == pytest.approx(1.96 * 100 * 0.5 / 2)
-    assert not difference.told_apart
+    assert not difference.is_significant
     assert "which does not tell them apart" in answer(grouped([second, first]))
     alone = gap(*grouped([replace(first, student=None), second]))
     assert alone.half is None
 
 
 def transferred(**more):
-    """A run that learnt from one data set without labels, and is tested on another."""
+    """A run that learned from one data set without labels, and is tested on another."""
     made = run(
         "cktf", 61.2, dataset="tiny-imagenet", labeled="stl10", test_images=8000,
         teacher_top1=None, teacher_probe_top1=63.3, compression_ratio=1.04, **more,
     )  # fmt: skip
-    labelled = {"kind": "transfer", "labeled": {"name": "stl10"}}
-    return replace(made, recipe=dict(made.recipe) | labelled)
+    labeled = {"kind": "transfer", "labeled": {"name": "stl10"}}
+    return replace(made, recipe=dict(made.recipe) | labeled)
 
 
 def test_answer_of_a_transfer():
-    """Images are those of the labelled set; nothing is said that is not known."""
+    """Images are those of the labeled set; nothing is said that is not known."""
     assert answer(grouped([transferred(test_standard_error=0.54)])) == (
         "resnet8 CKTF classifies 61.20 ± 0.54 % of 8,000 test images of stl10, 2.10 points below "
         "its teacher wrn_16_2 (one seed)."
@@ -375,7 +375,7 @@ def test_of_many_classes_those_that_differ_most():
 
 
 def test_twenty_methods_look_different():
-    """In every legend, and without colours among the first seven."""
+    """In every legend, and without colors among the first seven."""
     rows = [{"epoch": 1, "test_top1": 80.0, "terms": {"total": 1.0}}]
     logits = [[5.0, 0.0], [0.0, 5.0]]
     runs = [
@@ -441,7 +441,7 @@ def runs(tmp_path_factory):
     """A teacher and two students of classes whose names are markup."""
     folder = tmp_path_factory.mktemp("markup")
     names = SCRIPT, IMAGE, "plain & simple"
-    write_coloured(folder / "data", names, {"train": 16, "test": 12}, side=32)
+    write_colored(folder / "data", names, {"train": 16, "test": 12}, side=32)
     data, small = f"imagefolder:{folder / 'data'}", {"data.batch_size": 8}
     teacher = cktf.teach(
         "resnet14", train=data, epochs=1, out=folder / "teacher", overrides=small, show=False
@@ -501,7 +501,7 @@ def test_images_lie_evenly_over_sorted_classes(runs, tmp_path, monkeypatch):
     """Those that are classified, and those of them whose representations are compared."""
     assert evenly(36, 9).tolist() == [0, 4, 8, 13, 17, 21, 26, 30, 35]
     assert torch.equal(evenly(999, 2000), torch.arange(999))
-    some = Analyst(images=9).analyse(runs[2])
+    some = Analyst(images=9).analyze(runs[2])
     assert torch.bincount(some.labels).tolist() == [3, 3, 3]
     # In several batches, which are read as they are, whatever the networks compute in.
     named = tmp_path / "run"
@@ -517,7 +517,7 @@ def test_images_lie_evenly_over_sorted_classes(runs, tmp_path, monkeypatch):
             yield batch
 
     monkeypatch.setattr(MemoryLoader, "epoch", watched)
-    whole = Analyst(compared=5).analyse(named)
+    whole = Analyst(compared=5).analyze(named)
     assert len(inside) > 12
     assert not any(inside)
     for network in (whole.student, whole.teacher):
@@ -527,13 +527,13 @@ def test_images_lie_evenly_over_sorted_classes(runs, tmp_path, monkeypatch):
 
 
 def test_a_teacher_says_which_classes_it_knows(runs):
-    analysis = Analyst(images=9).analyse(runs[2])
+    analysis = Analyst(images=9).analyze(runs[2])
     assert tuple(analysis.teacher.classes) == tuple(analysis.classes)
 
 
 def test_a_network_that_gives_no_numbers_is_told(runs, monkeypatch):
     monkeypatch.setattr(analysis, "load_teacher", broken(analysis.load_teacher))
-    assert "not finite" in Analyst(images=9).analyse(runs[2]).missing
+    assert "not finite" in Analyst(images=9).analyze(runs[2]).missing
 
 
 def broken(load):
@@ -556,12 +556,12 @@ def test_a_teacher_is_looked_at_once_whatever_its_path_and_batches(runs, tmp_pat
     fields["data"]["batch_size"] = 13
     recipe.write_text(yaml.safe_dump(fields))
     analyst = Analyst(images=9)
-    found = [analyst.analyse(folder) for folder in (runs[2], tmp_path / "run")]
+    found = [analyst.analyze(folder) for folder in (runs[2], tmp_path / "run")]
     assert found[0].teacher is found[1].teacher
     assert found[0].images is found[1].images
     fields["runtime"] = {"precision": "bfloat16"}
     recipe.write_text(yaml.safe_dump(fields))
-    other = analyst.analyse(tmp_path / "run")
+    other = analyst.analyze(tmp_path / "run")
     assert other.teacher is not found[0].teacher
     assert other.student.latency_ms != found[0].student.latency_ms
 
@@ -579,7 +579,7 @@ def test_networks_are_seen_as_the_run_saw_them(runs):
         out=folder / "named", show=False,
     )  # fmt: skip
     analyst = Analyst()
-    found = [analyst.analyse(folder) for folder in (runs[2], made.folder, runs[2])]
+    found = [analyst.analyze(folder) for folder in (runs[2], made.folder, runs[2])]
     for one in found:
         for network, said in ((one.teacher, "teacher_top1"), (one.student, "test_top1")):
             right = 100 * float((network.predicted == one.labels).double().mean())
@@ -657,7 +657,7 @@ def test_mistakes(runs, tmp_path):
         overrides={"data.batch_size": 8, "data.labels": False}, out=tmp_path / "blind", show=False,
     )  # fmt: skip
     for arguments, message in (
-        ([blind.folder], "not tested on labelled images"),
+        ([blind.folder], "not tested on labeled images"),
         ([tmp_path], "no run"),
         ([tmp_path / "unfinished"], "no finished run"),
     ):
@@ -755,7 +755,7 @@ def test_in_a_browser(browser, report, width, scheme):
         ink = (np.abs(part - ground).sum(axis=1) > 90).mean()
         assert ink > 0.0004, (name, ink)
         assert wide > 150
-    # The page's own colours.
+    # The page's own colors.
     light = pixels[2, 2].sum() > 380
     assert light == (scheme == "light")
 

@@ -16,12 +16,12 @@ from torch.utils.data import Dataset
 import cktf
 from cktf.data import DatasetLoader, ImageSet, MemoryLoader
 from cktf.engine import Trainer
-from cktf.engine.signals import asked_to_stop, listening
+from cktf.engine.signals import catch_stop_signals, stop_signal
 from cktf.errors import Interrupted, RecipeError, RunFolderError, TrainingError
 from cktf.models import create
 from cktf.recipes import make_recipe
 from cktf.workflows import run_recipe
-from cktf.workflows.taught import noted
+from cktf.workflows.teacher_ref import read_teacher_ref
 
 __all__ = ["images"]  # a fixture
 TIMES = {"seconds", "images_per_second"}
@@ -53,7 +53,7 @@ def few(images):
     ]
 
 
-def distil(few, out, *, method="cktf+kd", overrides=None, **more):
+def distill(few, out, *, method="cktf+kd", overrides=None, **more):
     torch.manual_seed(0)
     teacher, student = Small(width=16), Small()
     overrides = {"data.batch_size": 40} | (overrides or {})
@@ -107,17 +107,17 @@ def test_a_run_goes_on_with_what_it_began_with(few, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(Interrupted):
-            distil(few, tmp_path, method="kd")
+            distill(few, tmp_path, method="kd")
     for finished in (False, True):
         with pytest.raises(RunFolderError, match=r"other training images \(200; now 120"):
-            distil([few[0].subset(torch.arange(120)), few[1]], tmp_path, method="kd", resume=True)
+            distill([few[0].subset(torch.arange(120)), few[1]], tmp_path, method="kd", resume=True)
         with pytest.raises(RunFolderError, match="began with other teacher"):
             cktf.distill(
                 other, Small(), train=few[0], test=few[1], method="kd", epochs=2, out=tmp_path,
                 show=False, overrides={"data.batch_size": 40}, resume=True,
             )  # fmt: skip
         if not finished:
-            distil(few, tmp_path, method="kd", resume=True)
+            distill(few, tmp_path, method="kd", resume=True)
 
 
 def test_what_failed_before_it_saved_anything_binds_nothing(few, tmp_path, monkeypatch):
@@ -127,21 +127,21 @@ def test_what_failed_before_it_saved_anything_binds_nothing(few, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_loss", broken)
         with pytest.raises(TrainingError):
-            distil(few, tmp_path, method="kd")
-    distil([few[0].subset(torch.arange(120)), few[1]], tmp_path, method="kd")
+            distill(few, tmp_path, method="kd")
+    distill([few[0].subset(torch.arange(120)), few[1]], tmp_path, method="kd")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_goes_on_from_any_step(few, tmp_path, monkeypatch, name):
     settings = METHODS[name]
-    whole = distil(few, tmp_path / "whole", **settings)
+    whole = distill(few, tmp_path / "whole", **settings)
     run, stops = None, 0
     while run is None:
         # Stops at every third step, so that each of the five in an epoch is met.
         with monkeypatch.context() as patch:
             stop_after(patch, 3)
             try:
-                run = distil(few, tmp_path / "cut", resume=True, **settings)
+                run = distill(few, tmp_path / "cut", resume=True, **settings)
             except Interrupted:
                 stops += 1
     assert stops == (5 if "ab" in name else 3)
@@ -164,12 +164,12 @@ def interrupt_first_evaluation(monkeypatch):
 
 
 def test_an_evaluation_is_broken_off_and_done_again(few, tmp_path, monkeypatch):
-    whole = distil(few, tmp_path / "whole", method="kd")
+    whole = distill(few, tmp_path / "whole", method="kd")
     interrupt_first_evaluation(monkeypatch)
     with pytest.raises(Interrupted, match="SIGINT after step 5 of epoch 1; saved"):
-        distil(few, tmp_path / "cut", method="kd")
+        distill(few, tmp_path / "cut", method="kd")
     assert not rows_of(tmp_path / "cut")
-    run = distil(few, tmp_path / "cut", method="kd", resume=True)
+    run = distill(few, tmp_path / "cut", method="kd", resume=True)
     assert equal(weights(whole), weights(run))
     assert records(whole.folder) == records(run.folder)
 
@@ -177,13 +177,13 @@ def test_an_evaluation_is_broken_off_and_done_again(few, tmp_path, monkeypatch):
 def test_the_clock_saves_within_an_epoch(few, tmp_path, monkeypatch):
     stop_after(monkeypatch, 4)
     with pytest.raises(Interrupted):
-        distil(few, tmp_path / "run", method="kd", overrides={"checkpoint.minutes": 1e-9})
+        distill(few, tmp_path / "run", method="kd", overrides={"checkpoint.minutes": 1e-9})
     kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == [f"checkpoint-000000-{n:09d}.{kind}" for n in (3, 4) for kind in ("json", "pt")]
 
 
 def test_without_minutes_only_the_end_is_saved(few, tmp_path):
-    run = distil(few, tmp_path / "run", method="kd", overrides={"checkpoint.minutes": 0})
+    run = distill(few, tmp_path / "run", method="kd", overrides={"checkpoint.minutes": 0})
     assert [p.name for p in (run.folder / "checkpoints").glob("*.pt")] == [
         "checkpoint-000002-000000000.pt"
     ]
@@ -191,14 +191,14 @@ def test_without_minutes_only_the_end_is_saved(few, tmp_path):
 
 def test_the_record_comes_from_the_checkpoint(few, tmp_path, monkeypatch):
     """Lines that were lost or are of epochs that are trained again do not matter."""
-    whole = distil(few, tmp_path / "whole", method="kd")
+    whole = distill(few, tmp_path / "whole", method="kd")
     stop_after(monkeypatch, 7)
     with pytest.raises(Interrupted):
-        distil(few, tmp_path / "cut", method="kd")
+        distill(few, tmp_path / "cut", method="kd")
     metrics = tmp_path / "cut" / "metrics.jsonl"
     assert len(metrics.read_text().splitlines()) == 1
     metrics.write_text('{"epoch": 9}\n{"epo')
-    run = distil(few, tmp_path / "cut", method="kd", resume=True)
+    run = distill(few, tmp_path / "cut", method="kd", resume=True)
     assert records(whole.folder) == records(run.folder)
 
 
@@ -216,11 +216,11 @@ class Draws(Dataset):
 def test_draws_of_an_evaluation_that_is_broken_off(tmp_path, monkeypatch):
     """They are none of training's, whose images draw too."""
     settings = {"method": "ce", "overrides": {"data.batch_size": 8}}
-    whole = distil([Draws(), Draws()], tmp_path / "whole", **settings)
+    whole = distill([Draws(), Draws()], tmp_path / "whole", **settings)
     interrupt_first_evaluation(monkeypatch)
     with pytest.raises(Interrupted, match="SIGINT after step 3 of epoch 1; saved"):
-        distil([Draws(), Draws()], tmp_path / "cut", **settings)
-    run = distil([Draws(), Draws()], tmp_path / "cut", resume=True, **settings)
+        distill([Draws(), Draws()], tmp_path / "cut", **settings)
+    run = distill([Draws(), Draws()], tmp_path / "cut", resume=True, **settings)
     assert equal(weights(whole), weights(run))
     assert records(whole.folder) == records(run.folder)
 
@@ -261,10 +261,10 @@ def test_two_runs_do_not_share_a_folder(few, tmp_path, monkeypatch):
         if not found:
             found.append(1)
             with pytest.raises(RunFolderError, match=r"being written by another run \(process"):
-                distil(few, tmp_path / "run", method="kd", resume=True)
+                distill(few, tmp_path / "run", method="kd", resume=True)
 
     monkeypatch.setattr(Trainer, "_step", second)
-    distil(few, tmp_path / "run", method="kd")
+    distill(few, tmp_path / "run", method="kd")
     assert found
 
 
@@ -272,32 +272,32 @@ def test_the_folder_is_free_after_a_failure(few, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            distil(few, tmp_path / "run", method="kd")
-    assert distil(few, tmp_path / "run", method="kd").summary["epochs"] == 2
+            distill(few, tmp_path / "run", method="kd")
+    assert distill(few, tmp_path / "run", method="kd").summary["epochs"] == 2
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(few, tmp_path, monkeypatch):
     stop_after(monkeypatch, 3)
     with pytest.raises(Interrupted):
-        distil(few, tmp_path / "run", method="kd")
+        distill(few, tmp_path / "run", method="kd")
     monkeypatch.undo()
     with pytest.raises(RecipeError, match=r"differs in: optimizer\.lr"):
-        distil(few, tmp_path / "run", method="kd", resume=True, overrides={"optimizer.lr": 0.3})
+        distill(few, tmp_path / "run", method="kd", resume=True, overrides={"optimizer.lr": 0.3})
     # As if a recipe had been put in the folder by hand.
     (tmp_path / "run" / "recipe.yaml").unlink()
     with pytest.raises(cktf.errors.CheckpointError, match="saved under another recipe"):
-        distil(few, tmp_path / "run", method="kd", resume=True, overrides={"optimizer.lr": 0.3})
+        distill(few, tmp_path / "run", method="kd", resume=True, overrides={"optimizer.lr": 0.3})
 
 
 def test_signals_are_heard_only_while_a_run_listens():
     before = signal.getsignal(signal.SIGTERM)
-    with listening():
-        with listening():
-            assert asked_to_stop() is None
+    with catch_stop_signals():
+        with catch_stop_signals():
+            assert stop_signal() is None
             os.kill(os.getpid(), signal.SIGTERM)
-            assert asked_to_stop() == "SIGTERM"
-        assert asked_to_stop() == "SIGTERM"
-    assert asked_to_stop() is None
+            assert stop_signal() == "SIGTERM"
+        assert stop_signal() == "SIGTERM"
+    assert stop_signal() is None
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -305,7 +305,7 @@ def test_a_run_in_another_thread_leaves_signals_alone():
     before, found = signal.getsignal(signal.SIGTERM), []
 
     def run():
-        with listening():
+        with catch_stop_signals():
             found.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=run)
@@ -339,7 +339,7 @@ def test_weights_given_beside_a_network_are_the_teachers_too(tmp_path, monkeypat
         stop_after(patch, 2)
         with pytest.raises(Interrupted):
             go_on()
-    assert noted(tmp_path / "run").teacher_weights == str(file)
+    assert read_teacher_ref(tmp_path / "run").teacher_weights == str(file)
     before = file.read_bytes()
     put(0.02)
     with pytest.raises(RecipeError, match="differs in: the teacher's weights"):

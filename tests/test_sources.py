@@ -23,7 +23,7 @@ from cktf.models import (
     seems_to_be,
 )
 from cktf.models.sources import without_weights
-from cktf.recipes import going_on_from, load_teacher, new_network
+from cktf.recipes import load_initial_network, load_teacher, new_network
 
 IMAGES = torch.rand(2, 3, 32, 32)
 OWN = """
@@ -353,7 +353,7 @@ class TestWeights:
                 "numbered": [f"class {number}" for number in range(classes)],
             }[form]  # fmt: skip
             save_network(network, path, name="resnet8", classes=told, dataset="x")
-        found = going_on_from(str(path), data)
+        found = load_initial_network(str(path), data)
         state = getattr(found.network, "network", found.network).state_dict()
         changed = {
             k for k, v in network.state_dict().items()

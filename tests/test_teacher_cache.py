@@ -29,10 +29,10 @@ from cktf.data import (
 from cktf.data.pictures import Arrays
 from cktf.errors import DataError, MethodError, RecipeError
 from cktf.models import Normalized, create
-from cktf.objectives import CKTF, METHODS, Setting, compose
+from cktf.objectives import CKTF, METHODS, BuildContext, compose
 from cktf.recipes import make_recipe
-from cktf.taps import CachedTap, Features, Kept, Tap
-from cktf.workflows import distill_together, run_recipe
+from cktf.taps import CachedTap, CacheSpec, Features, Tap
+from cktf.workflows import distill_interleaved, run_recipe
 
 __all__ = ["cifar", "images", "teacher"]  # fixtures
 V = 3
@@ -112,7 +112,7 @@ def test_what_is_kept_for_cktf_leaves_its_loss_as_it_is(student, teacher):
     s, t = features(0, *student), features(1, *teacher, channels=6)
     torch.manual_seed(0)
     cktf = CKTF(s, t, 20, negatives=8, module_norm="none")
-    kept = cktf.kept().of(t)
+    kept = cktf.cacheable().of(t)
     assert all(m.shape[-1] <= 4 for m in (kept.stem, *kept.stages))
     index, chosen = torch.arange(6), torch.arange(6).view(6, 1) + torch.arange(9)
     state = {k: v.clone() for k, v in cktf.state_dict().items()}
@@ -125,29 +125,29 @@ def test_what_is_kept_for_cktf_leaves_its_loss_as_it_is(student, teacher):
 
 
 READ = {n for n, m in METHODS.items() if set(m.reads) <= {"logits", "embedding", "labels", "index"}}
-SETTING = Setting(features(0, 32, 16, 8), features(1, 32, 16, 8), 20, None)
+SETTING = BuildContext(features(0, 32, 16, 8), features(1, 32, 16, 8), 20, None)
 
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"ce", "ab", "fsp"}))
 def test_methods_that_read_what_is_kept_and_the_others(name):
     objective = compose(name, SETTING)
     if name in READ:
-        kept = objective.kept()
+        kept = objective.cacheable()
         assert not kept.stages
         assert kept.embedding == ("embedding" in METHODS[name].reads)
     else:
         with pytest.raises(MethodError, match="cache"):
-            objective.kept()
+            objective.cacheable()
 
 
 def test_sums_keep_enough_for_every_term():
     options = {"cktf": {"module_norm": "none", "negatives": 4}}
-    kept = compose("kd+crd+cktf", SETTING, options | {"crd": {"negatives": 4}}).kept()
+    kept = compose("kd+crd+cktf", SETTING, options | {"crd": {"negatives": 4}}).cacheable()
     assert kept.embedding
     assert [grid for _, grid in kept.stages] == [(4, 4), (2, 2), (1, 1)]
     for method in ("kd+at", "kd+ab"):
         with pytest.raises(MethodError, match="cache"):
-            compose(method, SETTING).kept()
+            compose(method, SETTING).cacheable()
 
 
 # The cache
@@ -172,7 +172,7 @@ class Counted:
             yield Batch(images[index], None, index, view)
 
 
-KEPT = Kept(embedding=True, stem=(2, 2), stages=((0, (1, 1)),))
+KEPT = CacheSpec(embedding=True, stem=(2, 2), stages=((0, (1, 1)),))
 
 
 def cache(net, view, folder, kept=KEPT, decides=None):
@@ -214,10 +214,10 @@ def test_it_keeps_bfloat16_as_it_is(net, tmp_path):
 
 def test_what_is_there_serves_a_method_that_reads_less_or_more(net, tmp_path):
     first, more, less = Counted(), Counted(), Counted()
-    cache(net, first, tmp_path, Kept(embedding=True)).of(batch_of(None, 0))
+    cache(net, first, tmp_path, CacheSpec(embedding=True)).of(batch_of(None, 0))
     tap = cache(net, more, tmp_path)
     tap.of(batch_of(None, 0))
-    cache(net, less, tmp_path, Kept()).of(batch_of(None, 0))
+    cache(net, less, tmp_path, CacheSpec()).of(batch_of(None, 0))
     assert (first.calls, more.calls, less.calls) == ([0], [0], [])
     # Only what was missing was computed.
     assert "stem" in tap.said[0]
@@ -375,7 +375,7 @@ def test_students_together_fill_it_once(teacher, cifar, tmp_path, monkeypatch):
         CachedTap, "_fill", lambda tap, view, names: filled.append(view) or fill(tap, view, names)
     )
     folder = str(tmp_path / "cache")
-    distill_together(
+    distill_interleaved(
         [
             (recipe(teacher, cifar, folder, method=m, options={}), tmp_path / m)
             for m in ("pkt", "kd")
@@ -434,7 +434,7 @@ def test_a_rehearsal_with_the_cache_writes_nothing(teacher, cifar, tmp_path, met
 # Two renderings
 
 
-def test_both_networks_see_the_same_view_each_in_its_size_and_normalisation(
+def test_both_networks_see_the_same_view_each_in_its_size_and_normalization(
     teacher, cifar, tmp_path, monkeypatch
 ):
     seen = {"teacher": [], "student": []}

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 from accelerate import tracking as accelerates
-from test_training import distil, images, small
+from test_training import distill, images, small
 from typer.testing import CliRunner
 
 import cktf
@@ -28,7 +28,7 @@ def scalars(folder):
 
 def test_tensorboard_has_what_the_record_has(images, tmp_path):
     """By default, and terms by name."""
-    run = distil(images, tmp_path / "run", method="kd")
+    run = distill(images, tmp_path / "run", method="kd")
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     found = scalars(run.folder / "tensorboard")
     for tag, values in {

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 import cktf
 from cktf.data import ImageSet, load_dataset
 from cktf.engine import Accuracy, RunFolder, Trainer, Training, device_of
+from cktf.engine.phase import schedule
 from cktf.engine.randomness import random_state, restore_random_state
-from cktf.engine.stage import schedule
 from cktf.errors import (
     CktfError,
     DataError,
@@ -32,9 +32,9 @@ from cktf.errors import (
 from cktf.models import Normalized, create
 from cktf.recipes import make_recipe, read_recipe
 from cktf.workflows import run_recipe
-from cktf.workflows.objects import Objects
 from cktf.workflows.run import executing
 from cktf.workflows.train import prepare
+from cktf.workflows.user_objects import UserObjects
 
 OPTIONS = {"cktf": {"negatives": 64}}
 SUMMARY = {
@@ -79,7 +79,7 @@ def small():
     return Small()
 
 
-def distil(images, out, *, student=None, epochs=2, method="cktf+kd", **more):
+def distill(images, out, *, student=None, epochs=2, method="cktf+kd", **more):
     torch.manual_seed(0)
     teacher, own = Small(width=16), Small()
     return cktf.distill(
@@ -105,7 +105,7 @@ def test_learning(images, tmp_path):
 
 
 def test_run_folder(images, tmp_path, small):
-    run = distil(images, tmp_path / "run", student=small)
+    run = distill(images, tmp_path / "run", student=small)
     assert run.student is small
     names = {p.name for p in run.folder.iterdir()}
     assert {"recipe.yaml", "metrics.jsonl", "summary.json", "checkpoints", "student.safetensors",
@@ -176,7 +176,7 @@ def test_what_is_frozen_stays_whatever_gradients_it_came_with(images, tmp_path, 
     small(torch.rand(8, 3, 32, 32)).sum().backward()
     small.a[0].requires_grad_(False)
     before = small.a[0].weight.clone()
-    distil(images, tmp_path / "run", epochs=1, method="kd", student=small)
+    distill(images, tmp_path / "run", epochs=1, method="kd", student=small)
     assert torch.equal(small.a[0].weight, before)
 
 
@@ -205,7 +205,7 @@ def test_heads_train_with_the_student(images, tmp_path, monkeypatch):
         kept.append((before, dict(self.objective.named_parameters())))
 
     monkeypatch.setattr(Trainer, "steps", spy)
-    distil(images, tmp_path / "run", epochs=1)
+    distill(images, tmp_path / "run", epochs=1)
     before, after = kept[0]
     assert len(before) > 8
     assert all(not torch.equal(before[k], after[k]) for k in before)
@@ -220,15 +220,15 @@ def equal(a, b):
 
 
 def test_a_seed_fixes_everything(images, tmp_path):
-    first = weights(distil(images, tmp_path / "a"))
+    first = weights(distill(images, tmp_path / "a"))
     torch.randn(3)
-    assert equal(first, weights(distil(images, tmp_path / "b")))
-    assert not equal(first, weights(distil(images, tmp_path / "c", seed=1)))
+    assert equal(first, weights(distill(images, tmp_path / "b")))
+    assert not equal(first, weights(distill(images, tmp_path / "c", seed=1)))
 
 
 def test_an_interrupted_run_continues_to_the_same_result(images, tmp_path, monkeypatch):
     often = {"overrides": {"checkpoint.epochs": 1}}
-    whole = distil(images, tmp_path / "whole", epochs=3)
+    whole = distill(images, tmp_path / "whole", epochs=3)
     epoch = Trainer._epoch
 
     def interrupted(self, stage, number, passes, progress):
@@ -238,12 +238,12 @@ def test_an_interrupted_run_continues_to_the_same_result(images, tmp_path, monke
 
     monkeypatch.setattr(Trainer, "_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        distil(images, tmp_path / "cut", epochs=3, **often)
+        distill(images, tmp_path / "cut", epochs=3, **often)
     monkeypatch.setattr(Trainer, "_epoch", epoch)
     # The newest checkpoint is damaged: the one before it is used, and epoch 2 is trained again.
     *_, newest = sorted((tmp_path / "cut" / "checkpoints").glob("*.pt"))
     newest.write_bytes(newest.read_bytes()[:1000])
-    continued = distil(images, tmp_path / "cut", epochs=3, resume=True, **often)
+    continued = distill(images, tmp_path / "cut", epochs=3, resume=True, **often)
     assert equal(weights(whole), weights(continued))
     rows = rows_of(tmp_path / "cut")
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -251,11 +251,11 @@ def test_an_interrupted_run_continues_to_the_same_result(images, tmp_path, monke
 
 
 def test_a_run_is_not_overwritten_nor_continued_with_another_recipe(images, tmp_path):
-    distil(images, tmp_path / "run", epochs=1)
+    distill(images, tmp_path / "run", epochs=1)
     with pytest.raises(RecipeError, match="already holds a run"):
-        distil(images, tmp_path / "run", epochs=1)
+        distill(images, tmp_path / "run", epochs=1)
     with pytest.raises(RecipeError, match="differs in: epochs"):
-        distil(images, tmp_path / "run", epochs=2, resume=True)
+        distill(images, tmp_path / "run", epochs=2, resume=True)
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def as_tensors(data, count):
 def test_any_map_style_data_set(images, tmp_path):
     shuffled = torch.randperm(1000).tolist()
     train = Subset(as_tensors(images[0], 1000), shuffled[:300])
-    run = distil([train, as_tensors(images[1], 50)], tmp_path / "run", epochs=1)
+    run = distill([train, as_tensors(images[1], 50)], tmp_path / "run", epochs=1)
     assert 0 <= run.summary["test_top1"] <= 100
     assert run.summary["dataset"] == "custom"
 
@@ -329,14 +329,14 @@ def test_labels_that_are_not_those_of_samples_are_noticed(images, tmp_path):
 
     train = Stated(as_tensors(images[0], 128))
     with pytest.raises(DataError, match=r"Sample \d+ has the label \d, and by its `targets`"):
-        distil([train, images[1]], tmp_path, method="kd")
+        distill([train, images[1]], tmp_path, method="kd")
     del train.targets
-    assert distil([train, images[1]], tmp_path, method="kd", epochs=1).summary["epochs"] == 1
+    assert distill([train, images[1]], tmp_path, method="kd", epochs=1).summary["epochs"] == 1
 
 
 def test_overrides_may_be_nested(images, tmp_path):
     """What they do not name stays, the data set above all."""
-    run = distil(
+    run = distill(
         images, tmp_path / "run", method="kd", epochs=1,
         overrides={"data": {"batch_size": 50}, "optimizer": {"lr": 0.01}},
     )  # fmt: skip
@@ -344,11 +344,11 @@ def test_overrides_may_be_nested(images, tmp_path):
     assert (recipe["data"]["name"], recipe["data"]["batch_size"]) == ("custom", 50)
     assert (recipe["optimizer"]["lr"], recipe["optimizer"]["momentum"]) == (0.01, 0.9)
     with pytest.raises(RecipeError, match="train: a data set was given, and the recipe names cif"):
-        distil(images, tmp_path / "other", overrides={"data": {"name": "cifar10"}})
+        distill(images, tmp_path / "other", overrides={"data": {"name": "cifar10"}})
 
 
-@pytest.mark.parametrize("kind", ["file", "module", "normalised module", "from 0 to 1"])
-def test_images_that_a_data_set_normalises_are_not_normalised_again(images, tmp_path, kind):
+@pytest.mark.parametrize("kind", ["file", "module", "normalized module", "from 0 to 1"])
+def test_images_that_a_data_set_normalizes_are_not_normalized_again(images, tmp_path, kind):
     """A file that does not say its mean sees them as they come; what says one is told of."""
     network = create("resnet8", 10).eval()
     path = tmp_path / "w.pth"
@@ -362,20 +362,20 @@ def test_images_that_a_data_set_normalises_are_not_normalised_again(images, tmp_
         "kind": "distill", "teacher": teacher if kind == "file" else "custom", "student": "custom",
         "method": "kd", "epochs": 1, "data": {"name": "custom"},
     })  # fmt: skip
-    run, parts = prepare(recipe, tmp_path / "run", Objects(teacher, Small(), train))
+    run, parts = prepare(recipe, tmp_path / "run", UserObjects(teacher, Small(), train))
     if kind == "file":
         seen = train.tensors[0][:4]
         torch.testing.assert_close(parts.teacher.eval()(seen), network(seen))
     next(executing(recipe, parts, run, show=False))
     log = run.path / "log.txt"
-    told = log.exists() and "normalises images from [0, 1] itself, and these run" in log.read_text()
-    assert told == (kind == "normalised module")
+    told = log.exists() and "normalizes images from [0, 1] itself, and these run" in log.read_text()
+    assert told == (kind == "normalized module")
 
 
 def test_images_of_different_sizes_are_named(images, tmp_path):
     train = [(torch.rand(3, 32, 32), 0), (torch.rand(3, 32, 30), 1)] * 32
     with pytest.raises(DataError, match="Images of one size make a batch"):
-        distil([train, None], tmp_path / "run", epochs=1)
+        distill([train, None], tmp_path / "run", epochs=1)
     assert not (tmp_path / "run").exists()
 
 
@@ -394,7 +394,7 @@ def test_the_epoch_that_is_best_on_held_out_images_is_kept(images, tmp_path, mon
 
     real = Trainer.evaluate
     monkeypatch.setattr(Trainer, "evaluate", evaluate)
-    run = distil([data, images[1]], tmp_path, epochs=3, overrides={"data.validation": 0.2})
+    run = distill([data, images[1]], tmp_path, epochs=3, overrides={"data.validation": 0.2})
     assert equal(run.student.state_dict(), seen[1])
     assert not equal(seen[1], seen[2])
     rows = rows_of(tmp_path)
@@ -489,7 +489,7 @@ def own_accelerator():
 
 
 def test_a_users_own_accelerator_stays_as_it_is(images, tmp_path, own_accelerator):
-    distil(images, tmp_path / "run", epochs=1, method="kd")
+    distill(images, tmp_path / "run", epochs=1, method="kd")
     assert own_accelerator.mixed_precision == "bf16"
     assert own_accelerator.gradient_accumulation_steps == 2
     assert Accelerator(cpu=True, mixed_precision="bf16").device.type == "cpu"
@@ -533,14 +533,14 @@ def test_a_package_that_is_on_the_path_and_not_installed(images, tmp_path, monke
 def test_a_run_folder_below_a_file(images, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecipeError, match="cannot be written"):
-        distil(images, tmp_path / "file" / "run")
+        distill(images, tmp_path / "file" / "run")
 
 
 def test_a_finished_run_is_read_not_repeated(images, tmp_path, monkeypatch):
-    first = distil(images, tmp_path / "run", epochs=1)
+    first = distill(images, tmp_path / "run", epochs=1)
     monkeypatch.setattr(Trainer, "steps", None)
     torch.manual_seed(5)
-    again = distil(images, tmp_path / "run", epochs=1, resume=True, student=Small())
+    again = distill(images, tmp_path / "run", epochs=1, resume=True, student=Small())
     assert again.summary == first.summary
     assert equal(weights(first), weights(again))
     assert not again.student.training
@@ -548,17 +548,17 @@ def test_a_finished_run_is_read_not_repeated(images, tmp_path, monkeypatch):
 
 def test_a_run_that_failed_at_once_can_be_started_again(images, tmp_path):
     with pytest.raises(TrainingError):
-        distil(images, tmp_path / "run", epochs=1, overrides={"optimizer.lr": 1e9})
-    assert distil(images, tmp_path / "run", epochs=1).summary["epochs"] == 1
+        distill(images, tmp_path / "run", epochs=1, overrides={"optimizer.lr": 1e9})
+    assert distill(images, tmp_path / "run", epochs=1).summary["epochs"] == 1
 
 
 def test_checkpoints_that_cannot_be_read_are_not_passed_over(images, tmp_path):
-    distil(images, tmp_path / "run", epochs=1)
+    distill(images, tmp_path / "run", epochs=1)
     (tmp_path / "run" / "summary.json").unlink()
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         path.write_bytes(b"x")
     with pytest.raises(RunFolderError, match="None of the checkpoints"):
-        distil(images, tmp_path / "run", epochs=1, resume=True)
+        distill(images, tmp_path / "run", epochs=1, resume=True)
 
 
 def test_a_half_written_record_is_dropped(tmp_path):

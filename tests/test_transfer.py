@@ -30,8 +30,8 @@ from cktf.objectives import METHODS
 from cktf.recipes import loader_of_test, make_transfer, read_recipe
 from cktf.workflows import Run, carry_out, plan, prepare, transferring
 from cktf.workflows.classifier import Embedded
-from cktf.workflows.objects import some_of
-from cktf.workflows.probing import check_classes, choose, embed, fit_classifier
+from cktf.workflows.linear_probe import check_classes, choose, embed, fit_classifier
+from cktf.workflows.user_objects import some_of
 
 __all__ = ["images"]  # fixtures
 
@@ -94,12 +94,12 @@ def test_a_forbidden_label_is_noticed(images, tmp_path):
         cktf.distill(Small(), Small(), train=Secret(images[0]), epochs=1, out=tmp_path, show=False)
 
 
-NEEDING = [name for name, method in METHODS.items() if not method.takes_unlabelled]
+NEEDING = [name for name, method in METHODS.items() if not method.accepts_unlabeled]
 
 
 @pytest.mark.parametrize("name", NEEDING)
 def test_methods_that_need_labels_say_so_at_once(images, tmp_path, name):
-    with pytest.raises(RecipeError, match=f"method: {name} (needs labels|only initialise)"):
+    with pytest.raises(RecipeError, match=f"method: {name} (needs labels|only initialize)"):
         cktf.transfer(
             Small(), Small(), unlabeled=images[0], labeled=images[0], test=images[1], method=name,
             out=tmp_path, show=False,
@@ -118,10 +118,10 @@ def test_which_methods_those_are():
 def gaussians(count, classes, seed):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
-    centres = torch.randn(classes, 6, generator=torch.Generator().manual_seed(9))
+    centers = torch.randn(classes, 6, generator=torch.Generator().manual_seed(9))
     noise = torch.randn(count, 6, generator=generator)
     # Features of very different sizes, one of them constant.
-    found = (centres[labels] + noise) * torch.tensor([1, 100, 0.01, 1, 5, 1])
+    found = (centers[labels] + noise) * torch.tensor([1, 100, 0.01, 1, 5, 1])
     return Embedded(torch.cat([found, torch.ones(count, 1)], 1), labels)
 
 
@@ -159,7 +159,7 @@ def test_smaller_draws_are_within_larger_ones():
     assert len({tuple(draw.tolist()) for draw in more.draws}) == 3
     with pytest.raises(DataError, match="21 images of each class were asked for"):
         choose(labels, [21], 1, 0)
-    # Neighbouring seeds are as independent as others, and the first draw is that of a training.
+    # Neighboring seeds are as independent as others, and the first draw is that of a training.
     drawn = [d for seed in range(3) for d in choose(labels, [5], draws=3, seed=seed)[0].draws]
     assert len({tuple(draw.tolist()) for draw in drawn}) == 9
     assert torch.equal(drawn[3], few_per_class(labels, 5, 1))
@@ -201,7 +201,7 @@ def test_mistakes_in_a_probes_runtime(images, runtime, message):
 
 def test_a_probe_needs_labels(images):
     with pytest.raises(DataError, match="labels"):
-        cktf.probe(create("resnet8", 10), labeled=images[0].unlabelled(), test=images[1])
+        cktf.probe(create("resnet8", 10), labeled=images[0].unlabeled(), test=images[1])
 
 
 def test_a_probe_reads_data_sets(images):
@@ -436,7 +436,7 @@ def test_transfer_of_objects(images, tmp_path):
     assert {"scratch_top1", "floor_probe_top1", "teacher_probe_top1"} <= done.summary.keys()
 
 
-def test_labelled_images_may_lack_the_last_class(images, tmp_path):
+def test_labeled_images_may_lack_the_last_class(images, tmp_path):
     torch.manual_seed(0)
     full = images[0]
     kept = full.labels < 9
@@ -531,7 +531,7 @@ def test_a_student_that_classifies_by_a_convolution(images, tmp_path):
     assert isinstance(done.student.fc, nn.Conv2d)
 
 
-def test_a_student_of_python_that_is_given_again_has_learnt(images, tmp_path, monkeypatch):
+def test_a_student_of_python_that_is_given_again_has_learned(images, tmp_path, monkeypatch):
     """The floor and the start from scratch are of what it was at the first step."""
 
     def made(width):
@@ -616,12 +616,12 @@ def test_a_probe_is_at_the_size_of_training(cifar, tmp_path, monkeypatch, mode):
     )  # fmt: skip
     sizes = []
 
-    def noted(recipe, *_, **__):
+    def record_call(recipe, *_, **__):
         sizes.append(recipe.data.image_size)
         raise RecipeError(["enough"])
 
-    monkeypatch.setattr("cktf.workflows.run_recipe", noted)
-    monkeypatch.setattr("cktf.workflows.probe_run", noted)
+    monkeypatch.setattr("cktf.workflows.run_recipe", record_call)
+    monkeypatch.setattr("cktf.workflows.probe_run", record_call)
     line = f"probe {path} --labeled cifar10 --data-dir {cifar} {mode}"
     for more in ("", " --set data.image_size=40"):
         CliRunner().invoke(app, shlex.split(line + more))

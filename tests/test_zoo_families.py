@@ -133,7 +133,7 @@ def test_features_fit_together(name):
             # Linear bottlenecks.
             assert all(a is b for a, b in zip(f.preacts, f.stages, strict=True))
         elif name.startswith("wrn"):
-            # The activation comes behind the next normalisation.
+            # The activation comes behind the next normalization.
             torch.testing.assert_close(network.bn1(f.stages[-1]), f.preacts[-1])
             assert [m.shape for m in f.preacts] == [m.shape for m in f.stages]
         else:

@@ -21,7 +21,7 @@ import torch
 from cktf.errors import Interrupted
 from cktf.models import Normalized, create
 from cktf.recipes import make_recipe
-from cktf.workflows import Objects, prepare
+from cktf.workflows import UserObjects, prepare
 from cktf.workflows.run import executing
 
 RESULT = Path(__file__).parents[1] / "results" / "reliability" / "overhead.json"
@@ -44,7 +44,7 @@ def main() -> None:
     torch.manual_seed(0)
     teacher = Normalized(create("resnet20", 10), (0.2190,) * 3, (0.3318,) * 3)
     with tempfile.TemporaryDirectory() as folder:
-        run, parts = prepare(recipe, Path(folder) / "run", Objects(teacher=teacher))
+        run, parts = prepare(recipe, Path(folder) / "run", UserObjects(teacher=teacher))
         began, steps = time.monotonic(), 0
         try:
             for _ in executing(recipe, parts, run, show=False):

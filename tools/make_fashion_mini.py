@@ -38,8 +38,8 @@ def main() -> None:
         path.write_bytes(lzma.compress(records.tobytes(), filters=filters))
         print(f"{path.name}: {len(chosen)} images, {path.stat().st_size:,} bytes")
         if split == "train":
-            grey = data.images.float() / 255
-            print(f"all training images, padded: mean {grey.mean():.4f}, std {grey.std():.4f}")
+            gray = data.images.float() / 255
+            print(f"all training images, padded: mean {gray.mean():.4f}, std {gray.std():.4f}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import torch
 from cktf.errors import Interrupted
 from cktf.models import Normalized, create
 from cktf.recipes import make_recipe
-from cktf.workflows import Objects, prepare
+from cktf.workflows import UserObjects, prepare
 from cktf.workflows.run import executing
 
 RESULTS = Path(__file__).parents[1] / "results" / "reliability"
@@ -46,7 +46,7 @@ def soak(memory: str, minutes: float, folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     torch.manual_seed(0)
     teacher = Normalized(create("resnet20", 10), (0.2190,) * 3, (0.3318,) * 3)
-    run, parts = prepare(recipe, folder / memory, Objects(teacher=teacher))
+    run, parts = prepare(recipe, folder / memory, UserObjects(teacher=teacher))
     process, began, samples, next_at = psutil.Process(), time.monotonic(), [], 0.0
     try:
         for _ in executing(recipe, parts, run, show=False):

@@ -90,7 +90,7 @@ def combination(method: Method) -> str:
             "`cktf+kd`: cross-entropy 1, KD 1, CKTF with β 0.8 and θ 0.1. KD alone is 0.1 "
             "cross-entropy and 0.9 KD, as published; `kd:1` is KD with the weights it has in sums."
         )
-    stage = " after its initialisation" if method.first_stage == "yes" else ""
+    stage = " after its initialization" if method.first_stage == "yes" else ""
     return (
         f"`cktf+{name}`: this method with its own weight, and 0.8 · (L_penultimate + Σ L_k) of "
         f"CKTF{stage}, as in the paper's table 2. `cktf:0.5+{name}:{method.weight:g}` sets both."
@@ -108,7 +108,7 @@ def page(method: Method) -> str:
         "",
         f"- **weight**: {method.weight:g}",
         f"- **reads**: {'; '.join(READS[name] for name in method.reads)}",
-        f"- **works without labels**: {'yes' if method.takes_unlabelled else 'no'}",
+        f"- **works without labels**: {'yes' if method.accepts_unlabeled else 'no'}",
         f"- **first stage, `--init-epochs` long**: {method.first_stage or 'none'}",
         f"- **with CKTF**: {combination(method)}",
         "",
@@ -135,7 +135,7 @@ def contents() -> str:
     ]
     lines += [
         f"| [{m.name}]({m.name}.md) | {m.title} | {m.paper} | {m.weight:g} | "
-        f"{'yes' if m.takes_unlabelled else 'no'} | {m.first_stage} |"
+        f"{'yes' if m.accepts_unlabeled else 'no'} | {m.first_stage} |"
         for m in METHODS.values()
     ]
     return "\n".join(lines) + "\n"

@@ -68,7 +68,7 @@ def cktf(folder: Path, *arguments: str) -> None:
         subprocess.run(command, cwd=folder, stdout=output, stderr=output, check=True)
 
 
-def distil(pair: int, data_dir: str, folder: Path) -> list[object]:
+def distill(pair: int, data_dir: str, folder: Path) -> list[object]:
     """Train one pair; a row of the table."""
     teacher, trains, student = PAIRS[pair]
     data = ["--data", "cifar10", "--data-dir", data_dir, "--epochs", str(EPOCHS), "--resume",
@@ -114,7 +114,7 @@ def main() -> None:
               "teacher, top-1 %", "student, top-1 %", "images/s"]  # fmt: skip
     rows = []
     for pair in range(len(PAIRS)):
-        rows.append(distil(pair, str(Path(args.data_dir).expanduser().absolute()), folder))
+        rows.append(distill(pair, str(Path(args.data_dir).expanduser().absolute()), folder))
         text = table(header, rows)
         print(text, flush=True)
         if args.out is not None:

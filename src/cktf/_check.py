@@ -61,7 +61,7 @@ def paired_logits(method: str, student: Tensor, teacher: Tensor) -> None:
 def indices(method: str, index: Tensor, batch: int, size: int) -> None:
     """`index` holds a position below `size` for each sample of the batch.
 
-    The range is checked where that costs no synchronisation, on the CPU.
+    The range is checked where that costs no synchronization, on the CPU.
     """
     if index.dtype != torch.int64 or index.dim() != 1 or len(index) != batch:
         raise ShapeError(
@@ -147,7 +147,7 @@ def _map(method: str, tensor: Tensor, whose: str) -> None:
 def chosen_rows(contrast_index: Tensor, batch: int, size: int) -> None:
     """`contrast_index` is [batch, 1+K] rows of `size`, with a positive and negatives.
 
-    The range is checked where that costs no synchronisation, on the CPU.
+    The range is checked where that costs no synchronization, on the CPU.
     """
     given = f"given {_shape(contrast_index)} of {contrast_index.dtype}"
     if (

@@ -9,7 +9,7 @@ from typing import Any
 
 from cktf.bench.matrix import Fields, Matrix, MethodEntry, TeacherEntry
 from cktf.errors import RecipeError, nearest
-from cktf.models import describe, is_ours, names
+from cktf.models import describe, is_cktf_checkpoint, names
 from cktf.objectives import METHODS, parse
 from cktf.recipes import (
     CUSTOM,
@@ -224,7 +224,7 @@ def _is_apart(weights: Path, network: str, named: bool) -> bool:
 def _network_in(weights: Path) -> str | None:
     """What a file of ours says that it is of, whatever it is called in a matrix."""
     file = teacher_file(str(weights))
-    return str(describe(file)["network"]) if is_ours(file) else None
+    return str(describe(file)["network"]) if is_cktf_checkpoint(file) else None
 
 
 def _cells(

@@ -22,7 +22,7 @@ from cktf.engine import (
     describe_device,
     device_of,
     peak_memory_mb,
-    settled,
+    synchronized_time,
     write_atomically,
 )
 from cktf.errors import TrainingError
@@ -33,15 +33,15 @@ from cktf.recipes import (
     Recipe,
     TrainRecipe,
     TransferRecipe,
-    at_size,
     build_data,
     new_network,
+    set_input_size,
 )
 from cktf.workflows.assembly import assemble
-from cktf.workflows.parts import Parts
-from cktf.workflows.probing import choose
+from cktf.workflows.components import RunComponents
+from cktf.workflows.linear_probe import choose
 from cktf.workflows.run import executing
-from cktf.workflows.transferring import scratch_epochs
+from cktf.workflows.transfer_learning import scratch_epochs
 
 _WARM_UP, _STEPS = 3, 15
 # How many steps there are, and not how long one takes.
@@ -58,11 +58,11 @@ class Cost:
         step_seconds: median of a step of the main stage, with loading its batch.
         peak_memory_mb: largest memory held while training; of the device if it has its own, else of
             the process.
-        hours: what a run takes at that rate, initialisation stages and a transfer's training from
+        hours: what a run takes at that rate, initialization stages and a transfer's training from
             scratch too, evaluation left out.
         device: on which this was measured.
         batches: steps of an epoch.
-        stages: initialisation stages.
+        stages: initialization stages.
         scratch_batches: steps of an epoch of a transfer's training from scratch.
         step: what decides how long a step takes, as a hash; empty for costs of before.
     """
@@ -127,26 +127,26 @@ def _measure(given: Recipe | TransferRecipe, teacher_name: str | None) -> Cost:
     teacher = new_network(teacher_name, data.raw_train, classes) if teacher_name else None
     student = new_network(name, data.raw_train, classes)
     if isinstance(recipe, DistillRecipe):
-        at_size(student, recipe.student_size)
+        set_input_size(student, recipe.student_size)
         if teacher is not None:
-            at_size(teacher, recipe.teacher_size)
+            set_input_size(teacher, recipe.teacher_size)
     runtime = recipe.runtime.model_copy(update={"track": ()})
     recipe = recipe.model_copy(update={"runtime": runtime})
     if isinstance(recipe, DistillRecipe):
-        # Steps of initialisation stages are others: some have no student. And features of an
+        # Steps of initialization stages are others: some have no student. And features of an
         # untrained teacher are nothing to keep.
         recipe = recipe.model_copy(update={"init_epochs": 0, "teacher_cache": None})
-    parts = Parts(student, teacher, name, CUSTOM if distilled else None, data)
+    parts = RunComponents(student, teacher, name, CUSTOM if distilled else None, data)
     seconds, at, device = [], 0.0, device_of(recipe.training())
     with tempfile.TemporaryDirectory() as folder:
         steps = executing(recipe, parts, RunFolder(Path(folder)), show=False)
         for number, _ in enumerate(steps):
-            now = settled(device)
+            now = synchronized_time(device)
             if number:
                 seconds.append(now - at)
             if number == _WARM_UP + _STEPS:
                 break
-            at = settled(device)
+            at = synchronized_time(device)
         steps.close()
     # A run that ends before it is warm takes what its last step takes.
     step, memory = statistics.median(seconds[_WARM_UP:] or seconds[-1:]), peak_memory_mb(device)

@@ -10,10 +10,10 @@ from zlib import crc32
 
 from cktf.bench.cells import Cell, TeacherPlan
 from cktf.bench.matrix import Matrix
-from cktf.bench.results import canonical, completed, decided_by, differing, read_result, weights_of
+from cktf.bench.results import canonical, completed, differing, read_result, result_key, weights_of
 from cktf.engine import RunFolder
 from cktf.errors import RunFolderError
-from cktf.recipes import TransferRecipe, decisive, make_recipe, read_recipe
+from cktf.recipes import TransferRecipe, make_recipe, read_recipe, result_fields
 from cktf.workflows import SHARED
 
 Group = list[Cell]
@@ -118,7 +118,7 @@ def _changed_results(bench: Bench) -> Iterator[str]:
     for cell in bench.cells:
         result = read_result(bench.result_file(cell))
         if result is not None:
-            now = decided_by(cell.recipe(), "") | {"teacher": result.recipe["teacher"]}
+            now = result_key(cell.recipe(), "") | {"teacher": result.recipe["teacher"]}
             if fields := ", ".join(differing(completed(result.recipe), now)):
                 yield f"{cell.slug}: {fields}"
 
@@ -127,8 +127,8 @@ def _changed_teachers(bench: Bench) -> Iterator[str]:
     for teacher in {cell.teacher.slug: cell.teacher for cell in bench.cells}.values():
         run = RunFolder(bench.out / "teachers" / teacher.slug)
         if teacher.weights is None and run.finished:
-            before = decisive(make_recipe(read_recipe(run.recipe)))
-            if fields := ", ".join(differing(before, decisive(teacher.recipe))):
+            before = result_fields(make_recipe(read_recipe(run.recipe)))
+            if fields := ", ".join(differing(before, result_fields(teacher.recipe))):
                 yield f"{teacher.slug}: {fields}"
         elif (kept := bench.teacher_file(teacher)).exists():
             record = json.loads(kept.read_text())
@@ -136,7 +136,7 @@ def _changed_teachers(bench: Bench) -> Iterator[str]:
                 if record["weights"] != f"sha256 {weights_of(teacher.weights)}":
                     yield f"{teacher.slug}: its weights"
             elif record["recipe"] is not None:
-                now = canonical(decisive(teacher.recipe))
+                now = canonical(result_fields(teacher.recipe))
                 if fields := ", ".join(differing(record["recipe"], now)):
                     yield f"{teacher.slug}: {fields}"
 

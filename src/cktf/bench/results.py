@@ -15,8 +15,8 @@ from cktf.engine import RunFolder, announce, write_atomically
 from cktf.errors import CktfError, RunFolderError
 from cktf.locks import locked
 from cktf.models import fingerprint
-from cktf.recipes import any_recipe, decisive, put, read_recipe, teacher_file
-from cktf.workflows import noted
+from cktf.recipes import any_recipe, put, read_recipe, result_fields, teacher_file
+from cktf.workflows import read_teacher_ref
 
 RESULTS, MATRIX, COSTS, LOCK = "results", "matrix.yaml", "costs.json", "results.lock"
 
@@ -62,14 +62,14 @@ def canonical(fields: Mapping[str, Any]) -> dict[str, Any]:
     return back
 
 
-def decided_by(recipe: CellRecipe, teacher: str) -> dict[str, Any]:
+def result_key(recipe: CellRecipe, teacher: str) -> dict[str, Any]:
     """What decides a cell's result: its recipe, and the weights of its teacher.
 
     Args:
         recipe: of the cell.
         teacher: fingerprint of the weights.
     """
-    return canonical(decisive(recipe) | {"teacher": f"sha256 {teacher}"})
+    return canonical(result_fields(recipe) | {"teacher": f"sha256 {teacher}"})
 
 
 @lru_cache(maxsize=256)
@@ -90,7 +90,7 @@ def result_of(cell: Cell, folder: Path, teacher: str, together: int | None) -> R
     curve = [row["test_top1"] for row in rows if row.get("test_top1") is not None]
     data, pair = cell.column
     summary = json.loads(run.summary.read_text())
-    decided = decided_by(cell.recipe(), teacher)
+    decided = result_key(cell.recipe(), teacher)
     return Result(
         data, pair, cell.method, cell.seed, decided, summary, curve, together, student=cell.student
     )
@@ -147,7 +147,7 @@ def teacher_record(plan: TeacherPlan, weights: Path) -> dict[str, Any]:
         "teacher": plan.name,
         "data": plan.data,
         "weights": f"sha256 {weights_of(weights)}",
-        "recipe": canonical(decisive(plan.recipe)) if trained else None,
+        "recipe": canonical(result_fields(plan.recipe)) if trained else None,
         "summary": json.loads(summary.read_text()) if trained else None,
     }
 
@@ -198,7 +198,7 @@ class Reusable:
 
     def find(self, cell: Cell, teacher: str) -> Path | Result | None:
         """A run folder, or a result alone, of the cell's very recipe."""
-        key = _key(decided_by(cell.recipe(), teacher))
+        key = _key(result_key(cell.recipe(), teacher))
         return self._runs.get(key) or self._results.get(key)
 
 
@@ -211,7 +211,7 @@ def completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in recipe.items():
         put(fields, name, value)
-    return canonical(decisive(any_recipe(fields)) | {"teacher": recipe["teacher"]})
+    return canonical(result_fields(any_recipe(fields)) | {"teacher": recipe["teacher"]})
 
 
 def _run_decided_by(run: RunFolder) -> dict[str, Any] | None:
@@ -220,11 +220,11 @@ def _run_decided_by(run: RunFolder) -> dict[str, Any] | None:
     if fields.get("kind") not in ("distill", "transfer"):
         return None
     # What lies at its teacher's path by now may be another.
-    taught = noted(run.path)
+    taught = read_teacher_ref(run.path)
     sha = taught.sha256 if taught else weights_of(Path(fields["teacher"]))
     # Of weights apart from their network, the weights decide.
     recipe = any_recipe(fields | {"teacher_weights": None})
-    return decided_by(cast(CellRecipe, recipe), sha.partition(" ")[0])
+    return result_key(cast(CellRecipe, recipe), sha.partition(" ")[0])
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

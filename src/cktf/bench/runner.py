@@ -31,7 +31,7 @@ from cktf.engine import RunFolder, announce, write_atomically
 from cktf.errors import CktfError, Interrupted, RunFolderError
 from cktf.locks import locked
 from cktf.recipes import DistillRecipe, TransferRecipe
-from cktf.workflows import carry_out, distill_together, plan, run_recipe
+from cktf.workflows import carry_out, distill_interleaved, plan, run_recipe
 
 
 def prepare_bench(bench: Bench) -> None:
@@ -216,7 +216,7 @@ def _train(bench: Bench, cells: Group, teacher: str) -> None:
 def _distill(bench: Bench, cells: Group, runs: Sequence[tuple[DistillRecipe, Path]]) -> None:
     if len(runs) > 1:
         announce(f"{len(runs)} in turn: {'; '.join(c.title for c in cells)}", bench.show)
-        distill_together(runs, trust_code=bench.trust_code)
+        distill_interleaved(runs, trust_code=bench.trust_code)
     elif runs:
         announce(cells[0].title, bench.show)
         run_recipe(*runs[0], resume=True, show=False, trust_code=bench.trust_code)

@@ -264,15 +264,17 @@ def _bases(
 def as_published(method: str) -> str:
     """A method string as the published figures name it.
 
-    What only initialises is no part of the loss: its weight is the matrix's own.
+    What only initializes is no part of the loss: its weight is the matrix's own.
     """
     terms = (term.partition(":") for term in method.split("+"))
-    named = (name if _initialises(name) else f"{name}{colon}{own}" for name, colon, own in terms)
+    named = (
+        name if _only_initializes(name) else f"{name}{colon}{own}" for name, colon, own in terms
+    )
     return "+".join(sorted(named))
 
 
-def _initialises(name: str) -> bool:
-    return name in METHODS and METHODS[name].objective.only_initialises
+def _only_initializes(name: str) -> bool:
+    return name in METHODS and METHODS[name].objective.only_initializes
 
 
 def _order(results: Sequence[Result], matrix: Matrix | None) -> tuple[list[Column], list[str]]:

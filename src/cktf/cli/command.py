@@ -99,7 +99,7 @@ def _how_to_continue(command: str, folder: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RunRequest:
     """What a command line asks for.
 
     Attributes:
@@ -113,7 +113,7 @@ class Asked:
     continued: bool
 
 
-def asked(
+def build_run_request(
     kind: str,
     given: dict[str, Any],
     *,
@@ -122,7 +122,7 @@ def asked(
     out: Path | None,
     resume: str | None,
     trust_code: bool,
-) -> Asked:
+) -> RunRequest:
     """Put a recipe's fields together.
 
     Args:
@@ -157,7 +157,7 @@ def asked(
             put(fields, name, str(value) if isinstance(value, Path) else value)
     _leave_out_options(fields, given.get("method"))
     assign(fields, settings or [])
-    return Asked(fields, out, resume is not None)
+    return RunRequest(fields, out, resume is not None)
 
 
 def _leave_out_options(fields: dict[str, Any], method: str | None) -> None:
@@ -182,18 +182,18 @@ def train_from_options(
     trust_code: bool,
 ) -> None:
     """Put a recipe together, carry it out and say what came of it; with `dry_run` only try it."""
-    from cktf.cli.rehearsal import show_rehearsal
+    from cktf.cli.doctor import show_dry_run
     from cktf.recipes import make_recipe, to_yaml
-    from cktf.workflows import prepare, rehearse, run_recipe
+    from cktf.workflows import prepare, preview_run, run_recipe
 
-    wanted = asked(
+    wanted = build_run_request(
         kind, given, recipe=recipe, settings=settings, out=out, resume=resume,
         trust_code=trust_code,
     )  # fmt: skip
     parsed = make_recipe(wanted.fields)
     if dry_run:
         parts = prepare(parsed, wanted.out, resume=wanted.continued, trust_code=trust_code)[1]
-        show_rehearsal(rehearse(parsed, parts))
+        show_dry_run(preview_run(parsed, parts))
         print(to_yaml(parsed), end="")
         return
     report(run_recipe(parsed, wanted.out, resume=wanted.continued, trust_code=trust_code))

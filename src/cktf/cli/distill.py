@@ -104,7 +104,7 @@ def distill(
     epochs: EpochsOption = None,
     init_epochs: Annotated[
         int | None,
-        typer.Option("--init-epochs", help="Of methods that first initialise: ab, fsp, ft."),
+        typer.Option("--init-epochs", help="Of methods that first initialize: ab, fsp, ft."),
     ] = None,
     seed: SeedOption = None,
     out: OutOption = None,

@@ -50,13 +50,13 @@ def methods() -> None:
     table.add_column("name, paper", min_width=21)
     table.add_column("reads", max_width=16)
     table.add_column("weight", justify="right", no_wrap=True)
-    table.add_column("unlabelled", no_wrap=True)
+    table.add_column("unlabeled", no_wrap=True)
     table.add_column("first\nstage", min_width=9)
     for m in METHODS.values():
         named = "\n".join(part for part in (m.title, m.paper) if part)
-        unlabelled = "yes" if m.takes_unlabelled else "no"
+        unlabeled = "yes" if m.accepts_unlabeled else "no"
         reads = ", ".join(m.reads)
-        table.add_row(m.name, named, reads, f"{m.weight:g}", unlabelled, m.first_stage)
+        table.add_row(m.name, named, reads, f"{m.weight:g}", unlabeled, m.first_stage)
     Console().print(table)
 
 

@@ -7,13 +7,13 @@ import typer
 from cktf import __version__
 from cktf.cli.bench import bench, table
 from cktf.cli.distill import distill
+from cktf.cli.doctor import FORWARDED, doctor
 from cktf.cli.evaluate import evaluate
 from cktf.cli.export import export
 from cktf.cli.inspect import inspect
 from cktf.cli.lists import datasets, methods, models
 from cktf.cli.probe import probe
 from cktf.cli.quickstart import quickstart
-from cktf.cli.rehearsal import FORWARDED, doctor
 from cktf.cli.report import report
 from cktf.cli.train import train
 from cktf.cli.transfer import transfer

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cktf.cli.command import asked, reports_errors, train_from_options
+from cktf.cli.command import build_run_request, reports_errors, train_from_options
 from cktf.cli.options import (
     DataDirOption,
     DebugOption,
@@ -20,7 +20,7 @@ from cktf.cli.options import (
 from cktf.errors import RecipeError
 
 LabeledOption = Annotated[
-    str | None, typer.Option("--labeled", help="A data set whose labels are learnt.")
+    str | None, typer.Option("--labeled", help="A data set whose labels are learned.")
 ]
 TestOption = Annotated[
     str | None, typer.Option("--test", help="Another whose test images count; else its own.")
@@ -61,8 +61,8 @@ def probe(
 ) -> None:
     """Fit a linear classifier on a network's frozen features, and test it.
 
-    By default a logistic regression on features that are computed once, its regularisation chosen
-    by cross-validation on the labelled images; with --sgd or --finetune a run of its own.
+    By default a logistic regression on features that are computed once, its regularization chosen
+    by cross-validation on the labeled images; with --sgd or --finetune a run of its own.
     """
     given = {"data.name": labeled, "data.test": test, "data.dir": data_dir, "seed": seed}
     counts = labels_of(labels_per_class)
@@ -128,7 +128,7 @@ def _closed(
     from cktf.recipes import TrainRecipe, make_recipe
     from cktf.workflows import CURVE, probe_run
 
-    wanted = asked(
+    wanted = build_run_request(
         "train",
         given,
         recipe=None,

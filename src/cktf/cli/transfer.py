@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cktf.cli.command import asked, reports_errors
+from cktf.cli.command import build_run_request, reports_errors
 from cktf.cli.distill import (
     EmbeddingOption,
     MethodOption,
@@ -76,9 +76,9 @@ def transfer(
     debug: DebugOption = False,
 ) -> None:
     """Train a student on images without labels, and classify with its features on few labels."""
-    from cktf.cli.rehearsal import show_rehearsal
+    from cktf.cli.doctor import show_dry_run
     from cktf.recipes import make_transfer, to_yaml
-    from cktf.workflows import carry_out, plan, rehearse
+    from cktf.workflows import carry_out, plan, preview_run
 
     given = {
         "teacher": teacher,
@@ -104,14 +104,14 @@ def transfer(
         "runtime.track": track,
         "runtime.on_nonfinite": on_nonfinite,
     }
-    wanted = asked(
+    wanted = build_run_request(
         "transfer", given, recipe=recipe, settings=settings, out=out, resume=resume,
         trust_code=trust_code,
     )  # fmt: skip
     parsed = make_transfer(wanted.fields)
     planned = plan(parsed, wanted.out, resume=wanted.continued, trust_code=trust_code)
     if dry_run:
-        show_rehearsal(rehearse(parsed.distilling(), planned.parts))
+        show_dry_run(preview_run(parsed.distilling(), planned.parts))
         print(to_yaml(planned.recipe), end="")
         return
     _report(carry_out(planned))
@@ -126,7 +126,7 @@ def _report(done: "Transferred") -> None:
     print(
         f"{summary['student']} from {summary['teacher']} by {summary['method']} on "
         f"{summary['unlabeled_images']:,} images without labels; scratch: the same student on the "
-        f"most labels alone, {summary['scratch_epochs']} epochs; floor: before it learnt anything."
+        f"most labels alone, {summary['scratch_epochs']} epochs; floor: before it learned anything."
     )
     plot = done.folder / CURVE
     print(f"run: {done.folder}" + (f"; plot: {Path(plot)}" if plot.is_file() else ""))

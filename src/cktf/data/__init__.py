@@ -1,7 +1,7 @@
 """Data sets by name, batches with their index, batched augmentation."""
 
 from cktf.data.augment import crop_and_flip
-from cktf.data.images import UNLABELED, UNLABELLED, Images, ImageSet
+from cktf.data.images import NO_LABEL, UNLABELED_SPLIT, Images, ImageSet
 from cktf.data.loaders import DatasetLoader, Loader, MemoryLoader, labels_of, states_labels
 from cktf.data.reading import BrokenImagesError, Reading
 from cktf.data.registry import (
@@ -25,8 +25,8 @@ __all__ = [
     "DATASETS",
     "FOLDER",
     "HUB",
-    "UNLABELED",
-    "UNLABELLED",
+    "NO_LABEL",
+    "UNLABELED_SPLIT",
     "VALIDATION_SEED",
     "BrokenImagesError",
     "DatasetInfo",

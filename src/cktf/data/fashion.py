@@ -1,8 +1,8 @@
 """Fashion-MNIST: the whole set from its IDX files, and the small part inside this package.
 
 Source: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine
-Learning Algorithms", 2017, arXiv 1708.07747; MIT licence. The 28x28 grey images are padded to 32x32
-and given three channels, so that networks for 32-pixel colour images take them.
+Learning Algorithms", 2017, arXiv 1708.07747; MIT license. The 28x28 gray images are padded to 32x32
+and given three channels, so that networks for 32-pixel color images take them.
 """
 
 import gzip
@@ -32,7 +32,7 @@ _PREFIX = {"train": "train", "test": "t10k"}
 
 
 def image_set(name: str, pixels: np.ndarray, labels: np.ndarray) -> ImageSet:
-    """Grey images [N, 28, 28] as 32x32 with three equal channels."""
+    """Gray images [N, 28, 28] as 32x32 with three equal channels."""
     padded = F.pad(torch.from_numpy(pixels), (2, 2, 2, 2))
     images = padded.unsqueeze(3).expand(-1, -1, -1, 3).contiguous()
     return ImageSet(images, torch.from_numpy(labels).long(), CLASSES, MEAN, STD, name=name)

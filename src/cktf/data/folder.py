@@ -1,6 +1,6 @@
 """Any folder of images: a folder for each class.
 
-Images without labels are those in `DIR/unlabeled` or `DIR` itself. Labelled ones are in
+Images without labels are those in `DIR/unlabeled` or `DIR` itself. Labeled ones are in
 either `DIR/train/CLASS` with `DIR/test/CLASS` or `DIR/val/CLASS`, or `DIR/CLASS` alone, from which
 a fifth of each class becomes the test split. That choice is the same in every run, whatever the
 run's seed and whatever images are added later: a teacher must not have been trained on the images
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from cktf.data.images import UNLABELED, UNLABELLED
+from cktf.data.images import NO_LABEL, UNLABELED_SPLIT
 from cktf.data.pictures import Files, Pictures
 from cktf.data.reading import Reading, Source, listed
 from cktf.data.splits import split_by_name
@@ -28,8 +28,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TEST_FRACTION = 0.2
 _TESTS = ("test", "val", "valid", "validation")
 # What else splits are called, in any case, and what they are called here.
-_MEANT = {name: name for name in ("train", *_TESTS, UNLABELED)} | {
-    "training": "train", "testing": "test", "tests": "test", "unlabelled": UNLABELED,
+_MEANT = {name: name for name in ("train", *_TESTS, UNLABELED_SPLIT)} | {
+    "training": "train", "testing": "test", "tests": "test", "unlabeled": UNLABELED_SPLIT,
 }  # fmt: skip
 _HELD_OUT = "a fifth of each class held out for the test"
 _SAMPLE = 1000
@@ -44,8 +44,8 @@ def open_folder(directory: Path | None, split: str, reading: Reading) -> Source:
     Raises:
         DataError: no folder, no classes, classes without images, or splits whose classes differ.
     """
-    if split == UNLABELED and directory is not None and directory.is_dir():
-        return _unlabelled(directory, reading)
+    if split == UNLABELED_SPLIT and directory is not None and directory.is_dir():
+        return _unlabeled(directory, reading)
     if directory is None:
         raise DataError("imagefolder needs a folder: imagefolder:DIR, or --data-dir DIR.")
     name = f"imagefolder:{directory}"
@@ -73,9 +73,9 @@ def open_folder(directory: Path | None, split: str, reading: Reading) -> Source:
     return Source(name, split, pictures, labels[split], classes, MEAN, STD, size, note=note)
 
 
-def _unlabelled(directory: Path, reading: Reading) -> Source:
+def _unlabeled(directory: Path, reading: Reading) -> Source:
     """Images without labels: of DIR/unlabeled, or of DIR itself, or else those for training."""
-    name, own = f"imagefolder:{directory}", directory / UNLABELED
+    name, own = f"imagefolder:{directory}", directory / UNLABELED_SPLIT
     _check_names(name, directory)
     loose = [directory / n for n in sorted(os.listdir(directory)) if _is_image(n)]
     paths = _images(own) if own.is_dir() else loose
@@ -87,16 +87,16 @@ def _unlabelled(directory: Path, reading: Reading) -> Source:
         )
     if not paths:
         source = open_folder(directory, "train", reading)
-        labels = torch.full_like(source.labels, UNLABELLED)
-        return replace(source, split=UNLABELED, labels=labels, classes=())
+        labels = torch.full_like(source.labels, NO_LABEL)
+        return replace(source, split=UNLABELED_SPLIT, labels=labels, classes=())
     size, note = reading.image_size, ""
     if size is None:
-        size, note = _labelled_size(directory, reading) or usual_size(Files(paths))
-    labels = torch.full((len(paths),), UNLABELLED)
-    return Source(name, UNLABELED, Files(paths), labels, (), MEAN, STD, size, note=note)
+        size, note = _labeled_size(directory, reading) or usual_size(Files(paths))
+    labels = torch.full((len(paths),), NO_LABEL)
+    return Source(name, UNLABELED_SPLIT, Files(paths), labels, (), MEAN, STD, size, note=note)
 
 
-def _labelled_size(directory: Path, reading: Reading) -> tuple[int, str] | None:
+def _labeled_size(directory: Path, reading: Reading) -> tuple[int, str] | None:
     """Pixels of a side of the images with labels in the same folder, where there are some."""
     try:
         size = open_folder(directory, "train", reading).size
@@ -129,7 +129,7 @@ def _splits(name: str, root: Path, wanted: str) -> tuple[_Images, _Images | None
     _check_names(name, root)
     found = {split: root / split for split in ("train", *_TESTS) if _folders(root / split)}
     if "train" not in found:
-        own = [folder for folder in _folders(root) if folder.name != UNLABELED]
+        own = [folder for folder in _folders(root) if folder.name != UNLABELED_SPLIT]
         if own and {folder.name for folder in own} <= {"train", *_TESTS}:
             if found and wanted == "test":
                 first = next(iter(found))
@@ -169,8 +169,8 @@ def _check_names(name: str, root: Path) -> None:
     """Raise DataError for a folder that would be taken for a class, and is a split by its name."""
     for folder in _folders(root):
         meant = _MEANT.get(folder.name.casefold())
-        split = meant == UNLABELED or (meant is not None and _folders(folder))
-        if split and folder.name not in ("train", *_TESTS, UNLABELED):
+        split = meant == UNLABELED_SPLIT or (meant is not None and _folders(folder))
+        if split and folder.name not in ("train", *_TESTS, UNLABELED_SPLIT):
             raise DataError(
                 f"{name}: splits are folders called train, test or val, and unlabeled; found "
                 f"{folder.name}. Rename it to {meant}, or move it away."

@@ -12,9 +12,9 @@ from cktf.data.streamed import Streamed
 from cktf.errors import DataError, nearest
 
 # The label of every image of a split that has no labels.
-UNLABELLED = -1
+NO_LABEL = -1
 # What a data set calls its split of such images.
-UNLABELED = "unlabeled"
+UNLABELED_SPLIT = "unlabeled"
 
 
 class Images(Protocol):
@@ -40,7 +40,7 @@ class ImageSet(Generic[ImagesT]):
 
     Attributes:
         images: [N, H, W, C] uint8; a tensor, or `Streamed` for what is too large for memory.
-        labels: [N] int64; all of them UNLABELLED for images without labels.
+        labels: [N] int64; all of them NO_LABEL for images without labels.
         classes: the names of the classes, in the order of the labels.
         mean, std: per channel, of images in [0, 1], for networks that are trained on it.
         flip: whether a mirrored image is still one of its class.
@@ -64,16 +64,16 @@ class ImageSet(Generic[ImagesT]):
                 f"{len(self.images)} images and {len(self.labels)} labels."
             )
         low, high = int(self.labels.min()), int(self.labels.max())
-        if self.labelled and not 0 <= low <= high < len(self.classes):
+        if self.labeled and not 0 <= low <= high < len(self.classes):
             raise DataError(
                 f"{self.name}: labels run from {low} to {high}, and there are "
                 f"{len(self.classes)} classes. The files may be damaged, or of another data set."
             )
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether the images have labels: all of them or none."""
-        return bool((self.labels != UNLABELLED).any())
+        return bool((self.labels != NO_LABEL).any())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -101,20 +101,20 @@ class ImageSet(Generic[ImagesT]):
             raise DataError(
                 f"{self.name} has no class {unknown[0]!r}. {nearest(unknown[0], self.classes)}"
             )
-        if len(set(names)) != len(names) or len(names) < 2 or not self.labelled:
+        if len(set(names)) != len(names) or len(names) < 2 or not self.labeled:
             raise DataError(
-                f"{self.name}: two classes or more, each once, are chosen from labelled images; "
-                f"given {', '.join(names)}{'' if self.labelled else ', and no labels'}."
+                f"{self.name}: two classes or more, each once, are chosen from labeled images; "
+                f"given {', '.join(names)}{'' if self.labeled else ', and no labels'}."
             )
-        number = torch.full((len(self.classes),), UNLABELLED)
+        number = torch.full((len(self.classes),), NO_LABEL)
         number[[list(self.classes).index(name) for name in names]] = torch.arange(len(names))
         labels = number[self.labels]
-        positions = torch.flatten((labels != UNLABELLED).nonzero())
+        positions = torch.flatten((labels != NO_LABEL).nonzero())
         return replace(self.subset(positions), labels=labels[positions], classes=tuple(names))
 
-    def unlabelled(self) -> "ImageSet[ImagesT]":
+    def unlabeled(self) -> "ImageSet[ImagesT]":
         """The same images without labels, and without classes."""
-        return replace(self, labels=torch.full_like(self.labels, UNLABELLED), classes=())
+        return replace(self, labels=torch.full_like(self.labels, NO_LABEL), classes=())
 
     def describe(self) -> str:
         """How many there are, of what size, where they are, and what was found.
@@ -125,12 +125,12 @@ class ImageSet(Generic[ImagesT]):
         '2 images of 2 classes, 32x32, in memory (0.0 MB)'
         """
         count, height, width, channels = self.images.shape
-        of = f"of {len(self.classes)} classes" if self.labelled else "without labels"
+        of = f"of {len(self.classes)} classes" if self.labeled else "without labels"
         where = (
             "read from disk batch by batch"
             if isinstance(self.images, Streamed)
             else f"in memory ({count * height * width * channels / 1e6:,.1f} MB)"
         )
-        grey = ", grey" if channels == 1 else ""
+        gray = ", gray" if channels == 1 else ""
         note = f"; {self.note}" if self.note else ""
-        return f"{count:,} images {of}, {height}x{width}{grey}, {where}{note}"
+        return f"{count:,} images {of}, {height}x{width}{gray}, {where}{note}"

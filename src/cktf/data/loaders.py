@@ -111,7 +111,7 @@ class MemoryLoader:
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.train, self.augment = train, augment
         self.samples = len(data)
-        self._labels = data.labels if data.labelled else None
+        self._labels = data.labels if data.labeled else None
         self._padding = max(_PADDING, min(data.images.shape[1:3]) // 8)
         self.views = views if augment else 1
         self._views = Views(len(data), self._padding, data.flip)
@@ -162,7 +162,7 @@ class DatasetLoader:
             any number of workers.
         workers: processes; 0 loads in this one.
         seed: decides the order and the augmentation.
-        labelled: whether labels are read; without, samples may be images alone.
+        labeled: whether labels are read; without, samples may be images alone.
         views: of each image so many augmentations, as of `MemoryLoader`.
 
     Raises:
@@ -178,11 +178,11 @@ class DatasetLoader:
         augment: bool = False,
         workers: int = 0,
         seed: int = 0,
-        labelled: bool = True,
+        labeled: bool = True,
         views: int = 0,
     ) -> None:
         self.data, self.batch_size, self.train, self.augment = data, batch_size, train, augment
-        self.labelled = labelled
+        self.labeled = labeled
         self.workers, self.seed = workers, seed
         self.samples = len(data)
         self.views = views if augment else int(isinstance(data, ImageSet))
@@ -200,10 +200,10 @@ class DatasetLoader:
         generator = _generator(self.seed, number)
         order = [b.tolist() for b in _order(self, generator, cover)[start:]]
         if not isinstance(self.data, ImageSet):
-            indexed = Indexed(self.data, self.labelled, (self.seed, number))
+            indexed = Indexed(self.data, self.labeled, (self.seed, number))
             for images, labels, index in self._loaded(indexed, order, generator, stacked):
                 images = images.contiguous(memory_format=torch.channels_last)
-                yield Batch(images, labels if self.labelled else None, index)
+                yield Batch(images, labels if self.labeled else None, index)
             return
         if self.views:
             yield from self._pixels(order, generator, (0, number % self.views), number % self.views)
@@ -224,7 +224,7 @@ class DatasetLoader:
         view: int | None,
     ) -> Iterator[Batch]:
         assert isinstance(self.data, ImageSet)
-        kept = self.data.labels if self.data.labelled else None
+        kept = self.data.labels if self.data.labeled else None
         if self.augment:
             cast(Streamed, self.data.images).prepare(self.data.flip)
         data = Pixels(self.data, draw if self.augment else None)

@@ -1,6 +1,6 @@
 """One image: opened, turned upright, brought to eight bits a channel, cut to a square.
 
-All that Pillow reads becomes RGB (or grey, if asked): palettes are looked up, CMYK is converted,
+All that Pillow reads becomes RGB (or gray, if asked): palettes are looked up, CMYK is converted,
 transparent images are laid on white, 16 bits are scaled to 8 where a plain conversion would clip
 them, and a camera's orientation is applied.
 """
@@ -107,7 +107,7 @@ def _from_sixteen_bits(image: Image.Image) -> Image.Image:
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """The centre of an image, its shorter side scaled to `size`.
+    """The center of an image, its shorter side scaled to `size`.
 
     Scaling to the shorter side and then cropping gives the same up to rounding; here what is
     cropped away is never computed.

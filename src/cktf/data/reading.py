@@ -17,7 +17,7 @@ from cktf.errors import DataError
 
 # Bytes of pixels that are kept in memory.
 BUDGET = 2 * 2**30
-# Brightness of red, green and blue, by which Pillow makes grey images (ITU-R BT.601).
+# Brightness of red, green and blue, by which Pillow makes gray images (ITU-R BT.601).
 _LUMA = (0.299, 0.587, 0.114)
 _NAMED = 10
 
@@ -28,7 +28,7 @@ class Reading:
 
     Attributes:
         image_size: pixels of a side; None is the data set's own.
-        channels: 3, or 1 for grey images.
+        channels: 3, or 1 for gray images.
         skip_broken: leave out what cannot be read, in place of stopping.
         budget: bytes of pixels up to which a split is kept in memory.
         crops: whether images to learn from are cut from what is stored, so that none is kept.
@@ -183,7 +183,7 @@ def _without(
     whole[list(flaws)] = False
     lost = set(data.labels.tolist()) - set(data.labels[whole].tolist())
     if lost:
-        names = sorted(data.classes[label] for label in lost) if data.labelled else ["all"]
+        names = sorted(data.classes[label] for label in lost) if data.labeled else ["all"]
         raise DataError(
             f"{source.name}: a class has at least one image that can be read; none is left in "
             f"{source.split} of {listed(names)}, after skipping {listed(found)}. Fetch them again."

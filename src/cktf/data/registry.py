@@ -11,7 +11,7 @@ from cktf.data.cifar import load_cifar10, load_cifar100
 from cktf.data.fashion import load_fashion_mini, load_fashion_mnist
 from cktf.data.folder import open_folder
 from cktf.data.hub import is_saved, open_hub
-from cktf.data.images import UNLABELED, UNLABELLED, Images, ImageSet
+from cktf.data.images import NO_LABEL, UNLABELED_SPLIT, Images, ImageSet
 from cktf.data.reading import BrokenImagesError, Reading, Source, read, source_of
 from cktf.data.stl10 import open_stl10
 from cktf.data.tiny_imagenet import open_tiny_imagenet
@@ -33,7 +33,7 @@ class DatasetInfo:
         needs_directory: whether `--data-dir` must be given.
         open: finds "train", "test" or another split in a directory.
         splits: what `cktf datasets` shows.
-        unlabelled: whether it may have images for which nobody has labels.
+        unlabeled: whether it may have images for which nobody has labels.
     """
 
     name: str
@@ -44,7 +44,7 @@ class DatasetInfo:
     needs_directory: bool
     open: _Open
     splits: tuple[str, ...] = ("train", "test")
-    unlabelled: bool = False
+    unlabeled: bool = False
 
 
 def _whole(load: Callable[[Path | None, str], ImageSet]) -> _Open:
@@ -78,7 +78,7 @@ DATASETS = {
         DatasetInfo(
             "stl10", 10, 5_000, 8_000,
             "stl10_binary in --data-dir; also the split unlabeled", True, open_stl10,
-            ("train", "test", UNLABELED), unlabelled=True,
+            ("train", "test", UNLABELED_SPLIT), unlabeled=True,
         ),
         DatasetInfo(
             "tiny-imagenet", 200, 100_000, 10_000,
@@ -87,7 +87,7 @@ DATASETS = {
         DatasetInfo(
             f"{FOLDER}:DIR", None, None, None,
             "a folder for each class, in DIR or in DIR/train and DIR/test", False, open_folder,
-            unlabelled=True,
+            unlabeled=True,
         ),
         DatasetInfo(
             f"{HUB}:NAME", None, None, None,
@@ -116,7 +116,7 @@ def dataset_info(name: str) -> DatasetInfo:
         )
         return DatasetInfo(
             name, None, None, None, known.summary, needs_directory=not place, open=opens,
-            unlabelled=True,
+            unlabeled=True,
         )  # fmt: skip
     if kind == HUB and colon:
         known = DATASETS[f"{HUB}:NAME"]
@@ -144,10 +144,10 @@ def open_dataset(
     """
     info = dataset_info(name)
     directory = None if directory is None else expanded(directory)
-    if split == UNLABELED and not info.unlabelled:
+    if split == UNLABELED_SPLIT and not info.unlabeled:
         source = info.open(directory, "train", reading or Reading())
-        return replace(source, labels=torch.full_like(source.labels, UNLABELLED), classes=())
-    if split not in {*info.splits, UNLABELED}:
+        return replace(source, labels=torch.full_like(source.labels, NO_LABEL), classes=())
+    if split not in {*info.splits, UNLABELED_SPLIT}:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(info.splits)}.")
     return info.open(directory, split, reading or Reading())
 

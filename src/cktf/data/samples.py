@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from cktf.data.images import UNLABELLED, Images, ImageSet
+from cktf.data.images import NO_LABEL, Images, ImageSet
 from cktf.data.picture import GREY, RGB, to_eight_bits
 from cktf.data.streamed import Streamed
 from cktf.errors import CktfError, DataError
@@ -18,7 +18,7 @@ from cktf.errors import CktfError, DataError
 
 def seed_of(*entropy: int) -> int:
     """A seed from numbers of which each decides it."""
-    # Words of entropy, hashed: neighbouring seeds and epochs must not give related streams.
+    # Words of entropy, hashed: neighboring seeds and epochs must not give related streams.
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
 
 
@@ -51,8 +51,8 @@ class Indexed(Dataset[tuple[Tensor, int, int]]):
     its position: it does not depend on what that process read before, as after a resume.
     """
 
-    def __init__(self, data: Any, labelled: bool, draw: tuple[int, int]) -> None:
-        self.data, self.labelled, self.draw = data, labelled, draw
+    def __init__(self, data: Any, labeled: bool, draw: tuple[int, int]) -> None:
+        self.data, self.labeled, self.draw = data, labeled, draw
 
     def __len__(self) -> int:
         return len(self.data)
@@ -61,7 +61,7 @@ class Indexed(Dataset[tuple[Tensor, int, int]]):
         if get_worker_info() is not None:
             _seed_all(seed_of(*self.draw, position))
         sample = self.data[position]
-        label = label_of(sample, position) if self.labelled else UNLABELLED
+        label = label_of(sample, position) if self.labeled else NO_LABEL
         image = to_tensor(sample[0] if isinstance(sample, (tuple, list)) else sample, position)
         if not bool(image.isfinite().all()):
             raise DataError(
@@ -128,7 +128,7 @@ def to_tensor(image: Any, position: int) -> Tensor:
 
 
 def _eight_bits(picture: Image.Image, position: int) -> Image.Image:
-    """A picture in RGB, or grey where it has no colours; one of floats is taken as they are."""
+    """A picture in RGB, or gray where it has no colors; one of floats is taken as they are."""
     if picture.mode == "F":
         return picture
     try:

@@ -1,4 +1,4 @@
-"""Part of a labelled set held out, class by class."""
+"""Part of a labeled set held out, class by class."""
 
 from collections.abc import Sequence
 from hashlib import sha256

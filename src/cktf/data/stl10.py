@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cktf.data.images import UNLABELED, UNLABELLED
+from cktf.data.images import NO_LABEL, UNLABELED_SPLIT
 from cktf.data.pictures import Pictures, array_image
 from cktf.data.reading import Reading, Source
 from cktf.errors import DataError
@@ -35,7 +35,7 @@ def open_stl10(directory: Path | None, split: str, reading: Reading) -> Source:
     """
     folder = _folder(directory, split)
     path = folder / f"{split}_X.bin"
-    labels = None if split == UNLABELED else _labels(folder / f"{split}_y.bin")
+    labels = None if split == UNLABELED_SPLIT else _labels(folder / f"{split}_y.bin")
     size = path.stat().st_size
     count = size // _RECORD if labels is None else len(labels)
     if size != max(count, 1) * _RECORD:
@@ -45,7 +45,7 @@ def open_stl10(directory: Path | None, split: str, reading: Reading) -> Source:
             f"{_RECORD:,}, found {size:,}. Fetch it again."
         )
     if labels is None:
-        labels = torch.full((count,), UNLABELLED)
+        labels = torch.full((count,), NO_LABEL)
     return Source("stl10", split, _Columns(path), labels, _classes(folder), MEAN, STD, _SIZE)
 
 

@@ -38,7 +38,7 @@ class Streamed:
         return len(self.pictures)
 
     def __getitem__(self, position: int) -> Tensor:
-        """[S, S, C] uint8: the shorter side scaled to S, the centre cropped.
+        """[S, S, C] uint8: the shorter side scaled to S, the center cropped.
 
         Raises:
             DataError: an image that cannot be decoded.

@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import dataclass
 
-from cktf.data.images import UNLABELLED
+from cktf.data.images import NO_LABEL
 from cktf.data.picture import decode, reason
 from cktf.data.pictures import Pictures
 from cktf.data.reading import Source
@@ -56,7 +56,7 @@ class Survey:
 def survey(source: Source) -> Survey:
     """Look at every image of a split; each is decoded whole."""
     sizes, broken = _look(source.pictures)
-    labels = source.labels[source.labels != UNLABELLED]
+    labels = source.labels[source.labels != NO_LABEL]
     counts = labels.bincount(minlength=len(source.classes)).tolist() if len(labels) else []
     return Survey(
         source.split,

@@ -1,12 +1,13 @@
 """The training loop, evaluation and run folders."""
 
 from cktf.engine.checkpoints import write_atomically
-from cktf.engine.devices import device_of, place, placed, settled
+from cktf.engine.devices import device_of, on_device, synchronized_time, to_device
 from cktf.engine.environment import describe_device, environment
+from cktf.engine.epoch_metrics import enough_memory, gradient_norm, is_out_of_memory
 from cktf.engine.evaluate import Accuracy, evaluate, standard_error
-from cktf.engine.numbers import enough_memory, gradient_norm, lacks_memory
+from cktf.engine.phase import MAIN, Stage, statistics_kept
 from cktf.engine.progress import announce
-from cktf.engine.randomness import seeded, undrawn
+from cktf.engine.randomness import preserve_rng, seeded
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.settings import (
     OnNonFinite,
@@ -16,18 +17,17 @@ from cktf.engine.settings import (
     in_precision,
     peak_memory_mb,
 )
-from cktf.engine.signals import interrupting
-from cktf.engine.stage import MAIN, Stage, statistics_kept
+from cktf.engine.signals import interrupt_on_signals
 from cktf.engine.tracking import tracked, trackers_of
-from cktf.engine.trainer import Fitted, Trainer
+from cktf.engine.trainer import Trainer, TrainResult
 
 __all__ = [
     "MAIN",
     "Accuracy",
-    "Fitted",
     "OnNonFinite",
     "RunFolder",
     "Stage",
+    "TrainResult",
     "Trainer",
     "Training",
     "announce",
@@ -40,17 +40,17 @@ __all__ = [
     "evaluate",
     "gradient_norm",
     "in_precision",
-    "interrupting",
-    "lacks_memory",
+    "interrupt_on_signals",
+    "is_out_of_memory",
+    "on_device",
     "peak_memory_mb",
-    "place",
-    "placed",
+    "preserve_rng",
     "seeded",
-    "settled",
     "standard_error",
     "statistics_kept",
+    "synchronized_time",
+    "to_device",
     "tracked",
     "trackers_of",
-    "undrawn",
     "write_atomically",
 ]

@@ -164,7 +164,7 @@ def _read(path: Path) -> dict[str, Any]:
         # As they are written; a compressed one could unpack to any size.
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise ValueError("it is compressed, as none of ours is")
-    # Others keep what they are given, as optimisers do, and must not depend on the file.
+    # Others keep what they are given, as optimizers do, and must not depend on the file.
     return {k: v if k == _MAPPED else deepcopy(v) for k, v in _mapped(path).items()}
 
 

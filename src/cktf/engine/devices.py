@@ -51,14 +51,14 @@ def device_of(training: Training) -> torch.device:
     return device
 
 
-def place(network: nn.Module, training: Training, device: torch.device) -> None:
+def to_device(network: nn.Module, training: Training, device: torch.device) -> None:
     """Put a network where and how it is to compute."""
     network.to(device)
     if training.channels_last:
         network.to(memory_format=torch.channels_last)
 
 
-def settled(device: torch.device) -> float:
+def synchronized_time(device: torch.device) -> float:
     """The clock, in seconds, when a device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -66,13 +66,13 @@ def settled(device: torch.device) -> float:
 
 
 @contextmanager
-def placed(network: nn.Module, training: Training, device: torch.device) -> Iterator[None]:
+def on_device(network: nn.Module, training: Training, device: torch.device) -> Iterator[None]:
     """Inside, a network that is not trained is where and how it is to compute; then as it was."""
     tensors = [t for p in network.parameters() for t in (p, p.grad) if t is not None]
     contents = [tensor.data for tensor in tensors]
     modules = list(network.modules())
     buffers = [dict(module._buffers) for module in modules]
-    place(network, training, device)
+    to_device(network, training, device)
     try:
         yield
     finally:

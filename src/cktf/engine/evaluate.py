@@ -51,7 +51,7 @@ def evaluate(
 
     Args:
         forward: from images to logits [B, num_classes]; its modules in eval mode.
-        loader: labelled batches.
+        loader: labeled batches.
         num_classes: as many as there are logits.
         device: where the network is.
         between: called after every batch.

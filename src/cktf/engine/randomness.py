@@ -32,7 +32,7 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 @contextmanager
-def undrawn(device: torch.device) -> Iterator[dict[str, Any]]:
+def preserve_rng(device: torch.device) -> Iterator[dict[str, Any]]:
     """What is drawn inside changes nothing of what is drawn after it.
 
     Inside it gives the state of before, which is empty after it.
@@ -48,7 +48,7 @@ def undrawn(device: torch.device) -> Iterator[dict[str, Any]]:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Inside, what is drawn follows from the seed; after it, what was drawn before goes on."""
-    with undrawn(device):
+    with preserve_rng(device):
         set_seed(seed)
         yield
 

@@ -102,7 +102,7 @@ def in_precision(
     return forward
 
 
-def new_peak(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Have `peak_memory_mb` tell of what is held from here on, where the system can forget."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

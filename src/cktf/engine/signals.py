@@ -34,13 +34,13 @@ class _Listening:
 _listening = _Listening()
 
 
-def asked_to_stop() -> str | None:
+def stop_signal() -> str | None:
     """The signal that asked, by name; None if none did."""
     return None if _listening.asked is None else _listening.asked.name
 
 
 @contextmanager
-def interrupting() -> Iterator[None]:
+def interrupt_on_signals() -> Iterator[None]:
     """SIGTERM and Ctrl-C raise KeyboardInterrupt, which says so, where no run inside listens.
 
     Signals reach the main thread only: in another nothing is changed.
@@ -61,7 +61,7 @@ def interrupting() -> Iterator[None]:
 
 
 @contextmanager
-def listening() -> Iterator[None]:
+def catch_stop_signals() -> Iterator[None]:
     """Take note of signals in place of ending; several runs that take turns listen together.
 
     Signals reach the main thread only: in another nothing is changed.

@@ -17,17 +17,17 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
 from cktf.batch import Batch
 from cktf.data import Loader
-from cktf.engine.choice import Choice
-from cktf.engine.devices import device_of, place
+from cktf.engine.best_checkpoint import Choice
+from cktf.engine.checkpoint_schedule import Saver, TrainingPosition
+from cktf.engine.devices import device_of, to_device
+from cktf.engine.epoch_metrics import EpochMetrics, Undo, enough_memory, gradient_norm, not_finite
 from cktf.engine.evaluate import Accuracy, evaluate
-from cktf.engine.numbers import Tally, Undo, enough_memory, gradient_norm, not_finite
+from cktf.engine.phase import MAIN, Stage, schedule, statistics_kept
 from cktf.engine.progress import TrainingProgress, announce
-from cktf.engine.randomness import random_state, restore_random_state, undrawn
+from cktf.engine.randomness import preserve_rng, random_state, restore_random_state
 from cktf.engine.run_folder import RunFolder
-from cktf.engine.saving import Place, Saver
-from cktf.engine.settings import Training, autocast, in_precision, new_peak, peak_memory_mb
-from cktf.engine.signals import asked_to_stop, listening
-from cktf.engine.stage import MAIN, Stage, schedule, statistics_kept
+from cktf.engine.settings import Training, autocast, in_precision, peak_memory_mb, reset_peak_memory
+from cktf.engine.signals import catch_stop_signals, stop_signal
 from cktf.errors import CheckpointError, Interrupted
 from cktf.objectives import Loss
 from cktf.taps import Features
@@ -36,7 +36,7 @@ _CHECKPOINT_VERSION = 4
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TrainResult:
     """What training gave.
 
     Attributes:
@@ -105,14 +105,14 @@ class Trainer:
         self.train, self.test, self.num_classes = train, test, num_classes
         self.validation, self.choice = validation, Choice()
         self.training, self.run, self.title, self.show = training, run, title, show
-        place(student, training, self.device)
+        to_device(student, training, self.device)
         self.objective.to(self.device)
         for stage in stages:
             if stage.teacher is not None:
-                place(stage.teacher.model, training, self.device)
+                to_device(stage.teacher.model, training, self.device)
                 stage.teacher.model.eval().requires_grad_(False)
-        self.place, self.tally = Place(), Tally()
-        new_peak(self.device)
+        self.place, self.tally = TrainingPosition(), EpochMetrics()
+        reset_peak_memory(self.device)
         self.saver, self.identity = Saver(run, training, title, show), identity
         self._epoch_now, self._random = 0, dict[str, Any]()
         # Nothing waits for the CPU; and what is to be skipped has to be known before the update.
@@ -136,7 +136,7 @@ class Trainer:
             announce(f"{self.title}: memory for contrast: {footprint}", self.show)
         before = 0
         enough = enough_memory(self.train.batch_size, self.device, footprint, training=True)
-        with listening(), enough:
+        with catch_stop_signals(), enough:
             for stage in self.stages:
                 if self.place.passes < before + stage.epochs:
                     own = self.place.passes - before
@@ -146,14 +146,14 @@ class Trainer:
                     yield from self._train(stage, before, own)
                 before += stage.epochs
 
-    def fitted(self) -> Fitted:
+    def result(self) -> TrainResult:
         """What came of a run that is at its end; the student has the weights that are kept."""
         rows = self.run.rows()
         last = [row for row in rows if row["stage"] == MAIN]
         if self.validation is not None:
             self.choice.put_into(self.student)
         rate = sum(row["images"] for row in last) / sum(row["seconds"] for row in last)
-        return Fitted(
+        return TrainResult(
             last=_accuracy(last[-1], self.test),
             best_top1=max(row["test_top1"] for row in last) if self.test else None,
             chosen=last[self.choice.epoch - 1] if self.validation is not None else None,
@@ -164,7 +164,7 @@ class Trainer:
         )
 
     def _begin(self, stage: Stage, state: dict[str, Any] | None) -> None:
-        """A new optimiser for a stage, or the one that a checkpoint left inside it."""
+        """A new optimizer for a stage, or the one that a checkpoint left inside it."""
         trained = [] if stage.student is None else list(self.student.parameters())
         self._parameters = [*trained, *stage.objective.parameters()]
         self.optimizer = torch.optim.SGD(
@@ -197,8 +197,8 @@ class Trainer:
                 self.run.record(row)
                 self.run.log(f"{stage.name}: epoch {epoch}/{stage.epochs}: {row}")
                 progress.epoch(epoch, row["loss"], row.get("test_top1"), row["images_per_second"])
-                self.place = Place(before + epoch)
-                self.tally = Tally(in_a_row=self.tally.in_a_row)
+                self.place = TrainingPosition(before + epoch)
+                self.tally = EpochMetrics(in_a_row=self.tally.in_a_row)
                 if epoch == stage.epochs or self.saver.due_after(before + epoch):
                     self._save()
 
@@ -270,7 +270,7 @@ class Trainer:
                     features = self._features(stage, batch)
                 stage.objective.fill(*features, batch)
                 samples += len(batch)
-                if (asked := asked_to_stop()) is not None:
+                if (asked := stop_signal()) is not None:
                     raise Interrupted(f"Stopped by {asked} before training.", self.run.path)
                 if stage.objective.full_after(samples):
                     break
@@ -284,12 +284,12 @@ class Trainer:
 
         Args:
             network: is put in eval mode.
-            loader: labelled batches.
+            loader: labeled batches.
             between: called after every batch.
         """
         forward = in_precision(network.eval(), self.training.precision, self.device)
         # What images draw here is none of training's, wherever a signal ends it.
-        with undrawn(self.device) as self._random:
+        with preserve_rng(self.device) as self._random:
             return evaluate(forward, loader, self.num_classes, self.device, between)
 
     def _autocast(self) -> AbstractContextManager[None]:
@@ -329,7 +329,7 @@ class Trainer:
 
     def _heed(self) -> None:
         """Save and stop if a signal asked for it."""
-        asked = asked_to_stop()
+        asked = stop_signal()
         if asked is not None:
             kept = "saved" if self._save() else "it could not be saved; the checkpoint before stays"
             at = f"step {self.place.step} of epoch {self._epoch_now}"
@@ -362,7 +362,7 @@ class Trainer:
         }
 
     def _resume(self) -> dict[str, Any] | None:
-        """Take up the newest checkpoint, but for the optimiser; None for a fresh run."""
+        """Take up the newest checkpoint, but for the optimizer; None for a fresh run."""
         state = self.run.saved.newest()
         if state is None:
             self.run.begin_rows([])
@@ -375,8 +375,8 @@ class Trainer:
             self.student.load_state_dict(state["student"])
             # Let go at once: while it is there, its file takes room on the disk.
             self.objective.load_state_dict(state.pop("objective"))
-            self.place = Place(*state["place"])
-            self.tally = Tally.restored(state["tally"], self.device)
+            self.place = TrainingPosition(*state["place"])
+            self.tally = EpochMetrics.restored(state["tally"], self.device)
             self.choice.restore(state["choice"])
             restore_random_state(state["random"], self.device)
             rows = json.loads(state["rows"])

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from cktf.engine import write_atomically
 from cktf.errors import CktfError, ModelError, RecipeError
-from cktf.taps import evaluating
+from cktf.taps import eval_mode
 from cktf.user_paths import expanded
 
 INPUT, OUTPUT = "images", "logits"
 _LIBRARIES = "onnx", "onnxscript", "onnxruntime"
-# Products, and what joins them; sums and normalisations stay in float32.
+# Products, and what joins them; sums and normalizations stay in float32.
 _INT8 = ["Conv", "Gemm", "MatMul", "Relu", "Clip", "MaxPool"]
 # Logits may differ by this part of the largest one, or of 1: sums in another order do far less,
 # another operation far more.
@@ -83,7 +83,7 @@ def write_onnx(
     require_onnx()
     import onnx
 
-    with evaluating(network), torch.no_grad():
+    with eval_mode(network), torch.no_grad():
         proto = _traced(network, images)
         expected = network(images).float()
     onnx.helper.set_model_props(proto, dict(about or {}))

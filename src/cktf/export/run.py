@@ -24,7 +24,7 @@ from cktf.workflows.analysis import evenly, latency_ms
 _CALIBRATION = 512
 _TRACED = 8
 # How photographs of any size become images.
-_PREPARED = "upright, the centre cut to a square, scaled bilinearly, divided by 255"
+_PREPARED = "upright, the center cut to a square, scaled bilinearly, divided by 255"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Correlation congruence (CC): neighbours are displaced from the teacher in unlike directions.
+"""Correlation congruence (CC): neighbors are displaced from the teacher in unlike directions.
 
 Source: Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019,
 arXiv 1904.01802. Departure: the form of the published results, which is far from the paper's: the
-products of the absolute displacements of neighbouring samples.
+products of the absolute displacements of neighboring samples.
 """
 
 import torch
@@ -12,7 +12,7 @@ from cktf import _check
 
 
 def cc_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
-    """Mean over the B−1 neighbours of `Σ_d δ_i δ_{i+1}`, with `δ = |student − teacher|`.
+    """Mean over the B−1 neighbors of `Σ_d δ_i δ_{i+1}`, with `δ = |student − teacher|`.
 
     Args:
         student_embedding: [B, D], B of 2 or more.

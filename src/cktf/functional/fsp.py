@@ -19,7 +19,7 @@ from cktf.functional.precision import full_precision
 
 
 def _flow(earlier: Tensor, later: Tensor) -> Tensor:
-    """`(1/HW) Σ f gᵀ` of neighbouring maps: [B, C, C'] float32."""
+    """`(1/HW) Σ f gᵀ` of neighboring maps: [B, C, C'] float32."""
     f = shrink(earlier, later.shape[-2:]).float().flatten(2)
     g = shrink(later, earlier.shape[-2:]).float().flatten(2)
     return f @ g.transpose(1, 2) / f.shape[2]
@@ -27,7 +27,7 @@ def _flow(earlier: Tensor, later: Tensor) -> Tensor:
 
 @full_precision
 def fsp_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """Sum over neighbouring maps of the mean squared difference of their flows.
+    """Sum over neighboring maps of the mean squared difference of their flows.
 
     Args:
         student_maps: two or more [B, C, H, W], the stem and the stages.
@@ -45,7 +45,7 @@ def fsp_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
     """
     _check.paired_maps("FSP", student_maps, teacher_maps)
     if len(student_maps) < 2:
-        raise ShapeError("FSP compares neighbouring maps and needs two or more, given one.")
+        raise ShapeError("FSP compares neighboring maps and needs two or more, given one.")
     for k, (s, t) in enumerate(zip(student_maps, teacher_maps, strict=True)):
         if s.shape[1] != t.shape[1]:
             raise ShapeError(

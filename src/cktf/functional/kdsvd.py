@@ -79,7 +79,7 @@ def _aligned(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _relation(earlier: Tensor, later: Tensor) -> Tensor:
-    """`exp(−(v[a] − w[b])²/8)` of neighbouring stages' vectors: [B, W', W, k]."""
+    """`exp(−(v[a] − w[b])²/8)` of neighboring stages' vectors: [B, W', W, k]."""
     return (-(later.unsqueeze(2) - earlier.unsqueeze(1)).square() / 8).exp()
 
 
@@ -113,7 +113,7 @@ def kdsvd_loss(
     rank: int = 1,
     axis: Axis | None = None,
 ) -> Tensor:
-    """Squared difference of the relations between neighbouring stages, summed, per sample.
+    """Squared difference of the relations between neighboring stages, summed, per sample.
 
     Args:
         student_maps: two or more [B, C_s, H_s, W_s].
@@ -135,7 +135,7 @@ def kdsvd_loss(
     """
     _check.paired_maps("KDSVD", student_maps, teacher_maps)
     if len(student_maps) < 2:
-        raise ShapeError("KDSVD relates neighbouring maps and needs two or more, given one.")
+        raise ShapeError("KDSVD relates neighboring maps and needs two or more, given one.")
     axis = axis or agreeing_axis(student_maps, teacher_maps)
     most = most_vectors(teacher_maps, axis)
     if rank > most:

@@ -2,7 +2,7 @@
 
 Source: Zhao, Chen, Zhao, "A Contrastive Knowledge Transfer Framework for Model Compression and
 Transfer Learning", ICASSP 2023, arXiv 2303.07599, section 2, in the form of its implementation:
-normalise, pad the channels, pool, flatten. Padding commutes with the other steps and is done last,
+normalize, pad the channels, pool, flatten. Padding commutes with the other steps and is done last,
 on the small vector. CIFAR ResNets and wide ResNets are averaged over windows, VGGs and ImageNet's
 ResNets whole. Departure: whichever side is narrower is padded; other pairs of networks, maps of
 unequal size, or of more than four windows a side are pooled to one grid.

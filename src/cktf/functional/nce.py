@@ -37,7 +37,7 @@ def nce_critic(
 ) -> NCECritic:
     """The critic of `nce_loss` for a normalizer Z, K negatives and N rows to draw them from.
 
-    Z is checked where that costs no synchronisation, on the CPU.
+    Z is checked where that costs no synchronization, on the CPU.
     """
     known = not isinstance(normalizer, Tensor) or normalizer.device.type == "cpu"
     if known and not bool(normalizer > 0):

@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer (PKT): the same neighbours with the same probabilities.
+"""Probabilistic knowledge transfer (PKT): the same neighbors with the same probabilities.
 
 Source: Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer",
 ECCV 2018, arXiv 1803.10837, equations 4 to 8, with cosine similarities. Departure: a mean over all
@@ -12,8 +12,8 @@ from cktf import _check
 from cktf.functional.precision import full_precision
 
 
-def _neighbours(embedding: Tensor, eps: float) -> Tensor:
-    """[B, D] -> [B, B] probabilities of each sample's neighbours, rows that sum to 1."""
+def _neighbors(embedding: Tensor, eps: float) -> Tensor:
+    """[B, D] -> [B, B] probabilities of each sample's neighbors, rows that sum to 1."""
     rows = embedding.float()
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     rows = rows / norms.clamp_min(eps)
@@ -43,7 +43,7 @@ def pkt_loss(student_embedding: Tensor, teacher_embedding: Tensor, eps: float = 
     True
     """
     _check.paired_vectors("PKT", student_embedding, teacher_embedding)
-    student = _neighbours(student_embedding, eps)
-    teacher = _neighbours(teacher_embedding.detach(), eps)
+    student = _neighbors(student_embedding, eps)
+    teacher = _neighbors(teacher_embedding.detach(), eps)
     versus = ((teacher + eps) / (student + eps)).log()
     return torch.dot(teacher.view(-1), versus.view(-1)) / versus.numel()

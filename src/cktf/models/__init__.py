@@ -2,7 +2,7 @@
 
 from cktf.models.checkpoints import (
     describe,
-    is_ours,
+    is_cktf_checkpoint,
     load_network,
     load_state,
     load_weights,
@@ -31,8 +31,8 @@ __all__ = [
     "create",
     "describe",
     "fingerprint",
+    "is_cktf_checkpoint",
     "is_listed",
-    "is_ours",
     "load_network",
     "load_state",
     "load_weights",

@@ -202,7 +202,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
     network.load_state_dict(dict(state))
 
 
-def is_ours(path: Path) -> bool:
+def is_cktf_checkpoint(path: Path) -> bool:
     """Whether a file was written by `save_network`."""
     try:
         describe(path)

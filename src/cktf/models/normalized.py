@@ -1,4 +1,4 @@
-"""A network that takes images in [0, 1] and normalises them itself."""
+"""A network that takes images in [0, 1] and normalizes them itself."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ class Normalized(nn.Module):
     expect different inputs take the same batch.
 
     Args:
-        network: from normalised images to logits.
+        network: from normalized images to logits.
         mean: one per channel, of images in [0, 1].
         std: one per channel, positive.
         size: height and width that images are resized to; None takes them as they come.
@@ -45,7 +45,7 @@ class Normalized(nn.Module):
             raise ModelError(f"Images have 1 to {_LARGEST} pixels a side, given {size}.")
         if not std or len(mean) != len(std) or min(std) <= 0:
             raise ModelError(
-                f"Normalisation needs a mean and a positive std per channel: mean {tuple(mean)}, "
+                f"Normalization needs a mean and a positive std per channel: mean {tuple(mean)}, "
                 f"std {tuple(std)}."
             )
         self.network, self.size = network, size
@@ -59,7 +59,7 @@ class Normalized(nn.Module):
         return None if paths is None else paths.prefixed("network")
 
     @property
-    def normalises(self) -> bool:
+    def normalizes(self) -> bool:
         """Whether it changes values, and not the size of images alone."""
         return bool((self.mean != 0).any() or (self.std != 1).any())
 

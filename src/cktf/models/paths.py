@@ -11,7 +11,7 @@ class FeaturePaths:
     behind it, for the module's first input.
 
     Attributes:
-        stem: the map after the first convolution (with its normalisation and activation, if any).
+        stem: the map after the first convolution (with its normalization and activation, if any).
         stages: the last map of every stage, after its activation.
         blocks: for every stage the outputs of its blocks, the last of which is the stage's map.
         preacts: for every stage the same place as `stages`, before the activation.

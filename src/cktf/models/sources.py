@@ -75,7 +75,7 @@ class Built:
     """A network as it comes from its source.
 
     Attributes:
-        network: from normalised images to logits.
+        network: from normalized images to logits.
         mean, std: per channel, of what it was trained on; None where it is not, or nobody says.
         size: height and width of its images; None: as they come.
     """

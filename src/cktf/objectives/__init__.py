@@ -1,8 +1,8 @@
-"""Objectives: what a student minimises, one file per paper."""
+"""Objectives: what a student minimizes, one file per paper."""
 
 from cktf.objectives.ab import AB
 from cktf.objectives.at import AT
-from cktf.objectives.base import Loss, Objective, Phase, Setting, WeightedSum
+from cktf.objectives.base import BuildContext, Loss, Objective, Phase, WeightedSum
 from cktf.objectives.cc import CC
 from cktf.objectives.cktf import CKTF
 from cktf.objectives.crd import CRD
@@ -35,13 +35,13 @@ __all__ = [
     "RKD",
     "SP",
     "VID",
+    "BuildContext",
     "CrossEntropy",
     "FitNet",
     "Loss",
     "Method",
     "Objective",
     "Phase",
-    "Setting",
     "WeightedSum",
     "compose",
     "features_read",

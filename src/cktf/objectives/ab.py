@@ -13,7 +13,7 @@ from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import ab_loss
 from cktf.objectives.adapters import Regressor
-from cktf.objectives.base import Loss, Objective, Phase, Setting, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, Phase, loss_of
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -28,7 +28,7 @@ class _Same(nn.Module):
 
 
 class AB(Objective):
-    """Switch the same units on and off as the teacher; an initialisation of the student.
+    """Switch the same units on and off as the teacher; an initialization of the student.
 
     A squared hinge of the student's pre-activations against the signs of the teacher's:
     `Σ_k 2^{k−n} · 3/(1000·B) · Σ (s+m)²·[s > −m, t ≤ 0] + (s−m)²·[s ≤ m, t > 0]`.
@@ -36,11 +36,11 @@ class AB(Objective):
     Args:
         student, teacher: shapes [B, C, H, W] of the maps before activation, stage by stage.
         margin: m, how far beyond the boundary a unit is left alone.
-        init_lr: learning rate of the initialisation.
+        init_lr: learning rate of the initialization.
     """
 
     needs = frozenset({"logits", "preacts"})
-    only_initialises = True
+    only_initializes = True
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class AB(Objective):
         return loss_of("ab", ab_loss([s for s, _ in pairs], [t for _, t in pairs], self.margin))
 
 
-def build(setting: Setting, **options: float) -> AB:
+def build(setting: BuildContext, **options: float) -> AB:
     """AB between two networks whose pre-activations are known."""
     students, teachers = stage_maps("AB", *setting.both("AB"), "preacts")
     return AB([m.shape for m in students], [m.shape for m in teachers], **options)

@@ -5,7 +5,7 @@ Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017
 
 from cktf.batch import Batch
 from cktf.functional import at_loss
-from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -24,7 +24,7 @@ class AT(Objective):
         return loss_of("at", at_loss(*stage_maps("AT", student, teacher)))
 
 
-def build(setting: Setting) -> AT:
+def build(setting: BuildContext) -> AT:
     """AT between two networks with stages."""
     stage_maps("AT", *setting.both("AT"))
     return AT()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cktf.batch import Batch
 from cktf.contrast import Footprint
 from cktf.errors import MethodError
-from cktf.taps import Features, Kept
+from cktf.taps import CacheSpec, Features
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ class Loss:
     """A loss and what it is made of.
 
     Attributes:
-        total: scalar float32, to be minimised.
+        total: scalar float32, to be minimized.
         terms: each part by name, before weighting, for the record.
     """
 
@@ -34,7 +34,7 @@ def loss_of(name: str, value: Tensor) -> Loss:
 
 
 @dataclass(frozen=True)
-class Setting:
+class BuildContext:
     """What an objective is built for.
 
     Attributes:
@@ -71,7 +71,7 @@ class Phase:
 
     Attributes:
         name: for the record.
-        objective: what is minimised; its parameters train.
+        objective: what is minimized; its parameters train.
         lr: learning rate, which stays.
         trains_student: whether the student runs and trains; without, the teacher's features stand
             in the student's place.
@@ -94,14 +94,14 @@ class Objective(nn.Module, ABC):
     Attributes:
         needs: names of the `Features` that it reads, from both networks.
         needs_teacher: whether the teacher runs at all.
-        only_initialises: whether it is minimised in its phases, and no part of the sum after them.
+        only_initializes: whether it is minimized in its phases, and no part of the sum after them.
         filling: whether `fill` wants a pass over the training set before training.
         remembers: whether it keeps what `undo` needs.
     """
 
     needs: frozenset[str] = frozenset({"logits"})
     needs_teacher: bool = True
-    only_initialises: bool = False
+    only_initializes: bool = False
     filling: bool = False
     remembers: bool = False
 
@@ -113,7 +113,7 @@ class Objective(nn.Module, ABC):
         """What comes before training on the sum, in order."""
         return []
 
-    def kept(self) -> Kept:
+    def cacheable(self) -> CacheSpec:
         """What of the teacher's features is enough, for a cache of them on disk.
 
         Raises:
@@ -127,7 +127,7 @@ class Objective(nn.Module, ABC):
                 "teacher_cache, or with methods that read no more: kd, cc, rkd, pkt, crd, and cktf "
                 "with options.cktf.module_norm=none."
             )
-        return Kept(embedding="embedding" in self.needs)
+        return CacheSpec(embedding="embedding" in self.needs)
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before each epoch, which are counted from 1; most objectives do not care."""
@@ -152,13 +152,13 @@ class Objective(nn.Module, ABC):
 
 
 class WeightedSum(Objective):
-    """`Σ weight · term`; a term of weight 0 is not computed, nor one that only initialises.
+    """`Σ weight · term`; a term of weight 0 is not computed, nor one that only initializes.
 
     Args:
         terms: for each name a weight, at least 0, and an objective.
 
     Raises:
-        MethodError: nothing to minimise, or a negative weight.
+        MethodError: nothing to minimize, or a negative weight.
     """
 
     def __init__(self, terms: dict[str, tuple[float, Objective]]) -> None:
@@ -171,10 +171,10 @@ class WeightedSum(Objective):
             )
         self.terms = nn.ModuleDict({name: objective for name, (_, objective) in kept.items()})
         self._given = {name: weight for name, (weight, _) in kept.items()}
-        summed = {name: pair for name, pair in kept.items() if not pair[1].only_initialises}
+        summed = {name: pair for name, pair in kept.items() if not pair[1].only_initializes}
         if not summed:
             raise MethodError(
-                f"{' and '.join(kept)} only initialise the student, and nothing is left to train "
+                f"{' and '.join(kept)} only initialize the student, and nothing is left to train "
                 "it on: there are no labels. Add a method that needs none, such as cktf."
             )
         self.weights = {name: weight for name, (weight, _) in summed.items()}
@@ -203,9 +203,9 @@ class WeightedSum(Objective):
                 parts |= {f"{name}.{part}": value for part, value in loss.terms.items()}
         return Loss(total, parts)
 
-    def kept(self) -> Kept:
+    def cacheable(self) -> CacheSpec:
         """Enough for every term; those that first train on the teacher's maps are refused."""
-        found = Kept()
+        found = CacheSpec()
         for term in self.terms.values():
             objective = cast(Objective, term)
             if objective.phases():
@@ -213,7 +213,7 @@ class WeightedSum(Objective):
                     f"{type(objective).__name__} has a first stage of its own on whole maps, which "
                     "a teacher cache does not hold. Train without teacher_cache."
                 )
-            found |= objective.kept()
+            found |= objective.cacheable()
         return found
 
     def begin_epoch(self, epoch: int) -> None:

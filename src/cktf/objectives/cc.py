@@ -10,15 +10,15 @@ from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import cc_loss
 from cktf.functional.precision import full_precision
-from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
 from cktf.objectives.pairs import embeddings
 from cktf.taps import Features
 
 
 class CC(Objective):
-    """Neighbours in the batch are displaced from the teacher in unlike directions.
+    """Neighbors in the batch are displaced from the teacher in unlike directions.
 
-    Mean over neighbours of `Σ_d δ_i δ_{i+1}`, with `δ = |s − t|` after a trained linear layer for
+    Mean over neighbors of `Σ_d δ_i δ_{i+1}`, with `δ = |s − t|` after a trained linear layer for
     each network.
 
     Args:
@@ -45,7 +45,7 @@ class CC(Objective):
         return cc_loss(own, self.teacher_head(teacher.detach().float()))
 
 
-def build(setting: Setting, **options: int) -> CC:
+def build(setting: BuildContext, **options: int) -> CC:
     """CC between two networks with embeddings."""
     student, teacher = embeddings("CC", *setting.both("CC"))
     return CC(student.shape[1], teacher.shape[1], **options)

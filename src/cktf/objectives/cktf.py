@@ -25,11 +25,11 @@ from cktf.errors import MethodError, nearest
 from cktf.functional.maps import paired
 from cktf.functional.module_vector import EPSILON, ModuleNorm, module_grid, module_vector
 from cktf.functional.precision import full_precision
-from cktf.objectives.base import Loss, Objective, Setting, present
+from cktf.objectives.base import BuildContext, Loss, Objective, present
 from cktf.objectives.crd import CRD
 from cktf.objectives.pairs import embeddings
 from cktf.processes import agreed, processes, summed
-from cktf.taps import Features, Kept
+from cktf.taps import CacheSpec, Features
 
 # Below it, a product of squared norms is that of maps of zeros.
 _SMALLEST = 1e-16
@@ -82,7 +82,9 @@ class CKTF(Objective):
         self.needs = needs_of(match, beta, theta)
         self._whole = student.whole and teacher.whole
         vectors = self._vectors(student, teacher)
-        self._kept = Kept(embedding=beta > 0) | (self._maps(student, teacher) if theta else Kept())
+        self._kept = CacheSpec(embedding=beta > 0) | (
+            self._maps(student, teacher) if theta else CacheSpec()
+        )
         # The first pair makes the memory, and all share it: one draw serves them all.
         source: Memory | None = None
         self.pairs = nn.ModuleList()
@@ -129,7 +131,7 @@ class CKTF(Objective):
         """The loss of one batch."""
         return self.loss(student, present(teacher, "CKTF's teacher"), batch.index)
 
-    def kept(self) -> Kept:
+    def cacheable(self) -> CacheSpec:
         """The averages of maps that the heads read, as long as nothing reads the maps before."""
         if self.theta and (self.match != "last" or self.module_norm != "none"):
             raise MethodError(
@@ -188,7 +190,7 @@ class CKTF(Objective):
             module_vector(other.detach(), other.shape[1], grid, "none"),
         )
 
-    def _maps(self, student: Features, teacher: Features) -> Kept:
+    def _maps(self, student: Features, teacher: Features) -> CacheSpec:
         """What the heads read of the teacher's maps, each averaged to its grid."""
 
         def grid(own: Tensor | None, other: Tensor | None) -> tuple[int, int]:
@@ -197,7 +199,7 @@ class CKTF(Objective):
 
         places = paired(range(len(student.stages)), range(len(teacher.stages)))
         stages = ((t, grid(student.stages[s], teacher.stages[t])) for s, t in places)
-        return Kept(stem=grid(student.stem, teacher.stem), stages=tuple(stages))
+        return CacheSpec(stem=grid(student.stem, teacher.stem), stages=tuple(stages))
 
     def _stages(
         self, student: Features, teacher: Features
@@ -305,7 +307,7 @@ def _check_options(beta: float, theta: float, match: str, module_norm: str) -> N
             raise MethodError(f"CKTF knows no {name} {value!r}. {nearest(value, known)}")
 
 
-def build(setting: Setting, **options: Any) -> CKTF:
+def build(setting: BuildContext, **options: Any) -> CKTF:
     """CKTF between the two networks of a setting."""
     student, teacher = setting.both("CKTF")
     return CKTF(student, teacher, setting.dataset_size, labels=setting.labels, **options)

@@ -44,7 +44,7 @@ from cktf.contrast import (
 from cktf.functional.centered import centered
 from cktf.functional.contrast import dense_contrast, sampled_contrast
 from cktf.functional.critics import Critic, InfoNCECritic, MeanScore, NCECritic
-from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
 from cktf.objectives.pairs import embeddings
 from cktf.processes import averaged, gathered
 from cktf.taps import Features
@@ -302,7 +302,7 @@ def _after_loading(module: nn.Module, incompatible_keys: Any) -> None:
     module._normalized = bool(module.student_normalizer > 0)
 
 
-def build(setting: Setting, **options: Any) -> CRD:
+def build(setting: BuildContext, **options: Any) -> CRD:
     """CRD between the two penultimate embeddings."""
     student, teacher = embeddings("CRD", *setting.both("CRD"))
     return CRD(

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from cktf.batch import Batch
 from cktf.errors import MethodError
-from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
 from cktf.taps import Features
 
 
@@ -17,12 +17,12 @@ class CrossEntropy(Objective):
         """The loss of one batch."""
         if batch.labels is None:
             raise MethodError(
-                "Cross-entropy reads labels, and the data has none. Use labelled data, or a method "
+                "Cross-entropy reads labels, and the data has none. Use labeled data, or a method "
                 "without cross-entropy."
             )
         return loss_of("ce", F.cross_entropy(student.logits.float(), batch.labels))
 
 
-def build(setting: Setting) -> CrossEntropy:
+def build(setting: BuildContext) -> CrossEntropy:
     """Cross-entropy needs nothing of the setting."""
     return CrossEntropy()

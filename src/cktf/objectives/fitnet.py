@@ -10,7 +10,7 @@ from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import fitnet_loss
 from cktf.objectives.adapters import Regressor
-from cktf.objectives.base import Loss, Objective, Phase, Setting, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, Phase, loss_of
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -41,12 +41,12 @@ class FitNet(Objective):
         super().__init__()
         if hint < 1:
             raise MethodError(f"FitNet's hint is a stage, from 1, given {hint}.")
-        self.hint, self.init_lr, self.only_initialises = hint, init_lr, staged
+        self.hint, self.init_lr, self.only_initializes = hint, init_lr, staged
         self.regressor = Regressor(student, teacher, relu=True)
 
     def phases(self) -> list[Phase]:
         """The hint alone, in the paper's own order."""
-        return [Phase("fitnet", self, self.init_lr)] if self.only_initialises else []
+        return [Phase("fitnet", self, self.init_lr)] if self.only_initializes else []
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
@@ -62,7 +62,9 @@ def _hints(
     return students[position], teachers[position]
 
 
-def build(setting: Setting, hint: int = 2, staged: bool = False, init_lr: float = 0.05) -> FitNet:
+def build(
+    setting: BuildContext, hint: int = 2, staged: bool = False, init_lr: float = 0.05
+) -> FitNet:
     """FitNet between two networks with stages."""
     student, teacher = _hints(*setting.both("FitNet"), hint)
     return FitNet(student.shape, teacher.shape, hint, staged, init_lr)

@@ -9,26 +9,26 @@ from torch import Tensor
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import fsp_loss
-from cktf.objectives.base import Loss, Objective, Phase, Setting, loss_of, present
+from cktf.objectives.base import BuildContext, Loss, Objective, Phase, loss_of, present
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
 
 class FSP(Objective):
-    """Go from stage to stage as the teacher does; an initialisation of the student.
+    """Go from stage to stage as the teacher does; an initialization of the student.
 
-    Mean squared difference of `(1/HW) Σ f_k f_{k+1}ᵀ` of neighbouring maps, summed. The two
+    Mean squared difference of `(1/HW) Σ f_k f_{k+1}ᵀ` of neighboring maps, summed. The two
     networks need equal widths.
 
-    The initialisation minimises this loss times its weight in the method string, 50 unless given;
+    The initialization minimizes this loss times its weight in the method string, 50 unless given;
     the published code leaves the weight out there, so that its steps are smaller.
 
     Args:
-        init_lr: learning rate of the initialisation.
+        init_lr: learning rate of the initialization.
     """
 
     needs = frozenset({"logits", "stem", "stages"})
-    only_initialises = True
+    only_initializes = True
 
     def __init__(self, init_lr: float = 0.05) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def _maps(student: Features, teacher: Features | None) -> tuple[list[Tensor], li
     return [stems[0], *students], [stems[1], *teachers]
 
 
-def build(setting: Setting, **options: float) -> FSP:
+def build(setting: BuildContext, **options: float) -> FSP:
     """FSP between two networks of equal widths."""
     students, teachers = _maps(*setting.both("FSP"))
     widths = [m.shape[1] for m in students], [m.shape[1] for m in teachers]

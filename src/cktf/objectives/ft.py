@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import ft_loss
-from cktf.objectives.base import Loss, Objective, Phase, Setting, loss_of, present
+from cktf.objectives.base import BuildContext, Loss, Objective, Phase, loss_of, present
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -31,7 +31,7 @@ def _layers(layer: type[nn.Module], *channels: int, norm: bool = False) -> nn.Se
 
 
 class Paraphraser(Objective):
-    """An auto-encoder of the teacher's last map, whose code is the factor; minimises its error.
+    """An auto-encoder of the teacher's last map, whose code is the factor; minimizes its error.
 
     Args:
         channels: of the teacher's map.
@@ -99,7 +99,7 @@ class FT(Objective):
         return loss_of("ft", ft_loss(self.translator(students[-1].float()), wanted))
 
 
-def build(setting: Setting, **options: float) -> FT:
+def build(setting: BuildContext, **options: float) -> FT:
     """FT between two networks with stages."""
     students, teachers = stage_maps("FT", *setting.both("FT"))
     return FT(students[-1].shape[1], teachers[-1].shape[1], **options)

@@ -8,7 +8,7 @@ from typing import Any
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import kd_loss
-from cktf.objectives.base import Loss, Objective, Setting, loss_of, present
+from cktf.objectives.base import BuildContext, Loss, Objective, loss_of, present
 from cktf.taps import Features
 
 
@@ -33,7 +33,7 @@ class KD(Objective):
         return loss_of("kd", kd_loss(student.logits, teacher.logits, self.temperature))
 
 
-def build(setting: Setting, **options: Any) -> KD:
+def build(setting: BuildContext, **options: Any) -> KD:
     """KD between two classifiers of the same classes."""
     student, teacher = setting.both("KD")
     if student.logits.shape != teacher.logits.shape:

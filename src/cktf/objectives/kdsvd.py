@@ -11,16 +11,16 @@ from cktf.errors import MethodError
 from cktf.functional import kdsvd_loss
 from cktf.functional.kdsvd import Axis, agreeing_axis, most_vectors
 from cktf.functional.maps import to_smaller
-from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
 
 class KDSVD(Objective):
-    """The same relations between the leading directions of neighbouring stages.
+    """The same relations between the leading directions of neighboring stages.
 
     `Σ (R_S − R_T)² / B`, with `R = exp(−(v − w)²/8)` over all entries of the leading singular
-    vectors of two neighbouring stages' maps.
+    vectors of two neighboring stages' maps.
 
     Args:
         rank: singular vectors kept of each teacher map.
@@ -48,11 +48,11 @@ def _pooled(student: Features, teacher: Features | None) -> list[tuple[Tensor, .
     return list(zip(*(to_smaller(s, t) for s, t in maps), strict=True))
 
 
-def build(setting: Setting, rank: int = 1, axis: Axis | None = None) -> KDSVD:
+def build(setting: BuildContext, rank: int = 1, axis: Axis | None = None) -> KDSVD:
     """KDSVD between two networks with two stages or more."""
     students, teachers = _pooled(*setting.both("KDSVD"))
     if len(students) < 2:
-        raise MethodError("KDSVD relates neighbouring stages, and a network here has only one.")
+        raise MethodError("KDSVD relates neighboring stages, and a network here has only one.")
     if axis == "channel" and agreeing_axis(students, teachers) != "channel":
         raise MethodError(
             "KDSVD over the channels needs equally many: the student has "

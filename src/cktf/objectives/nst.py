@@ -6,7 +6,7 @@ Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Select
 
 from cktf.batch import Batch
 from cktf.functional import nst_loss
-from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -25,7 +25,7 @@ class NST(Objective):
         return loss_of("nst", nst_loss(*stage_maps("NST", student, teacher)))
 
 
-def build(setting: Setting) -> NST:
+def build(setting: BuildContext) -> NST:
     """NST between two networks with stages."""
     stage_maps("NST", *setting.both("NST"))
     return NST()

@@ -6,13 +6,13 @@ ECCV 2018, arXiv 1803.10837.
 
 from cktf.batch import Batch
 from cktf.functional import pkt_loss
-from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
 from cktf.objectives.pairs import embeddings
 from cktf.taps import Features
 
 
 class PKT(Objective):
-    """The same neighbours with the same probabilities, by cosine similarity of embeddings.
+    """The same neighbors with the same probabilities, by cosine similarity of embeddings.
 
     Mean over the B² pairs of `q_T log(q_T / q_S)`, with `q` the similarities, mapped to [0, 1], of
     rows that sum to 1.
@@ -25,7 +25,7 @@ class PKT(Objective):
         return loss_of("pkt", pkt_loss(*embeddings("PKT", student, teacher)))
 
 
-def build(setting: Setting) -> PKT:
+def build(setting: BuildContext) -> PKT:
     """PKT between two networks with embeddings."""
     embeddings("PKT", *setting.both("PKT"))
     return PKT()

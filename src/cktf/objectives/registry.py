@@ -37,7 +37,7 @@ from cktf.objectives import (
     sp,
     vid,
 )
-from cktf.objectives.base import Objective, Setting, WeightedSum
+from cktf.objectives.base import BuildContext, Objective, WeightedSum
 
 # Constructor arguments that the training set decides.
 _FROM_SETTING = {"labels", "source", "sharing"}
@@ -77,9 +77,9 @@ class Method:
         return "if staged" if "staged" in self.options() else "yes"
 
     @property
-    def takes_unlabelled(self) -> bool:
+    def accepts_unlabeled(self) -> bool:
         """Whether it works on images without labels."""
-        return "labels" not in self.reads and not self.objective.only_initialises
+        return "labels" not in self.reads and not self.objective.only_initializes
 
     def options(self) -> dict[str, inspect.Parameter]:
         """The method's options with their types and defaults."""
@@ -138,8 +138,8 @@ METHODS = {
 _KEEPS_CKTF = {"ce", "kd", "cktf"}
 _CKTF_ADDED = 0.8
 # Without labels, as the paper's transfer to STL-10: the first alone or beside those named above.
-_CKTF_UNLABELLED = {"beta": 1.0, "theta": 0.04}
-_CONTRAST_UNLABELLED = {"temperature": 0.07}
+_CKTF_UNLABELED = {"beta": 1.0, "theta": 0.04}
+_CONTRAST_UNLABELED = {"temperature": 0.07}
 _KD_ALONE = {"ce": 0.1, "kd": 0.9}
 
 
@@ -195,7 +195,7 @@ def features_read(method: str) -> set[str]:
 
 
 def compose(
-    method: str, setting: Setting, options: Mapping[str, Mapping[str, Any]] | None = None
+    method: str, setting: BuildContext, options: Mapping[str, Mapping[str, Any]] | None = None
 ) -> WeightedSum:
     """The objective that a method string names.
 
@@ -210,10 +210,10 @@ def compose(
     given = parse(method)
     chosen = {name: dict(values) for name, values in (options or {}).items()}
     _check_options(given, chosen)
-    weights = _weights(given, labelled=setting.labels is not None)
+    weights = _weights(given, labeled=setting.labels is not None)
     if setting.labels is None:
         for name in {"crd", "cktf"} & given.keys():
-            chosen[name] = _CONTRAST_UNLABELLED | chosen.get(name, {})
+            chosen[name] = _CONTRAST_UNLABELED | chosen.get(name, {})
     if "cktf" in given:
         weights["cktf"] = _place_cktf(
             given, chosen.setdefault("cktf", {}), setting.labels is not None
@@ -227,24 +227,22 @@ def compose(
     )
 
 
-def _weights(given: Mapping[str, float | None], labelled: bool) -> dict[str, float]:
-    if given == {"kd": None} and labelled:
+def _weights(given: Mapping[str, float | None], labeled: bool) -> dict[str, float]:
+    if given == {"kd": None} and labeled:
         return dict(_KD_ALONE)
-    start = {"ce": 1.0} if labelled else {}
+    start = {"ce": 1.0} if labeled else {}
     filled = {n: METHODS[n].weight if w is None else w for n, w in given.items()}
     return start | filled
 
 
-def _place_cktf(
-    given: Mapping[str, float | None], options: dict[str, Any], labelled: bool
-) -> float:
+def _place_cktf(given: Mapping[str, float | None], options: dict[str, Any], labeled: bool) -> float:
     """Turn CKTF's weight into β and θ, where it has one."""
     weight = given["cktf"]
     others = {name for name, of in given.items() if of != 0}
     if weight is None and not others <= _KEEPS_CKTF:
         weight = _CKTF_ADDED
-    if weight is None and not labelled:
-        options |= _CKTF_UNLABELLED | options
+    if weight is None and not labeled:
+        options |= _CKTF_UNLABELED | options
     if weight is None or "beta" in options or "theta" in options:
         if given["cktf"] is not None:
             raise MethodError(

@@ -6,7 +6,7 @@ Source: Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import rkd_loss
-from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
 from cktf.objectives.pairs import embeddings
 from cktf.taps import Features
 
@@ -39,7 +39,7 @@ class RKD(Objective):
         return loss_of("rkd", rkd_loss(*pair, self.distance_weight, self.angle_weight))
 
 
-def build(setting: Setting, **options: float) -> RKD:
+def build(setting: BuildContext, **options: float) -> RKD:
     """RKD between two networks with embeddings."""
     embeddings("RKD", *setting.both("RKD"))
     return RKD(**options)

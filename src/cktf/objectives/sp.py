@@ -5,7 +5,7 @@ Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019
 
 from cktf.batch import Batch
 from cktf.functional import sp_loss
-from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -24,7 +24,7 @@ class SP(Objective):
         return loss_of("sp", sp_loss(students[-1], teachers[-1]))
 
 
-def build(setting: Setting) -> SP:
+def build(setting: BuildContext) -> SP:
     """SP between two networks with stages."""
     stage_maps("SP", *setting.both("SP"))
     return SP()

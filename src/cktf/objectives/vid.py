@@ -14,7 +14,7 @@ from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import vid_loss
 from cktf.functional.maps import to_smaller
-from cktf.objectives.base import Loss, Objective, Setting, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -75,7 +75,7 @@ class VID(Objective):
         return loss_of("vid", torch.stack(parts).sum())
 
 
-def build(setting: Setting, **options: float) -> VID:
+def build(setting: BuildContext, **options: float) -> VID:
     """VID between two networks with stages."""
     students, teachers = stage_maps("VID", *setting.both("VID"))
     return VID([m.shape[1] for m in students], [m.shape[1] for m in teachers], **options)

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch.utils.data import Subset
 
 from cktf.data import (
-    UNLABELED,
+    UNLABELED_SPLIT,
     VALIDATION_SEED,
     DatasetLoader,
     Images,
@@ -27,7 +27,7 @@ from cktf.data import (
     open_dataset,
     split_validation,
 )
-from cktf.engine import trackers_of, undrawn
+from cktf.engine import preserve_rng, trackers_of
 from cktf.errors import CktfError, DataError, RecipeError, nearest
 from cktf.objectives import METHODS, parse, term_names
 from cktf.recipes.networks import check_network, check_teacher
@@ -66,7 +66,7 @@ class Data:
         classes: their names; None for a user's own data, whose networks decide.
         validation: batches of what was held out of the training images; None where nothing was.
         raw_validation: what these are made from.
-        labelled: whether the training images have labels that may be read.
+        labeled: whether the training images have labels that may be read.
         found: one line on what was read, and how it is fed; empty for a user's own data.
     """
 
@@ -78,7 +78,7 @@ class Data:
     classes: tuple[str, ...] | None
     validation: Loader | None = None
     raw_validation: Any = None
-    labelled: bool = True
+    labeled: bool = True
     found: str = ""
 
 
@@ -155,9 +155,9 @@ def _without_labels(recipe: Recipe) -> Iterator[str]:
         for name in sorted(named & METHODS.keys()):
             if "labels" in METHODS[name].reads:
                 yield f"method: {name} needs labels, and there are none. Leave it out."
-        if named and all(n in METHODS and METHODS[n].objective.only_initialises for n in named):
+        if named and all(n in METHODS and METHODS[n].objective.only_initializes for n in named):
             yield (
-                f"method: {' and '.join(sorted(named))} only initialise the student, and without "
+                f"method: {' and '.join(sorted(named))} only initialize the student, and without "
                 "labels nothing is left to train it on. Add a method such as cktf."
             )
     for field in ("validation", "per_class"):
@@ -206,7 +206,7 @@ def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
 
 
 def at_one_size(recipe: TransferRecipe) -> TransferRecipe:
-    """A transfer whose labelled images are of the size of those without labels.
+    """A transfer whose labeled images are of the size of those without labels.
 
     That is, where no size is given.
     """
@@ -216,7 +216,7 @@ def at_one_size(recipe: TransferRecipe) -> TransferRecipe:
     try:
         size, own = (
             open_dataset(section.name, _directory(section), split).size
-            for section, split in ((data, UNLABELED), (labeled, "train"))
+            for section, split in ((data, UNLABELED_SPLIT), (labeled, "train"))
         )
     except DataError:
         # What is wrong with them is told where they are read.
@@ -284,7 +284,7 @@ def build_data(section: DataSection, seed: int) -> Data:
         DataError: files that are missing or damaged.
     """
     if not section.labels:
-        return _unlabelled(section, seed)
+        return _unlabeled(section, seed)
     train, test = _load(section, "train", "test")
     if section.per_class is not None:
         train = train.subset(few_per_class(train.labels, section.per_class, seed))
@@ -308,10 +308,10 @@ def build_data(section: DataSection, seed: int) -> Data:
     )
 
 
-def _unlabelled(section: DataSection, seed: int) -> Data:
+def _unlabeled(section: DataSection, seed: int) -> Data:
     """Training images without labels: of a split of such images, or of the training images."""
     # Classes are chosen by labels, which are then forgotten.
-    train = load_split(section, "train" if section.classes else UNLABELED).unlabelled()
+    train = load_split(section, "train" if section.classes else UNLABELED_SPLIT).unlabeled()
     return Data(
         train=loader_of_train(train, section, seed),
         test=None,
@@ -319,7 +319,7 @@ def _unlabelled(section: DataSection, seed: int) -> Data:
         raw_test=None,
         name=section.name,
         classes=None,
-        labelled=False,
+        labeled=False,
         found=f"{section.name}: {' | '.join([train.describe(), *_slowly(train, section)])}",
     )
 
@@ -353,7 +353,7 @@ def custom_loader(train: Any, section: DataSection, seed: int) -> Loader:
         train=True,
         workers=section.workers,
         seed=seed,
-        labelled=section.labels,
+        labeled=section.labels,
     )
 
 
@@ -378,8 +378,8 @@ def _pixels_of_first(data: Any, workers: int) -> int:
     """Of the first image of a user's own data set; 0 where it is none, which is told later."""
     first = Subset(data, range(min(1, len(data))))
     # A data set that other processes read is not opened in this one before they are made.
-    loader = DatasetLoader(first, 1, train=False, workers=min(workers, 1), labelled=False)
-    with suppress(DataError), undrawn(torch.device("cpu")):
+    loader = DatasetLoader(first, 1, train=False, workers=min(workers, 1), labeled=False)
+    with suppress(DataError), preserve_rng(torch.device("cpu")):
         for batch in loader.epoch(0):
             return batch.images.shape[2] * batch.images.shape[3]
     return 0

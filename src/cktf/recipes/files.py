@@ -204,7 +204,7 @@ def make_recipe(fields: Mapping[str, Any]) -> Recipe:
     return _validated(_KINDS[kind], fields)
 
 
-# What holds for the labelled images too, of whatever data set, where nothing else is said.
+# What holds for the labeled images too, of whatever data set, where nothing else is said.
 _SHARED = ("dir", "workers", "image_size", "channels", "skip_broken", "augment", "resized_crops")
 
 
@@ -220,7 +220,7 @@ def any_recipe(fields: Mapping[str, Any]) -> Recipe | TransferRecipe:
 def make_transfer(fields: Mapping[str, Any]) -> TransferRecipe:
     """Check the form of all fields of a transfer.
 
-    The images have no labels; the labelled ones are of the same data set where no other is named.
+    The images have no labels; the labeled ones are of the same data set where no other is named.
 
     Raises:
         RecipeError: as `make_recipe`.
@@ -282,7 +282,7 @@ def located(recipe: AnyRecipe) -> AnyRecipe:
 
 # Where a run computes, how often it saves itself and what it does at the unforeseen does not change
 # what it computes.
-_FREE = (
+_IGNORED_FIELDS = (
     "data.dir",
     "data.workers",
     "labeled.dir",
@@ -297,18 +297,18 @@ _FREE = (
 
 
 # Fields that came later, with the value that does what was done before.
-_SINCE = {"new_classifier": False}
+_ADDED_FIELDS = {"new_classifier": False}
 
 
-def decisive(recipe: Recipe | TransferRecipe) -> dict[str, Any]:
+def result_fields(recipe: Recipe | TransferRecipe) -> dict[str, Any]:
     """Fields by dotted name, as a file has them, without those that do not change the result."""
     flat: dict[str, Any] = {}
     for name, value in located(recipe).model_dump(mode="json").items():
         inner = value.items() if isinstance(value, dict) and name != "options" else [("", value)]
         flat |= {f"{name}.{part}".rstrip("."): v for part, v in inner}
-    free = {name for name in _FREE if not _says_which(flat, name)}
+    free = {name for name in _IGNORED_FIELDS if not _says_which(flat, name)}
     # As it was before there was the field.
-    free |= {name for name in _SINCE if flat.get(name) == _SINCE[name]}
+    free |= {name for name in _ADDED_FIELDS if flat.get(name) == _ADDED_FIELDS[name]}
     return {name: value for name, value in flat.items() if name not in free}
 
 
@@ -320,7 +320,7 @@ def _says_which(flat: dict[str, Any], name: str) -> bool:
 
 def identity(recipe: Recipe) -> str:
     """A hash of what decides a recipe's result."""
-    fields = json.dumps(decisive(recipe), sort_keys=True, default=str)
+    fields = json.dumps(result_fields(recipe), sort_keys=True, default=str)
     return hashlib.sha256(fields.encode()).hexdigest()
 
 

@@ -15,8 +15,8 @@ from cktf.models import (
     create,
     describe,
     fingerprint,
+    is_cktf_checkpoint,
     is_listed,
-    is_ours,
     load_network,
     load_state,
     parse_source,
@@ -48,7 +48,7 @@ class Teacher:
 
 
 def new_network(line: str, data: ImageSet, num_classes: int | None = None) -> Normalized:
-    """A network for the classes of a data set, which normalises and resizes images itself.
+    """A network for the classes of a data set, which normalizes and resizes images itself.
 
     Args:
         line: which network.
@@ -65,12 +65,12 @@ def new_network(line: str, data: ImageSet, num_classes: int | None = None) -> No
     return Normalized(built.network, mean, std, built.size)
 
 
-def comes_trained(line: str) -> bool:
+def is_pretrained_source(line: str) -> bool:
     """Whether a line asks for a network with the weights that its library has for it."""
     return bool(parse_source(line).arguments.get("pretrained"))
 
 
-def at_size(network: nn.Module, size: int | None) -> nn.Module:
+def set_input_size(network: nn.Module, size: int | None) -> nn.Module:
     """The same network, which resizes images to a size before it sees them; None: as it is.
 
     Raises:
@@ -107,7 +107,7 @@ def check_network(line: str) -> None:
         parse_source(line)
 
 
-def going_on_from(
+def load_initial_network(
     line: str,
     data: ImageSet,
     classes: int | None = None,
@@ -144,18 +144,18 @@ def going_on_from(
 def _classes_told(path: Path) -> tuple[str, ...] | None:
     """Names of a network's classes, where its file says."""
     file = teacher_file(str(path))
-    if not is_ours(file):
+    if not is_cktf_checkpoint(file):
         return None
     classes = describe(file)["classes"]
     assert isinstance(classes, list)
     told = tuple(classes)
-    return None if told == numbered(len(told)) else told
+    return None if told == numbered_class_names(len(told)) else told
 
 
-def numbered(count: int) -> tuple[str, ...]:
+def numbered_class_names(count: int) -> tuple[str, ...]:
     """What classes without names are called.
 
-    >>> numbered(2)
+    >>> numbered_class_names(2)
     ('class 0', 'class 1')
     """
     return tuple(f"class {number}" for number in range(count))
@@ -241,7 +241,9 @@ def load_teacher(
     check_teacher(teacher, weights)
     if is_path(teacher):
         path = teacher_file(teacher)
-        return _ours(path, classes, trust_code) if is_ours(path) else _published(path, data)
+        return (
+            _ours(path, classes, trust_code) if is_cktf_checkpoint(path) else _published(path, data)
+        )
     source = parse_source(teacher)
     if weights is None:
         built = build_source(source, None)
@@ -292,7 +294,7 @@ def _published(path: Path, data: ImageSet | None) -> Teacher:
 
 def _with_weights(source: Source, path: Path, data: ImageSet | None) -> Teacher:
     # A file of ours knows more than the weights.
-    said: dict[str, Any] = describe(path) if is_ours(path) else {}
+    said: dict[str, Any] = describe(path) if is_cktf_checkpoint(path) else {}
     built = build_source(source, len(said["classes"]) if said else None)
     state = read_state(path, built.network)
     # The classifier's own rows say how many classes the weights know.
@@ -315,7 +317,7 @@ def _seeing(
     size: int | None,
     data: ImageSet | None,
 ) -> Normalized:
-    """A network that normalises as its source says, or as the data's own networks do.
+    """A network that normalizes as its source says, or as the data's own networks do.
 
     A data set of the user's own gives images as its networks are to see them.
     """

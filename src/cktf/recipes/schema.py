@@ -41,7 +41,7 @@ class DataSection(_Section):
             memory.
         image_size: pixels of a side; by default the data set's own, and for folders of images of
             many sizes what suits those to train on.
-        channels: 3, or 1 for grey images.
+        channels: 3, or 1 for gray images.
         skip_broken: leave out images that cannot be read, in place of stopping.
         labels: whether labels are read; without there is no cross-entropy, and no accuracy.
         classes: names of those that are kept, in that order; empty for all.
@@ -139,7 +139,7 @@ class CheckpointSection(_Section):
 # The papers' rate for their schedule; for a short cycle the best of 0.05, 0.1, 0.2 and 0.4 by less
 # than a standard error, on images held out of CIFAR-10's training set.
 _PEAK = {"multistep": 0.05, "onecycle": 0.1}
-# The papers' initialisation takes 30 of 240 epochs.
+# The papers' initialization takes 30 of 240 epochs.
 _INITIAL = 30 / 240
 
 
@@ -216,7 +216,7 @@ class _Distilling(_Recipe):
             sees them; by default its own, or as they come. Both see the same augmented images.
         teacher_cache: a folder for the teacher's features of a finite set of views, or `auto` for
             one in the user's cache; by default none.
-        init_epochs: of each initialisation stage, for methods that have one; by default an eighth
+        init_epochs: of each initialization stage, for methods that have one; by default an eighth
             of `epochs`, which is the papers' 30 of 240.
     """
 

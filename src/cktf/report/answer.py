@@ -31,7 +31,7 @@ class Gap:
     over: str
 
     @property
-    def told_apart(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the interval leaves 0 out."""
         return self.half is not None and abs(self.points) > self.half
 
@@ -158,7 +158,7 @@ def _compared(groups: Sequence[Group]) -> str:
     nearest = gap(best, others[0])
     name = f"the student {others[0].how}" if others[0] is reference else others[0].name
     text = f"; {nearest.size} points{nearest.unlike(best)} {nearest.side} {name}"
-    text += "" if nearest.told_apart else ", which does not tell them apart"
+    text += "" if nearest.is_significant else ", which does not tell them apart"
     if reference is not None and reference is not best and reference is not others[0]:
         gained = gap(best, reference)
         text += f", {gained.size}{gained.unlike(best)} {gained.side} the student {reference.how}"

@@ -1,4 +1,4 @@
-"""Figures as Plotly reads them. Colours in `--name` are the page's, light or dark."""
+"""Figures as Plotly reads them. Colors in `--name` are the page's, light or dark."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cktf.report.groups import Group, alone
-from cktf.report.looks import TEACHER, Look, look
+from cktf.report.styles import TEACHER, Look, look
 from cktf.workflows.analysis import Analysis, Seen
-from cktf.workflows.measures import calibrate, correlations, linear_cka, per_class
+from cktf.workflows.similarity import calibrate, correlations, linear_cka, per_class
 
 Figure = dict[str, Any]
 _REFERENCE = "--muted"
@@ -41,7 +41,7 @@ def figure(
 def _line(x: Sequence[Any], y: Sequence[Any], name: str, own: Look, **more: Any) -> Figure:
     return {
         "type": "scatter", "mode": "lines+markers", "x": list(x), "y": list(y),
-        "name": plain(name), "line": {"color": own.colour, "width": 2, "dash": own.dash},
+        "name": plain(name), "line": {"color": own.color, "width": 2, "dash": own.dash},
         "marker": own.marker(6), **more,
     }  # fmt: skip
 
@@ -100,7 +100,7 @@ def accuracy_curves(groups: Sequence[Group]) -> Figure | None:
         if run.summary.get("teacher_top1") is not None
     }
     for name, top1 in sorted(teachers):
-        levels.append(_level(top1, f"teacher {name} {top1:.2f} %", TEACHER.colour, "dash", "left"))
+        levels.append(_level(top1, f"teacher {name} {top1:.2f} %", TEACHER.color, "dash", "left"))
     reference = alone(groups) if len(groups) > 1 else None
     if reference is not None:
         name = f"{reference.name} {reference.top1:.2f} %"
@@ -193,7 +193,7 @@ def _frontier(
         "type": "scatter", "mode": "markers", "x": [values[n] for n in points],
         "y": [top1 for _, top1, _ in points.values()], "text": [plain(name) for name, _ in points],
         "marker": {
-            "color": [own.colour for _, _, own in points.values()],
+            "color": [own.color for _, _, own in points.values()],
             "symbol": [own.symbol for _, _, own in points.values()], "size": 11,
         },
         "hovertemplate": "%{text}<br>%{y:.2f} %<br>"
@@ -344,13 +344,13 @@ def correlation_difference(run: Analysis) -> Figure | None:
     return drawn
 
 
-def class_colour(number: int, classes: int) -> str:
+def class_color(number: int, classes: int) -> str:
     """Around the circle of hues; every second class is darker."""
     return f"hsl({number * 360 / classes:.0f}, 62%, {46 + 14 * (number % 2)}%)"
 
 
 def scatter_of(points: Tensor, labels: Tensor, classes: Sequence[str], title: str) -> Figure:
-    """Embeddings in the plane, a colour for each class."""
+    """Embeddings in the plane, a color for each class."""
     traces = []
     for number in torch.unique(labels).tolist():
         own = points[labels == number]
@@ -358,7 +358,7 @@ def scatter_of(points: Tensor, labels: Tensor, classes: Sequence[str], title: st
             {
                 "type": "scatter", "mode": "markers", "name": plain(classes[number]),
                 "x": own[:, 0].tolist(), "y": own[:, 1].tolist(),
-                "marker": {"color": class_colour(number, len(classes)), "size": 5},
+                "marker": {"color": class_color(number, len(classes)), "size": 5},
                 "hovertemplate": plain(classes[number]) + "<extra></extra>",
             }
         )  # fmt: skip

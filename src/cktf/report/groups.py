@@ -11,8 +11,8 @@ from typing import Any
 from cktf.bench.statistics import spread
 from cktf.engine import standard_error
 from cktf.errors import CktfError, RecipeError
-from cktf.recipes import CUSTOM, any_recipe, decisive
-from cktf.workflows import noted
+from cktf.recipes import CUSTOM, any_recipe, result_fields
+from cktf.workflows import read_teacher_ref
 from cktf.workflows.analysis import Analysis, weights_of
 
 # Differences that a name lists.
@@ -111,14 +111,14 @@ def method_name(method: str) -> str:
 def experiment(run: Analysis) -> dict[str, Any]:
     """What decides a run's result beside its seed, by field."""
     try:
-        fields = decisive(any_recipe(run.recipe))
+        fields = result_fields(any_recipe(run.recipe))
     except CktfError:
         # A recipe of another version is compared as it stands.
         fields = dict(run.recipe)
     fields.pop("seed", None)
     for method, options in (fields.pop("options", None) or {}).items():
         fields |= {f"{method}.{name}": value for name, value in options.items()}
-    if told := noted(run.folder):
+    if told := read_teacher_ref(run.folder):
         # What lies at its path by now may be another.
         fields |= {"teacher": f"sha256 {told.sha256}", "teacher_weights": None}
     for name in ("teacher", "teacher_weights"):
@@ -178,7 +178,7 @@ def refuse_unlike(runs: Sequence[Analysis]) -> None:
     for run in runs:
         if run.summary.get("test_top1") is None:
             raise RecipeError(
-                [f"{run.folder} was not tested on labelled images: nothing to compare."]
+                [f"{run.folder} was not tested on labeled images: nothing to compare."]
             )
     tested: dict[str, list[str]] = {}
     for run in runs:

@@ -21,7 +21,7 @@ from cktf.recipes import recipe_of
 from cktf.report import figures
 from cktf.report.answer import UNCERTAINTY, Gap, answer, compression, gap, teacher_gap
 from cktf.report.groups import Group, alone, grouped, refuse_unlike
-from cktf.report.looks import look
+from cktf.report.styles import look
 from cktf.user_paths import expanded
 from cktf.workflows.analysis import (
     Analysis,
@@ -93,7 +93,7 @@ def write_report(
     found = []
     for folder in folders:
         announce(f"reading {folder}", show)
-        found.append(analyst.analyse(folder))
+        found.append(analyst.analyze(folder))
     groups = grouped(found)
     announce("drawing", show)
     page = _Page(groups)
@@ -285,7 +285,7 @@ class _Page:
         classes = self.closely[0][1].classes if drawn else ()
         if len(classes) <= _NAMED:
             self.legend = [
-                (name, figures.class_colour(number, len(classes)))
+                (name, figures.class_color(number, len(classes)))
                 for number, name in enumerate(classes)
             ]
         return self._several("embedding", drawn)

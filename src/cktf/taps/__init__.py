@@ -1,12 +1,12 @@
 """Features from any network."""
 
 from cktf.models.paths import FeaturePaths
+from cktf.taps.cache_spec import CacheSpec
 from cktf.taps.cached import CachedTap
 from cktf.taps.classifier import count_logits, new_classifier, resize_classifier
 from cktf.taps.features import FEATURES, Features
 from cktf.taps.folding import name_of
-from cktf.taps.infer import as_before, beside, evaluating, find_classifier, infer_paths
-from cktf.taps.kept import Kept
+from cktf.taps.infer import eval_mode, find_classifier, infer_paths, preserve_modes, to_device_of
 from cktf.taps.shared import SharedTap
 from cktf.taps.tap import Tap
 
@@ -14,20 +14,20 @@ TeacherTap = Tap | SharedTap | CachedTap
 
 __all__ = [
     "FEATURES",
+    "CacheSpec",
     "CachedTap",
     "FeaturePaths",
     "Features",
-    "Kept",
     "SharedTap",
     "Tap",
     "TeacherTap",
-    "as_before",
-    "beside",
     "count_logits",
-    "evaluating",
+    "eval_mode",
     "find_classifier",
     "infer_paths",
     "name_of",
     "new_classifier",
+    "preserve_modes",
     "resize_classifier",
+    "to_device_of",
 ]

@@ -24,8 +24,8 @@ from cktf.batch import Batch, moved
 from cktf.errors import DataError
 from cktf.locks import locked
 from cktf.models.paths import FeaturePaths
+from cktf.taps.cache_spec import CacheSpec
 from cktf.taps.features import Features
-from cktf.taps.kept import Kept
 from cktf.taps.tap import Tap
 
 _VERSION = 1
@@ -53,7 +53,7 @@ class CachedTap:
     def __init__(
         self,
         tap: Tap,
-        kept: Kept,
+        kept: CacheSpec,
         view: Callable[[int], Iterator[Batch]],
         views: int,
         samples: int,

@@ -7,14 +7,14 @@ from cktf.errors import ModelError
 from cktf.models.normalized import Normalized
 from cktf.models.paths import FeaturePaths
 from cktf.taps.folding import name_of
-from cktf.taps.infer import beside, evaluating, find_classifier
+from cktf.taps.infer import eval_mode, find_classifier, to_device_of
 from cktf.taps.tap import Tap
 
 
 def count_logits(network: nn.Module, images: Tensor) -> int:
     """How many a network gives for images [B, C, H, W]; its mode is left as it is."""
-    images = beside(network, images)
-    with torch.no_grad(), evaluating(network):
+    images = to_device_of(network, images)
+    with torch.no_grad(), eval_mode(network):
         return Tap(network, FeaturePaths(), ())(images).logits.shape[1]
 
 
@@ -36,7 +36,7 @@ def resize_classifier(
         ModelError: no single layer gives its logits, and it cannot replace its classifier itself.
         TapError: it gives no logits.
     """
-    images = beside(network, images)
+    images = to_device_of(network, images)
     if count_logits(network, images) == classes and not anew:
         return False
     inner = network.network if isinstance(network, Normalized) else network

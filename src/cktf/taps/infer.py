@@ -13,7 +13,7 @@ Then:
 - *blocks*: the trunk's maps of a stage's shape up to it.
 - *preacts*: the input of the activation module that gives a stage's map; the map itself where no
   activation gives it, as in linear bottlenecks; none of a network where that cannot be told.
-- *stem*: the first convolution's output, followed through the normalisation and activation modules
+- *stem*: the first convolution's output, followed through the normalization and activation modules
   right behind it.
 - *embedding*: the input of the classifier, the last `nn.Linear` or convolution that gives as many
   numbers as there are logits; a map where a convolution classifies every place.
@@ -78,12 +78,12 @@ def _run(model: nn.Module, example: Tensor) -> tuple[list[_Event], Any]:
     events: list[_Event] = []
     largest: dict[str, tuple[int, int]] = {}
     handles = []
-    example, images = beside(model, example), seen(model, example.shape)
+    example, images = to_device_of(model, example), seen(model, example.shape)
     try:
         for path, module in model.named_modules():
             if path:
                 handles.append(module.register_forward_hook(_note(events, largest, path, images)))
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), eval_mode(model):
             logits = model(example)
     finally:
         for handle in handles:
@@ -109,14 +109,14 @@ def _run_once(model: nn.Module, example: Tensor) -> tuple[list[_Event], Any]:
     return [e for e in events if counts[e.path] == 1], logits
 
 
-def beside(network: nn.Module, images: Tensor) -> Tensor:
+def to_device_of(network: nn.Module, images: Tensor) -> Tensor:
     """The images on the network's device."""
     parameter = next(network.parameters(), None)
     return images if parameter is None else images.to(parameter.device)
 
 
 @contextmanager
-def as_before(network: nn.Module | None) -> Iterator[None]:
+def preserve_modes(network: nn.Module | None) -> Iterator[None]:
     """After it, a network's modes, and which of its parameters are trained, are as they were."""
     modules = [] if network is None else list(network.modules())
     modes = [module.training for module in modules]
@@ -132,9 +132,9 @@ def as_before(network: nn.Module | None) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode inside, and in its own mode again after."""
-    with as_before(model):
+    with preserve_modes(model):
         model.eval()
         yield
 

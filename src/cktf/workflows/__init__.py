@@ -1,41 +1,41 @@
-"""What users do: teach, distil, transfer, probe, evaluate."""
+"""What users do: teach, distill, transfer, probe, evaluate."""
 
 from cktf.workflows.assembly import assemble
-from cktf.workflows.curve import CURVE, draw_curve
+from cktf.workflows.dry_run import DryRun, preview_run
 from cktf.workflows.evaluation import evaluate, size_of_training, tested_on
 from cktf.workflows.inspection import Inspection, inspect
-from cktf.workflows.objects import Objects
-from cktf.workflows.probing import Probed, probe, probe_run
-from cktf.workflows.rehearsal import Rehearsal, rehearse
+from cktf.workflows.interleaved import SHARED, distill_interleaved
+from cktf.workflows.label_curve import CURVE, draw_curve
+from cktf.workflows.linear_probe import Probed, probe, probe_run
 from cktf.workflows.run import Run
-from cktf.workflows.taught import noted
-from cktf.workflows.together import SHARED, distill_together
+from cktf.workflows.teacher_ref import read_teacher_ref
 from cktf.workflows.train import distill, prepare, run_recipe, teach
-from cktf.workflows.transferring import Planned, Transferred, carry_out, plan, transfer
+from cktf.workflows.transfer_learning import Planned, Transferred, carry_out, plan, transfer
+from cktf.workflows.user_objects import UserObjects
 
 __all__ = [
     "CURVE",
     "SHARED",
+    "DryRun",
     "Inspection",
-    "Objects",
     "Planned",
     "Probed",
-    "Rehearsal",
     "Run",
     "Transferred",
+    "UserObjects",
     "assemble",
     "carry_out",
     "distill",
-    "distill_together",
+    "distill_interleaved",
     "draw_curve",
     "evaluate",
     "inspect",
-    "noted",
     "plan",
     "prepare",
+    "preview_run",
     "probe",
     "probe_run",
-    "rehearse",
+    "read_teacher_ref",
     "run_recipe",
     "size_of_training",
     "teach",

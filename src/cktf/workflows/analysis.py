@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cktf.data import FOLDER, ImageSet
-from cktf.engine import RunFolder, autocast, device_of, place, settled
+from cktf.engine import RunFolder, autocast, device_of, synchronized_time, to_device
 from cktf.errors import CktfError, RunFolderError
-from cktf.models import describe, fingerprint, is_ours
+from cktf.models import describe, fingerprint, is_cktf_checkpoint
 from cktf.recipes import (
     CUSTOM,
     DistillRecipe,
@@ -22,7 +22,6 @@ from cktf.recipes import (
     TrainRecipe,
     TransferRecipe,
     any_recipe,
-    at_size,
     is_path,
     load_split,
     load_teacher,
@@ -30,12 +29,13 @@ from cktf.recipes import (
     read_recipe,
     recipe_of,
     refuse_code,
+    set_input_size,
     teacher_file,
 )
-from cktf.taps import Tap, evaluating
+from cktf.taps import Tap, eval_mode
 from cktf.workflows.evaluation import tested_on
 from cktf.workflows.inspection import inspect
-from cktf.workflows.taught import check_taught
+from cktf.workflows.teacher_ref import check_teacher_ref
 
 # Maps are compared at this many places of a side: linear CKA is of all units together.
 _GRID = 4
@@ -177,7 +177,7 @@ class Analyst:
         self._seen: dict[tuple[str, str], Seen] = {}
         self._latency: dict[tuple[object, ...], float] = {}
 
-    def analyse(self, folder: Path) -> Analysis:
+    def analyze(self, folder: Path) -> Analysis:
         """One run, and its networks; RunFolderError for no finished run there."""
         plain = read_run(folder, self.data_dir)
         try:
@@ -208,7 +208,7 @@ class Analyst:
             try:
                 if not self.trust_code:
                     refuse_code({"teacher": recipe.teacher}, recipe_of(plain.folder))
-                check_taught(recipe, plain.folder)
+                check_teacher_ref(recipe, plain.folder)
                 teacher = self._teacher(recipe, key, test)
             except CktfError as error:
                 missing = f"The teacher cannot be loaded: {error}"
@@ -230,7 +230,7 @@ class Analyst:
             found = load_teacher(
                 recipe.teacher, None, test, recipe.teacher_weights, trust_code=self.trust_code
             )
-            network = at_size(found.network, recipe.teacher_size)
+            network = set_input_size(found.network, recipe.teacher_size)
             seen = self._see(network, found.name, test, recipe, named)
             self._seen[how, data] = replace(seen, classes=_classes_of(recipe))
         return self._seen[how, data]
@@ -253,12 +253,12 @@ class Analyst:
         channels, height, width = example.shape[1:]
         stages, embedding = named
         looked = inspect(network, (channels, height, width), stages=stages, embedding=embedding)
-        place(network, training, device)
+        to_device(network, training, device)
         there = {n for n in ("stem", "stages", "embedding") if getattr(looked.paths, n)}
         tap = Tap(network, looked.paths, there)
         logits, embeddings, maps = [], [], []
         compared, seen = evenly(len(test), self.compared), 0
-        with evaluating(network):
+        with eval_mode(network):
             for batch in loader.epoch(0):
                 with autocast(training.precision, device):
                     features = tap(batch.images.to(device))
@@ -297,7 +297,7 @@ def weights_of(line: str) -> str:
 def _classes_of(recipe: DistillRecipe | TransferRecipe) -> tuple[str, ...] | None:
     """Names of a teacher's classes, where its file says and a data set has given them."""
     line = recipe.teacher_weights or recipe.teacher
-    if not is_path(line) or not is_ours(teacher_file(line)):
+    if not is_path(line) or not is_cktf_checkpoint(teacher_file(line)):
         return None
     described = describe(teacher_file(line))
     told = described["classes"]
@@ -339,9 +339,9 @@ def latency_ms(network: Callable[[Tensor], Tensor], image: Tensor) -> float:
     """Median milliseconds for one image [1, C, H, W]."""
     times = []
     for _ in range(_WARM_UP + _TIMED):
-        start = settled(image.device)
+        start = synchronized_time(image.device)
         network(image)
-        times.append(settled(image.device) - start)
+        times.append(synchronized_time(image.device) - start)
     return 1e3 * statistics.median(times[_WARM_UP:])
 
 

@@ -9,26 +9,26 @@ from torch import Tensor, nn
 from cktf.batch import Batch
 from cktf.data import labels_of, states_labels
 from cktf.engine import MAIN, Stage, device_of, enough_memory
-from cktf.objectives import Objective, Setting, WeightedSum, compose, features_read
+from cktf.objectives import BuildContext, Objective, WeightedSum, compose, features_read
 from cktf.recipes import CUSTOM, DistillRecipe, Recipe, TrainRecipe
 from cktf.taps import (
     FeaturePaths,
     Features,
     Tap,
     TeacherTap,
-    beside,
-    evaluating,
+    eval_mode,
+    to_device_of,
 )
-from cktf.workflows.caching import cached
-from cktf.workflows.fitness import (
+from cktf.workflows.checks import (
     check_classes,
     check_labels,
     check_stated,
     check_student,
-    normalised_twice,
+    warn_if_normalized_twice,
 )
-from cktf.workflows.inspection import find_paths, taking
-from cktf.workflows.parts import Parts
+from cktf.workflows.components import RunComponents
+from cktf.workflows.inspection import find_paths, images_accepted_by
+from cktf.workflows.teacher_cache import cached
 
 _EXAMPLES = 8
 # Peaks of the learning rate that are for training from no weights.
@@ -62,7 +62,7 @@ class Assembly:
     advice: list[str]
 
 
-def assemble(recipe: Recipe, parts: Parts) -> Assembly:
+def assemble(recipe: Recipe, parts: RunComponents) -> Assembly:
     """Tap both networks and build the objective between them, sized by a dry run.
 
     Raises:
@@ -77,7 +77,7 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
         batch, student, teacher = _dry_run(parts, method, recipe)
     num_classes = int(student.features.logits.shape[1])
     check_classes(num_classes, parts)
-    labels = labels_of(parts.data.raw_train) if parts.data.labelled else None
+    labels = labels_of(parts.data.raw_train) if parts.data.labeled else None
     if labels is not None:
         check_labels("training", labels, num_classes)
         if states_labels(parts.data.raw_train):
@@ -85,7 +85,7 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
     if parts.data.raw_test is not None:
         check_labels("test", labels_of(parts.data.raw_test), num_classes)
     teacher_features = None if teacher is None else teacher.features
-    setting = Setting(student.features, teacher_features, parts.data.train.samples, labels)
+    setting = BuildContext(student.features, teacher_features, parts.data.train.samples, labels)
     objective = compose(method, setting, options)
     same = teacher is None or teacher.features.logits.shape[1] == num_classes
     stages = _stages(recipe, parts, objective, student, teacher)
@@ -98,7 +98,7 @@ def assemble(recipe: Recipe, parts: Parts) -> Assembly:
 
 def _stages(
     recipe: Recipe,
-    parts: Parts,
+    parts: RunComponents,
     objective: WeightedSum,
     student: _Tried,
     teacher: _Tried | None,
@@ -139,7 +139,9 @@ def _stages(
     return [*stages, Stage(MAIN, objective, *pair, recipe.epochs, keeps_statistics=frozen)]
 
 
-def _dry_run(parts: Parts, method: str, recipe: Recipe) -> tuple[Batch, _Tried, _Tried | None]:
+def _dry_run(
+    parts: RunComponents, method: str, recipe: Recipe
+) -> tuple[Batch, _Tried, _Tried | None]:
     """A first batch, and both networks on some of it: where features are, and of which shapes."""
     reads = features_read(method)
     if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
@@ -172,10 +174,10 @@ def _try(
     reads: set[str],
     named: _Named = ([], None),
 ) -> _Tried:
-    images, who = beside(network, images), f"{role} {name}"
-    with taking(images, who), torch.no_grad(), evaluating(network):
+    images, who = to_device_of(network, images), f"{role} {name}"
+    with images_accepted_by(images, who), torch.no_grad(), eval_mode(network):
         wanted = reads > {"logits"}
         paths = find_paths(network, images, *named) if wanted else FeaturePaths()
         there = {n for n in reads - {"logits"} if getattr(paths, n)}
         features = Tap(network, paths, there)(images)
-        return _Tried(images, paths, features, normalised_twice(network, who, images))
+        return _Tried(images, paths, features, warn_if_normalized_twice(network, who, images))

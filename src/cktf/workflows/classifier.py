@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cktf.errors import ModelError
-from cktf.taps import FeaturePaths, Tap, beside, evaluating, name_of, new_classifier
+from cktf.taps import FeaturePaths, Tap, eval_mode, name_of, new_classifier, to_device_of
 from cktf.workflows.inspection import find_paths
 
 
@@ -35,7 +35,7 @@ class LinearClassifier:
     Attributes:
         weight: [classes, D] float32.
         bias: [classes] float32.
-        strength: inverse of the regularisation's, as chosen.
+        strength: inverse of the regularization's, as chosen.
     """
 
     weight: Tensor
@@ -59,12 +59,12 @@ def embedding_of(network: nn.Module, images: Tensor, embedding: str | None = Non
     Raises:
         TapError: it cannot be found.
     """
-    images = beside(network, images)
+    images = to_device_of(network, images)
     return _embedded(network, images, find_paths(network, images, embedding=embedding))
 
 
 def _embedded(network: nn.Module, images: Tensor, paths: FeaturePaths) -> Tensor:
-    with evaluating(network), torch.no_grad():
+    with eval_mode(network), torch.no_grad():
         found = Tap(network, paths, ["embedding"])(images).embedding
     assert found is not None
     return found.cpu()
@@ -87,7 +87,7 @@ def classifying(
     Raises:
         ModelError: something is between what it reads and the classifier, or follows that.
     """
-    images = beside(network, images)
+    images = to_device_of(network, images)
     paths = find_paths(network, images, embedding=embedding)
     new = new_classifier(network, len(classifier.bias), images, bias=True)
     fits = new.weight.numel() == classifier.weight.numel()
@@ -96,7 +96,7 @@ def classifying(
             new.weight.copy_(classifier.weight.view_as(new.weight))
             assert new.bias is not None
             new.bias.copy_(classifier.bias)
-        with evaluating(network), torch.no_grad():
+        with eval_mode(network), torch.no_grad():
             logits = network(images).cpu()
         expected = _embedded(network, images, paths) @ classifier.weight.T + classifier.bias
         fits = torch.allclose(logits, expected, rtol=1e-3, atol=1e-3)

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from cktf.data import FOLDER, located_name
-from cktf.engine import Accuracy, Training, device_of, enough_memory, in_precision, place
+from cktf.engine import Accuracy, Training, device_of, enough_memory, in_precision, to_device
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import RunFolderError
-from cktf.models import describe, is_ours
+from cktf.models import describe, is_cktf_checkpoint
 from cktf.recipes import (
     CUSTOM,
     DataSection,
@@ -64,7 +64,7 @@ def evaluate(
         training = replace(training, device="cpu")
     device = device_of(training)
     with enough_memory(loader.batch_size, device):
-        place(network, training, device)
+        to_device(network, training, device)
         forward = in_precision(network.eval(), training.precision, device)
         accuracy = accuracy_of(forward, loader, len(classes), device)
     return accuracy, section.test or section.name
@@ -112,5 +112,5 @@ def _moved(section: DataSection, data_dir: str) -> DataSection:
 def size_of_training(run: Path) -> int | None:
     """Pixels of a side of the images that a run was trained on; None where it does not say."""
     file = teacher_file(str(run.absolute()))
-    size = describe(file).get("image_size") if is_ours(file) else None
+    size = describe(file).get("image_size") if is_cktf_checkpoint(file) else None
     return int(size[0]) if isinstance(size, list) and len(set(size)) == 1 else None

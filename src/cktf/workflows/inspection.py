@@ -12,14 +12,14 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cktf.engine import lacks_memory
+from cktf.engine import is_out_of_memory
 from cktf.errors import CktfError, DataError
 from cktf.models import build_source, parse_source
 from cktf.models.normalized import Normalized
-from cktf.taps import FeaturePaths, Features, Tap, beside, evaluating, infer_paths
+from cktf.taps import FeaturePaths, Features, Tap, eval_mode, infer_paths, to_device_of
 
 _BATCH = 2
-# How paths begin in a network that normalises its images first.
+# How paths begin in a network that normalizes its images first.
 _INSIDE = "network."
 
 
@@ -65,13 +65,13 @@ def find_paths(
 
 
 @contextmanager
-def taking(images: Tensor, who: str = "network") -> Iterator[None]:
+def images_accepted_by(images: Tensor, who: str = "network") -> Iterator[None]:
     """What is inside gives images to a network; that it cannot take them is told as that."""
     try:
         yield
     except Exception as error:
         # Whatever a network's own code raises.
-        if isinstance(error, CktfError) or lacks_memory(error):
+        if isinstance(error, CktfError) or is_out_of_memory(error):
             raise
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
@@ -128,8 +128,8 @@ def inspect(
     if isinstance(network, str):
         built = build_source(parse_source(network), None)
         network = Normalized(built.network, [0.0] * images[0], [1.0] * images[0], built.size)
-    example = beside(network, torch.rand(_BATCH, *images))
-    with evaluating(network), taking(example):
+    example = to_device_of(network, torch.rand(_BATCH, *images))
+    with eval_mode(network), images_accepted_by(example):
         with torch.no_grad():
             paths = find_paths(network, example, stages, embedding)
             wanted = ("embedding", "stem", "stages", "preacts")

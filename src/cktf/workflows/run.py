@@ -12,15 +12,15 @@ from torch import nn
 
 from cktf.engine import (
     Accuracy,
-    Fitted,
     RunFolder,
     Trainer,
+    TrainResult,
     announce,
     autocast_dtype,
     device_of,
     enough_memory,
     environment,
-    place,
+    to_device,
     tracked,
     write_atomically,
 )
@@ -28,20 +28,20 @@ from cktf.models import Normalized, load_weights, save_network
 from cktf.recipes import (
     CUSTOM,
     Recipe,
-    decisive,
     identity,
     located,
-    numbered,
+    numbered_class_names,
+    result_fields,
     to_yaml,
 )
 from cktf.taps import (
     CachedTap,
-    as_before,
+    preserve_modes,
 )
 from cktf.workflows.assembly import Assembly, assemble
-from cktf.workflows.given import check_given, note_given
-from cktf.workflows.parts import Parts
-from cktf.workflows.taught import as_begun
+from cktf.workflows.components import RunComponents
+from cktf.workflows.input_fingerprint import check_input_fingerprint, write_input_fingerprint
+from cktf.workflows.teacher_ref import with_original_teacher
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Run:
     summary: dict[str, Any]
 
 
-def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> Run:
+def execute(recipe: Recipe, parts: RunComponents, run: RunFolder, show: bool = True) -> Run:
     """Train, record and save; nothing is written before all is known to fit.
 
     The teacher is frozen and in eval mode meanwhile, and then as it was.
@@ -68,7 +68,7 @@ def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> 
         CktfError: networks, data and method do not fit; nothing was trained then.
     """
     steps = executing(recipe, parts, run, show)
-    with as_before(parts.teacher):
+    with preserve_modes(parts.teacher):
         while True:
             try:
                 next(steps)
@@ -77,10 +77,10 @@ def execute(recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True) -> 
 
 
 def executing(
-    recipe: Recipe, parts: Parts, run: RunFolder, show: bool = True
+    recipe: Recipe, parts: RunComponents, run: RunFolder, show: bool = True
 ) -> Generator[None, None, Run]:
     """What `execute` does, stopping before the first step and after every one."""
-    check_given(recipe, parts, run)
+    check_input_fingerprint(recipe, parts, run)
     if run.finished:
         return _read(run, parts.student)
     fitting, data = assemble(recipe, parts), parts.data
@@ -90,19 +90,19 @@ def executing(
         if isinstance(stage.teacher, CachedTap):
             stage.teacher.say = partial(_tell, run, show)
     run.create(_checkpoint_mb(parts.student, fitting.objective))
-    with run.locked(), tracked(run, recipe.runtime.track, decisive(recipe)):
+    with run.locked(), tracked(run, recipe.runtime.track, result_fields(recipe)):
         return (yield from _train(recipe, parts, fitting, run, show))
 
 
 def _train(
-    recipe: Recipe, parts: Parts, fitting: Assembly, run: RunFolder, show: bool
+    recipe: Recipe, parts: RunComponents, fitting: Assembly, run: RunFolder, show: bool
 ) -> Generator[None, None, Run]:
     """From networks, data and objective that fit to what a finished run holds."""
     data = parts.data
     run.insist(
         lambda: write_atomically(run.recipe, to_yaml(located(recipe)).encode()), "its recipe"
     )
-    note_given(recipe, parts, run)
+    write_input_fingerprint(recipe, parts, run)
     with enough_memory(data.train.batch_size, device_of(recipe.training()), training=True):
         trainer = Trainer(
             parts.student,
@@ -114,7 +114,7 @@ def _train(
             run,
             title=f"{parts.student_name} {fitting.method}" if parts.teacher else parts.student_name,
             show=show,
-            identity=identity(as_begun(recipe, run)),
+            identity=identity(with_original_teacher(recipe, run)),
             validation=data.validation,
         )
     for line in [data.found, *fitting.advice]:
@@ -124,7 +124,7 @@ def _train(
         _tell(run, show, f"student: {parts.began}")
     teacher_accuracy = None
     if parts.teacher is not None and data.test is not None and fitting.same_classes:
-        place(parts.teacher, recipe.training(), trainer.device)
+        to_device(parts.teacher, recipe.training(), trainer.device)
         if "teacher" not in parts.measured:
             with enough_memory(data.test.batch_size, trainer.device):
                 parts.measured["teacher"] = trainer.evaluate(parts.teacher, data.test)
@@ -134,7 +134,7 @@ def _train(
         _tell(run, show, f"teacher: {parts.note or parts.teacher_name}{measured}")
     yield
     yield from trainer.steps()
-    fitted = trainer.fitted()
+    fitted = trainer.result()
     parts.student.eval()
     name, (classes, of) = parts.student_name, _told(parts, fitting.num_classes)
     run.insist(
@@ -153,15 +153,15 @@ def _train(
     return Run(run.path, parts.student, summary)
 
 
-def _told(parts: Parts, count: int) -> tuple[tuple[str, ...], str]:
+def _told(parts: RunComponents, count: int) -> tuple[tuple[str, ...], str]:
     """Names of the classes that the student tells, and the data set that they are of."""
     if parts.data.classes is not None:
         return parts.data.classes, parts.data.name
-    if not parts.data.labelled and parts.classes is not None and len(parts.classes) == count:
+    if not parts.data.labeled and parts.classes is not None and len(parts.classes) == count:
         # It learned to tell its teacher's.
         return parts.classes, parts.data.name
     # Numbers are no names: no data set is refused for them.
-    return numbered(count), CUSTOM
+    return numbered_class_names(count), CUSTOM
 
 
 def _tell(run: RunFolder, show: bool, line: str) -> None:
@@ -185,8 +185,8 @@ def _checkpoint_mb(student: nn.Module, objective: nn.Module) -> float:
 def _summary(
     recipe: Recipe,
     fitting: Assembly,
-    parts: Parts,
-    fitted: Fitted,
+    parts: RunComponents,
+    fitted: TrainResult,
     teacher: Accuracy | None,
     device: torch.device,
 ) -> dict[str, Any]:

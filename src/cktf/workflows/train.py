@@ -1,4 +1,4 @@
-"""Teach a network on labels, or distil a student from a teacher: recipe in, run folder out."""
+"""Teach a network on labels, or distill a student from a teacher: recipe in, run folder out."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,26 +19,26 @@ from cktf.recipes import (
     Recipe,
     Teacher,
     TrainRecipe,
-    at_size,
     check,
-    comes_trained,
-    decisive,
-    going_on_from,
     is_path,
+    is_pretrained_source,
+    load_initial_network,
     load_teacher,
     make_recipe,
     new_network,
     put,
     put_all,
     read_recipe,
+    result_fields,
+    set_input_size,
 )
 from cktf.taps import count_logits, find_classifier
 from cktf.user_paths import expanded
-from cktf.workflows.inspection import taking
-from cktf.workflows.objects import Objects, absent, data_of
-from cktf.workflows.parts import Parts
+from cktf.workflows.components import RunComponents
+from cktf.workflows.inspection import images_accepted_by
 from cktf.workflows.run import Run, execute
-from cktf.workflows.taught import noted, taught_by
+from cktf.workflows.teacher_ref import read_teacher_ref, teacher_ref_of
+from cktf.workflows.user_objects import UserObjects, absent, data_of
 
 T = TypeVar("T")
 
@@ -199,7 +199,7 @@ def run_recipe(
     Raises:
         RecipeError: everything that is wrong with the recipe, before anything is trained.
     """
-    objects = Objects(teacher, student, train, test)
+    objects = UserObjects(teacher, student, train, test)
     run, parts = prepare(recipe, out, objects, resume=resume, trust_code=trust_code)
     return execute(recipe, parts, run, show)
 
@@ -207,17 +207,17 @@ def run_recipe(
 def prepare(
     recipe: Recipe,
     out: str | Path | None = None,
-    objects: Objects | None = None,
+    objects: UserObjects | None = None,
     *,
     resume: bool = False,
     trust_code: bool = False,
-) -> tuple[RunFolder, Parts]:
+) -> tuple[RunFolder, RunComponents]:
     """Make sure that a recipe can be carried out, and load what it needs; nothing is written.
 
     Raises:
         RecipeError: everything that is wrong with it.
     """
-    objects = objects or Objects()
+    objects = objects or UserObjects()
     problems = check(recipe)
     problems.found += absent(recipe, objects)
     run = RunFolder(folder_of(recipe) if out is None else expanded(out))
@@ -233,18 +233,18 @@ def prepare(
     if isinstance(recipe, DistillRecipe) and not problems.about("teacher"):
         with problems.collect("teacher"):
             teacher = _teacher(recipe, objects, data, trust_code)
-            at_size(teacher.network, recipe.teacher_size)
+            set_input_size(teacher.network, recipe.teacher_size)
     problems.stop_if_any()
     assert data is not None
     set_seed(recipe.seed)
     student, name, began = _student(recipe, objects, data, teacher, trust_code)
     if isinstance(recipe, DistillRecipe):
-        at_size(student, recipe.student_size)
+        set_input_size(student, recipe.student_size)
     if isinstance(recipe, TrainRecipe) and recipe.trains == "classifier":
         freeze_features(student, next(iter(data.train.epoch(1))).images[:2])
     if teacher is None:
-        return run, Parts(student, None, name, None, data, began=began)
-    return run, Parts(
+        return run, RunComponents(student, None, name, None, data, began=began)
+    return run, RunComponents(
         student, teacher.network, name, teacher.name, data,
         note=teacher.note, began=began, classes=teacher.classes,
     )  # fmt: skip
@@ -258,11 +258,11 @@ def check_same(recipe: AnyRecipe, started: AnyRecipe, run: RunFolder) -> None:
     Raises:
         RunFolderError: it differs.
     """
-    before, now = decisive(started), decisive(recipe)
+    before, now = result_fields(started), result_fields(recipe)
     changed = sorted(n for n in before.keys() | now.keys() if before.get(n) != now.get(n))
-    known = noted(run.path)
+    known = read_teacher_ref(run.path)
     if known is not None:
-        now_taught = taught_by(recipe)
+        now_taught = teacher_ref_of(recipe)
         same = now_taught is not None and now_taught.sha256 == known.sha256
         changed = [name for name in changed if name not in ("teacher", "teacher_weights")]
         changed += [] if same else ["the teacher's weights"]
@@ -289,7 +289,7 @@ def folder_of(recipe: Recipe, kind: str = "") -> Path:
 
 
 def _teacher(
-    recipe: DistillRecipe, objects: Objects, data: Data | None, trust_code: bool
+    recipe: DistillRecipe, objects: UserObjects, data: Data | None, trust_code: bool
 ) -> Teacher:
     if isinstance(objects.teacher, nn.Module):
         return Teacher(objects.teacher, _name_of(objects.teacher), "")
@@ -310,7 +310,7 @@ def _name_of(network: nn.Module) -> str:
 
 
 def _student(
-    recipe: Recipe, objects: Objects, data: Data, teacher: Teacher | None, trust_code: bool
+    recipe: Recipe, objects: UserObjects, data: Data, teacher: Teacher | None, trust_code: bool
 ) -> tuple[nn.Module, str, str]:
     """The network to train, its name, and what was loaded."""
     if isinstance(objects.student, nn.Module):
@@ -324,16 +324,18 @@ def _student(
             ]
         )
     classes = len(data.raw_train.classes)
-    if not data.labelled and teacher is not None:
+    if not data.labeled and teacher is not None:
         # Nobody knows the classes: the student tells those of its teacher.
         classes = _logits(teacher.network, data)
     if is_path(name):
-        told = None if data.labelled else classes
+        told = None if data.labeled else classes
         anew = isinstance(recipe, TrainRecipe) and recipe.new_classifier
-        with taking(data.raw_train[0][0][None]):
-            found = going_on_from(name, data.raw_train, told, anew=anew, trust_code=trust_code)
+        with images_accepted_by(data.raw_train[0][0][None]):
+            found = load_initial_network(
+                name, data.raw_train, told, anew=anew, trust_code=trust_code
+            )
         return found.network, found.name, found.note
-    began = "begins with the weights it comes with" if comes_trained(name) else ""
+    began = "begins with the weights it comes with" if is_pretrained_source(name) else ""
     return new_network(name, data.raw_train, classes), name, began
 
 
@@ -344,7 +346,7 @@ def freeze_features(network: nn.Module, images: Tensor) -> None:
         network: from images to logits.
         images: [B, C, H, W], an example by which the classifier is found.
     """
-    with taking(images):
+    with images_accepted_by(images):
         path = find_classifier(network, images)
     network.requires_grad_(False)
     network.get_submodule(path).requires_grad_(True)
@@ -353,5 +355,5 @@ def freeze_features(network: nn.Module, images: Tensor) -> None:
 def _logits(network: nn.Module, data: Data) -> int:
     """How many a network gives."""
     images = next(iter(data.train.epoch(1))).images[:2]
-    with taking(images):
+    with images_accepted_by(images):
         return count_logits(network, images)

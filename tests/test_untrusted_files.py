@@ -186,7 +186,7 @@ def test_a_report_runs_code_where_it_is_trusted(here, role):
     )  # fmt: skip
     for trust in (False, True):
         Path("ran").unlink(missing_ok=True)
-        found = Analyst(trust_code=trust).analyse(Path("run"))
+        found = Analyst(trust_code=trust).analyze(Path("run"))
         assert Path("ran").exists() == trust
         assert ("--trust-code" in found.missing) != trust
 

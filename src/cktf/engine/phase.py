@@ -22,7 +22,7 @@ class Stage:
 
     Attributes:
         name: `train` for the last, in which the student is trained on the whole sum.
-        objective: what is minimised; its own parameters train too.
+        objective: what is minimized; its own parameters train too.
         student: the tapped network that is trained; None where only the objective trains.
         teacher: the tapped frozen network; None for an objective that needs none.
         epochs: passes over the training set.

@@ -1,4 +1,4 @@
-"""A student as it was before it learnt, where it was made in Python and cannot be made again."""
+"""A student as it was before it learned, where it was made in Python and cannot be made again."""
 
 import io
 import pickle
@@ -13,10 +13,10 @@ from cktf.errors import CheckpointError
 NAME = "untrained.pt"
 
 
-def as_untrained(students: Sequence[nn.Module], run: RunFolder) -> None:
+def restore_initial_student(students: Sequence[nn.Module], run: RunFolder) -> None:
     """Copies of a student as they were at a transfer's first step, whose folder keeps them.
 
-    The same object, given again to continue, has learnt meanwhile.
+    The same object, given again to continue, has learned meanwhile.
 
     Raises:
         CheckpointError: the folder is of another student.

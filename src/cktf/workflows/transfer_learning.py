@@ -1,9 +1,9 @@
-"""Transfer learning without labels: distil on unlabelled images, then classify on few labels.
+"""Transfer learning without labels: distill on unlabeled images, then classify on few labels.
 
 Source: Zhao, Chen, Zhao, "A Contrastive Knowledge Transfer Framework for Model Compression and
 Transfer Learning", ICASSP 2023, Figure 2. What the student's features are worth is measured beside
-the teacher's own, those of the student before it learnt anything (the floor), and a student that is
-trained from scratch on the labels alone. The student that counts is the last epoch's: nothing is
+the teacher's own, those of the student before it learned anything (the floor), and a student that
+is trained from scratch on the labels alone. The student that counts is the last epoch's: nothing is
 chosen by labels.
 """
 
@@ -19,7 +19,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from cktf.data import ImageSet, labels_of
-from cktf.engine import RunFolder, announce, interrupting, standard_error, write_atomically
+from cktf.engine import RunFolder, announce, interrupt_on_signals, standard_error, write_atomically
 from cktf.errors import Interrupted, RecipeError, RunFolderError
 from cktf.models import Normalized, load_weights, save_network
 from cktf.recipes import (
@@ -30,29 +30,29 @@ from cktf.recipes import (
     TrainRecipe,
     TransferRecipe,
     at_one_size,
-    at_size,
     custom_loader,
     is_path,
     loader_of_test,
     located,
     make_transfer,
     new_network,
-    numbered,
+    numbered_class_names,
     put,
     put_all,
     read_recipe,
+    set_input_size,
     to_yaml,
 )
 from cktf.taps import new_classifier, resize_classifier
 from cktf.user_paths import expanded
 from cktf.workflows.assembly import assemble
+from cktf.workflows.checks import check_labels
 from cktf.workflows.classifier import check_classifier, classifying, embedding_of
-from cktf.workflows.curve import CURVE, draw_curve
-from cktf.workflows.fitness import check_labels
-from cktf.workflows.inspection import taking
-from cktf.workflows.objects import Objects, absent_data, data_of, some_of
-from cktf.workflows.parts import Parts
-from cktf.workflows.probing import (
+from cktf.workflows.components import RunComponents
+from cktf.workflows.initial_student import restore_initial_student
+from cktf.workflows.inspection import images_accepted_by
+from cktf.workflows.label_curve import CURVE, draw_curve
+from cktf.workflows.linear_probe import (
     Choice,
     Probed,
     check_classes,
@@ -63,7 +63,7 @@ from cktf.workflows.probing import (
 )
 from cktf.workflows.run import Run, execute
 from cktf.workflows.train import check_same, folder_of, name_of, plain, prepare
-from cktf.workflows.untrained import as_untrained
+from cktf.workflows.user_objects import UserObjects, absent_data, data_of, some_of
 
 _MOST_SCRATCH_EPOCHS = 200
 TEACHER, STUDENT, SCRATCH, FLOOR = "teacher", "student", "scratch", "floor"
@@ -75,7 +75,7 @@ class Transferred:
 
     Attributes:
         folder: where everything is.
-        student: the network with its classifier of the labelled images' classes.
+        student: the network with its classifier of the labeled images' classes.
         summary: what summary.json holds.
     """
 
@@ -91,19 +91,19 @@ class Planned:
     Attributes:
         recipe: of the whole.
         run: its folder.
-        parts: networks and unlabelled images.
+        parts: networks and unlabeled images.
         untrained: the student as it is before it learns anything.
-        labelled: images to probe with and to test on.
+        labeled: images to probe with and to test on.
         choices: which of them are used, for each point of the curve.
-        classes: of the labelled images, by name where they have names: those that are here may lack
+        classes: of the labeled images, by name where they have names: those that are here may lack
             the last of them.
     """
 
     recipe: TransferRecipe
     run: RunFolder
-    parts: Parts
+    parts: RunComponents
     untrained: nn.Module
-    labelled: Data
+    labeled: Data
     choices: list[Choice]
     classes: int
 
@@ -138,7 +138,7 @@ def transfer(
             of the data set that `unlabeled` names.
         test: a data set to test on; comes with a named one.
         method: names joined by `+`, none of which needs labels.
-        epochs: passes over the unlabelled images.
+        epochs: passes over the unlabeled images.
         labels_per_class: numbers of labels, each a point of a curve; empty for all labels.
         draws: random choices of labels at each point.
         out: the run folder; by default a new one in `runs/`.
@@ -166,15 +166,15 @@ def transfer(
         put(fields, "labeled.test", test)
         test = None
     put_all(fields, overrides or {})
-    objects = Objects(teacher, student, unlabeled), Objects(train=labeled, test=test)
+    objects = UserObjects(teacher, student, unlabeled), UserObjects(train=labeled, test=test)
     return carry_out(plan(make_transfer(fields), out, *objects, resume=resume), show=show)
 
 
 def plan(
     recipe: TransferRecipe,
     out: str | Path | None = None,
-    objects: Objects | None = None,
-    labelled: Objects | None = None,
+    objects: UserObjects | None = None,
+    labeled: UserObjects | None = None,
     *,
     resume: bool = False,
     trust_code: bool = False,
@@ -184,8 +184,8 @@ def plan(
     Args:
         recipe: of the whole.
         out: the run folder.
-        objects: what stands in for teacher, student and unlabelled images.
-        labelled: what stands in for the labelled images and those for the test.
+        objects: what stands in for teacher, student and unlabeled images.
+        labeled: what stands in for the labeled images and those for the test.
         resume: continue what is there.
         trust_code: whether code that weights name may run.
 
@@ -197,7 +197,7 @@ def plan(
     run = RunFolder(folder_of(distilling, "transfer") if out is None else expanded(out))
     with problems.collect("out"):
         _check_folder(recipe, run, resume)
-    parts: Parts | None = None
+    parts: RunComponents | None = None
     data: Data | None = None
     choices: list[Choice] = []
     classes = 0
@@ -206,7 +206,7 @@ def plan(
             distilling, run.path / STUDENT, objects, resume=resume, trust_code=trust_code
         )[1]
     with problems.collect("labeled"):
-        data = _labelled(recipe, labelled or Objects())
+        data = _labeled(recipe, labeled or UserObjects())
         labels = labels_of(data.raw_train)
         check_classes(labels)
         classes = len(data.classes or range(int(labels.max()) + 1))
@@ -222,22 +222,24 @@ def plan(
     return Planned(recipe, run, parts, copy.deepcopy(parts.student), data, choices, classes)
 
 
-def _check_networks(recipe: TransferRecipe, parts: Parts, images: Tensor, classes: int) -> None:
+def _check_networks(
+    recipe: TransferRecipe, parts: RunComponents, images: Tensor, classes: int
+) -> None:
     """Raise unless both networks can be probed, and the student given a new classifier."""
     assert parts.teacher is not None
-    with taking(images):
+    with images_accepted_by(images):
         embedding_of(parts.teacher, images, recipe.teacher_embedding)
         check_classifier(parts.student, classes, images, recipe.student_embedding)
 
 
-def _labelled(recipe: TransferRecipe, objects: Objects) -> Data:
+def _labeled(recipe: TransferRecipe, objects: UserObjects) -> Data:
     # Any number of labels will do: the batches of training from scratch are made later.
     section = recipe.labeled.model_copy(update={"batch_size": 2})
     if problems := absent_data(section, objects):
         raise RecipeError(problems)
     data = data_of(section, recipe.seed, objects)
-    if data.test is None or not data.labelled:
-        raise RecipeError(["a probe needs labelled images, and others to test on: give test."])
+    if data.test is None or not data.labeled:
+        raise RecipeError(["a probe needs labeled images, and others to test on: give test."])
     return data
 
 
@@ -261,7 +263,7 @@ def carry_out(planned: Planned, *, show: bool = True) -> Transferred:
     """
     run, parts, distilling = planned.run, planned.parts, planned.recipe.distilling()
     try:
-        with interrupting():
+        with interrupt_on_signals():
             if run.finished:
                 student = execute(distilling, parts, RunFolder(run.path / STUDENT), show).student
                 return _read(planned, student)
@@ -281,7 +283,7 @@ def _carry_out(planned: Planned, distilling: DistillRecipe, show: bool) -> Trans
     text = to_yaml(located(recipe)).encode()
     run.insist(lambda: write_atomically(run.recipe, text), "its recipe")
     if recipe.student == CUSTOM:
-        as_untrained((planned.untrained, parts.student), run)
+        restore_initial_student((planned.untrained, parts.student), run)
     distilled = execute(distilling, parts, RunFolder(run.path / STUDENT), show)
     scratch = _scratch(planned, show)
     assert parts.teacher is not None
@@ -292,12 +294,12 @@ def _carry_out(planned: Planned, distilling: DistillRecipe, show: bool) -> Trans
     if len(planned.choices) > 1:
         level = {SCRATCH: scratch.summary["test_top1"]}
         run.insist(lambda: draw_curve(found, level, run.path / CURVE), "the curve")
-    example = _example(planned.labelled)
+    example = _example(planned.labeled)
     student = classifying(
         distilled.student, probed[STUDENT].classifier, example, recipe.student_embedding
     )
-    classes = planned.labelled.classes or numbered(len(probed[STUDENT].classifier.bias))
-    about = {"name": parts.student_name, "dataset": planned.labelled.name}
+    classes = planned.labeled.classes or numbered_class_names(len(probed[STUDENT].classifier.bias))
+    about = {"name": parts.student_name, "dataset": planned.labeled.name}
     run.insist(
         lambda: save_network(student, run.weights, classes=classes, images=example, **about),
         "the student",
@@ -306,15 +308,15 @@ def _carry_out(planned: Planned, distilling: DistillRecipe, show: bool) -> Trans
     return Transferred(run.path, student, summary)
 
 
-def _example(labelled: Data) -> Tensor:
+def _example(labeled: Data) -> Tensor:
     """Two images by which a network's classifier is found."""
-    return next(iter(labelled.train.epoch(1))).images[:2]
+    return next(iter(labeled.train.epoch(1))).images[:2]
 
 
 def _read(planned: Planned, student: nn.Module) -> Transferred:
     """A transfer that is finished already, with the probe's classifier in the student."""
     summary = json.loads(planned.run.summary.read_text())
-    new_classifier(student, summary["classes"], _example(planned.labelled), bias=True)
+    new_classifier(student, summary["classes"], _example(planned.labeled), bias=True)
     load_weights(
         student.network if isinstance(student, Normalized) else student, planned.run.weights
     )
@@ -325,11 +327,11 @@ def _summary(
     planned: Planned, distilled: Run, scratch: Run, probed: Mapping[str, Probed]
 ) -> dict[str, Any]:
     data = planned.parts.data
-    images = len(planned.labelled.raw_test)
+    images = len(planned.labeled.raw_test)
     return distilled.summary | {
         "unlabeled": data.name,
         "unlabeled_images": data.train.samples,
-        "labeled": planned.labelled.name,
+        "labeled": planned.labeled.name,
         "classes": len(probed[STUDENT].classifier.bias),
         "test_images": images,
         "test_top1": probed[STUDENT].final,
@@ -350,10 +352,10 @@ def _probe(planned: Planned, networks: Mapping[str, nn.Module], show: bool) -> d
         replace(choice, draws=[torch.searchsorted(needed, draw) for draw in choice.draws])
         for choice in planned.choices
     ]
-    assert planned.labelled.test is not None
+    assert planned.labeled.test is not None
     recipe, found = planned.recipe, {}
-    few = some_of(planned.labelled.raw_train, needed)
-    loaders = loader_of_test(few, recipe.labeled.workers), planned.labelled.test
+    few = some_of(planned.labeled.raw_train, needed)
+    loaders = loader_of_test(few, recipe.labeled.workers), planned.labeled.test
     for name, network in networks.items():
         announce(f"probing the {name}'s features", show)
         path = recipe.teacher_embedding if name == TEACHER else recipe.student_embedding
@@ -375,9 +377,9 @@ def scratch_epochs(recipe: TransferRecipe, steps: int, batches: int) -> int:
 
 def _scratch(planned: Planned, show: bool) -> Run:
     """The same student on the most labels alone, for as many steps."""
-    recipe, labelled = planned.recipe, planned.labelled
+    recipe, labeled = planned.recipe, planned.labeled
     chosen = planned.choices[-1]
-    few = some_of(labelled.raw_train, chosen.draws[0])
+    few = some_of(labeled.raw_train, chosen.draws[0])
     update: dict[str, Any] = {"batch_size": min(recipe.data.batch_size, len(few))}
     if recipe.labeled.name != CUSTOM:
         update["per_class"] = chosen.labels
@@ -389,12 +391,14 @@ def _scratch(planned: Planned, show: bool) -> Run:
         epochs=scratch_epochs(recipe, steps, len(few) // section.batch_size),
     )  # fmt: skip
     train = custom_loader(few, section, recipe.seed)
-    data = replace(labelled, train=train, raw_train=few, found="")
+    data = replace(labeled, train=train, raw_train=few, found="")
     set_seed(recipe.seed)
     if not isinstance(few, ImageSet) or is_path(recipe.student) or recipe.student == CUSTOM:
         network: nn.Module = copy.deepcopy(planned.untrained)
-        resize_classifier(network, planned.classes, _example(planned.labelled))
+        resize_classifier(network, planned.classes, _example(planned.labeled))
     else:
-        network = at_size(new_network(recipe.student, few, planned.classes), recipe.student_size)
-    parts = Parts(network, None, planned.parts.student_name, None, data)
+        network = set_input_size(
+            new_network(recipe.student, few, planned.classes), recipe.student_size
+        )
+    parts = RunComponents(network, None, planned.parts.student_name, None, data)
     return execute(own, parts, RunFolder(planned.run.path / SCRATCH), show)

@@ -25,7 +25,7 @@ NOTE = "teacher.json"
 
 
 @dataclass(frozen=True)
-class Taught:
+class TeacherRef:
     """A teacher of a run folder or file, or a network with a file of weights.
 
     Attributes:
@@ -39,15 +39,15 @@ class Taught:
     teacher_weights: str | None = None
 
 
-def noted(run: Path) -> Taught | None:
+def read_teacher_ref(run: Path) -> TeacherRef | None:
     """What a run's folder says of its teacher; of a transfer, that of its first part."""
     for folder in (run, run / "student"):
         if (folder / NOTE).is_file():
-            return Taught(**json.loads((folder / NOTE).read_text()))
+            return TeacherRef(**json.loads((folder / NOTE).read_text()))
     return None
 
 
-def taught_by(recipe: Recipe | TransferRecipe) -> Taught | None:
+def teacher_ref_of(recipe: Recipe | TransferRecipe) -> TeacherRef | None:
     """The teacher of a recipe; None for an object, and for a network that brings its own weights.
 
     Raises:
@@ -57,7 +57,7 @@ def taught_by(recipe: Recipe | TransferRecipe) -> Taught | None:
         return None
     if is_path(recipe.teacher):
         where = str(expanded(recipe.teacher).absolute())
-        return Taught(where, fingerprint(teacher_file(recipe.teacher)))
+        return TeacherRef(where, fingerprint(teacher_file(recipe.teacher)))
     there = located(recipe)
     assert not isinstance(there, TrainRecipe)
     # One that is missing is told of by the recipe's check.
@@ -65,12 +65,12 @@ def taught_by(recipe: Recipe | TransferRecipe) -> Taught | None:
         return None
     sha256 = fingerprint(Path(there.teacher_weights))
     # The same weights in another network are another teacher.
-    return Taught(there.teacher, f"{sha256} in {there.teacher}", there.teacher_weights)
+    return TeacherRef(there.teacher, f"{sha256} in {there.teacher}", there.teacher_weights)
 
 
-def check_taught(recipe: Recipe | TransferRecipe, run: Path) -> None:
+def check_teacher_ref(recipe: Recipe | TransferRecipe, run: Path) -> None:
     """Raise RunFolderError where other weights lie by now where a run's teacher was."""
-    before, now = noted(run), taught_by(recipe)
+    before, now = read_teacher_ref(run), teacher_ref_of(recipe)
     if before and now and before.sha256 != now.sha256:
         raise RunFolderError(
             f"{now.teacher_weights or now.teacher} has other weights by now (sha256 "
@@ -78,12 +78,12 @@ def check_taught(recipe: Recipe | TransferRecipe, run: Path) -> None:
         )
 
 
-def as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
+def with_original_teacher(recipe: Recipe, run: RunFolder) -> Recipe:
     """The recipe with its teacher where that was at the first step, which is noted in the folder.
 
     A run of before there were notes, and one whose teacher has other weights, is as it is given.
     """
-    now, before = taught_by(recipe), noted(run.path)
+    now, before = teacher_ref_of(recipe), read_teacher_ref(run.path)
     if now is None:
         return recipe
     if not any(run.saved.folder.glob("*.pt")):

@@ -14,7 +14,7 @@ from cktf.engine import Trainer
 from cktf.errors import Interrupted, RecipeError
 from cktf.recipes import make_recipe
 from cktf.taps import SharedTap, Tap
-from cktf.workflows import distill_together, run_recipe
+from cktf.workflows import distill_interleaved, run_recipe
 
 __all__ = ["cifar", "images"]  # fixtures
 # The last two read no more than logits, and nothing.
@@ -58,12 +58,12 @@ def test_together_as_alone(teacher, cifar, tmp_path, monkeypatch):
     monkeypatch.setattr(Tap, "__call__", counted)
     evaluate, evaluated = Trainer.evaluate, []
 
-    def noted(self, network, *given):
+    def record_call(self, network, *given):
         evaluated.append(parameters(network))
         return evaluate(self, network, *given)
 
-    monkeypatch.setattr(Trainer, "evaluate", noted)
-    runs = distill_together([(r, tmp_path / "together" / m) for m, r in recipes.items()])
+    monkeypatch.setattr(Trainer, "evaluate", record_call)
+    runs = distill_interleaved([(r, tmp_path / "together" / m) for m, r in recipes.items()])
     for method, run in zip(METHODS, runs, strict=True):
         alone = tmp_path / "alone" / method
         weights = [load_file(f / "student.safetensors") for f in (alone, run.folder)]
@@ -83,8 +83,8 @@ def test_together_as_alone(teacher, cifar, tmp_path, monkeypatch):
 
 def test_runs_that_are_done_are_taken_as_they_are(teacher, cifar, tmp_path):
     jobs = [(recipe(teacher, cifar, m, {}), tmp_path / m) for m in ("kd", "at")]
-    first = distill_together(jobs[:1])
-    both = distill_together(jobs)
+    first = distill_interleaved(jobs[:1])
+    both = distill_interleaved(jobs)
     assert both[0].summary == first[0].summary
     assert both[1].summary["method"] == "at"
 
@@ -92,7 +92,7 @@ def test_runs_that_are_done_are_taken_as_they_are(teacher, cifar, tmp_path):
 def test_students_of_other_batches_are_refused(teacher, cifar, tmp_path):
     jobs = [(recipe(teacher, cifar, "kd", {}, seed=seed), tmp_path / str(seed)) for seed in (0, 1)]
     with pytest.raises(RecipeError, match="seed: students are trained together"):
-        distill_together(jobs)
+        distill_interleaved(jobs)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_students_of_another_view_of_the_teacher_are_refused(field, tmp_path):
     """It would give them what their recipe does not say."""
     jobs = [(recipe("t", "d", "kd", {}, **more), tmp_path) for more in ({}, field)]
     with pytest.raises(RecipeError, match=f"{next(iter(field))}: students are trained together"):
-        distill_together(jobs)
+        distill_interleaved(jobs)
 
 
 def test_a_shared_tap_runs_once_for_the_same_images():
@@ -128,14 +128,14 @@ def test_a_signal_stops_and_saves_all(teacher, cifar, tmp_path, monkeypatch):
         place: [(recipe(teacher, cifar, m, {}), tmp_path / place / m) for m in ("kd", "at")]
         for place in ("whole", "cut")
     }
-    whole = distill_together(jobs["whole"])
+    whole = distill_interleaved(jobs["whole"])
     with monkeypatch.context() as patch:
         # In the second run's third step: the first has gone on before it hears.
         stop_after(patch, 6)
         with pytest.raises(Interrupted):
-            distill_together(jobs["cut"])
+            distill_interleaved(jobs["cut"])
     for _, folder in jobs["cut"]:
         assert len(list((folder / "checkpoints").glob("*.pt"))) == 1
-    for a, b in zip(whole, distill_together(jobs["cut"]), strict=True):
+    for a, b in zip(whole, distill_interleaved(jobs["cut"]), strict=True):
         weights = [load_file(run.folder / "student.safetensors") for run in (a, b)]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
-    from cktf.workflows import Rehearsal
-    from cktf.workflows.rehearsal import Seen
+    from cktf.workflows import DryRun
+    from cktf.workflows.dry_run import Seen
 
 FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -29,7 +29,7 @@ def doctor(context: typer.Context) -> None:
     raise typer.Exit(code or 0)
 
 
-def show_rehearsal(found: "Rehearsal") -> None:
+def show_dry_run(found: "DryRun") -> None:
     """Print what two batches told, on the error stream: the recipe goes to the output."""
     from rich.console import Console
 
@@ -57,7 +57,7 @@ def show_rehearsal(found: "Rehearsal") -> None:
         console.print("Nothing looks wrong.")
 
 
-def _compared(found: "Rehearsal") -> "Table":
+def _compared(found: "DryRun") -> "Table":
     """The features side by side, as the methods that compare stages pair them."""
     from rich import box
     from rich.table import Table

@@ -28,7 +28,7 @@ from cktf.recipes import (
 
 
 @dataclass(frozen=True)
-class Objects:
+class UserObjects:
     """What stands in for the names in a recipe: only what is not a name counts."""
 
     teacher: nn.Module | str | Path | None = None
@@ -37,7 +37,7 @@ class Objects:
     test: Any = None
 
 
-def absent(recipe: Recipe, objects: Objects) -> list[str]:
+def absent(recipe: Recipe, objects: UserObjects) -> list[str]:
     """Where the recipe says `custom` and no object was given, or one that does not fit."""
     if isinstance(recipe, DistillRecipe):
         said = {"teacher": recipe.teacher, "student": recipe.student}
@@ -49,7 +49,7 @@ def absent(recipe: Recipe, objects: Objects) -> list[str]:
     ]
 
 
-def absent_data(section: DataSection, objects: Objects) -> list[str]:
+def absent_data(section: DataSection, objects: UserObjects) -> list[str]:
     """Likewise of the images."""
     custom = section.name == CUSTOM
     problems = [_missing("train")] if _is_missing(section.name, objects.train) else []
@@ -100,14 +100,14 @@ def _missing(name: str) -> str:
     )
 
 
-def data_of(section: DataSection, seed: int, objects: Objects) -> Data:
+def data_of(section: DataSection, seed: int, objects: UserObjects) -> Data:
     """The images that a recipe names, or the objects that stand in for them."""
     train, test = objects.train, objects.test
     if section.name != CUSTOM:
         return build_data(section, seed)
     if isinstance(train, ImageSet) and not section.labels:
-        train = train.unlabelled()
-    named = isinstance(train, ImageSet) and train.labelled
+        train = train.unlabeled()
+    named = isinstance(train, ImageSet) and train.labeled
     held = None
     if section.validation:
         kept, out = split_validation(labels_of(train), section.validation, VALIDATION_SEED)
@@ -119,7 +119,7 @@ def data_of(section: DataSection, seed: int, objects: Objects) -> Data:
         raw_test=test,
         name=train.name if isinstance(train, ImageSet) else CUSTOM,
         classes=tuple(train.classes) if named else None,
-        labelled=section.labels,
+        labeled=section.labels,
         validation=None if held is None else loader_of_test(held, section.workers),
         raw_validation=held,
     )

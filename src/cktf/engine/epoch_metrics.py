@@ -26,7 +26,7 @@ _TOTAL, _GRADIENT = "loss", "gradient"
 
 
 @dataclass
-class Tally:
+class EpochMetrics:
     """The numbers of one epoch so far.
 
     Attributes:
@@ -54,7 +54,7 @@ class Tally:
         return {name: getattr(self, name) for name in kept} | {"sums": sums}
 
     @classmethod
-    def restored(cls, state: dict[str, Any], device: torch.device) -> "Tally":
+    def restored(cls, state: dict[str, Any], device: torch.device) -> "EpochMetrics":
         """The one that was saved."""
         tally = cls(**state)
         tally.sums = None if tally.sums is None else tally.sums.to(device)
@@ -250,7 +250,7 @@ def enough_memory(
         raise told from error
 
 
-def lacks_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is that memory was not enough: PyTorch has none of its own on the CPU."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
@@ -273,7 +273,7 @@ def out_of_memory(
         device: where it is.
         training: whether that is `data.batch_size`, and not what fits test images.
     """
-    if not lacks_memory(error):
+    if not is_out_of_memory(error):
         return None
     text, advice = str(error), []
     if training and batch_size > 2:

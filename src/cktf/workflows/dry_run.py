@@ -17,14 +17,14 @@ from cktf.engine import (
     enough_memory,
     gradient_norm,
     peak_memory_mb,
-    place,
     statistics_kept,
+    to_device,
 )
 from cktf.models import Normalized
-from cktf.recipes import Recipe, numbered
-from cktf.taps import CachedTap, FeaturePaths, Features, Tap, as_before
+from cktf.recipes import Recipe, numbered_class_names
+from cktf.taps import CachedTap, FeaturePaths, Features, Tap, preserve_modes
 from cktf.workflows.assembly import Assembly, assemble
-from cktf.workflows.parts import Parts
+from cktf.workflows.components import RunComponents
 
 _BATCHES = 2
 # A trained network knows its training images by more than this many times the share of guesses.
@@ -41,7 +41,7 @@ class Seen:
         paths: where its features are.
         features: of a batch, those that the method reads.
         parameters: how many.
-        input: what reaches it, and how it is normalised.
+        input: what reaches it, and how it is normalized.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """What two batches told.
 
     Attributes:
@@ -62,7 +62,7 @@ class Rehearsal:
         gradient: norm over the student's parameters at the second batch.
         step_seconds: of the second batch, with loading it.
         steps: of an epoch.
-        epochs: of the run, initialisation stages included.
+        epochs: of the run, initialization stages included.
         contrast: what contrast takes of memory; empty for methods without.
         peak_memory_mb: largest memory held so far.
         advice: what looks wrong, each with its fix.
@@ -91,7 +91,7 @@ class _Step:
     seconds: float
 
 
-def rehearse(recipe: Recipe, parts: Parts) -> Rehearsal:
+def preview_run(recipe: Recipe, parts: RunComponents) -> DryRun:
     """Forward and backward on two batches; no weight changes, and nothing is written.
 
     Raises:
@@ -103,10 +103,10 @@ def rehearse(recipe: Recipe, parts: Parts) -> Rehearsal:
     footprint = fitting.objective.footprint(parts.data.train.batch_size)
     footprint.check(device, built=True)
     enough = enough_memory(parts.data.train.batch_size, device, footprint, training=True)
-    with enough, as_before(parts.student), as_before(parts.teacher):
+    with enough, preserve_modes(parts.student), preserve_modes(parts.teacher):
         for network in (parts.student, parts.teacher):
             if network is not None:
-                place(network, recipe.training(), device)
+                to_device(network, recipe.training(), device)
         fitting.objective.to(device)
         steps = list(_steps(recipe, parts, stage, device))
     last = steps[-1]
@@ -118,7 +118,7 @@ def rehearse(recipe: Recipe, parts: Parts) -> Rehearsal:
     gradient = float(gradient_norm(list(parts.student.parameters()), None))
     parts.student.zero_grad(set_to_none=True)
     advice = list(_advice(fitting, parts, steps, student, teacher, gradient))
-    return Rehearsal(
+    return DryRun(
         student, teacher, parts.data.found or parts.data.name, [s.terms for s in steps],
         gradient, last.seconds, len(parts.data.train),
         sum(s.epochs for s in fitting.stages), str(footprint) if footprint.step else "",
@@ -126,7 +126,9 @@ def rehearse(recipe: Recipe, parts: Parts) -> Rehearsal:
     )  # fmt: skip
 
 
-def _steps(recipe: Recipe, parts: Parts, stage: Stage, device: torch.device) -> Iterator[_Step]:
+def _steps(
+    recipe: Recipe, parts: RunComponents, stage: Stage, device: torch.device
+) -> Iterator[_Step]:
     stage.objective.train()
     assert stage.student is not None
     if parts.teacher is not None:
@@ -155,19 +157,19 @@ def _steps(recipe: Recipe, parts: Parts, stage: Stage, device: torch.device) -> 
 def _seen(network: nn.Module, name: str, stage: Stage, features: Features, images: Tensor) -> Seen:
     tap = stage.student if stage.student and stage.student.model is network else stage.teacher
     assert isinstance(tap, Tap | CachedTap)
-    shape, normalised = images.shape, "normalises by itself, or not at all"
+    shape, normalized = images.shape, "normalizes by itself, or not at all"
     if isinstance(network, Normalized):
         shape = network.seen(images.shape)
         mean, std = (" ".join(f"{v:.3f}" for v in t.flatten()) for t in (network.mean, network.std))
-        normalised = f"mean {mean}, std {std}"
+        normalized = f"mean {mean}, std {std}"
     size = " x ".join(map(str, shape[1:]))
     count = sum(p.numel() for p in network.parameters())
-    return Seen(name, tap.paths, features, count, f"{size}; {normalised}")
+    return Seen(name, tap.paths, features, count, f"{size}; {normalized}")
 
 
 def _advice(
     fitting: Assembly,
-    parts: Parts,
+    parts: RunComponents,
     steps: list[_Step],
     student: Seen,
     teacher: Seen | None,
@@ -182,7 +184,7 @@ def _advice(
     yield from fitting.advice
     if not gradient > 0:
         yield "No gradient reaches the student. Are its parameters frozen? Set requires_grad."
-    if parts.data.labelled:
+    if parts.data.labeled:
         yield from _about_labels(parts, fitting.num_classes)
     if teacher is None:
         return
@@ -216,9 +218,9 @@ def _about_teacher(steps: list[_Step], teacher: Seen, classes: int) -> Iterator[
         )
 
 
-def _about_labels(parts: Parts, classes: int) -> Iterator[str]:
+def _about_labels(parts: RunComponents, classes: int) -> Iterator[str]:
     counts = labels_of(parts.data.raw_train).bincount(minlength=classes)
-    names = parts.data.classes or numbered(classes)
+    names = parts.data.classes or numbered_class_names(classes)
     empty = [names[c] for c in range(classes) if not counts[c]]
     if empty:
         yield (

@@ -1,10 +1,10 @@
-"""How networks are told apart in figures: by colour, and by marks for people who see none."""
+"""How networks are told apart in figures: by color, and by marks for people who see none."""
 
 from dataclasses import dataclass
 from typing import Any
 
 _COLOURS = 8
-# Seven to eight colours: 56 groups go by before a pair of both comes again. Not the teacher's.
+# Seven to eight colors: 56 groups go by before a pair of both comes again. Not the teacher's.
 _SYMBOLS = (
     ("circle", "●"), ("square", "■"), ("triangle-up", "▲"), ("x", "✕"), ("triangle-down", "▼"),
     ("cross", "✚"), ("star", "★"),
@@ -14,23 +14,23 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 @dataclass(frozen=True)
 class Look:
-    """What tells a network from others in a figure, also for people who see no colours.
+    """What tells a network from others in a figure, also for people who see no colors.
 
     Attributes:
-        colour: of all that is its own.
+        color: of all that is its own.
         symbol: of its points, as Plotly names it.
         letter: the same in a text.
         dash: of its lines.
     """
 
-    colour: str
+    color: str
     symbol: str
     letter: str
     dash: str = "solid"
 
     def marker(self, size: int) -> dict[str, Any]:
         """Of one trace, in pixels."""
-        return {"color": self.colour, "symbol": self.symbol, "size": size}
+        return {"color": self.color, "symbol": self.symbol, "size": size}
 
 
 TEACHER = Look("--teacher", "diamond", "◆")

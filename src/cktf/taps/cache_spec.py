@@ -12,7 +12,7 @@ Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Kept:
+class CacheSpec:
     """Logits, and what else of the features is enough.
 
     Attributes:
@@ -25,24 +25,24 @@ class Kept:
     stem: Grid | None = None
     stages: tuple[tuple[int, Grid], ...] = ()
 
-    def __or__(self, other: "Kept") -> "Kept":
+    def __or__(self, other: "CacheSpec") -> "CacheSpec":
         """Enough for both; at most one of them reads maps."""
-        return Kept(
+        return CacheSpec(
             self.embedding or other.embedding,
             self.stem or other.stem,
             self.stages or other.stages,
         )
 
-    def named(self, paths: FeaturePaths) -> dict[str, "Kept"]:
+    def named(self, paths: FeaturePaths) -> dict[str, "CacheSpec"]:
         """Each tensor by itself, by what it is, where it is from and how it was averaged."""
-        found = {"logits": Kept()}
+        found = {"logits": CacheSpec()}
         if self.embedding:
-            found[f"embedding {paths.embedding}"] = Kept(embedding=True)
+            found[f"embedding {paths.embedding}"] = CacheSpec(embedding=True)
         if self.stem:
-            found[f"stem {paths.stem} {_by(self.stem)}"] = Kept(stem=self.stem)
+            found[f"stem {paths.stem} {_by(self.stem)}"] = CacheSpec(stem=self.stem)
         for position, grid in self.stages:
             name = f"stage {paths.stages[position]} {_by(grid)}"
-            found[name] = Kept(stages=((position, grid),))
+            found[name] = CacheSpec(stages=((position, grid),))
         return found
 
     def tensor(self, features: Features) -> Tensor:

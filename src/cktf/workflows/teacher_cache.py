@@ -9,11 +9,11 @@ from cktf.objectives import WeightedSum
 from cktf.recipes import DistillRecipe
 from cktf.taps import CachedTap, Features, Tap
 from cktf.user_paths import expanded
-from cktf.workflows.parts import Parts
+from cktf.workflows.components import RunComponents
 
 
 def cached(
-    recipe: DistillRecipe, parts: Parts, objective: WeightedSum, tap: Tap, example: Features
+    recipe: DistillRecipe, parts: RunComponents, objective: WeightedSum, tap: Tap, example: Features
 ) -> CachedTap:
     """The teacher's tap, with its features of a finite set of views kept on disk.
 
@@ -28,7 +28,7 @@ def cached(
         MethodError: the objective reads what is not kept.
         DataError: the disk has no room.
     """
-    kept, data, loader = objective.kept(), recipe.data, parts.data.train
+    kept, data, loader = objective.cacheable(), recipe.data, parts.data.train
     assert isinstance(loader, MemoryLoader | DatasetLoader)
     dtype = autocast_dtype(recipe.runtime.precision, device_of(recipe.training()))
     decides = {

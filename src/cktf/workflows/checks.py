@@ -6,25 +6,25 @@ from torch import Tensor, nn
 from cktf.batch import Batch
 from cktf.errors import DataError, ModelError
 from cktf.models import Normalized
-from cktf.workflows.parts import Parts
+from cktf.workflows.components import RunComponents
 
-# Of resampled or noisy images beyond [0, 1]; normalised ones reach -1.
+# Of resampled or noisy images beyond [0, 1]; normalized ones reach -1.
 _OVERSHOOT = 0.5
 
 
-def normalised_twice(network: nn.Module, who: str, images: Tensor) -> str:
-    """What looks wrong where a network normalises images that seem to be normalised already."""
+def warn_if_normalized_twice(network: nn.Module, who: str, images: Tensor) -> str:
+    """What looks wrong where a network normalizes images that seem to be normalized already."""
     low, high = float(images.min()), float(images.max())
     inside = low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT
-    if inside or not isinstance(network, Normalized) or not network.normalises:
+    if inside or not isinstance(network, Normalized) or not network.normalizes:
         return ""
     return (
-        f"The {who} normalises images from [0, 1] itself, and these run from {low:.1f} to "
-        f"{high:.1f}. Leave normalising out of the data set, or give the network inside, .network."
+        f"The {who} normalizes images from [0, 1] itself, and these run from {low:.1f} to "
+        f"{high:.1f}. Leave normalizing out of the data set, or give the network inside, .network."
     )
 
 
-def check_student(parts: Parts) -> None:
+def check_student(parts: RunComponents) -> None:
     """Raise ModelError where nothing of a student is trained, or some of it is its teacher's."""
     name = parts.student_name
     if not any(parameter.requires_grad for parameter in parts.student.parameters()):
@@ -41,7 +41,7 @@ def check_student(parts: Parts) -> None:
         )
 
 
-def check_classes(num_classes: int, parts: Parts) -> None:
+def check_classes(num_classes: int, parts: RunComponents) -> None:
     """Raise DataError unless a student has a logit for each of the data's classes."""
     classes = parts.data.classes
     if classes is not None and len(classes) != num_classes:

@@ -59,7 +59,7 @@ class _Turn:
         )
 
 
-def distill_together(
+def distill_interleaved(
     recipes: Sequence[tuple[DistillRecipe, Path]], *, trust_code: bool = False
 ) -> list[Run]:
     """Train students that differ in the method only, from one teacher; continues what is there.

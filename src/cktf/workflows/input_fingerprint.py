@@ -11,19 +11,19 @@ from cktf.engine import RunFolder, write_atomically
 from cktf.errors import RunFolderError
 from cktf.recipes import CUSTOM, DistillRecipe, Recipe
 from cktf.taps.cached import hash_of_tensors
-from cktf.workflows.parts import Parts
+from cktf.workflows.components import RunComponents
 
 NOTE = "given.json"
 
 
-def note_given(recipe: Recipe, parts: Parts, run: RunFolder) -> None:
+def write_input_fingerprint(recipe: Recipe, parts: RunComponents, run: RunFolder) -> None:
     """Write down what a run is given."""
     text = (json.dumps(_given(recipe, parts)) + "\n").encode()
     run.insist(lambda: write_atomically(run.path / NOTE, text), "what it was given")
 
 
-def check_given(recipe: Recipe, parts: Parts, run: RunFolder) -> None:
-    """Raise RunFolderError where a run that has learnt something was given something else."""
+def check_input_fingerprint(recipe: Recipe, parts: RunComponents, run: RunFolder) -> None:
+    """Raise RunFolderError where a run that has learned something was given something else."""
     note = run.path / NOTE
     if not note.is_file() or not (run.finished or any(run.saved.folder.glob("*.pt"))):
         return
@@ -36,7 +36,7 @@ def check_given(recipe: Recipe, parts: Parts, run: RunFolder) -> None:
             )
 
 
-def _given(recipe: Recipe, parts: Parts) -> dict[str, Any]:
+def _given(recipe: Recipe, parts: RunComponents) -> dict[str, Any]:
     made = isinstance(recipe, DistillRecipe) and recipe.teacher == CUSTOM
     teacher = parts.teacher if made else None
     return {

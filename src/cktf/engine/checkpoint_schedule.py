@@ -13,7 +13,7 @@ _AGAIN_AFTER = 60.0
 
 
 @dataclass(frozen=True)
-class Place:
+class TrainingPosition:
     """Where a run is: epochs of all stages that are done, and steps of the one that is not."""
 
     passes: int = 0
@@ -43,7 +43,7 @@ class Saver:
 
     def __init__(self, run: RunFolder, training: Training, title: str, show: bool) -> None:
         self.run, self.training, self.title, self.show = run, training, title, show
-        self.saved: Place | None = None
+        self.saved: TrainingPosition | None = None
         self._failed = False
         self._tried_at = time.monotonic()
 
@@ -60,7 +60,7 @@ class Saver:
         every = self.training.checkpoint_epochs
         return self._failed or self.overdue or (every > 0 and passes % every == 0)
 
-    def save(self, place: Place, state: Callable[[], dict[str, Any]]) -> bool:
+    def save(self, place: TrainingPosition, state: Callable[[], dict[str, Any]]) -> bool:
         """Write a checkpoint; training goes on if that fails, and it is said.
 
         Args:

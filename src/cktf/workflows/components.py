@@ -10,7 +10,7 @@ from cktf.taps import SharedTap
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunComponents:
     """The objects of a run.
 
     Attributes:

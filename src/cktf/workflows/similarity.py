@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def linear_cka(first: Tensor, second: Tensor) -> float:
-    """Linear centred kernel alignment, 1 for representations alike up to rotation and scale.
+    """Linear centered kernel alignment, 1 for representations alike up to rotation and scale.
 
     Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019,
     equation 7 in the form of Gram matrices.
@@ -18,8 +18,8 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     """
 
     def gram(rows: Tensor) -> Tensor:
-        centred = rows.double() - rows.double().mean(dim=0)
-        return centred @ centred.T
+        centered = rows.double() - rows.double().mean(dim=0)
+        return centered @ centered.T
 
     a, b = gram(first), gram(second)
     size = a.norm() * b.norm()

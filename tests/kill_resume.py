@@ -1,6 +1,6 @@
 """Lives of a run: it is killed with SIGKILL at random instants, again and again, and goes on.
 
-    python tests/lives.py [CASE…] --kills 200 --out FILE
+    python tests/kill_resume.py [CASE…] --kills 200 --out FILE
 
 Every life is a process of its own, forked from this one, which has imported everything and has read
 the data, so that a life takes a fraction of a second. It is killed somewhere in it: while it reads,
@@ -60,7 +60,7 @@ def image_sets() -> list[ImageSet]:
 
 
 def distilled(method: str, options: dict, **overrides) -> Callable[[Path], None]:
-    """A case that distils between two small networks."""
+    """A case that distills between two small networks."""
     train, test = image_sets()
 
     def run(folder: Path) -> None:

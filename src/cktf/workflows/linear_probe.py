@@ -1,8 +1,8 @@
 """Linear probes: what a network's features are worth, by a linear classifier on them.
 
 The features are computed once, in eval mode and without gradient, so that they are frozen to the
-last buffer; the classifier is a multinomial logistic regression, whose regularisation is chosen by
-cross-validation on the labelled images alone.
+last buffer; the classifier is a multinomial logistic regression, whose regularization is chosen by
+cross-validation on the labeled images alone.
 """
 
 import statistics
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cktf.data import Loader, few_per_class, seed_of
-from cktf.engine import RunFolder, Training, autocast, device_of, placed, seeded
+from cktf.engine import RunFolder, Training, autocast, device_of, on_device, seeded
 from cktf.errors import DataError, RecipeError
 from cktf.recipes import (
     CUSTOM,
@@ -27,17 +27,17 @@ from cktf.recipes import (
     loader_of_test,
     make_recipe,
 )
-from cktf.taps import Tap, evaluating
+from cktf.taps import Tap, eval_mode
 from cktf.workflows.classifier import Embedded, LinearClassifier
-from cktf.workflows.curve import CURVE, check_plots, draw_curve
 from cktf.workflows.inspection import find_paths
-from cktf.workflows.objects import not_map_style
+from cktf.workflows.label_curve import CURVE, check_plots, draw_curve
 from cktf.workflows.train import plain
+from cktf.workflows.user_objects import not_map_style
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
-# Inverse strengths of the regularisation that are tried, on features of unit variance.
+# Inverse strengths of the regularization that are tried, on features of unit variance.
 _STRENGTHS = tuple(10.0**k for k in range(-4, 3))
 _FOLDS = 5
 # Labels of a class are too few for cross-validation below this; the strength is then this one.
@@ -55,7 +55,7 @@ def embed(
 
     Args:
         network: from images to logits.
-        loader: labelled batches, neither shuffled nor augmented.
+        loader: labeled batches, neither shuffled nor augmented.
         training: precision and device; by default those that are fastest here.
         embedding: the path of what the classifier reads, where the user gives one.
 
@@ -66,7 +66,7 @@ def embed(
     training = training or Training(epochs=1)
     device = device_of(training)
     features, labels = [], []
-    with placed(network, training, device), seeded(training.seed, device), evaluating(network):
+    with on_device(network, training, device), seeded(training.seed, device), eval_mode(network):
         tap: Tap | None = None
         for batch in loader.epoch(0):
             if batch.labels is None:
@@ -85,10 +85,10 @@ def embed(
 
 
 def fit_classifier(data: Embedded, seed: int = 0) -> LinearClassifier:
-    """The logistic regression that generalises best, by cross-validation within the data.
+    """The logistic regression that generalizes best, by cross-validation within the data.
 
     Args:
-        data: labelled features; features are brought to unit variance inside.
+        data: labeled features; features are brought to unit variance inside.
         seed: of the folds.
 
     Raises:
@@ -155,7 +155,7 @@ def _regression(
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
     with warnings.catch_warnings():
-        # At the weakest regularisation it goes on for ever on separable data, and loses.
+        # At the weakest regularization it goes on for ever on separable data, and loses.
         warnings.simplefilter("ignore", ConvergenceWarning)
         if fewest < _FEWEST:
             return LogisticRegression(C=_UNTRIED, max_iter=500).fit(features, labels), _UNTRIED
@@ -206,7 +206,7 @@ class Choice:
 
     Attributes:
         labels: of each class; None for all.
-        draws: positions of the labelled images, for each random choice; one where all are taken.
+        draws: positions of the labeled images, for each random choice; one where all are taken.
     """
 
     labels: int | None

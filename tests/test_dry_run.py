@@ -16,21 +16,21 @@ from cktf.data import ImageSet
 from cktf.errors import TrainingError
 from cktf.models import Normalized
 from cktf.recipes import make_recipe
-from cktf.workflows import rehearse
-from cktf.workflows.train import Objects, prepare
+from cktf.workflows import preview_run
+from cktf.workflows.train import UserObjects, prepare
 
 __all__ = ["images", "run", "workshop"]  # fixtures
 
 
 def rehearsed(train, tmp_path, *, teacher=None, student=None, method="cktf+kd", **fields):
     torch.manual_seed(0)
-    objects = Objects(teacher or Small(width=16), student or Small(), train, None)
+    objects = UserObjects(teacher or Small(width=16), student or Small(), train, None)
     options = {"cktf": {"negatives": 64}} if "cktf" in method else {}
     recipe = make_recipe(
         {"kind": "distill", "teacher": "custom", "student": "custom", "method": method,
          "data": {"name": "custom"}, "options": options, "epochs": 2} | fields
     )  # fmt: skip
-    return rehearse(recipe, prepare(recipe, tmp_path / "run", objects)[1])
+    return preview_run(recipe, prepare(recipe, tmp_path / "run", objects)[1])
 
 
 class Right(nn.Module):
@@ -66,12 +66,12 @@ def test_too_little_memory_is_what_a_trial_tells(images, tmp_path):
         rehearsed(told(images[0]), tmp_path, student=Greedy(), method="kd")
 
 
-def test_a_student_that_has_learnt_takes_a_smaller_rate(images, tmp_path):
+def test_a_student_that_has_learned_takes_a_smaller_rate(images, tmp_path):
     """Unless the rate is given, or the classifier alone is trained."""
 
     def advice(**fields):
         recipe = make_recipe({"kind": "train", "epochs": 2, **fields})
-        return rehearse(recipe, prepare(recipe, tmp_path / "new")[1]).advice
+        return preview_run(recipe, prepare(recipe, tmp_path / "new")[1]).advice
 
     done = cktf.teach(
         "resnet8", train="fashion-mini", epochs=1, out=tmp_path / "run", show=False,
