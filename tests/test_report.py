@@ -37,7 +37,7 @@ from cktf.report.groups import alone, grouped, method_name, refuse_unlike
 from cktf.report.page import _json, _plane
 from cktf.report.styles import TEACHER, look
 from cktf.workflows import analysis
-from cktf.workflows.analysis import Analysis, Analyst, Seen, evenly, most_disagreed
+from cktf.workflows.analysis import Analysis, Analyst, NetworkOutputs, evenly, most_disagreed
 from cktf.workflows.similarity import calibrate, correlations, linear_cka, per_class
 
 SCRIPT, IMAGE = "<script>", "<img src=x onerror=document.title=1>"
@@ -76,7 +76,7 @@ def test_calibration_by_a_loop():
 
 
 def seen(logits, **more):
-    return Seen("net", 1, 1, 1.0, "cpu", torch.tensor(logits), None, {}, **more)
+    return NetworkOutputs("net", 1, 1, 1.0, "cpu", torch.tensor(logits), None, {}, **more)
 
 
 def test_disagreement_and_classes():

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cktf.workflows import DryRun
-    from cktf.workflows.dry_run import Seen
+    from cktf.workflows.dry_run import NetworkPreview
 
 FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -77,7 +77,7 @@ def _compared(found: "DryRun") -> "Table":
     return table
 
 
-def _named(network: "Seen") -> dict[str, list[str]]:
+def _named(network: "NetworkPreview") -> dict[str, list[str]]:
     """Path and shape of each kind of feature."""
     paths, features = network.paths, network.features
     found: dict[str, list[tuple[str, Tensor | None]]] = {

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class Choice:
+class BestCheckpoint:
     """The epoch whose accuracy on held-out images is the highest, the earliest of equals.
 
     Attributes:

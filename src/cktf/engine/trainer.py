@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
 from cktf.batch import Batch
 from cktf.data import Loader
-from cktf.engine.best_checkpoint import Choice
+from cktf.engine.best_checkpoint import BestCheckpoint
 from cktf.engine.checkpoint_schedule import Saver, TrainingPosition
 from cktf.engine.devices import device_of, to_device
 from cktf.engine.epoch_metrics import EpochMetrics, Undo, enough_memory, gradient_norm, not_finite
@@ -103,7 +103,7 @@ class Trainer:
         set_seed(training.seed)
         self.student, self.stages, self.objective = student, stages, stages[-1].objective
         self.train, self.test, self.num_classes = train, test, num_classes
-        self.validation, self.choice = validation, Choice()
+        self.validation, self.choice = validation, BestCheckpoint()
         self.training, self.run, self.title, self.show = training, run, title, show
         to_device(student, training, self.device)
         self.objective.to(self.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cktf.bench.statistics import paired
 from cktf.report.groups import Group, alone, top1_of
-from cktf.workflows.analysis import Analysis, Seen
+from cktf.workflows.analysis import Analysis, NetworkOutputs
 
 # An interval of so many standard errors is one of 95 %.
 _NORMAL = 1.96
@@ -90,7 +90,9 @@ def _of_runs(first: Analysis, second: Analysis) -> Gap:
     return Gap(points, half, "" if half is None else _IMAGES)
 
 
-def _over_images(first: Seen | None, second: Seen | None, labels: Tensor) -> float | None:
+def _over_images(
+    first: NetworkOutputs | None, second: NetworkOutputs | None, labels: Tensor
+) -> float | None:
     """Half of the interval of a difference between two networks on the same images."""
     if first is None or second is None or first.logits.shape != second.logits.shape:
         return None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cktf.report.groups import Group, alone
 from cktf.report.styles import TEACHER, Look, look
-from cktf.workflows.analysis import Analysis, Seen
+from cktf.workflows.analysis import Analysis, NetworkOutputs
 from cktf.workflows.similarity import calibrate, correlations, linear_cka, per_class
 
 Figure = dict[str, Any]
@@ -150,7 +150,7 @@ def loss_curves(groups: Sequence[Group]) -> list[tuple[str, Figure]]:
 def frontiers(groups: Sequence[Group]) -> list[tuple[str, Figure]]:
     """Accuracy against three costs; on the frontier nothing is both cheaper and more accurate."""
     # Teachers of one network are told apart by their accuracies.
-    points: dict[tuple[str, float], tuple[Seen, float, Look]] = {}
+    points: dict[tuple[str, float], tuple[NetworkOutputs, float, Look]] = {}
     for number, group in enumerate(groups):
         run = group.runs[0]
         # Of a transfer, whose teacher knows other classes, a probe on its features.
@@ -174,7 +174,7 @@ def frontiers(groups: Sequence[Group]) -> list[tuple[str, Figure]]:
 
 
 def _frontier(
-    points: Mapping[tuple[str, float], tuple[Seen, float, Look]],
+    points: Mapping[tuple[str, float], tuple[NetworkOutputs, float, Look]],
     cost: str,
     values: Mapping[tuple[str, float], float],
 ) -> Figure:
@@ -260,7 +260,7 @@ def _teaches(run: Analysis, classes: Sequence[str]) -> bool:
 
 def calibrations(groups: Sequence[Group]) -> tuple[Figure, list[tuple[str, float]]] | None:
     """Accuracy against confidence, and the expected calibration error of each network."""
-    networks: list[tuple[str, Look, Seen, Tensor]] = []
+    networks: list[tuple[str, Look, NetworkOutputs, Tensor]] = []
     for number, group in enumerate(groups):
         run = group.runs[0]
         if run.student is not None and run.labels is not None:

@@ -26,7 +26,7 @@ from cktf.user_paths import expanded
 from cktf.workflows.analysis import (
     Analysis,
     Analyst,
-    Seen,
+    NetworkOutputs,
     evenly,
     most_disagreed,
     read_run,
@@ -268,7 +268,7 @@ class _Page:
 
     def _embeddings(self) -> list[tuple[str, str]]:
         """t-SNE of each teacher, then of each student, on the same images."""
-        networks: list[tuple[str, Seen, Analysis]] = []
+        networks: list[tuple[str, NetworkOutputs, Analysis]] = []
         for group, run in self.closely:
             if run.teacher is not None and all(seen is not run.teacher for _, seen, _ in networks):
                 networks.append((f"teacher {run.teacher.name}", run.teacher, run))
@@ -313,7 +313,9 @@ def _looked_at(groups: Sequence[Group]) -> list[str]:
     return told
 
 
-def _picture(run: Analysis, student: Seen, teacher: Seen, position: int) -> Picture:
+def _picture(
+    run: Analysis, student: NetworkOutputs, teacher: NetworkOutputs, position: int
+) -> Picture:
     assert run.labels is not None
     truth, own, other = (
         int(values[position]) for values in (run.labels, student.predicted, teacher.predicted)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-_COLOURS = 8
+_COLORS = 8
 # Seven to eight colors: 56 groups go by before a pair of both comes again. Not the teacher's.
 _SYMBOLS = (
     ("circle", "●"), ("square", "■"), ("triangle-up", "▲"), ("x", "✕"), ("triangle-down", "▼"),
@@ -38,6 +38,6 @@ TEACHER = Look("--teacher", "diamond", "◆")
 
 def look(number: int) -> Look:
     """Of the group with a number."""
-    again, tone = divmod(number, _COLOURS)
+    again, tone = divmod(number, _COLORS)
     symbol, letter = _SYMBOLS[number % len(_SYMBOLS)]
     return Look(f"--c{tone}", symbol, letter, _DASHES[again % len(_DASHES)])

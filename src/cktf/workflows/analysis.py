@@ -47,7 +47,7 @@ _Named = tuple[Sequence[str], str | None]
 
 
 @dataclass(frozen=True)
-class Seen:
+class NetworkOutputs:
     """One network on the test images.
 
     Attributes:
@@ -107,8 +107,8 @@ class Analysis:
     classes: Sequence[str] = ()
     labels: Tensor | None = None
     images: Any = None
-    student: Seen | None = None
-    teacher: Seen | None = None
+    student: NetworkOutputs | None = None
+    teacher: NetworkOutputs | None = None
     missing: str = ""
     data_dir: str | None = None
 
@@ -174,7 +174,7 @@ class Analyst:
         self.images, self.compared, self.data_dir = images, compared, data_dir
         self.trust_code = trust_code
         self._data: dict[str, ImageSet[Any]] = {}
-        self._seen: dict[tuple[str, str], Seen] = {}
+        self._seen: dict[tuple[str, str], NetworkOutputs] = {}
         self._latency: dict[tuple[object, ...], float] = {}
 
     def analyze(self, folder: Path) -> Analysis:
@@ -217,7 +217,9 @@ class Analyst:
             teacher=teacher, missing=missing,
         )  # fmt: skip
 
-    def _teacher(self, recipe: DistillRecipe | TransferRecipe, data: str, test: Any) -> Seen:
+    def _teacher(
+        self, recipe: DistillRecipe | TransferRecipe, data: str, test: Any
+    ) -> NetworkOutputs:
         # All that decides what is seen of it: runs may read the same weights in several ways.
         named = recipe.teacher_taps, recipe.teacher_embedding
         lines = recipe.teacher, recipe.teacher_weights
@@ -243,7 +245,7 @@ class Analyst:
         test: Any,
         recipe: Recipe | TransferRecipe,
         named: _Named,
-    ) -> Seen:
+    ) -> NetworkOutputs:
         training = recipe.training()
         if not torch.cuda.is_available():
             training = replace(training, device="cpu")
@@ -277,7 +279,7 @@ class Analyst:
             if kind not in self._latency:
                 with autocast(training.precision, device):
                     self._latency[kind] = latency_ms(network, example[:1].to(device))
-        return Seen(
+        return NetworkOutputs(
             name, *cost, self._latency[kind], str(device), together,
             torch.cat(embeddings) if embeddings else None,
             {tapped: torch.cat([part[tapped] for part in maps]) for tapped in maps[0]},
@@ -345,7 +347,7 @@ def latency_ms(network: Callable[[Tensor], Tensor], image: Tensor) -> float:
     return 1e3 * statistics.median(times[_WARM_UP:])
 
 
-def most_disagreed(student: Seen, teacher: Seen, count: int) -> Tensor:
+def most_disagreed(student: NetworkOutputs, teacher: NetworkOutputs, count: int) -> Tensor:
     """Positions of images on which two networks choose different classes, the furthest apart first.
 
     How far apart is the total variation between their probabilities.

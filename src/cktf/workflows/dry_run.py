@@ -33,7 +33,7 @@ _IMBALANCE = 10
 
 
 @dataclass(frozen=True)
-class Seen:
+class NetworkPreview:
     """A network as the run will see it.
 
     Attributes:
@@ -68,8 +68,8 @@ class DryRun:
         advice: what looks wrong, each with its fix.
     """
 
-    student: Seen
-    teacher: Seen | None
+    student: NetworkPreview
+    teacher: NetworkPreview | None
     data: str
     terms: list[dict[str, float]]
     gradient: float
@@ -154,7 +154,9 @@ def _steps(
             start = time.perf_counter()
 
 
-def _seen(network: nn.Module, name: str, stage: Stage, features: Features, images: Tensor) -> Seen:
+def _seen(
+    network: nn.Module, name: str, stage: Stage, features: Features, images: Tensor
+) -> NetworkPreview:
     tap = stage.student if stage.student and stage.student.model is network else stage.teacher
     assert isinstance(tap, Tap | CachedTap)
     shape, normalized = images.shape, "normalizes by itself, or not at all"
@@ -164,15 +166,15 @@ def _seen(network: nn.Module, name: str, stage: Stage, features: Features, image
         normalized = f"mean {mean}, std {std}"
     size = " x ".join(map(str, shape[1:]))
     count = sum(p.numel() for p in network.parameters())
-    return Seen(name, tap.paths, features, count, f"{size}; {normalized}")
+    return NetworkPreview(name, tap.paths, features, count, f"{size}; {normalized}")
 
 
 def _advice(
     fitting: Assembly,
     parts: RunComponents,
     steps: list[_Step],
-    student: Seen,
-    teacher: Seen | None,
+    student: NetworkPreview,
+    teacher: NetworkPreview | None,
     gradient: float,
 ) -> Iterator[str]:
     bad = {name for step in steps for name, v in step.terms.items() if not abs(v) < float("inf")}
@@ -203,7 +205,7 @@ def _advice(
         )
 
 
-def _about_teacher(steps: list[_Step], teacher: Seen, classes: int) -> Iterator[str]:
+def _about_teacher(steps: list[_Step], teacher: NetworkPreview, classes: int) -> Iterator[str]:
     right, count = 0, 0
     for step in steps:
         assert step.teacher is not None and step.labels is not None

@@ -201,7 +201,7 @@ class Probed:
 
 
 @dataclass(frozen=True)
-class Choice:
+class LabelSubset:
     """Labels of one point of a curve.
 
     Attributes:
@@ -213,7 +213,7 @@ class Choice:
     draws: list[Tensor]
 
 
-def choose(labels: Tensor, per_class: Sequence[int], draws: int, seed: int) -> list[Choice]:
+def choose(labels: Tensor, per_class: Sequence[int], draws: int, seed: int) -> list[LabelSubset]:
     """Labels for each point of a curve; a draw's smaller choices are within its larger ones.
 
     Args:
@@ -226,18 +226,18 @@ def choose(labels: Tensor, per_class: Sequence[int], draws: int, seed: int) -> l
         DataError: a class with fewer images than asked for.
     """
     if not per_class:
-        return [Choice(None, [torch.arange(len(labels))])]
+        return [LabelSubset(None, [torch.arange(len(labels))])]
     counts, found = labels.bincount(), []
     for count in sorted(set(per_class)):
         times = 1 if bool((counts == count).all()) else draws
         seeds = [seed, *(seed_of(seed, draw) for draw in range(1, times))]
         chosen = [few_per_class(labels, count, own) for own in seeds]
-        found.append(Choice(count, chosen))
+        found.append(LabelSubset(count, chosen))
     return found
 
 
 def probe_features(
-    labeled: Embedded, test: Embedded, choices: Sequence[Choice], seed: int = 0
+    labeled: Embedded, test: Embedded, choices: Sequence[LabelSubset], seed: int = 0
 ) -> Probed:
     """Fit and test classifiers on few labels and on more.
 

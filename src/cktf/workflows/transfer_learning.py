@@ -53,7 +53,7 @@ from cktf.workflows.initial_student import restore_initial_student
 from cktf.workflows.inspection import images_accepted_by
 from cktf.workflows.label_curve import CURVE, draw_curve
 from cktf.workflows.linear_probe import (
-    Choice,
+    LabelSubset,
     Probed,
     check_classes,
     check_probes,
@@ -104,7 +104,7 @@ class Planned:
     parts: RunComponents
     untrained: nn.Module
     labeled: Data
-    choices: list[Choice]
+    choices: list[LabelSubset]
     classes: int
 
 
@@ -199,7 +199,7 @@ def plan(
         _check_folder(recipe, run, resume)
     parts: RunComponents | None = None
     data: Data | None = None
-    choices: list[Choice] = []
+    choices: list[LabelSubset] = []
     classes = 0
     with problems.collect():
         parts = prepare(

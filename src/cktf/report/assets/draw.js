@@ -4,8 +4,8 @@
   const root = document.documentElement;
   const dark = matchMedia("(prefers-color-scheme: dark)");
 
-  // Colours of the page, by name; scales from three of them.
-  function colours() {
+  // Colors of the page, by name; scales from three of them.
+  function colors() {
     const style = getComputedStyle(root);
     const of = (name) => style.getPropertyValue(name).trim();
     const scales = {
@@ -32,7 +32,7 @@
   }
 
   function drawn(figure, width) {
-    const { of, resolve } = colours();
+    const { of, resolve } = colors();
     const layout = resolve(figure.layout);
     const several = figure.data.filter((t) => t.showlegend !== false).length > 1;
     const base = {
