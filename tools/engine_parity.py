@@ -103,7 +103,9 @@ def train_case(name: str, out: Path) -> str:
         )
         network = done.student
     else:
-        run = cktf.distill(teacher, "resnet8", train="fashion-mini", overrides=overrides, **settings)
+        run = cktf.distill(
+            teacher, "resnet8", train="fashion-mini", overrides=overrides, **settings
+        )
         network = run.student
     digest = hashlib.sha256()
     for key, tensor in sorted(network.state_dict().items()):
