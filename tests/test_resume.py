@@ -16,10 +16,10 @@ from torch.utils.data import Dataset
 import cktf
 from cktf.data import DatasetLoader, ImageSet, MemoryLoader
 from cktf.engine import Trainer
-from cktf.engine.signals import catch_stop_signals, stop_signal
 from cktf.errors import Interrupted, RecipeError, RunFolderError, TrainingError
 from cktf.models import create
 from cktf.recipes import make_recipe
+from cktf.signals import catch_stop_signals, stop_signal
 from cktf.workflows import run_recipe
 from cktf.workflows.teacher_ref import read_teacher_ref
 

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -14,6 +13,7 @@ from typing import TypeVar
 import torch
 
 from cktf.errors import Interrupted, TrainingError
+from cktf.signals import signal_handler
 
 T = TypeVar("T")
 
@@ -73,14 +73,8 @@ def _passed_on(workers: Sequence[BaseProcess]) -> Iterator[list[str]]:
         for worker in workers:
             worker.terminate()
 
-    if threading.current_thread() is not threading.main_thread():
+    with signal_handler(pass_on, signal.SIGTERM):
         yield asked
-        return
-    before = signal.signal(signal.SIGTERM, pass_on)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _job(work: Callable[[T], None], on: T, number: int, jobs: int) -> None:

@@ -4,9 +4,7 @@ import functools
 import shlex
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import typer
 
 from cktf.errors import CktfError, Interrupted, RecipeError
+from cktf.signals import interrupt_on_signals
 from cktf.user_paths import expanded
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def reports_errors(command: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            with _sigterm_interrupts():
+            with interrupt_on_signals():
                 given: dict[str, Any] = {name: _expanded(value) for name, value in kwargs.items()}
                 return command(*args, **given)
         except Interrupted as stopped:
@@ -68,23 +67,6 @@ def _expanded(value: Any) -> Any:
     if isinstance(value, list):
         return [_expanded(item) for item in value]
     return expanded(value) if isinstance(value, Path) else value
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Until a run listens to it, SIGTERM ends a command as Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _how_to_continue(command: str, folder: Path) -> str:

@@ -17,7 +17,6 @@ from cktf.engine.settings import (
     in_precision,
     peak_memory_mb,
 )
-from cktf.engine.signals import interrupt_on_signals
 from cktf.engine.tracking import tracked, trackers_of
 from cktf.engine.trainer import Trainer, TrainResult
 
@@ -40,7 +39,6 @@ __all__ = [
     "evaluate",
     "gradient_norm",
     "in_precision",
-    "interrupt_on_signals",
     "is_out_of_memory",
     "on_device",
     "peak_memory_mb",

@@ -27,9 +27,9 @@ from cktf.engine.progress import TrainingProgress, announce
 from cktf.engine.randomness import preserve_rng, random_state, restore_random_state
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.settings import Training, autocast, in_precision, peak_memory_mb, reset_peak_memory
-from cktf.engine.signals import catch_stop_signals, stop_signal
 from cktf.errors import CheckpointError, Interrupted
 from cktf.objectives import Loss
+from cktf.signals import catch_stop_signals, stop_signal
 from cktf.taps import Features
 
 _CHECKPOINT_VERSION = 4

@@ -19,7 +19,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from cktf.data import ImageSet, labels_of
-from cktf.engine import RunFolder, announce, interrupt_on_signals, standard_error, write_atomically
+from cktf.engine import RunFolder, announce, standard_error, write_atomically
 from cktf.errors import Interrupted, RecipeError, RunFolderError
 from cktf.models import Normalized, load_weights, save_network
 from cktf.recipes import (
@@ -43,6 +43,7 @@ from cktf.recipes import (
     set_input_size,
     to_yaml,
 )
+from cktf.signals import interrupt_on_signals
 from cktf.taps import new_classifier, resize_classifier
 from cktf.user_paths import expanded
 from cktf.workflows.assembly import assemble
