@@ -72,7 +72,7 @@ def test_together_as_alone(teacher, cifar, tmp_path, monkeypatch):
         assert rows[0] == rows[1]
         summary = json.loads((alone / "summary.json").read_text())
         assert summary["teacher_top1"] == run.summary["teacher_top1"]
-        assert (summary["took_turns"], run.summary["took_turns"]) == (False, True)
+        assert (summary["interleaved"], run.summary["interleaved"]) == (False, True)
     teachers = [
         model for model in calls if parameters(model) == runs[0].summary["teacher_parameters"]
     ]

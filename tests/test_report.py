@@ -637,12 +637,13 @@ def test_a_run_whose_teacher_was_trained_anew(runs, tmp_path):
     assert "01234567…" in text
 
 
-def test_students_that_took_turns_have_no_time_of_their_own(runs, tmp_path):
+@pytest.mark.parametrize("key", ["interleaved", "took_turns"])
+def test_interleaved_students_have_no_training_time(runs, tmp_path, key):
     copy = tmp_path / "copy"
     shutil.copytree(runs[2], copy)
     summary = json.loads((copy / "summary.json").read_text())
-    assert summary["took_turns"] is False
-    (copy / "summary.json").write_text(json.dumps(summary | {"took_turns": True}))
+    assert summary.pop("interleaved") is False
+    (copy / "summary.json").write_text(json.dumps(summary | {key: True}))
     for folder, turned in ((runs[2], False), (copy, True)):
         text = write_report([folder], tmp_path / f"{turned}.html", show=False).read_text()
         told = "<td>in turn</td>" in text, "one pass of their teacher" in text

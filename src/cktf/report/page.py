@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -235,7 +235,7 @@ class _Page:
                     "parameters": f"{s['student_parameters']:,}",
                     "macs": f"{run.student.macs / 1e6:,.1f} M" if run.student else "",
                     "latency": f"{run.student.latency_ms:.2f} ms" if run.student else "",
-                    "seconds": "in turn" if s.get("took_turns") else f"{s['seconds']:,.0f}",
+                    "seconds": "in turn" if _is_interleaved(s) else f"{s['seconds']:,.0f}",
                 }
             )  # fmt: skip
         return rows
@@ -360,12 +360,17 @@ def _plane(rows: Tensor) -> Tensor:
         return torch.from_numpy(tsne.fit_transform(rows.numpy()))
 
 
+def _is_interleaved(summary: Mapping[str, Any]) -> bool:
+    # Summaries of older runs say `took_turns`.
+    return bool(summary.get("interleaved", summary.get("took_turns")))
+
+
 def _environment(run: Analysis) -> list[tuple[str, str]]:
     """What a run was trained with."""
     s = run.summary
     versions = ", ".join(f"{name} {value}" for name, value in s["versions"].items())
     told = [("folder", str(run.folder)), ("device", s["device"]), ("versions", versions)]
-    if not s.get("took_turns"):
+    if not _is_interleaved(s):
         told.append(("seconds of training", f"{s['seconds']:,.0f}"))
         told.append(("images per second", f"{s['images_per_second']:,.0f}"))
     return [*told, ("peak memory, MiB", f"{s['peak_memory_mb']:,.0f}")]

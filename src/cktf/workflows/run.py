@@ -216,7 +216,7 @@ def _summary(
         "compression_ratio": teacher_parameters and teacher_parameters / student_parameters,
         "images_per_second": fitted.images_per_second,
         "seconds": fitted.seconds,
-        "took_turns": parts.shared is not None and getattr(recipe, "teacher_cache", None) is None,
+        "interleaved": parts.shared is not None and getattr(recipe, "teacher_cache", None) is None,
         "peak_memory_mb": fitted.peak_memory_mb,
         "skipped_steps": fitted.skipped,
         **environment(device, autocast_dtype(recipe.runtime.precision, device) or torch.float32),
