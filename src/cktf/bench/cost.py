@@ -23,9 +23,9 @@ from cktf.engine import (
     device_of,
     peak_memory_mb,
     synchronized_time,
-    write_atomically,
 )
 from cktf.errors import TrainingError
+from cktf.files import write_atomically
 from cktf.locks import locked
 from cktf.recipes import (
     CUSTOM,

@@ -11,8 +11,9 @@ import yaml
 
 from cktf.bench.cells import Cell, CellRecipe, TeacherPlan
 from cktf.bench.matrix import Matrix, make_matrix
-from cktf.engine import RunFolder, announce, write_atomically
+from cktf.engine import RunFolder, announce
 from cktf.errors import CktfError, RunFolderError
+from cktf.files import write_atomically
 from cktf.locks import locked
 from cktf.models import fingerprint
 from cktf.recipes import any_recipe, put, read_recipe, result_fields, teacher_file

@@ -27,8 +27,9 @@ from cktf.bench.results import (
     teacher_record,
     weights_of,
 )
-from cktf.engine import RunFolder, announce, write_atomically
+from cktf.engine import RunFolder, announce
 from cktf.errors import CktfError, Interrupted, RunFolderError
+from cktf.files import write_atomically
 from cktf.locks import locked
 from cktf.recipes import DistillRecipe, TransferRecipe
 from cktf.workflows import carry_out, distill_interleaved, plan, run_recipe

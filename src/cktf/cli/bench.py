@@ -118,7 +118,7 @@ def table(
 ) -> None:
     """Methods down, pairs across: means, spreads, differences, costs, and published figures."""
     from cktf.bench import compare, csv_rows, latex, markdown, results_in
-    from cktf.engine import write_atomically
+    from cktf.files import write_atomically
 
     if form not in FORMS:
         raise RecipeError([f"--format {form}: choose {', '.join(FORMS)}."])

@@ -1,6 +1,5 @@
 """The training loop, evaluation and run folders."""
 
-from cktf.engine.checkpoints import write_atomically
 from cktf.engine.devices import device_of, on_device, synchronized_time, to_device
 from cktf.engine.environment import describe_device, environment
 from cktf.engine.epoch_metrics import enough_memory, gradient_norm, is_out_of_memory
@@ -50,5 +49,4 @@ __all__ = [
     "to_device",
     "tracked",
     "trackers_of",
-    "write_atomically",
 ]

@@ -9,7 +9,6 @@ import hashlib
 import json
 import mmap
 import os
-import secrets
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +20,7 @@ import torch
 from torch.serialization import set_default_mmap_options
 
 from cktf.errors import RunFolderError, TrainingError
+from cktf.files import replace_atomically, write_atomically
 
 KEPT = 2
 _BLOCK = 1 << 20
@@ -62,25 +62,21 @@ class Checkpoints:
             OSError: it could not be written; nothing of it is left.
         """
         path = self.folder / f"checkpoint-{name}.pt"
-        partial, manifest = path.with_suffix(".partial"), path.with_suffix(".json")
-        try:
-            with partial.open("wb") as file:
+        manifest = path.with_suffix(".json")
+        with replace_atomically(path) as temp_path:
+            with temp_path.open("wb") as file:
                 writer = _Writer(file)
                 try:
                     torch.save(state, cast(IO[bytes], writer))
                 except RuntimeError as error:
                     # PyTorch makes an error of its own of one in writing.
                     raise writer.failure or OSError(str(error)) from error
-                _flush(file)
+                file.flush()
+                os.fsync(file.fileno())
             # One of the same name that was found damaged is not whole until its manifest is new.
             manifest.unlink(missing_ok=True)
-            partial.replace(path)
-            told = {path.name: {"bytes": writer.bytes, "sha256": writer.digest.hexdigest()}}
-            write_atomically(manifest, (json.dumps({"files": told}, indent=1) + "\n").encode())
-        except OSError:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
+        told = {path.name: {"bytes": writer.bytes, "sha256": writer.digest.hexdigest()}}
+        write_atomically(manifest, (json.dumps({"files": told}, indent=1) + "\n").encode())
         with suppress(OSError):
             self._keep(path)
 
@@ -190,41 +186,6 @@ def _mapped(path: Path) -> dict[str, Any]:
 def _lacks_memory(error: Exception) -> bool:
     words = (_NOT_MAPPED, _NOT_ALLOCATED)
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file in one step, so that a crash leaves the old one or the new one.
-
-    Of several processes that write it at once, the last one's is there.
-    """
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            _flush(file)
-        partial.replace(path)
-        _flush_folder(path.parent)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-
-
-def _flush(file: BinaryIO) -> None:
-    """Wait until what was written has reached the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """The same for the names in a folder."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        # Some file systems of other machines refuse this, and have nothing to flush.
-        with suppress(OSError):
-            os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _line(error: BaseException) -> str:

@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cktf.engine.checkpoints import KEPT, Checkpoints, write_atomically
+from cktf.engine.checkpoints import KEPT, Checkpoints
 from cktf.errors import RunFolderError
+from cktf.files import write_atomically
 
 # How long results wait for room on a disk before they are given up, and how often they look.
 _PATIENCE, _PAUSE = 3600.0, 10.0

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cktf.engine import write_atomically
 from cktf.errors import CktfError, ModelError, RecipeError
+from cktf.files import write_atomically
 from cktf.taps import eval_mode
 from cktf.user_paths import expanded
 

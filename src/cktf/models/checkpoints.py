@@ -1,9 +1,7 @@
 """Weights on disk: safetensors files that say which network they belong to."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cktf.errors import CheckpointError, ModelError
+from cktf.files import replace_atomically
 from cktf.models.foreign import seems_to_be
 from cktf.models.normalized import Normalized
 from cktf.models.sources import build_source, located_line, parse_source, runs_code, without_weights
@@ -56,18 +55,12 @@ def save_network(
         key: value.detach().cpu().clone().contiguous()
         for key, value in network.state_dict().items()
     }
-    partial = path.with_suffix(".partial")
     try:
-        save_file(state, partial, metadata={"cktf": json.dumps(described)})
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replace_atomically(path) as temp_path:
+            save_file(state, temp_path, metadata={"cktf": json.dumps(described)})
     except SafetensorError as error:
         # A full disk, for one, comes as an error of its own.
         raise OSError(str(error)) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def describe(path: Path) -> dict[str, object]:

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cktf import __version__
-from cktf.engine import announce, write_atomically
+from cktf.engine import announce
 from cktf.errors import RecipeError
+from cktf.files import write_atomically
 from cktf.recipes import recipe_of
 from cktf.report import figures
 from cktf.report.answer import UNCERTAINTY, Gap, answer, compression, gap, teacher_gap

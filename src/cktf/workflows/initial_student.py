@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from cktf.engine import RunFolder, write_atomically
+from cktf.engine import RunFolder
 from cktf.errors import CheckpointError
+from cktf.files import write_atomically
 
 NAME = "untrained.pt"
 

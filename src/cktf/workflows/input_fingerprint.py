@@ -7,8 +7,9 @@ that came or went. So the run folder notes them, and a run is continued with wha
 import json
 from typing import Any
 
-from cktf.engine import RunFolder, write_atomically
+from cktf.engine import RunFolder
 from cktf.errors import RunFolderError
+from cktf.files import write_atomically
 from cktf.recipes import CUSTOM, DistillRecipe, Recipe
 from cktf.taps.cached import hash_of_tensors
 from cktf.workflows.components import RunComponents

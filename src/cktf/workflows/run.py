@@ -22,8 +22,8 @@ from cktf.engine import (
     environment,
     to_device,
     tracked,
-    write_atomically,
 )
+from cktf.files import write_atomically
 from cktf.models import Normalized, load_weights, save_network
 from cktf.recipes import (
     CUSTOM,

@@ -8,8 +8,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cktf.engine import RunFolder, write_atomically
+from cktf.engine import RunFolder
 from cktf.errors import RunFolderError
+from cktf.files import write_atomically
 from cktf.models import fingerprint
 from cktf.recipes import (
     Recipe,

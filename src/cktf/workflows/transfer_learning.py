@@ -19,8 +19,9 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from cktf.data import ImageSet, labels_of
-from cktf.engine import RunFolder, announce, standard_error, write_atomically
+from cktf.engine import RunFolder, announce, standard_error
 from cktf.errors import Interrupted, RecipeError, RunFolderError
+from cktf.files import write_atomically
 from cktf.models import Normalized, load_weights, save_network
 from cktf.recipes import (
     CUSTOM,
