@@ -19,7 +19,7 @@ from measure import alternate, keep, machine, median_ratio, table
 
 from cktf.engine import peak_memory_mb
 from cktf.engine.allocator import keep_freed_memory
-from cktf.models import build_source, parse_source
+from cktf.models import build_network, parse_network_spec
 
 # Network, batch, size of images, whether it is trained.
 STEPS = {
@@ -37,7 +37,7 @@ def measure(what: str, kept: bool, repeats: int) -> dict[str, float]:
     if kept and not keep_freed_memory():
         raise SystemExit("this C library does not keep freed memory")
     line, batch, size, trained = STEPS[what]
-    network = build_source(parse_source(line), CLASSES).network
+    network = build_network(parse_network_spec(line), CLASSES).network
     network.train(trained).to(memory_format=torch.channels_last)
     images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)

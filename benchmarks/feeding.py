@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import CIFAR10, ImageFolder
 
-from cktf.data import DatasetLoader, ImageSet, MemoryLoader, Reading, load_dataset
+from cktf.data import DatasetLoader, ImageSet, MemoryLoader, ReadOptions, load_dataset
 
 BATCH, JPEG_SIDE = 64, 256
 # With a budget of no bytes a data set is streamed, however small.
@@ -81,7 +81,9 @@ def of_folder(folder: Path, size: int, workers: int) -> dict[str, Epoch]:
     images = ImageFolder(folder / "train", transforms.Compose([*steps, transforms.ToTensor()]))
     name = f"imagefolder:{folder}"
     streamed, held = (
-        load_dataset(name, None, "train", Reading(image_size=size, hold_out=False, budget=budget))
+        load_dataset(
+            name, None, "train", ReadOptions(image_size=size, hold_out=False, budget=budget)
+        )
         for budget in (STREAMED, IN_MEMORY)
     )
     return {

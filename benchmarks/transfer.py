@@ -26,8 +26,8 @@ from torch import nn
 from transfer_page import RESULTS
 
 import cktf
-from cktf.data import few_per_class, load_dataset
-from cktf.data.cifar_names import CIFAR10
+from cktf.data import load_dataset, sample_per_class
+from cktf.data.cifar_classes import CIFAR10
 from cktf.recipes import DistillRecipe, load_teacher, make_recipe
 from cktf.workflows import Probed, distill_interleaved, prepare, run_recipe
 
@@ -132,7 +132,7 @@ class Work:
         self.data_dir, self.out = data_dir, out / name
         splits = [load_dataset("cifar10", data_dir, split) for split in ("train", "test")]
         self.train, self.test = (data.of_classes(self.study.target) for data in splits)
-        self.pool = self.train.subset(few_per_class(self.train.labels, self.study.pool, 0))
+        self.pool = self.train.subset(sample_per_class(self.train.labels, self.study.pool, 0))
 
     def data(self, classes: Sequence[str], **more: Any) -> dict[str, Any]:
         """The section of a recipe."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cktf.data import NO_LABEL, MemoryLoader, Reading, Streamed, load_dataset
+from cktf.data import NO_LABEL, MemoryLoader, ReadOptions, StreamedImages, load_dataset
 from cktf.errors import DataError
 
 RNG = np.random.default_rng
@@ -216,8 +216,8 @@ def test_stl10(stl, split, inside):
 
 @pytest.mark.parametrize("budget", [2**30, 0])
 def test_stl10_without_labels(stl, budget):
-    found = load_dataset("stl10", stl, "unlabeled", Reading(budget=budget))
-    assert isinstance(found.images, Streamed) == (budget == 0)
+    found = load_dataset("stl10", stl, "unlabeled", ReadOptions(budget=budget))
+    assert isinstance(found.images, StreamedImages) == (budget == 0)
     assert not found.labeled
     assert set(found.labels.tolist()) == {NO_LABEL}
     for i in range(4):
@@ -372,14 +372,14 @@ def test_tiny_imagenet_needs_a_folder():
 
 
 def test_another_size_on_request(stl):
-    small = load_dataset("stl10", stl, "train", Reading(image_size=48))
+    small = load_dataset("stl10", stl, "train", ReadOptions(image_size=48))
     for found, image in zip(small.images, STL["train"], strict=True):
         expected = Image.fromarray(image).resize((48, 48), Image.Resampling.BILINEAR)
         assert (found.numpy() == np.asarray(expected)).all()
 
 
 def test_grey_on_request(stl):
-    gray = load_dataset("stl10", stl, "train", Reading(channels=1))
+    gray = load_dataset("stl10", stl, "train", ReadOptions(channels=1))
     assert gray.images.shape == (3, 96, 96, 1)
     weights = torch.tensor([0.299, 0.587, 0.114])
     expected = torch.from_numpy(STL["train"]).float() @ weights
@@ -392,6 +392,6 @@ def test_memory_is_asked_for_before_it_is_taken(stl, monkeypatch):
     class Little:
         available = 1000
 
-    monkeypatch.setattr("cktf.data.reading.psutil.virtual_memory", Little)
+    monkeypatch.setattr("cktf.data.split_loading.psutil.virtual_memory", Little)
     with pytest.raises(DataError, match=r"3 images of 96x96 take .*GB are free.*data.image_size"):
         load_dataset("stl10", stl, "train")

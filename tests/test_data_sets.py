@@ -15,9 +15,9 @@ import torch
 
 from cktf.data import (
     DATASETS,
-    dataset_info,
     fashion,
-    labels_of,
+    get_dataset_info,
+    get_labels,
     load_dataset,
 )
 from cktf.errors import DataError
@@ -260,10 +260,10 @@ def test_data_sets_are_known_by_name(mini):
         "cifar10", "cifar100", "fashion-mini", "fashion-mnist", "hf:NAME", "imagefolder:DIR",
         "stl10", "tiny-imagenet",
     ]  # fmt: skip
-    info = dataset_info("fashion-mini")
+    info = get_dataset_info("fashion-mini")
     assert (info.train, info.test) == (len(mini["train"]), len(mini["test"]))
     with pytest.raises(DataError, match=r"'cifar-10'.*Did you mean 'cifar10'"):
-        dataset_info("cifar-10")
+        get_dataset_info("cifar-10")
 
 
 def test_paths_may_be_relative(tmp_path, monkeypatch):
@@ -273,4 +273,4 @@ def test_paths_may_be_relative(tmp_path, monkeypatch):
 
 
 def test_labels_of_library_data(mini):
-    assert torch.equal(labels_of(mini["test"]), mini["test"].labels)
+    assert torch.equal(get_labels(mini["test"]), mini["test"].labels)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import cktf
 from cktf.cli.main import app
 from cktf.data import load_dataset
-from cktf.data.picture import decode, square, to_pixels
+from cktf.data.image_decoding import decode, resize_and_center_crop, to_uint8_tensor
 from cktf.errors import DataError, ModelError, RecipeError, RunFolderError
 from cktf.export import export_run, write_int8, write_onnx
 from cktf.export import network as files
@@ -102,7 +102,12 @@ def test_the_page_says_how_to_feed_it(tmp_path, monkeypatch, capsys):
         Image.open(held_out).resize((30, 20)).save("photo.jpg", exif=exif, quality=100)
         known: dict[str, Any] = {}
         exec(code, known)
-        pixels = to_pixels(square(decode(Image.open("photo.jpg")), 32)).permute(2, 0, 1) / 255
+        pixels = (
+            to_uint8_tensor(resize_and_center_crop(decode(Image.open("photo.jpg")), 32)).permute(
+                2, 0, 1
+            )
+            / 255
+        )
         with torch.no_grad():
             expected = run.student.eval()(pixels[None])
         assert torch.allclose(torch.from_numpy(known["logits"]), expected, atol=0.02)

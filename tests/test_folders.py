@@ -18,17 +18,17 @@ from cktf.cli.main import app
 from cktf.data import (
     DatasetLoader,
     MemoryLoader,
-    Reading,
-    Streamed,
+    ReadOptions,
+    StreamedImages,
+    compute_split_statistics,
     load_dataset,
     load_splits,
     open_dataset,
     split_validation,
-    survey,
 )
-from cktf.data.folder import usual_size
-from cktf.data.picture import decode, square, to_eight_bits
-from cktf.data.pictures import Files
+from cktf.data.image_decoding import convert_to_8bit, decode, resize_and_center_crop
+from cktf.data.image_folder import usual_size
+from cktf.data.stored_images import ImageFiles
 from cktf.errors import DataError
 from cktf.models import create, save_network
 from cktf.recipes import (
@@ -87,7 +87,7 @@ def split(tmp_path):
 
 
 def load(root, part="train", **reading):
-    return load_dataset(f"imagefolder:{root}", None, part, Reading(**reading))
+    return load_dataset(f"imagefolder:{root}", None, part, ReadOptions(**reading))
 
 
 STREAM = {"budget": 0}
@@ -310,7 +310,7 @@ def test_all_broken_images_are_counted_and_ten_are_named(split, reading):
     for i in range(4):
         (split / "val" / "dog" / f"bad{i}.jpg").write_bytes(GOOD[:300])
     with pytest.raises(DataError) as caught:
-        load_splits(f"imagefolder:{split}", None, ("train", "test"), Reading(**reading))
+        load_splits(f"imagefolder:{split}", None, ("train", "test"), ReadOptions(**reading))
     message = str(caught.value)
     assert "13 of 25 are not" in message
     assert message.count("/bad") == 10
@@ -358,7 +358,7 @@ def test_an_image_more_moves_one_other_at_most(plain):
 
 def test_skipping_does_not_change_what_is_held_out(plain):
     def names(**reading):
-        source = open_dataset(f"imagefolder:{plain}", None, "test", Reading(**reading))
+        source = open_dataset(f"imagefolder:{plain}", None, "test", ReadOptions(**reading))
         return [source.pictures.name(i) for i in range(len(source.pictures))]
 
     before = names()
@@ -509,7 +509,7 @@ def test_a_camera_s_note_may_be_damaged():
 
 def test_integers_of_unknown_range_are_refused():
     with pytest.raises(ValueError, match="32-bit integers, of which the range is not known"):
-        to_eight_bits(Image.fromarray(np.array([[70_000]], dtype=np.int32)))
+        convert_to_8bit(Image.fromarray(np.array([[70_000]], dtype=np.int32)))
 
 
 # Sizes
@@ -536,14 +536,14 @@ def test_the_median_of_the_shorter_sides_decides_the_size(tmp_path, sizes, expec
 def test_the_size_is_that_of_what_can_be_read(tmp_path):
     write(tmp_path, 3, sizes=[(64, 90)])
     (tmp_path / "0.jpg").write_bytes(b"")
-    assert usual_size(Files(sorted(tmp_path.iterdir())))[0] == 64
+    assert usual_size(ImageFiles(sorted(tmp_path.iterdir())))[0] == 64
 
 
 @pytest.mark.parametrize(("width", "height"), [(37, 90), (90, 37), (48, 48), (300, 20), (32, 32)])
 def test_the_centre_is_scaled_as_by_torchvision(width, height):
     image = picture(5, width, height)
     expected = v2.Compose([v2.Resize(32), v2.CenterCrop(32)])(image)
-    found = square(image, 32)
+    found = resize_and_center_crop(image, 32)
     assert found.size == (32, 32)
     apart = np.abs(np.asarray(found).astype(int) - np.asarray(expected))
     # Half a pixel, where torchvision rounds the other side.
@@ -572,7 +572,7 @@ def test_what_is_over_the_budget_is_streamed(many):
     need = 24 * 32 * 32 * 3
     assert isinstance(load(many, budget=need).images, torch.Tensor)
     data = load(many, budget=need - 1)
-    assert isinstance(data.images, Streamed)
+    assert isinstance(data.images, StreamedImages)
     assert "24 images of 2 classes, 32x32, read from disk batch by batch;" in data.describe()
 
 
@@ -894,7 +894,7 @@ def test_cktf_datasets_of_what_is_not_there(tmp_path):
 
 def test_a_survey_leaves_nothing_out(split):
     (split / "train" / "dog" / "bad.jpg").write_bytes(GOOD[: HEAD + 40])
-    found = survey(open_dataset(f"imagefolder:{split}", None, "train"))
+    found = compute_split_statistics(open_dataset(f"imagefolder:{split}", None, "train"))
     assert (found.images, found.counts, found.imbalance) == (9, (4, 5), 1.25)
     assert len(found.sizes) == 8
     assert len(found.broken) == 1

@@ -27,10 +27,10 @@ from typer.testing import CliRunner
 
 from cktf.cli.main import app
 from cktf.data import cifar, fashion, load_dataset
-from cktf.data.reading import Reading
+from cktf.data.split_loading import ReadOptions
 from cktf.engine.checkpoints import Checkpoints
 from cktf.errors import CktfError
-from cktf.models import create, load_network, read_state, save_network
+from cktf.models import create, load_network, read_state_dict, save_network
 from cktf.recipes import load_teacher
 
 CASES = int(os.environ.get("CKTF_FUZZ", "500"))
@@ -431,7 +431,7 @@ def test_images(shop, data):
     try:
         with outcome("images"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            reading = Reading(image_size=8, skip_broken=data.draw(st.booleans()))
+            reading = ReadOptions(image_size=8, skip_broken=data.draw(st.booleans()))
             images = load_dataset("imagefolder", folder, "train", reading)
             assert images.images.shape[1:] == (8, 8, 3)
     finally:
@@ -489,7 +489,7 @@ def test_pickles_of_others(shop, data):
     path.write_bytes(data.draw(mutated(pickle.dumps({"a": [1.0] * 20}))))
     with outcome("pickles"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        read_state(path)
+        read_state_dict(path)
 
 
 @fuzz(0.04)

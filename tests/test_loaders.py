@@ -13,7 +13,7 @@ from cktf.data import (
     ImageSet,
     MemoryLoader,
     crop_and_flip,
-    labels_of,
+    get_labels,
 )
 from cktf.errors import DataError
 from cktf.recipes import loader_of_test
@@ -395,7 +395,7 @@ LABELLED = {
 
 @pytest.mark.parametrize("data", LABELLED.values(), ids=LABELLED)
 def test_labels_of(data):
-    found = labels_of(data)
+    found = get_labels(data)
     assert found.dtype == torch.int64
     assert found.tolist() == [2, 0, 1, 1, 3]
 
@@ -408,15 +408,15 @@ def test_labels_of(data):
 def test_attributes_that_are_not_the_labels_of_samples(attributes):
     data = Plain()
     vars(data).update(attributes)
-    assert labels_of(data).tolist() == [2, 0, 1, 1, 3]
+    assert get_labels(data).tolist() == [2, 0, 1, 1, 3]
 
 
 def test_labels_that_are_no_numbers_are_named():
     with pytest.raises(DataError, match="label of sample 1 is 'dog'"):
-        labels_of([(None, 0), (None, "dog")])
+        get_labels([(None, 0), (None, "dog")])
 
 
 @pytest.mark.parametrize("sample", [{"image": None, "label": 0}, torch.zeros(3, 2, 2)])
 def test_samples_that_are_no_pairs_are_named(sample):
     with pytest.raises(DataError, match=r"\(image, label\); sample 1 is a (dict|Tensor). Wrap it"):
-        labels_of([(None, 0), sample])
+        get_labels([(None, 0), sample])

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from cktf.cli.command import build_run_request
 from cktf.cli.main import app
-from cktf.data import Streamed
+from cktf.data import StreamedImages
 from cktf.recipes import build_data, check, make_recipe, make_transfer, read_recipe, shipped
 
 __all__ = ["tiny"]  # a fixture
@@ -100,7 +100,7 @@ def test_images_are_cut_at_random_from_what_is_stored(stl):
         }}
     )  # fmt: skip
     data = build_data(recipe.data, 0)
-    assert isinstance(data.raw_train.images, Streamed)
+    assert isinstance(data.raw_train.images, StreamedImages)
     assert data.raw_train.images.shape == (8, 64, 64, 3)
     assert not data.labeled
     # Of 96 stored pixels, not of 64: the whole image is scaled down.

@@ -14,15 +14,15 @@ from cktf.data import load_dataset
 from cktf.errors import CheckpointError, ModelError
 from cktf.models import (
     Normalized,
-    build_source,
+    build_network,
     create,
+    identify_network,
     load_network,
-    parse_source,
-    read_state,
+    parse_network_spec,
+    read_state_dict,
     save_network,
-    seems_to_be,
 )
-from cktf.models.sources import without_weights
+from cktf.models.network_spec import drop_pretrained
 from cktf.recipes import load_initial_network, load_teacher, new_network
 
 IMAGES = torch.rand(2, 3, 32, 32)
@@ -99,7 +99,7 @@ class TestLines:
           {"in_features": 3, "out_features": [1, 2]}, None)],
     )  # fmt: skip
     def test_parts(self, line, library, name, arguments, size):
-        source = parse_source(line)
+        source = parse_network_spec(line)
         assert (source.library, source.name) == (library, name)
         assert (source.arguments, source.size) == (arguments, size)
         assert source.is_own_code == (library == "torch.nn")
@@ -116,12 +116,12 @@ class TestLines:
     )  # fmt: skip
     def test_mistakes(self, line, message):
         with pytest.raises(ModelError, match=message):
-            parse_source(line)
+            parse_network_spec(line)
 
     def test_a_file_is_not_run_to_be_checked(self, own, capsys):
-        parse_source(f"{own}:small")
+        parse_network_spec(f"{own}:small")
         with pytest.raises(ModelError, match="Did you mean 'small'"):
-            parse_source(f"{own}:smal")
+            parse_network_spec(f"{own}:smal")
         assert capsys.readouterr().out == ""
 
 
@@ -130,13 +130,16 @@ class TestBuilding:
         "line", ["timm:mobilenetv3_small_050", "torchvision:mobilenet_v3_small", "vgg8", "resnet8"]
     )
     def test_as_many_classes_as_the_data(self, line):
-        built = build_source(parse_source(line), 7)
+        built = build_network(parse_network_spec(line), 7)
         assert built.network.eval()(IMAGES).shape == (2, 7)
         assert built.mean is None
 
     def test_own_code(self, own):
-        assert build_source(parse_source(f"{own}:small(width=6)"), 5).network[0].out_channels == 6
-        assert build_source(parse_source(f"{own}:fixed"), 5).network(IMAGES).shape == (2, 3)
+        assert (
+            build_network(parse_network_spec(f"{own}:small(width=6)"), 5).network[0].out_channels
+            == 6
+        )
+        assert build_network(parse_network_spec(f"{own}:fixed"), 5).network(IMAGES).shape == (2, 3)
 
     @pytest.mark.parametrize("name", ["Net", "made", "typed", "late"])
     def test_files_as_they_are_written(self, tmp_path, monkeypatch, name):
@@ -147,7 +150,7 @@ class TestBuilding:
         path = tmp_path / "net.py"
         path.write_text(WRITTEN)
         paths = list(sys.path)
-        network = build_source(parse_source(f"{path}:{name}"), 5).network
+        network = build_network(parse_network_spec(f"{path}:{name}"), 5).network
         assert network[1].out_features == (7 if name in ("made", "typed") else 5)
         assert sys.path == paths
         # Another file of the same name is another module.
@@ -155,7 +158,7 @@ class TestBuilding:
         other.parent.mkdir()
         other.write_text(WRITTEN.replace("8", "9"))
         kept = sys.modules[network.origin]
-        build_source(parse_source(f"{other}:{name}"), 5)
+        build_network(parse_network_spec(f"{other}:{name}"), 5)
         assert sys.modules[network.origin] is kept
 
     @pytest.mark.parametrize(
@@ -164,7 +167,7 @@ class TestBuilding:
     )
     def test_what_fails_says_so(self, own, name, message):
         with pytest.raises(ModelError, match=message):
-            build_source(parse_source(f"{own}:{name}"), 5)
+            build_network(parse_network_spec(f"{own}:{name}"), 5)
 
     @pytest.mark.parametrize(
         ("name", "head"),
@@ -173,9 +176,9 @@ class TestBuilding:
     def test_pretrained_weights_but_for_the_classifier(self, monkeypatch, name, head):
         trained = models.get_model(name).state_dict()
         monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: trained)
-        source = parse_source(f"torchvision:{name}(pretrained=True)")
-        assert build_source(source, None).network(IMAGES).shape == (2, 1000)
-        network = build_source(source, 7).network.eval()
+        source = parse_network_spec(f"torchvision:{name}(pretrained=True)")
+        assert build_network(source, None).network(IMAGES).shape == (2, 1000)
+        network = build_network(source, 7).network.eval()
         assert network(IMAGES).shape == (2, 7)
         state = network.state_dict()
         kept = {k for k in state if torch.equal(state[k], trained[k])}
@@ -187,7 +190,7 @@ class TestBuilding:
         trained = models.get_model(name, aux_logits=True, init_weights=False).state_dict()
         monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: trained)
         line = f"torchvision:{name}(pretrained=True)"
-        network = build_source(parse_source(line), 3).network.eval()
+        network = build_network(parse_network_spec(line), 3).network.eval()
         assert network.transform_input
         path = tmp_path / "student.safetensors"
         save_network(network, path, name=line, classes=("a", "b", "c"), dataset="custom")
@@ -197,7 +200,7 @@ class TestBuilding:
             assert torch.equal(network(images), again(images))
 
     def test_a_pretrained_vit_is_of_the_size_of_its_images(self):
-        found = without_weights(parse_source("torchvision:vit_h_14(pretrained=True)"))
+        found = drop_pretrained(parse_network_spec("torchvision:vit_h_14(pretrained=True)"))
         assert found.arguments == {"image_size": 518}
 
     @pytest.mark.parametrize(
@@ -208,11 +211,14 @@ class TestBuilding:
     def test_pretrained_weights_see_what_they_were_trained_on(self, monkeypatch, name, mean, size):
         """By the tables of torchvision's documentation."""
         monkeypatch.setattr(models, "get_model", lambda *_, **__: nn.Identity())
-        built = build_source(parse_source(f"torchvision:{name}(pretrained=True)"), None)
+        built = build_network(parse_network_spec(f"torchvision:{name}(pretrained=True)"), None)
         assert (built.mean[0], built.size) == (mean, size)
         assert built.std[0] == (0.5 if mean == 0.5 else 0.229)
-        assert build_source(parse_source(f"torchvision:{name}"), 7).mean is None
-        assert build_source(parse_source(f"torchvision:{name}(pretrained=True)@64"), 7).size == 64
+        assert build_network(parse_network_spec(f"torchvision:{name}"), 7).mean is None
+        assert (
+            build_network(parse_network_spec(f"torchvision:{name}(pretrained=True)@64"), 7).size
+            == 64
+        )
 
     def test_a_network_of_one_size_sees_its_own(self):
         data = load_dataset("fashion-mini", None, "test")
@@ -270,9 +276,9 @@ class TestWeights:
         network = create("resnet8", 100).eval()
         path = tmp_path / "teacher.pth"
         torch.save(FORMS[form](network.state_dict()), path)
-        state = read_state(path)
+        state = read_state_dict(path)
         assert state.keys() == network.state_dict().keys()
-        assert seems_to_be(state) == ("resnet8", 100)
+        assert identify_network(state) == ("resnet8", 100)
         teacher = load_teacher(str(path), None)
         assert teacher.name == "resnet8"
         assert "sha256" in teacher.note
@@ -286,10 +292,10 @@ class TestWeights:
     def test_networks_are_known_by_their_weights(self, name):
         with torch.device("meta"):
             network = create(name, 37)
-        assert seems_to_be(network.state_dict()) == (name, 37)
+        assert identify_network(network.state_dict()) == (name, 37)
 
     def test_safetensors_and_a_named_network(self, tmp_path):
-        network = build_source(parse_source("timm:mobilenetv3_small_050"), 5).network.eval()
+        network = build_network(parse_network_spec("timm:mobilenetv3_small_050"), 5).network.eval()
         path = tmp_path / "w.safetensors"
         save_file(network.state_dict(), path)
         with pytest.raises(CheckpointError, match="no network of this library has just these"):
@@ -301,19 +307,19 @@ class TestWeights:
         """Also of two classifiers; not against what the line itself says."""
         path = tmp_path / "w.pth"
         line = "timm:levit_128s(num_classes=10)@32"
-        torch.save(build_source(parse_source(line), None).network.state_dict(), path)
+        torch.save(build_network(parse_network_spec(line), None).network.state_dict(), path)
         teacher = load_teacher("timm:levit_128s@32", None, weights=str(path)).network.eval()
         assert teacher(IMAGES).shape == (2, 10)
         with pytest.raises(CheckpointError, match="wrong shape"):
             load_teacher("timm:levit_128s(num_classes=7)@32", None, weights=str(path))
-        torch.save(build_source(parse_source(f"{own}:small"), 6).network.state_dict(), path)
+        torch.save(build_network(parse_network_spec(f"{own}:small"), 6).network.state_dict(), path)
         teacher = load_teacher(f"{own}:usual", None, weights=str(path)).network.eval()
         assert teacher(IMAGES).shape == (2, 6)
 
     @pytest.mark.parametrize("form", FORMS)
     def test_what_looks_like_a_prefix_may_be_a_name(self, form, own, tmp_path):
         path = tmp_path / "w.pth"
-        network = build_source(parse_source(f"{own}:Wrapped"), 5).network.eval()
+        network = build_network(parse_network_spec(f"{own}:Wrapped"), 5).network.eval()
         torch.save(FORMS[form](network.state_dict()), path)
         teacher = load_teacher(f"{own}:Wrapped", None, weights=str(path)).network.eval()
         torch.testing.assert_close(teacher.network(IMAGES), network(IMAGES))
@@ -375,7 +381,7 @@ class TestWeights:
         path = tmp_path / "evil.pth"
         torch.save({"model": Runs(f"touch {witness}")}, path)
         with pytest.raises(CheckpointError, match="could run code, so it was not opened"):
-            read_state(path)
+            read_state_dict(path)
         assert not witness.exists()
         # The trap works: opened without care, it runs.
         torch.load(path, weights_only=False)
@@ -389,15 +395,15 @@ class TestWeights:
         path = tmp_path / "w.pth"
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=message):
-            read_state(path)
+            read_state_dict(path)
 
     def test_no_weights(self, tmp_path):
         path = tmp_path / "w.pth"
         torch.save({"epoch": 3}, path)
         with pytest.raises(CheckpointError, match="holds no weights"):
-            read_state(path)
+            read_state_dict(path)
         with pytest.raises(CheckpointError, match="no checkpoint at"):
-            read_state(tmp_path / "none.pth")
+            read_state_dict(tmp_path / "none.pth")
 
     @pytest.mark.parametrize(
         ("teacher", "weights", "message"),

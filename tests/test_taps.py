@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from cktf.errors import ModelError, TapError
-from cktf.models import Normalized, build_source, create, parse_source
+from cktf.models import Normalized, build_network, create, parse_network_spec
 from cktf.taps import FeaturePaths, Tap, infer_paths, resize_classifier
 
 IMAGES = torch.rand(2, 3, 32, 32)
@@ -463,7 +463,7 @@ def test_the_classifier_is_the_layer_that_gives_the_logits(make, path):
 
 def test_a_network_of_two_classifiers_gets_two():
     pytest.importorskip("timm")
-    network = build_source(parse_source("timm:levit_128s@32"), 5).network.eval()
+    network = build_network(parse_network_spec("timm:levit_128s@32"), 5).network.eval()
     assert resize_classifier(network, 7, IMAGES)
     assert network(IMAGES).shape == (2, 7)
     assert resize_classifier(network, 7, IMAGES, anew=True)

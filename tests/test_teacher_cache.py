@@ -21,12 +21,12 @@ from cktf.data import (
     DatasetLoader,
     ImageSet,
     MemoryLoader,
-    Reading,
-    Streamed,
-    identity,
+    ReadOptions,
+    StreamedImages,
+    hash_images,
     load_dataset,
 )
-from cktf.data.pictures import Arrays
+from cktf.data.stored_images import ImageArrays
 from cktf.errors import DataError, MethodError, RecipeError
 from cktf.models import Normalized, create
 from cktf.objectives import CKTF, METHODS, BuildContext, compose
@@ -47,7 +47,7 @@ def same(one, other):
 
 def loaders(data, seed, views=V, size=16):
     some = torch.arange(48)
-    streamed = load_dataset("fashion-mini", None, "test", Reading(budget=0)).subset(some)
+    streamed = load_dataset("fashion-mini", None, "test", ReadOptions(budget=0)).subset(some)
     how = {"train": True, "augment": True, "seed": seed, "views": views}
     return MemoryLoader(data.subset(some), size, **how), DatasetLoader(streamed, size, **how)
 
@@ -267,9 +267,9 @@ def test_images_that_are_stored_as_pixels_decide():
     others[1, 2, 3, 0] ^= 1
     found = set()
     for each in (pixels, pixels.copy(), others):
-        images = Streamed(Arrays(each, "some train"), 8, 3)
+        images = StreamedImages(ImageArrays(each, "some train"), 8, 3)
         data = ImageSet(images, torch.arange(3), "abc", (0.5,), (0.5,), name="some")
-        found.add(identity(data))
+        found.add(hash_images(data))
     assert len(found) == 2
 
 

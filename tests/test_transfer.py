@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 import cktf
 from cktf.cli.main import app
-from cktf.data import ImageSet, few_per_class
-from cktf.data.cifar_names import CIFAR10
+from cktf.data import ImageSet, sample_per_class
+from cktf.data.cifar_classes import CIFAR10
 from cktf.engine import RunFolder, Trainer, run_folder
 from cktf.errors import CheckpointError, CktfError, DataError, Interrupted, RecipeError
 from cktf.models import Normalized, create, load_network, save_network
@@ -162,7 +162,7 @@ def test_smaller_draws_are_within_larger_ones():
     # Neighboring seeds are as independent as others, and the first draw is that of a training.
     drawn = [d for seed in range(3) for d in choose(labels, [5], draws=3, seed=seed)[0].draws]
     assert len({tuple(draw.tolist()) for draw in drawn}) == 9
-    assert torch.equal(drawn[3], few_per_class(labels, 5, 1))
+    assert torch.equal(drawn[3], sample_per_class(labels, 5, 1))
 
 
 def test_a_probe_changes_nothing_of_a_network(images):

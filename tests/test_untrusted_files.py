@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 
 from cktf.cli.main import app
 from cktf.data import cifar, fashion, load_dataset
-from cktf.data.reading import BrokenImagesError
+from cktf.data.split_loading import BrokenImagesError
 from cktf.errors import CheckpointError, DataError, ModelError, RecipeError
-from cktf.models import build_source, create, load_network, parse_source, save_network
+from cktf.models import build_network, create, load_network, parse_network_spec, save_network
 from cktf.recipes import make_recipe, new_network, read_recipe
 from cktf.workflows.analysis import Analyst
 from cktf.workflows.train import folder_of
@@ -123,7 +123,7 @@ def test_weights_name_no_code(here, monkeypatch, line):
         load_network(Path("s.safetensors"))
     if "package" in line:
         # Nor does looking whether there is such a module.
-        parse_source(line)
+        parse_network_spec(line)
     assert not Path("ran").exists()
 
 
@@ -179,7 +179,7 @@ def test_a_report_runs_code_where_it_is_trusted(here, role):
     Path("run").mkdir()
     Path("run/recipe.yaml").write_text(yaml.dump(fields | networks))
     Path("run/summary.json").write_text(json.dumps({"student": networks["student"]}))
-    own = build_source(parse_source(networks["student"]), 2).network
+    own = build_network(parse_network_spec(networks["student"]), 2).network
     save_network(
         own, Path("run/student.safetensors"), name=networks["student"], classes=["cat", "dog"],
         dataset="photos",
@@ -213,7 +213,7 @@ def test_timm_opens_no_pickle(here):
     torch.save({"fc.weight": Opened(here / "escaped")}, "evil.pt")
     for argument in ("checkpoint_path='evil.pt'", "pretrained_cfg_overlay={'file': 'evil.pt'}"):
         with pytest.raises(ModelError, match="would have timm open a file"):
-            build_source(parse_source(f"timm:resnet10t({argument})"), 10)
+            build_network(parse_network_spec(f"timm:resnet10t({argument})"), 10)
 
 
 def test_a_pickle_of_images_runs_no_code(here):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.models import shufflenetv2
 
 from cktf.errors import ModelError
-from cktf.models import create, names, to_published_keys
+from cktf.models import create, list_networks, to_published_keys
 from cktf.taps import Tap
 
 FAMILIES = json.loads((Path(__file__).parent / "facts" / "zoo.json").read_text())
@@ -78,7 +78,7 @@ def published_images(size: int) -> torch.Tensor:
 
 
 def test_the_facts_cover_every_network():
-    assert set(names()) == {name for _, name in NETWORKS}
+    assert set(list_networks()) == {name for _, name in NETWORKS}
 
 
 @pytest.mark.parametrize(("family", "name"), NETWORKS)
@@ -118,7 +118,7 @@ def test_only_the_vggs_are_named_otherwise_by_the_other_family():
         to_published_keys({}, "vgg14")
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_networks())
 def test_features_fit_together(name):
     """With numbers: what the classifier reads, blocks and stages, before and after activation."""
     family = "crd_family" if name in FAMILIES["crd_family"] else "cktf_family"
@@ -142,7 +142,7 @@ def test_features_fit_together(name):
                 torch.testing.assert_close(before.relu(), after)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_networks())
 @pytest.mark.parametrize("size", [32, 64, 96])
 def test_resolutions_of_the_features(name, size):
     f = Tap(on_paper(name), needs=ALL)(torch.empty(2, 3, size, size, device="meta"))
@@ -158,7 +158,7 @@ def test_resolutions_of_the_features(name, size):
     assert f.logits.shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_networks())
 def test_every_module_runs_and_none_works_in_place(name):
     network, ran = on_paper(name), set()
     for path, module in network.named_modules():
@@ -232,7 +232,7 @@ def test_shufflenet_v2_is_the_one_of_torchvision_with_a_small_stem():
 
 @pytest.mark.parametrize("depth", [7, 18])
 def test_depths_that_no_cifar_resnet_has(depth):
-    from cktf.models.resnet import CifarResNet
+    from cktf.models.cifar_resnet import CifarResNet
 
     with pytest.raises(ValueError, match=f"3n \\+ 2 layers, not {depth}"):
         CifarResNet(depth, (16, 16, 32, 64), 10, convolutions=1)

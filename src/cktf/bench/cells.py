@@ -9,7 +9,7 @@ from typing import Any
 
 from cktf.bench.matrix import Fields, Matrix, MethodEntry, TeacherEntry
 from cktf.errors import RecipeError, nearest
-from cktf.models import describe, is_cktf_checkpoint, names
+from cktf.models import is_cktf_weights_file, list_networks, read_metadata
 from cktf.objectives import METHODS, parse
 from cktf.recipes import (
     CUSTOM,
@@ -209,7 +209,7 @@ def _teacher(matrix: Matrix, name: str, data: Fields, weights: str | None) -> Te
 
 def _is_apart(weights: Path, network: str, named: bool) -> bool:
     """Whether weights need their network's name beside them; RecipeError for another's weights."""
-    own, zoo = _network_in(weights), names()
+    own, zoo = _network_in(weights), list_networks()
     if own is None:
         # Without a network they are known by their tensors.
         return named
@@ -224,7 +224,7 @@ def _is_apart(weights: Path, network: str, named: bool) -> bool:
 def _network_in(weights: Path) -> str | None:
     """What a file of ours says that it is of, whatever it is called in a matrix."""
     file = teacher_file(str(weights))
-    return str(describe(file)["network"]) if is_cktf_checkpoint(file) else None
+    return str(read_metadata(file)["network"]) if is_cktf_weights_file(file) else None
 
 
 def _cells(

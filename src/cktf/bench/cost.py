@@ -16,7 +16,7 @@ from typing import Any
 
 from cktf.bench.cells import Cell, TeacherPlan
 from cktf.bench.results import COSTS, LOCK
-from cktf.data import labels_of
+from cktf.data import get_labels
 from cktf.engine import (
     RunFolder,
     describe_device,
@@ -159,7 +159,7 @@ def _measure(given: Recipe | TransferRecipe, teacher_name: str | None) -> Cost:
 def _scratch_batches(recipe: TransferRecipe) -> int:
     """Steps of an epoch on the most labels alone."""
     labeled = build_data(recipe.labeled.model_copy(update={"batch_size": 2}), recipe.seed)
-    labels = labels_of(labeled.raw_train)
+    labels = get_labels(labeled.raw_train)
     most = choose(labels, recipe.labels_per_class, recipe.draws, recipe.seed)[-1]
     images = len(most.draws[0])
     return images // min(recipe.data.batch_size, images)

@@ -15,7 +15,7 @@ from cktf.engine import RunFolder, announce
 from cktf.errors import CktfError, RunFolderError
 from cktf.files import write_atomically
 from cktf.locks import locked
-from cktf.models import fingerprint
+from cktf.models import short_sha256
 from cktf.recipes import any_recipe, put, read_recipe, result_fields, teacher_file
 from cktf.workflows import read_teacher_ref
 
@@ -75,7 +75,7 @@ def result_key(recipe: CellRecipe, teacher: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _fingerprint(path: Path, _changed: int) -> str:
-    return fingerprint(path)
+    return short_sha256(path)
 
 
 def weights_of(path: Path) -> str:

@@ -29,10 +29,10 @@ def models() -> None:
     """List the networks of the library."""
     import torch
 
-    from cktf.models import create, names
+    from cktf.models import create, list_networks
 
     rows = []
-    for name in names():
+    for name in list_networks():
         # Counted without memory for the weights.
         with torch.device("meta"):
             network = create(name, num_classes=10)
@@ -92,9 +92,12 @@ def datasets(
 
 
 def _survey(name: str, directory: Path | None) -> None:
-    from cktf.data import dataset_info, open_dataset, survey
+    from cktf.data import compute_split_statistics, get_dataset_info, open_dataset
 
-    found = [survey(open_dataset(name, directory, s)) for s in dataset_info(name).splits]
+    found = [
+        compute_split_statistics(open_dataset(name, directory, s))
+        for s in get_dataset_info(name).splits
+    ]
     rows = []
     for split in found:
         balance = ("without labels", "", "")

@@ -65,7 +65,7 @@ def probe(
     by cross-validation on the labeled images; with --sgd or --finetune a run of its own.
     """
     given = {"data.name": labeled, "data.test": test, "data.dir": data_dir, "seed": seed}
-    counts = labels_of(labels_per_class)
+    counts = get_labels(labels_per_class)
     if labeled is None and resume is None:
         raise RecipeError(["labeled: is needed. Give --labeled, a data set with labels."])
     if resume is None:
@@ -147,10 +147,10 @@ def _closed(
     print(f"{out / 'summary.json'}" + (f"; plot: {plot}" if plot.is_file() else ""))
 
 
-def labels_of(text: str | None) -> list[int] | None:
+def get_labels(text: str | None) -> list[int] | None:
     """Numbers of labels from `1,5,20`.
 
-    >>> labels_of("1,5")
+    >>> get_labels("1,5")
     [1, 5]
     """
     if text is None:

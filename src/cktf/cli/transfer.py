@@ -32,7 +32,7 @@ from cktf.cli.options import (
     TrackOption,
     TrustCodeOption,
 )
-from cktf.cli.probe import DrawsOption, LabeledOption, LabelsOption, TestOption, labels_of, table
+from cktf.cli.probe import DrawsOption, LabeledOption, LabelsOption, TestOption, get_labels, table
 
 if TYPE_CHECKING:
     from cktf.workflows import Transferred
@@ -96,7 +96,7 @@ def transfer(
         "data.dir": data_dir,
         "labeled.name": labeled,
         "labeled.test": test,
-        "labels_per_class": labels_of(labels_per_class),
+        "labels_per_class": get_labels(labels_per_class),
         "draws": draws,
         "epochs": epochs,
         "scratch_epochs": scratch_epochs,

@@ -1,30 +1,30 @@
 """Data sets by name, batches with their index, batched augmentation."""
 
 from cktf.data.augment import crop_and_flip
-from cktf.data.images import NO_LABEL, UNLABELED_SPLIT, Images, ImageSet
-from cktf.data.loaders import DatasetLoader, Loader, MemoryLoader, labels_of, states_labels
-from cktf.data.reading import BrokenImagesError, Reading
+from cktf.data.augmented_views import hash_images
+from cktf.data.image_set import NO_LABEL, UNLABELED_SPLIT, Images, ImageSet
+from cktf.data.loaders import DatasetLoader, Loader, MemoryLoader, get_labels, has_stored_labels
 from cktf.data.registry import (
     DATASETS,
-    FOLDER,
-    HUB,
+    FOLDER_PREFIX,
+    HUB_PREFIX,
     DatasetInfo,
-    dataset_info,
+    get_dataset_info,
     load_dataset,
     load_splits,
-    located_name,
     open_dataset,
+    resolve_dataset_name,
 )
-from cktf.data.samples import seed_of
-from cktf.data.splits import VALIDATION_SEED, few_per_class, split_validation
-from cktf.data.streamed import Streamed
-from cktf.data.survey import Survey, survey
-from cktf.data.views import identity
+from cktf.data.split_loading import BrokenImagesError, ReadOptions
+from cktf.data.split_statistics import SplitStatistics, compute_split_statistics
+from cktf.data.splits import VALIDATION_SEED, sample_per_class, split_validation
+from cktf.data.streamed_images import StreamedImages
+from cktf.data.worker_datasets import derive_seed
 
 __all__ = [
     "DATASETS",
-    "FOLDER",
-    "HUB",
+    "FOLDER_PREFIX",
+    "HUB_PREFIX",
     "NO_LABEL",
     "UNLABELED_SPLIT",
     "VALIDATION_SEED",
@@ -35,20 +35,20 @@ __all__ = [
     "Images",
     "Loader",
     "MemoryLoader",
-    "Reading",
-    "Streamed",
-    "Survey",
+    "ReadOptions",
+    "SplitStatistics",
+    "StreamedImages",
+    "compute_split_statistics",
     "crop_and_flip",
-    "dataset_info",
-    "few_per_class",
-    "identity",
-    "labels_of",
+    "derive_seed",
+    "get_dataset_info",
+    "get_labels",
+    "has_stored_labels",
+    "hash_images",
     "load_dataset",
     "load_splits",
-    "located_name",
     "open_dataset",
-    "seed_of",
+    "resolve_dataset_name",
+    "sample_per_class",
     "split_validation",
-    "states_labels",
-    "survey",
 ]

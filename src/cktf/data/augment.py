@@ -12,7 +12,7 @@ from torch.nn import functional as F
 def crop_and_flip(
     images: Tensor, generator: torch.Generator, padding: int = 4, flip: bool = True
 ) -> Tensor:
-    """Every image padded with zeros, cropped to its size at random, and mirrored half the time.
+    """Every image padded with zeros, crop_at to its size at random, and mirrored half the time.
 
     Args:
         images: [B, H, W, C] of any type.
@@ -23,11 +23,11 @@ def crop_and_flip(
     Returns:
         [B, H, W, C], as given.
     """
-    return cropped(images, *draw_crops(len(images), generator, padding), padding, flip)
+    return crop_at(images, *draw_crops(len(images), generator, padding), padding, flip)
 
 
-def cropped(images: Tensor, offset: Tensor, mirrored: Tensor, padding: int, flip: bool) -> Tensor:
-    """Images [B, H, W, C] padded, cropped at [2, B, 1] offsets, and some mirrored: [B, 1] bool."""
+def crop_at(images: Tensor, offset: Tensor, mirrored: Tensor, padding: int, flip: bool) -> Tensor:
+    """Images [B, H, W, C] padded, crop_at at [2, B, 1] offsets, and some mirrored: [B, 1] bool."""
     batch, height, width, _ = images.shape
     rows = torch.arange(height) + offset[0]
     columns = torch.arange(width) + offset[1]
@@ -40,6 +40,6 @@ def cropped(images: Tensor, offset: Tensor, mirrored: Tensor, padding: int, flip
 
 
 def draw_crops(batch: int, generator: torch.Generator, padding: int) -> tuple[Tensor, Tensor]:
-    """Where images are cropped, [2, B, 1] from 0 to twice the padding, and which are mirrored."""
+    """Where images are crop_at, [2, B, 1] from 0 to twice the padding, and which are mirrored."""
     offset = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator)
     return offset, torch.randint(2, (batch, 1), generator=generator).bool()

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from cktf.data.cifar_names import CIFAR10, CIFAR100
-from cktf.data.images import ImageSet
+from cktf.data.cifar_classes import CIFAR10, CIFAR100
+from cktf.data.image_set import ImageSet
 from cktf.errors import DataError
 
 _PIXELS = 3 * 32 * 32

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from cktf.data.images import ImageSet
+from cktf.data.image_set import ImageSet
 from cktf.errors import DataError
 
 CLASSES = (

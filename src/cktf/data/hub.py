@@ -9,18 +9,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cktf.data.folder import MEAN, STD, TEST_FRACTION, usual_size
-from cktf.data.picture import open_image
-from cktf.data.pictures import Pictures
-from cktf.data.reading import Reading, Source, listed
+from cktf.data.image_decoding import open_image_file
+from cktf.data.image_folder import MEAN, STD, TEST_FRACTION, usual_size
+from cktf.data.split_loading import ReadOptions, SplitSource, abbreviate
 from cktf.data.splits import split_validation
+from cktf.data.stored_images import StoredImages
 from cktf.errors import DataError
 from cktf.user_paths import expanded
 
 _TESTS = ("test", "validation", "valid", "val")
 
 
-def open_hub(name: str, directory: Path | None, split: str, reading: Reading) -> Source:
+def open_hub_dataset(
+    name: str, directory: Path | None, split: str, reading: ReadOptions
+) -> SplitSource:
     """One split, "train" or "test", of the data set NAME.
 
     NAME is a name of the Hub, whose files go to `directory` or the library's cache, or a folder
@@ -56,7 +58,7 @@ def open_hub(name: str, directory: Path | None, split: str, reading: Reading) ->
     labels = _labels(title, split, chosen, label, classes)
     pictures = _Encoded(chosen, image, split)
     note = note if split == "train" else ""
-    return Source(title, split, pictures, labels, classes, MEAN, STD, size, note=note)
+    return SplitSource(title, split, pictures, labels, classes, MEAN, STD, size, note=note)
 
 
 def is_saved(name: str) -> bool:
@@ -118,7 +120,7 @@ def _labels(title: str, split: str, data: Any, label: str, classes: tuple[str, .
     """Numbers [N] of the training split's classes, whatever a split's own are; -1 for none."""
     own = getattr(data.features.get(label), "names", None)
     if own is None or not set(own) <= set(classes):
-        found = "there are none" if own is None else listed(sorted(set(own) - set(classes)))
+        found = "there are none" if own is None else abbreviate(sorted(set(own) - set(classes)))
         raise DataError(
             f"{title}: {split} has classes in {label!r} of those that train has; found: {found}. "
             "Cast that column to train's ClassLabel (cast_column) and save it with save_to_disk."
@@ -136,7 +138,7 @@ def _labels(title: str, split: str, data: Any, label: str, classes: tuple[str, .
 
 
 @final
-class _Encoded(Pictures):
+class _Encoded(StoredImages):
     """Images as files in the rows of a table."""
 
     def __init__(self, data: Any, column: str, title: str) -> None:
@@ -150,7 +152,7 @@ class _Encoded(Pictures):
 
     def open(self, position: int) -> Image.Image:
         """One image, its header read."""
-        return open_image(self._stored(position))
+        return open_image_file(self._stored(position))
 
     def name(self, position: int) -> str:
         """Its row, and its file's name where that is known."""

@@ -1,4 +1,4 @@
-"""Batches with their index, from memory or from any map-style data set.
+"""BatchDataset with their index, from memory or from any map-style data set.
 
 Both loaders give the same sequence of samples for the same seed and epoch, whatever was drawn
 elsewhere in the program: that is what makes a run repeatable and resumable. A training epoch leaves
@@ -23,21 +23,28 @@ from torch.utils.data import (
 
 from cktf.batch import Batch
 from cktf.data.augment import crop_and_flip, draw_crops
-from cktf.data.images import ImageSet
-from cktf.data.samples import Batches, Indexed, Pixels, label_of, seed_of, stacked
-from cktf.data.streamed import Streamed
-from cktf.data.views import Views
+from cktf.data.augmented_views import Views
+from cktf.data.image_set import ImageSet
+from cktf.data.streamed_images import StreamedImages
+from cktf.data.worker_datasets import (
+    BatchDataset,
+    IndexedDataset,
+    Pixels,
+    collate_samples,
+    derive_seed,
+    label_of,
+)
 from cktf.errors import DataError
 
 
 class Loader(Protocol):
-    """Batches of one data set, epoch by epoch."""
+    """BatchDataset of one data set, epoch by epoch."""
 
     samples: int
     batch_size: int
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """BatchDataset in an epoch."""
 
     def epoch(self, number: int, *, cover: bool = False, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch `number`, which with the seed decides order and augmentation.
@@ -49,7 +56,7 @@ class Loader(Protocol):
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed_of(seed, epoch))
+    return torch.Generator().manual_seed(derive_seed(seed, epoch))
 
 
 _PADDING = 4
@@ -86,7 +93,7 @@ def _scaled_by_one(pixels: Tensor) -> Tensor:
 
 
 class MemoryLoader:
-    """Batches of an `ImageSet` in memory, cropped and flipped if it is for training.
+    """BatchDataset of an `ImageSet` in memory, crop_at and flipped if it is for training.
 
     Args:
         data: the images.
@@ -152,7 +159,7 @@ def _at(labels: Tensor | None, index: Tensor) -> Tensor | None:
 
 
 class DatasetLoader:
-    """Batches of any map-style data set of `(image, label)`, loaded by PyTorch's workers.
+    """BatchDataset of any map-style data set of `(image, label)`, loaded by PyTorch's workers.
 
     Args:
         data: has `__len__` and `__getitem__`; images as tensors [C, H, W], pictures or arrays.
@@ -186,7 +193,7 @@ class DatasetLoader:
         self.workers, self.seed = workers, seed
         self.samples = len(data)
         self.views = views if augment else int(isinstance(data, ImageSet))
-        if augment and not (isinstance(data, ImageSet) and isinstance(data.images, Streamed)):
+        if augment and not (isinstance(data, ImageSet) and isinstance(data.images, StreamedImages)):
             raise DataError(
                 "DatasetLoader augments images that are streamed. Use MemoryLoader for an ImageSet "
                 "in memory; let a data set of your own augment its samples itself."
@@ -200,8 +207,8 @@ class DatasetLoader:
         generator = _generator(self.seed, number)
         order = [b.tolist() for b in _order(self, generator, cover)[start:]]
         if not isinstance(self.data, ImageSet):
-            indexed = Indexed(self.data, self.labeled, (self.seed, number))
-            for images, labels, index in self._loaded(indexed, order, generator, stacked):
+            indexed = IndexedDataset(self.data, self.labeled, (self.seed, number))
+            for images, labels, index in self._loaded(indexed, order, generator, collate_samples):
                 images = images.contiguous(memory_format=torch.channels_last)
                 yield Batch(images, labels if self.labeled else None, index)
             return
@@ -226,7 +233,7 @@ class DatasetLoader:
         assert isinstance(self.data, ImageSet)
         kept = self.data.labels if self.data.labeled else None
         if self.augment:
-            cast(Streamed, self.data.images).prepare(self.data.flip)
+            cast(StreamedImages, self.data.images).prepare(self.data.flip)
         data = Pixels(self.data, draw if self.augment else None)
         for pixels, index in self._loaded(data, order, generator, default_collate):
             yield Batch(_scaled_by_one(pixels), _at(kept, index), index, view)
@@ -239,7 +246,7 @@ class DatasetLoader:
         collate: Callable[[list[Any]], Any],
     ) -> Iterator[Any]:
         loader = DataLoader(
-            Batches(data, collate),
+            BatchDataset(data, collate),
             # Positions of a batch are one sample to PyTorch.
             batch_size=None,
             sampler=order,
@@ -252,7 +259,7 @@ class DatasetLoader:
             yield batch
 
 
-def labels_of(data: Any) -> Tensor:
+def get_labels(data: Any) -> Tensor:
     """All labels of a data set, [N] int64.
 
     Taken from its `targets` or `labels`, through a `Subset`, `ConcatDataset` or `TensorDataset`;
@@ -261,15 +268,15 @@ def labels_of(data: Any) -> Tensor:
     Raises:
         DataError: a sample that is no pair of image and label, or a label that is no number.
     """
-    if isinstance(data, Subset) and states_labels(data.dataset):
-        return labels_of(data.dataset)[torch.as_tensor(data.indices)]
+    if isinstance(data, Subset) and has_stored_labels(data.dataset):
+        return get_labels(data.dataset)[torch.as_tensor(data.indices)]
     if isinstance(data, TensorDataset) and len(data.tensors) == 2:
         return data.tensors[1].long()
     found = _stated(data)
     if found is not None:
         return found
-    if isinstance(data, ConcatDataset) and states_labels(data):
-        return torch.cat([labels_of(part) for part in data.datasets])
+    if isinstance(data, ConcatDataset) and has_stored_labels(data):
+        return torch.cat([get_labels(part) for part in data.datasets])
     return torch.tensor([label_of(data[i], i) for i in range(len(data))])
 
 
@@ -289,8 +296,8 @@ def _stated(data: Any) -> Tensor | None:
     return None
 
 
-def states_labels(data: Any) -> bool:
+def has_stored_labels(data: Any) -> bool:
     """Whether a data set says its labels in one place, so that no sample is read for them."""
-    if isinstance(data, ConcatDataset) and all(map(states_labels, data.datasets)):
+    if isinstance(data, ConcatDataset) and all(map(has_stored_labels, data.datasets)):
         return True
     return isinstance(data, Subset | TensorDataset) or _stated(data) is not None

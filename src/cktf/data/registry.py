@@ -9,16 +9,22 @@ import torch
 
 from cktf.data.cifar import load_cifar10, load_cifar100
 from cktf.data.fashion import load_fashion_mini, load_fashion_mnist
-from cktf.data.folder import open_folder
-from cktf.data.hub import is_saved, open_hub
-from cktf.data.images import NO_LABEL, UNLABELED_SPLIT, Images, ImageSet
-from cktf.data.reading import BrokenImagesError, Reading, Source, read, source_of
+from cktf.data.hub import is_saved, open_hub_dataset
+from cktf.data.image_folder import open_image_folder
+from cktf.data.image_set import NO_LABEL, UNLABELED_SPLIT, Images, ImageSet
+from cktf.data.split_loading import (
+    BrokenImagesError,
+    ReadOptions,
+    SplitSource,
+    read,
+    source_from_arrays,
+)
 from cktf.data.stl10 import open_stl10
 from cktf.data.tiny_imagenet import open_tiny_imagenet
 from cktf.errors import DataError, nearest
 from cktf.user_paths import expanded
 
-_Open = Callable[[Path | None, str, Reading], Source]
+_Open = Callable[[Path | None, str, ReadOptions], SplitSource]
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,10 @@ class DatasetInfo:
 
 def _whole(load: Callable[[Path | None, str], ImageSet]) -> _Open:
     """For a small data set that is read as it is."""
-    return lambda directory, split, _: source_of(load(directory, split), split)
+    return lambda directory, split, _: source_from_arrays(load(directory, split), split)
 
 
-FOLDER, HUB = "imagefolder", "hf"
+FOLDER_PREFIX, HUB_PREFIX = "imagefolder", "hf"
 DATASETS = {
     info.name: info
     for info in (
@@ -85,75 +91,77 @@ DATASETS = {
             "tiny-imagenet-200 in --data-dir", True, open_tiny_imagenet,
         ),
         DatasetInfo(
-            f"{FOLDER}:DIR", None, None, None,
-            "a folder for each class, in DIR or in DIR/train and DIR/test", False, open_folder,
-            unlabeled=True,
+            f"{FOLDER_PREFIX}:DIR", None, None, None,
+            "a folder for each class, in DIR or in DIR/train and DIR/test", False,
+            open_image_folder, unlabeled=True,
         ),
         DatasetInfo(
-            f"{HUB}:NAME", None, None, None,
+            f"{HUB_PREFIX}:NAME", None, None, None,
             "Hugging Face datasets (pip install 'cktf[hf]'), NAME of the Hub or a folder", False,
-            partial(open_hub, "NAME"),
+            partial(open_hub_dataset, "NAME"),
         ),
     )
 }  # fmt: skip
 
 
-def dataset_info(name: str) -> DatasetInfo:
+def get_dataset_info(name: str) -> DatasetInfo:
     """What is known of a data set.
 
     Raises:
         DataError: unknown name.
 
-    >>> dataset_info("cifar10").classes
+    >>> get_dataset_info("cifar10").classes
     10
     """
     kind, colon, place = name.partition(":")
-    if kind == FOLDER:
-        known = DATASETS[f"{FOLDER}:DIR"]
+    if kind == FOLDER_PREFIX:
+        known = DATASETS[f"{FOLDER_PREFIX}:DIR"]
         root = expanded(place)
-        opens: _Open = lambda directory, split, reading: open_folder(  # noqa: E731
+        opens: _Open = lambda directory, split, reading: open_image_folder(  # noqa: E731
             root if place else directory, split, reading
         )
         return DatasetInfo(
             name, None, None, None, known.summary, needs_directory=not place, open=opens,
             unlabeled=True,
         )  # fmt: skip
-    if kind == HUB and colon:
-        known = DATASETS[f"{HUB}:NAME"]
-        return DatasetInfo(name, None, None, None, known.summary, False, partial(open_hub, place))
+    if kind == HUB_PREFIX and colon:
+        known = DATASETS[f"{HUB_PREFIX}:NAME"]
+        return DatasetInfo(
+            name, None, None, None, known.summary, False, partial(open_hub_dataset, place)
+        )
     if name not in DATASETS:
         raise DataError(f"There is no data set {name!r}. {nearest(name, DATASETS)}")
     return DATASETS[name]
 
 
-def located_name(name: str) -> str:
+def resolve_dataset_name(name: str) -> str:
     """The same name, its folder by an absolute path, so that it means the same in any folder."""
     kind, _, place = name.partition(":")
-    if place and (kind == FOLDER or (kind == HUB and is_saved(place))):
+    if place and (kind == FOLDER_PREFIX or (kind == HUB_PREFIX and is_saved(place))):
         return f"{kind}:{expanded(place).absolute()}"
     return name
 
 
 def open_dataset(
-    name: str, directory: Path | None, split: str, reading: Reading | None = None
-) -> Source:
+    name: str, directory: Path | None, split: str, reading: ReadOptions | None = None
+) -> SplitSource:
     """Find one split of a named data set, without reading its images.
 
     Raises:
         DataError: unknown name or split, or files that are missing or not as they should be.
     """
-    info = dataset_info(name)
+    info = get_dataset_info(name)
     directory = None if directory is None else expanded(directory)
     if split == UNLABELED_SPLIT and not info.unlabeled:
-        source = info.open(directory, "train", reading or Reading())
+        source = info.open(directory, "train", reading or ReadOptions())
         return replace(source, labels=torch.full_like(source.labels, NO_LABEL), classes=())
     if split not in {*info.splits, UNLABELED_SPLIT}:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(info.splits)}.")
-    return info.open(directory, split, reading or Reading())
+    return info.open(directory, split, reading or ReadOptions())
 
 
 def load_dataset(
-    name: str, directory: Path | None, split: str, reading: Reading | None = None
+    name: str, directory: Path | None, split: str, reading: ReadOptions | None = None
 ) -> ImageSet[Images]:
     """Read one split of a named data set: into memory, or, if it is large, for reading by batches.
 
@@ -171,7 +179,7 @@ def load_dataset(
 
 
 def load_splits(
-    name: str, directory: Path | None, splits: Sequence[str], reading: Reading | None = None
+    name: str, directory: Path | None, splits: Sequence[str], reading: ReadOptions | None = None
 ) -> list[ImageSet[Images]]:
     """Read several splits; what is broken in any of them is named in one error.
 

@@ -13,7 +13,7 @@ from cktf.errors import DataError
 VALIDATION_SEED = 0
 
 
-def few_per_class(labels: Tensor, count: int, seed: int) -> Tensor:
+def sample_per_class(labels: Tensor, count: int, seed: int) -> Tensor:
     """Positions of so many images of each class, ascending.
 
     For one seed those of a smaller count are among those of a larger one.
@@ -26,7 +26,7 @@ def few_per_class(labels: Tensor, count: int, seed: int) -> Tensor:
     Raises:
         DataError: a class with fewer.
 
-    >>> few_per_class(torch.tensor([0, 0, 1, 1]), 1, seed=0).shape
+    >>> sample_per_class(torch.tensor([0, 0, 1, 1]), 1, seed=0).shape
     torch.Size([2])
     """
     values = labels.numpy()

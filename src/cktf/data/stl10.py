@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cktf.data.images import NO_LABEL, UNLABELED_SPLIT
-from cktf.data.pictures import Pictures, array_image
-from cktf.data.reading import Reading, Source
+from cktf.data.image_set import NO_LABEL, UNLABELED_SPLIT
+from cktf.data.split_loading import ReadOptions, SplitSource
+from cktf.data.stored_images import StoredImages, array_image
 from cktf.errors import DataError
 
 CLASSES = (
@@ -27,7 +27,7 @@ _SIZE = 96
 _RECORD = 3 * _SIZE * _SIZE
 
 
-def open_stl10(directory: Path | None, split: str, reading: Reading) -> Source:
+def open_stl10(directory: Path | None, split: str, reading: ReadOptions) -> SplitSource:
     """One split, "train", "test" or "unlabeled", from `directory` or `stl10_binary` below it.
 
     Raises:
@@ -46,7 +46,7 @@ def open_stl10(directory: Path | None, split: str, reading: Reading) -> Source:
         )
     if labels is None:
         labels = torch.full((count,), NO_LABEL)
-    return Source("stl10", split, _Columns(path), labels, _classes(folder), MEAN, STD, _SIZE)
+    return SplitSource("stl10", split, _Columns(path), labels, _classes(folder), MEAN, STD, _SIZE)
 
 
 def _folder(directory: Path | None, split: str) -> Path:
@@ -88,7 +88,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 
 @final
-class _Columns(Pictures):
+class _Columns(StoredImages):
     """The images of one file, read one by one or all at once."""
 
     def __init__(self, path: Path) -> None:

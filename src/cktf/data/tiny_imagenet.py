@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from cktf.data.pictures import Files
-from cktf.data.reading import Reading, Source, listed
+from cktf.data.split_loading import ReadOptions, SplitSource, abbreviate
+from cktf.data.stored_images import ImageFiles
 from cktf.errors import DataError
 
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
@@ -19,7 +19,7 @@ _SIZE = 64
 _ADVICE = "Fetch and unpack tiny-imagenet-200.zip again."
 
 
-def open_tiny_imagenet(directory: Path | None, split: str, reading: Reading) -> Source:
+def open_tiny_imagenet(directory: Path | None, split: str, reading: ReadOptions) -> SplitSource:
     """One split from `directory`, or from `tiny-imagenet-200` below it.
 
     Raises:
@@ -37,14 +37,14 @@ def open_tiny_imagenet(directory: Path | None, split: str, reading: Reading) -> 
     wnids = (folder / "wnids.txt").read_text(encoding="utf-8").split()
     twice = [wnid for wnid, count in Counter(wnids).items() if count > 1]
     if len(wnids) < 2 or twice:
-        what = f"twice {listed(twice)}" if twice else f"{len(wnids)}"
+        what = f"twice {abbreviate(twice)}" if twice else f"{len(wnids)}"
         raise DataError(
             f"{folder / 'wnids.txt'} names each class once, two or more; found {what}. {_ADVICE}"
         )
     found = _train(folder, wnids) if split == "train" else _validation(folder, wnids)
     paths, labels = [path for path, _ in found], torch.tensor([label for _, label in found])
     classes = _words(folder, wnids)
-    return Source("tiny-imagenet", split, Files(paths), labels, classes, MEAN, STD, _SIZE)
+    return SplitSource("tiny-imagenet", split, ImageFiles(paths), labels, classes, MEAN, STD, _SIZE)
 
 
 def _words(folder: Path, wnids: list[str]) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ def _words(folder: Path, wnids: list[str]) -> tuple[str, ...]:
     words = {wnid: text for wnid, _, text in (line.partition("\t") for line in lines)}
     missing = [wnid for wnid in wnids if not words.get(wnid, "").strip()]
     if missing:
-        raise DataError(f"{path} has no words for {listed(missing)} of wnids.txt. {_ADVICE}")
+        raise DataError(f"{path} has no words for {abbreviate(missing)} of wnids.txt. {_ADVICE}")
     names = [words[wnid].split(",")[0].strip() for wnid in wnids]
     shared = Counter(names)
     return tuple(
@@ -74,7 +74,7 @@ def _train(folder: Path, wnids: list[str]) -> list[tuple[Path, int]]:
     if empty:
         raise DataError(
             f"Tiny ImageNet: each class of wnids.txt has images in {folder}/train/WNID/images; "
-            f"none for {listed(empty)}. {_ADVICE}"
+            f"none for {abbreviate(empty)}. {_ADVICE}"
         )
     return found
 
@@ -96,6 +96,6 @@ def _validation(folder: Path, wnids: list[str]) -> list[tuple[Path, int]]:
     present = {entry.name for entry in (folder / "val" / "images").glob("*")}
     missing = [image.name for image, _ in found if image.name not in present]
     if missing or not found:
-        what = f"no {listed(missing)}" if missing else "no line in it"
+        what = f"no {abbreviate(missing)}" if missing else "no line in it"
         raise DataError(f"{path} names every validation image; {what} in val/images. {_ADVICE}")
     return found

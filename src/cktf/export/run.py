@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cktf import __version__
-from cktf.data import FOLDER, HUB, Images, ImageSet, Loader
+from cktf.data import FOLDER_PREFIX, HUB_PREFIX, Images, ImageSet, Loader
 from cktf.engine import Accuracy
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import DataError, RunFolderError
 from cktf.export.network import OnnxNetwork, require_onnx, write_int8, write_onnx
-from cktf.models import Normalized, describe
+from cktf.models import Normalized, read_metadata
 from cktf.recipes import CUSTOM, DataSection, load_split, load_teacher, loader_of_test, teacher_file
 from cktf.user_paths import expanded
 from cktf.workflows import tested_on
@@ -95,9 +95,9 @@ def export_run(
     classes = None if test is None else tuple(test.classes)
     network = load_teacher(str(run.absolute()), classes, trust_code=trust_code).network.eval()
     weights = teacher_file(str(run.absolute()))
-    about = describe(weights)
+    about = read_metadata(weights)
     images = _some(network, about) if loader is None else next(loader.epoch(0)).images[:_TRACED]
-    photographs = section.name.partition(":")[0] in (FOLDER, HUB)
+    photographs = section.name.partition(":")[0] in (FOLDER_PREFIX, HUB_PREFIX)
     write_onnx(network, images, out, _metadata(about, images, photographs))
     files = {"ONNX": out}
     if int8:

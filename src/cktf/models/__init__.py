@@ -1,47 +1,47 @@
 """Networks by name, checkpoints, and what a network says about itself."""
 
-from cktf.models.checkpoints import (
-    describe,
-    is_cktf_checkpoint,
+from cktf.models.external_weights import identify_network, read_state_dict, short_sha256
+from cktf.models.feature_paths import FeaturePaths
+from cktf.models.network_spec import (
+    NetworkSpec,
+    build_network,
+    is_library_network,
+    parse_network_spec,
+    resolve_network_spec,
+    runs_user_code,
+)
+from cktf.models.normalized import Normalized
+from cktf.models.published_keys import to_published_keys
+from cktf.models.weights_file import (
+    is_cktf_weights_file,
+    load_checked_state_dict,
     load_network,
-    load_state,
     load_weights,
+    read_metadata,
     save_network,
 )
-from cktf.models.foreign import fingerprint, read_state, seems_to_be
-from cktf.models.normalized import Normalized
-from cktf.models.paths import FeaturePaths
-from cktf.models.sources import (
-    Source,
-    build_source,
-    is_listed,
-    located_line,
-    parse_source,
-    runs_code,
-)
-from cktf.models.translate import to_published_keys
-from cktf.models.zoo import check_name, create, names
+from cktf.models.zoo import check_network_name, create, list_networks
 
 __all__ = [
     "FeaturePaths",
+    "NetworkSpec",
     "Normalized",
-    "Source",
-    "build_source",
-    "check_name",
+    "build_network",
+    "check_network_name",
     "create",
-    "describe",
-    "fingerprint",
-    "is_cktf_checkpoint",
-    "is_listed",
+    "identify_network",
+    "is_cktf_weights_file",
+    "is_library_network",
+    "list_networks",
+    "load_checked_state_dict",
     "load_network",
-    "load_state",
     "load_weights",
-    "located_line",
-    "names",
-    "parse_source",
-    "read_state",
-    "runs_code",
+    "parse_network_spec",
+    "read_metadata",
+    "read_state_dict",
+    "resolve_network_spec",
+    "runs_user_code",
     "save_network",
-    "seems_to_be",
+    "short_sha256",
     "to_published_keys",
 ]

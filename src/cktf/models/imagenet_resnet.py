@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from cktf.models.paths import FeaturePaths
+from cktf.models.feature_paths import FeaturePaths
 
 _WIDTHS = (64, 128, 256, 512)
 
@@ -120,7 +120,7 @@ class ImageNetResNet(nn.Module):
             blocks=tuple(tuple(f"{s}.{i}" for i in range(count)) for s, count in stages.items()),
             preacts=tuple(f"{s}.{count - 1}.relu:input" for s, count in stages.items()),
             embedding="linear:input",
-            whole=True,
+            pool_globally=True,
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from cktf.models.paths import FeaturePaths
+from cktf.models.feature_paths import FeaturePaths
 
 
 @dataclass(frozen=True)

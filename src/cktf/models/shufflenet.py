@@ -12,7 +12,7 @@ read by its path; the last pooling is global, so that other sizes than 32 pixels
 import torch
 from torch import Tensor, nn
 
-from cktf.models.paths import FeaturePaths
+from cktf.models.feature_paths import FeaturePaths
 
 _STEM = 24
 _BLOCKS = (4, 8, 4)

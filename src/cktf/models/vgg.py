@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from cktf.errors import ModelError
-from cktf.models.paths import FeaturePaths
+from cktf.models.feature_paths import FeaturePaths
 
 _WIDTHS = (64, 128, 256, 512, 512)
 _MODULES_PER_LAYER = 3
@@ -79,7 +79,7 @@ class VGG(nn.Module):
             blocks=tuple(activations.values()),
             preacts=tuple(f"{paths[-1]}:input" for paths in activations.values()),
             embedding="classifier:input",
-            whole=True,
+            pool_globally=True,
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ from functools import partial
 from torch import nn
 
 from cktf.errors import ModelError, nearest
+from cktf.models.cifar_resnet import CifarResNet
 from cktf.models.imagenet_resnet import BasicBlock, Bottleneck, ImageNetResNet
 from cktf.models.mobilenet import MobileNetV2
-from cktf.models.resnet import CifarResNet
 from cktf.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from cktf.models.vgg import VGG
-from cktf.models.wrn import WideResNet
+from cktf.models.wide_resnet import WideResNet
 
 _Builder = Callable[[int], nn.Module]
 
@@ -47,16 +47,16 @@ _ZOO: dict[str, _Builder] = {
 }
 
 
-def names() -> list[str]:
-    """Names that `create` knows, in the order in which they are listed to users.
+def list_networks() -> list[str]:
+    """Names that `create` knows, in the order in which they are abbreviate to users.
 
-    >>> names()[:2]
+    >>> list_networks()[:2]
     ['resnet5', 'resnet8']
     """
     return list(_ZOO)
 
 
-def check_name(name: str) -> None:
+def check_network_name(name: str) -> None:
     """Raise ModelError, with the nearest name, unless `name` is a network of the library."""
     if name not in _ZOO:
         # ResNet18 and resnet20 are of two families: letters decide before digits do.
@@ -69,7 +69,7 @@ def create(name: str, num_classes: int) -> nn.Module:
     """A network of the library with fresh weights.
 
     Args:
-        name: one of `names()`.
+        name: one of `list_networks()`.
         num_classes: outputs of the classifier, at least 2.
 
     Returns:
@@ -82,7 +82,7 @@ def create(name: str, num_classes: int) -> nn.Module:
     >>> sum(p.numel() for p in create("resnet8", num_classes=10).parameters())
     78042
     """
-    check_name(name)
+    check_network_name(name)
     if num_classes < 2:
         raise ModelError(
             f"A classifier has at least 2 classes; {name} was asked for {num_classes}."

@@ -80,7 +80,7 @@ class CKTF(Objective):
         _check_options(beta, theta, match, module_norm)
         self.beta, self.theta, self.match, self.module_norm = beta, theta, match, module_norm
         self.needs = needs_of(match, beta, theta)
-        self._whole = student.whole and teacher.whole
+        self._whole = student.pool_globally and teacher.pool_globally
         vectors = self._vectors(student, teacher)
         self._kept = CacheSpec(embedding=beta > 0) | (
             self._maps(student, teacher) if theta else CacheSpec()

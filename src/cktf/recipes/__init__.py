@@ -31,7 +31,7 @@ from cktf.recipes.files import (
 from cktf.recipes.networks import (
     Teacher,
     is_path,
-    is_pretrained_source,
+    is_pretrained_spec,
     load_initial_network,
     load_teacher,
     new_network,
@@ -68,7 +68,7 @@ __all__ = [
     "custom_loader",
     "identity",
     "is_path",
-    "is_pretrained_source",
+    "is_pretrained_spec",
     "load_initial_network",
     "load_split",
     "load_teacher",

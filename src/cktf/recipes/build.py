@@ -18,13 +18,13 @@ from cktf.data import (
     ImageSet,
     Loader,
     MemoryLoader,
-    Reading,
-    Streamed,
-    dataset_info,
-    few_per_class,
+    ReadOptions,
+    StreamedImages,
+    get_dataset_info,
     load_dataset,
     load_splits,
     open_dataset,
+    sample_per_class,
     split_validation,
 )
 from cktf.engine import preserve_rng, trackers_of
@@ -114,7 +114,7 @@ def check(recipe: Recipe) -> Problems:
     problems = Problems()
     if recipe.data.name != CUSTOM:
         with problems.collect("data.name"):
-            info = dataset_info(recipe.data.name)
+            info = get_dataset_info(recipe.data.name)
             if info.needs_directory and recipe.data.dir is None:
                 problems.found.append(
                     f"data.dir: {recipe.data.name} needs a folder: --data-dir DIR."
@@ -232,7 +232,7 @@ def _directory(section: DataSection) -> Path | None:
 
 def _load(section: DataSection, *splits: str) -> list[ImageSet[Images]]:
     directory = _directory(section)
-    reading = Reading(
+    reading = ReadOptions(
         section.image_size, section.channels, section.skip_broken, crops=section.resized_crops
     )
     if section.test in (None, section.name):
@@ -287,7 +287,7 @@ def build_data(section: DataSection, seed: int) -> Data:
         return _unlabeled(section, seed)
     train, test = _load(section, "train", "test")
     if section.per_class is not None:
-        train = train.subset(few_per_class(train.labels, section.per_class, seed))
+        train = train.subset(sample_per_class(train.labels, section.per_class, seed))
     held = None
     if section.validation:
         kept, out = split_validation(train.labels, section.validation, VALIDATION_SEED)
@@ -325,7 +325,7 @@ def _unlabeled(section: DataSection, seed: int) -> Data:
 
 
 def _slowly(train: ImageSet[Images], section: DataSection) -> list[str]:
-    if isinstance(train.images, Streamed) and not section.workers:
+    if isinstance(train.images, StreamedImages) and not section.workers:
         return ["one process reads them: more do with --set data.workers=8"]
     return []
 
@@ -334,7 +334,7 @@ def loader_of_train(train: ImageSet[Images], section: DataSection, seed: int) ->
     """Training batches of images in memory, or of images that are streamed."""
     size, augment, views = section.batch_size, section.augment, section.views
     check_batches(len(train), size)
-    if not isinstance(train.images, Streamed):
+    if not isinstance(train.images, StreamedImages):
         kept = cast("ImageSet", train)
         return MemoryLoader(kept, size, train=True, augment=augment, seed=seed, views=views)
     return DatasetLoader(
@@ -364,7 +364,7 @@ def loader_of_test(test: Any, workers: int = 0) -> Loader:
         return DatasetLoader(test, size, train=False, workers=workers)
     _, height, width, _ = test.images.shape
     size = _test_batch(height * width)
-    if isinstance(test.images, Streamed):
+    if isinstance(test.images, StreamedImages):
         return DatasetLoader(test, size, train=False, workers=workers)
     return MemoryLoader(test, size, train=False)
 

@@ -11,9 +11,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cktf.data import FOLDER
+from cktf.data import FOLDER_PREFIX
 from cktf.errors import RecipeError, RunFolderError, nearest
-from cktf.models import located_line, runs_code
+from cktf.models import resolve_network_spec, runs_user_code
 from cktf.recipes.networks import is_path
 from cktf.recipes.schema import DistillRecipe, Recipe, TrainRecipe, TransferRecipe
 from cktf.user_paths import expanded
@@ -115,7 +115,7 @@ def code_named(fields: Mapping[str, Any]) -> list[str]:
     found = []
     for name in ("model", "student", "teacher"):
         line = fields.get(name)
-        if isinstance(line, str) and not is_path(line) and runs_code(line):
+        if isinstance(line, str) and not is_path(line) and runs_user_code(line):
             found.append(f"{name}: {line}")
     return found
 
@@ -315,7 +315,10 @@ def result_fields(recipe: Recipe | TransferRecipe) -> dict[str, Any]:
 def _says_which(flat: dict[str, Any], name: str) -> bool:
     """Whether a field is the folder of a user's own images, which nothing else names."""
     section, _, field = name.partition(".")
-    return field == "dir" and FOLDER in (flat.get(f"{section}.name"), flat.get(f"{section}.test"))
+    return field == "dir" and FOLDER_PREFIX in (
+        flat.get(f"{section}.name"),
+        flat.get(f"{section}.test"),
+    )
 
 
 def identity(recipe: Recipe) -> str:
@@ -332,7 +335,7 @@ def _located(line: str) -> str | None:
     """The absolute path of a run folder or file, or a line with that of its Python file."""
     if is_path(line):
         return _absolute(line)
-    return located_line(line)
+    return resolve_network_spec(line)
 
 
 def to_yaml(recipe: Recipe | TransferRecipe) -> str:

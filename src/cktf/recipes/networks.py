@@ -9,19 +9,19 @@ from torch import nn
 from cktf.data import ImageSet
 from cktf.errors import CheckpointError, ModelError
 from cktf.models import (
+    NetworkSpec,
     Normalized,
-    Source,
-    build_source,
+    build_network,
     create,
-    describe,
-    fingerprint,
-    is_cktf_checkpoint,
-    is_listed,
+    identify_network,
+    is_cktf_weights_file,
+    is_library_network,
+    load_checked_state_dict,
     load_network,
-    load_state,
-    parse_source,
-    read_state,
-    seems_to_be,
+    parse_network_spec,
+    read_metadata,
+    read_state_dict,
+    short_sha256,
 )
 from cktf.recipes.schema import CUSTOM
 from cktf.taps import resize_classifier
@@ -59,15 +59,15 @@ def new_network(line: str, data: ImageSet, num_classes: int | None = None) -> No
         ModelError: it is not there, or cannot be built.
     """
     classes = len(data.classes) if num_classes is None else num_classes
-    built = build_source(parse_source(line), classes)
+    built = build_network(parse_network_spec(line), classes)
     mean, std = (data.mean, data.std) if built.mean is None else (built.mean, built.std)
     assert std is not None
     return Normalized(built.network, mean, std, built.size)
 
 
-def is_pretrained_source(line: str) -> bool:
+def is_pretrained_spec(line: str) -> bool:
     """Whether a line asks for a network with the weights that its library has for it."""
-    return bool(parse_source(line).arguments.get("pretrained"))
+    return bool(parse_network_spec(line).arguments.get("pretrained"))
 
 
 def set_input_size(network: nn.Module, size: int | None) -> nn.Module:
@@ -92,7 +92,7 @@ def is_path(line: str) -> bool:
 
     A network's name is one wherever it is given; `./NAME` is the folder that is called so.
     """
-    return line != CUSTOM and not is_listed(line) and expanded(line).exists()
+    return line != CUSTOM and not is_library_network(line) and expanded(line).exists()
 
 
 def check_network(line: str) -> None:
@@ -104,7 +104,7 @@ def check_network(line: str) -> None:
     if is_path(line):
         teacher_file(line)
     else:
-        parse_source(line)
+        parse_network_spec(line)
 
 
 def load_initial_network(
@@ -144,9 +144,9 @@ def load_initial_network(
 def _classes_told(path: Path) -> tuple[str, ...] | None:
     """Names of a network's classes, where its file says."""
     file = teacher_file(str(path))
-    if not is_cktf_checkpoint(file):
+    if not is_cktf_weights_file(file):
         return None
-    classes = describe(file)["classes"]
+    classes = read_metadata(file)["classes"]
     assert isinstance(classes, list)
     told = tuple(classes)
     return None if told == numbered_class_names(len(told)) else told
@@ -177,7 +177,7 @@ def check_teacher(teacher: str, weights: str | None) -> None:
             )
         return
     try:
-        source = parse_source(teacher)
+        source = parse_network_spec(teacher)
     except ModelError as error:
         raise CheckpointError(
             f"{teacher} is neither a run folder nor a file of weights nor a network. {error}"
@@ -242,11 +242,13 @@ def load_teacher(
     if is_path(teacher):
         path = teacher_file(teacher)
         return (
-            _ours(path, classes, trust_code) if is_cktf_checkpoint(path) else _published(path, data)
+            _ours(path, classes, trust_code)
+            if is_cktf_weights_file(path)
+            else _published(path, data)
         )
-    source = parse_source(teacher)
+    source = parse_network_spec(teacher)
     if weights is None:
-        built = build_source(source, None)
+        built = build_network(source, None)
         mean = built.mean, built.std
         return Teacher(_seeing(built.network, *mean, built.size, data), teacher, f"built {teacher}")
     return _with_weights(source, expanded(weights), data)
@@ -268,7 +270,7 @@ def _ours(path: Path, classes: tuple[str, ...] | None, trust_code: bool) -> Teac
             "trained on this one."
         )
     name = str(described["network"])
-    note = f"loaded {name} from {path}, sha256 {fingerprint(path)}…"
+    note = f"loaded {name} from {path}, sha256 {short_sha256(path)}…"
     if isinstance(size := described.get("image_size"), list):
         note += f", trained on images of {'x'.join(map(str, size))}"
     return Teacher(network, name, note, None if described["dataset"] == CUSTOM else tuple(own))
@@ -276,8 +278,8 @@ def _ours(path: Path, classes: tuple[str, ...] | None, trust_code: bool) -> Teac
 
 def _published(path: Path, data: ImageSet | None) -> Teacher:
     """A file that does not say whose weights it holds: of the network that has just these."""
-    state = read_state(path)
-    found = seems_to_be(state)
+    state = read_state_dict(path)
+    found = identify_network(state)
     if found is None:
         raise CheckpointError(
             f"{path} holds {len(state)} tensors ({', '.join(list(state)[:3])}, …), and no network "
@@ -287,24 +289,24 @@ def _published(path: Path, data: ImageSet | None) -> Teacher:
         )
     name, classes = found
     network = create(name, classes)
-    load_state(network, state, path)
-    note = f"loaded {name} from {path} by its weights, sha256 {fingerprint(path)}…"
+    load_checked_state_dict(network, state, path)
+    note = f"loaded {name} from {path} by its weights, sha256 {short_sha256(path)}…"
     return Teacher(_seeing(network, None, None, None, data), name, note)
 
 
-def _with_weights(source: Source, path: Path, data: ImageSet | None) -> Teacher:
+def _with_weights(source: NetworkSpec, path: Path, data: ImageSet | None) -> Teacher:
     # A file of ours knows more than the weights.
-    said: dict[str, Any] = describe(path) if is_cktf_checkpoint(path) else {}
-    built = build_source(source, len(said["classes"]) if said else None)
-    state = read_state(path, built.network)
+    said: dict[str, Any] = read_metadata(path) if is_cktf_weights_file(path) else {}
+    built = build_network(source, len(said["classes"]) if said else None)
+    state = read_state_dict(path, built.network)
     # The classifier's own rows say how many classes the weights know.
     own = built.network.state_dict()
     known = [k for k, v in state.items() if k in own and v.dim() == 1]
     rows = {len(state[k]) for k in known if state[k].shape != own[k].shape}
     if len(rows) == 1:
-        built = build_source(source, rows.pop())
-    load_state(built.network, state, path)
-    note = f"loaded {source.line} from {path}, sha256 {fingerprint(path)}…"
+        built = build_network(source, rows.pop())
+    load_checked_state_dict(built.network, state, path)
+    note = f"loaded {source.line} from {path}, sha256 {short_sha256(path)}…"
     mean, std = said.get("mean", built.mean), said.get("std", built.std)
     network = _seeing(built.network, mean, std, said.get("size", built.size), data)
     return Teacher(network, source.line, note)

@@ -12,7 +12,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from cktf.data import located_name
+from cktf.data import resolve_dataset_name
 from cktf.engine import OnNonFinite, Training
 
 Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
@@ -70,7 +70,7 @@ class DataSection(_Section):
     @classmethod
     def _absolute(cls, name: str | None) -> str | None:
         """A folder in the name means the same wherever the recipe is read."""
-        return None if name is None else located_name(name)
+        return None if name is None else resolve_dataset_name(name)
 
 
 class OptimizerSection(_Section):
@@ -184,7 +184,7 @@ class TrainRecipe(_Recipe):
     """Train a network on labels alone.
 
     Attributes:
-        model: a network: see `cktf.models.sources`; a run folder or a file of weights, to go on
+        model: a network: see `cktf.models.network_spec`; a run folder or a weights file, to go on
             from with a new classifier where its classes are others, or other in number where it
             does not name them; or `custom` for a user's own object.
         trains: `all` of it, or the `classifier` alone, on features that stay as they are, the
@@ -205,7 +205,7 @@ class _Distilling(_Recipe):
     Attributes:
         teacher: a run folder, a weights file or a network, or `custom` for a user's own object.
         teacher_weights: a file of weights, for a teacher that is a network.
-        student: a network: see `cktf.models.sources`; or `custom`.
+        student: a network: see `cktf.models.network_spec`; or `custom`.
         student_taps, teacher_taps: paths of the modules whose outputs are the network's stages,
             where those that are found are not what is meant.
         student_embedding, teacher_embedding: likewise of the vector that the classifier reads;

@@ -1,6 +1,6 @@
 """Features from any network."""
 
-from cktf.models.paths import FeaturePaths
+from cktf.models.feature_paths import FeaturePaths
 from cktf.taps.cache_spec import CacheSpec
 from cktf.taps.cached import CachedTap
 from cktf.taps.classifier import count_logits, new_classifier, resize_classifier

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cktf.batch import Batch, moved
 from cktf.errors import DataError
 from cktf.locks import locked
-from cktf.models.paths import FeaturePaths
+from cktf.models.feature_paths import FeaturePaths
 from cktf.taps.cache_spec import CacheSpec
 from cktf.taps.features import Features
 from cktf.taps.tap import Tap

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from cktf.errors import ModelError
+from cktf.models.feature_paths import FeaturePaths
 from cktf.models.normalized import Normalized
-from cktf.models.paths import FeaturePaths
 from cktf.taps.folding import name_of
 from cktf.taps.infer import eval_mode, find_classifier, to_device_of
 from cktf.taps.tap import Tap

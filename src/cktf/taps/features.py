@@ -18,7 +18,7 @@ class Features:
         stages: one [B, C, H, W] per stage, after its activation.
         blocks: per stage the maps of its blocks, the last of which is the stage's.
         preacts: one [B, C, H, W] per stage, before its activation.
-        whole: whether CKTF averages each map whole, as published for networks of this kind.
+        pool_globally: whether CKTF averages each map whole, as published for networks of this kind.
     """
 
     logits: Tensor
@@ -27,4 +27,4 @@ class Features:
     stages: tuple[Tensor, ...] = ()
     blocks: tuple[tuple[Tensor, ...], ...] = ()
     preacts: tuple[Tensor, ...] = ()
-    whole: bool = False
+    pool_globally: bool = False

@@ -41,7 +41,7 @@ from torch.nn.modules import (
 )
 
 from cktf.errors import ModelError, TapError
-from cktf.models.paths import FeaturePaths
+from cktf.models.feature_paths import FeaturePaths
 from cktf.taps.folding import as_map, name_of, seen
 
 _AFTER_CONVOLUTION = (activation, batchnorm, instancenorm, normalization)

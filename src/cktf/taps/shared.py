@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cktf.batch import Batch
-from cktf.models.paths import FeaturePaths
+from cktf.models.feature_paths import FeaturePaths
 from cktf.taps.features import Features
 from cktf.taps.tap import Tap
 

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from cktf.batch import Batch
 from cktf.errors import TapError, nearest
-from cktf.models.paths import FeaturePaths
+from cktf.models.feature_paths import FeaturePaths
 from cktf.taps.features import FEATURES, Features
 from cktf.taps.folding import as_map, name_of, seen
 from cktf.taps.infer import infer_paths
@@ -256,7 +256,7 @@ class Tap:
             stages=tuple(map(take, paths.stages)) if "stages" in needs else (),
             blocks=tuple(tuple(map(take, s)) for s in paths.blocks) if "blocks" in needs else (),
             preacts=tuple(map(take, paths.preacts)) if "preacts" in needs else (),
-            whole=paths.whole,
+            pool_globally=paths.pool_globally,
         )
 
 

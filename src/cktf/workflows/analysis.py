@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cktf.data import FOLDER, ImageSet
+from cktf.data import FOLDER_PREFIX, ImageSet
 from cktf.engine import RunFolder, autocast, device_of, synchronized_time, to_device
 from cktf.errors import CktfError, RunFolderError
-from cktf.models import describe, fingerprint, is_cktf_checkpoint
+from cktf.models import is_cktf_weights_file, read_metadata, short_sha256
 from cktf.recipes import (
     CUSTOM,
     DistillRecipe,
@@ -131,7 +131,7 @@ class Analysis:
         named: str = section.get("test") or self.summary.get("labeled") or self.summary["dataset"]
         # Every folder of images is a data set of its own.
         place = self.data_dir or section.get("dir")
-        return f"{named}:{place}" if named == FOLDER and place else named
+        return f"{named}:{place}" if named == FOLDER_PREFIX and place else named
 
 
 def read_run(folder: Path, data_dir: str | None = None) -> Analysis:
@@ -291,7 +291,7 @@ def weights_of(line: str) -> str:
     if not is_path(line):
         return line
     try:
-        return f"sha256 {fingerprint(teacher_file(line))}"
+        return f"sha256 {short_sha256(teacher_file(line))}"
     except (CktfError, OSError):
         return line
 
@@ -299,9 +299,9 @@ def weights_of(line: str) -> str:
 def _classes_of(recipe: DistillRecipe | TransferRecipe) -> tuple[str, ...] | None:
     """Names of a teacher's classes, where its file says and a data set has given them."""
     line = recipe.teacher_weights or recipe.teacher
-    if not is_path(line) or not is_cktf_checkpoint(teacher_file(line)):
+    if not is_path(line) or not is_cktf_weights_file(teacher_file(line)):
         return None
-    described = describe(teacher_file(line))
+    described = read_metadata(teacher_file(line))
     told = described["classes"]
     return tuple(told) if isinstance(told, list) and described["dataset"] != CUSTOM else None
 

@@ -7,7 +7,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from cktf.batch import Batch
-from cktf.data import labels_of, states_labels
+from cktf.data import get_labels, has_stored_labels
 from cktf.engine import MAIN, Stage, device_of, enough_memory
 from cktf.objectives import BuildContext, Objective, WeightedSum, compose, features_read
 from cktf.recipes import CUSTOM, DistillRecipe, Recipe, TrainRecipe
@@ -77,13 +77,13 @@ def assemble(recipe: Recipe, parts: RunComponents) -> Assembly:
         batch, student, teacher = _dry_run(parts, method, recipe)
     num_classes = int(student.features.logits.shape[1])
     check_classes(num_classes, parts)
-    labels = labels_of(parts.data.raw_train) if parts.data.labeled else None
+    labels = get_labels(parts.data.raw_train) if parts.data.labeled else None
     if labels is not None:
         check_labels("training", labels, num_classes)
-        if states_labels(parts.data.raw_train):
+        if has_stored_labels(parts.data.raw_train):
             check_stated(labels, batch)
     if parts.data.raw_test is not None:
-        check_labels("test", labels_of(parts.data.raw_test), num_classes)
+        check_labels("test", get_labels(parts.data.raw_test), num_classes)
     teacher_features = None if teacher is None else teacher.features
     setting = BuildContext(student.features, teacher_features, parts.data.train.samples, labels)
     objective = compose(method, setting, options)

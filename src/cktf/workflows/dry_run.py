@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from cktf.data import labels_of
+from cktf.data import get_labels
 from cktf.engine import (
     Stage,
     autocast,
@@ -221,7 +221,7 @@ def _about_teacher(steps: list[_Step], teacher: NetworkPreview, classes: int) ->
 
 
 def _about_labels(parts: RunComponents, classes: int) -> Iterator[str]:
-    counts = labels_of(parts.data.raw_train).bincount(minlength=classes)
+    counts = get_labels(parts.data.raw_train).bincount(minlength=classes)
     names = parts.data.classes or numbered_class_names(classes)
     empty = [names[c] for c in range(classes) if not counts[c]]
     if empty:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from cktf.data import FOLDER, located_name
+from cktf.data import FOLDER_PREFIX, resolve_dataset_name
 from cktf.engine import Accuracy, Training, device_of, enough_memory, in_precision, to_device
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import RunFolderError
-from cktf.models import describe, is_cktf_checkpoint
+from cktf.models import is_cktf_weights_file, read_metadata
 from cktf.recipes import (
     CUSTOM,
     DataSection,
@@ -84,7 +84,7 @@ def tested_on(
         # Held-out images stay those that were held out.
         section = section.model_copy(update={"test": None})
     # A recipe names folders by their absolute paths.
-    data = None if data is None else located_name(data)
+    data = None if data is None else resolve_dataset_name(data)
     if data is not None and data != (section.test or section.name):
         # Classes that were chosen stay: they are those that the network knows.
         if data != section.name:
@@ -104,13 +104,15 @@ def _moved(section: DataSection, data_dir: str) -> DataSection:
     """The same data where it is now."""
     field = "name" if section.test is None else "test"
     kind, _, place = str(getattr(section, field)).partition(":")
-    if kind == FOLDER and place:
-        return section.model_copy(update={field: located_name(f"{FOLDER}:{data_dir}")})
+    if kind == FOLDER_PREFIX and place:
+        return section.model_copy(
+            update={field: resolve_dataset_name(f"{FOLDER_PREFIX}:{data_dir}")}
+        )
     return section.model_copy(update={"dir": data_dir})
 
 
 def size_of_training(run: Path) -> int | None:
     """Pixels of a side of the images that a run was trained on; None where it does not say."""
     file = teacher_file(str(run.absolute()))
-    size = describe(file).get("image_size") if is_cktf_checkpoint(file) else None
+    size = read_metadata(file).get("image_size") if is_cktf_weights_file(file) else None
     return int(size[0]) if isinstance(size, list) and len(set(size)) == 1 else None

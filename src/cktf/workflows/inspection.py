@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cktf.engine import is_out_of_memory
 from cktf.errors import CktfError, DataError
-from cktf.models import build_source, parse_source
+from cktf.models import build_network, parse_network_spec
 from cktf.models.normalized import Normalized
 from cktf.taps import FeaturePaths, Features, Tap, eval_mode, infer_paths, to_device_of
 
@@ -126,7 +126,7 @@ def inspect(
             the message says how to name them.
     """
     if isinstance(network, str):
-        built = build_source(parse_source(network), None)
+        built = build_network(parse_network_spec(network), None)
         network = Normalized(built.network, [0.0] * images[0], [1.0] * images[0], built.size)
     example = to_device_of(network, torch.rand(_BATCH, *images))
     with eval_mode(network), images_accepted_by(example):

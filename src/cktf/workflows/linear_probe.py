@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cktf.data import Loader, few_per_class, seed_of
+from cktf.data import Loader, derive_seed, sample_per_class
 from cktf.engine import RunFolder, Training, autocast, device_of, on_device, seeded
 from cktf.errors import DataError, RecipeError
 from cktf.recipes import (
@@ -230,8 +230,8 @@ def choose(labels: Tensor, per_class: Sequence[int], draws: int, seed: int) -> l
     counts, found = labels.bincount(), []
     for count in sorted(set(per_class)):
         times = 1 if bool((counts == count).all()) else draws
-        seeds = [seed, *(seed_of(seed, draw) for draw in range(1, times))]
-        chosen = [few_per_class(labels, count, own) for own in seeds]
+        seeds = [seed, *(derive_seed(seed, draw) for draw in range(1, times))]
+        chosen = [sample_per_class(labels, count, own) for own in seeds]
         found.append(LabelSubset(count, chosen))
     return found
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from cktf.data import DatasetLoader, MemoryLoader, identity
+from cktf.data import DatasetLoader, MemoryLoader, hash_images
 from cktf.engine import autocast_dtype, device_of
 from cktf.objectives import WeightedSum
 from cktf.recipes import DistillRecipe
@@ -32,7 +32,7 @@ def cached(
     assert isinstance(loader, MemoryLoader | DatasetLoader)
     dtype = autocast_dtype(recipe.runtime.precision, device_of(recipe.training()))
     decides = {
-        "images": identity(parts.data.raw_train),
+        "images": hash_images(parts.data.raw_train),
         "augment": data.augment,
         "precision": str(dtype or "float32"),
     }

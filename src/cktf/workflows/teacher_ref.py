@@ -11,7 +11,7 @@ from pathlib import Path
 from cktf.engine import RunFolder
 from cktf.errors import RunFolderError
 from cktf.files import write_atomically
-from cktf.models import fingerprint
+from cktf.models import short_sha256
 from cktf.recipes import (
     Recipe,
     TrainRecipe,
@@ -58,13 +58,13 @@ def teacher_ref_of(recipe: Recipe | TransferRecipe) -> TeacherRef | None:
         return None
     if is_path(recipe.teacher):
         where = str(expanded(recipe.teacher).absolute())
-        return TeacherRef(where, fingerprint(teacher_file(recipe.teacher)))
+        return TeacherRef(where, short_sha256(teacher_file(recipe.teacher)))
     there = located(recipe)
     assert not isinstance(there, TrainRecipe)
     # One that is missing is told of by the recipe's check.
     if there.teacher_weights is None or not Path(there.teacher_weights).is_file():
         return None
-    sha256 = fingerprint(Path(there.teacher_weights))
+    sha256 = short_sha256(Path(there.teacher_weights))
     # The same weights in another network are another teacher.
     return TeacherRef(there.teacher, f"{sha256} in {there.teacher}", there.teacher_weights)
 

@@ -21,7 +21,7 @@ from cktf.recipes import (
     TrainRecipe,
     check,
     is_path,
-    is_pretrained_source,
+    is_pretrained_spec,
     load_initial_network,
     load_teacher,
     make_recipe,
@@ -335,7 +335,7 @@ def _student(
                 name, data.raw_train, told, anew=anew, trust_code=trust_code
             )
         return found.network, found.name, found.note
-    began = "begins with the weights it comes with" if is_pretrained_source(name) else ""
+    began = "begins with the weights it comes with" if is_pretrained_spec(name) else ""
     return new_network(name, data.raw_train, classes), name, began
 
 

@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from cktf.data import ImageSet, labels_of
+from cktf.data import ImageSet, get_labels
 from cktf.engine import RunFolder, announce, standard_error
 from cktf.errors import Interrupted, RecipeError, RunFolderError
 from cktf.files import write_atomically
@@ -209,10 +209,10 @@ def plan(
         )[1]
     with problems.collect("labeled"):
         data = _labeled(recipe, labeled or UserObjects())
-        labels = labels_of(data.raw_train)
+        labels = get_labels(data.raw_train)
         check_classes(labels)
         classes = len(data.classes or range(int(labels.max()) + 1))
-        check_labels("test", labels_of(data.raw_test), classes)
+        check_labels("test", get_labels(data.raw_test), classes)
         choices = choose(labels, recipe.labels_per_class, recipe.draws, recipe.seed)
     with problems.collect():
         check_probes(curve=len(choices) > 1)

@@ -12,7 +12,7 @@ from cktf.data import (
     DatasetLoader,
     ImageSet,
     MemoryLoader,
-    labels_of,
+    get_labels,
     split_validation,
 )
 from cktf.recipes import (
@@ -110,7 +110,7 @@ def data_of(section: DataSection, seed: int, objects: UserObjects) -> Data:
     named = isinstance(train, ImageSet) and train.labeled
     held = None
     if section.validation:
-        kept, out = split_validation(labels_of(train), section.validation, VALIDATION_SEED)
+        kept, out = split_validation(get_labels(train), section.validation, VALIDATION_SEED)
         train, held = some_of(train, kept), some_of(train, out)
     return Data(
         train=custom_loader(train, section, seed),

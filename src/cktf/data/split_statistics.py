@@ -3,14 +3,14 @@
 import statistics
 from dataclasses import dataclass
 
-from cktf.data.images import NO_LABEL
-from cktf.data.picture import decode, reason
-from cktf.data.pictures import Pictures
-from cktf.data.reading import Source
+from cktf.data.image_decoding import decode, describe_error
+from cktf.data.image_set import NO_LABEL
+from cktf.data.split_loading import SplitSource
+from cktf.data.stored_images import StoredImages
 
 
 @dataclass(frozen=True)
-class Survey:
+class SplitStatistics:
     """One split, looked at image by image.
 
     Attributes:
@@ -53,12 +53,12 @@ class Survey:
         return f"{first[0]}x{first[1]} to {last[0]}x{last[1]}, shorter sides {median:g}"
 
 
-def survey(source: Source) -> Survey:
+def compute_split_statistics(source: SplitSource) -> SplitStatistics:
     """Look at every image of a split; each is decoded whole."""
     sizes, broken = _look(source.pictures)
     labels = source.labels[source.labels != NO_LABEL]
     counts = labels.bincount(minlength=len(source.classes)).tolist() if len(labels) else []
-    return Survey(
+    return SplitStatistics(
         source.split,
         tuple(source.classes),
         tuple(counts),
@@ -70,7 +70,7 @@ def survey(source: Source) -> Survey:
     )
 
 
-def _look(pictures: Pictures) -> tuple[list[tuple[int, int]], list[str]]:
+def _look(pictures: StoredImages) -> tuple[list[tuple[int, int]], list[str]]:
     if pictures.size is not None:
         return [pictures.size], []
 
@@ -79,7 +79,7 @@ def _look(pictures: Pictures) -> tuple[list[tuple[int, int]], list[str]]:
             with pictures.open(position) as image:
                 return decode(image).size
         except Exception as error:  # decoders let through what they meet
-            return f"{pictures.name(position)} ({reason(error)})"
+            return f"{pictures.name(position)} ({describe_error(error)})"
 
     found = list(pictures.each(look))
     sizes = [size for size in found if not isinstance(size, str)]

@@ -11,7 +11,7 @@ from typing import TypeVar, final
 import numpy as np
 from PIL import Image
 
-from cktf.data.picture import RGB, decode, open_image, reason
+from cktf.data.image_decoding import RGB, decode, describe_error, open_image_file
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ _THREADS = min(8, cpu_count() or 1)
 _CHUNK = 64
 
 
-class Pictures(ABC):
+class StoredImages(ABC):
     """Images by position."""
 
     @abstractmethod
@@ -76,12 +76,12 @@ class Pictures(ABC):
                 if end is None or not self.tail(position).rstrip(b"\0").endswith(end):
                     decode(image)
         except Exception as error:  # decoders let through what they meet
-            return reason(error)
+            return describe_error(error)
         return None
 
-    def take(self, positions: Sequence[int]) -> "Pictures":
+    def take(self, positions: Sequence[int]) -> "StoredImages":
         """Those at some positions, in that order."""
-        return Chosen(self, positions)
+        return StoredSubset(self, positions)
 
     def each(self, job: Callable[[int], T]) -> Iterator[T]:
         """What `job` makes of each position, in order, computed by several threads."""
@@ -96,7 +96,7 @@ def _all(job: Callable[[int], T], positions: range) -> list[T]:
 
 
 @final
-class Files(Pictures):
+class ImageFiles(StoredImages):
     """Image files of any format and size."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -107,7 +107,7 @@ class Files(Pictures):
 
     def open(self, position: int) -> Image.Image:
         """The file, its header read."""
-        return open_image(Path(self.paths[position]))
+        return open_image_file(Path(self.paths[position]))
 
     def name(self, position: int) -> str:
         """Its path."""
@@ -129,7 +129,7 @@ class Files(Pictures):
 
 
 @final
-class Arrays(Pictures):
+class ImageArrays(StoredImages):
     """Images that are in memory already.
 
     Args:
@@ -166,10 +166,10 @@ class Arrays(Pictures):
 
 
 @final
-class Chosen(Pictures):
+class StoredSubset(StoredImages):
     """Some of other pictures."""
 
-    def __init__(self, pictures: Pictures, positions: Sequence[int]) -> None:
+    def __init__(self, pictures: StoredImages, positions: Sequence[int]) -> None:
         self.pictures = pictures
         self.positions = np.asarray(positions, dtype=np.int64)
 

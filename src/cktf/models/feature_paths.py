@@ -16,7 +16,7 @@ class FeaturePaths:
         blocks: for every stage the outputs of its blocks, the last of which is the stage's map.
         preacts: for every stage the same place as `stages`, before the activation.
         embedding: the penultimate vector that the classifier reads.
-        whole: whether CKTF averages each map whole, as published for networks of this kind.
+        pool_globally: whether CKTF averages each map whole, as published for networks of this kind.
     """
 
     stem: str = ""
@@ -24,7 +24,7 @@ class FeaturePaths:
     blocks: tuple[tuple[str, ...], ...] = ()
     preacts: tuple[str, ...] = ()
     embedding: str = ""
-    whole: bool = False
+    pool_globally: bool = False
 
     def prefixed(self, prefix: str) -> "FeaturePaths":
         """The same places in a network that holds this one as its submodule `prefix`."""

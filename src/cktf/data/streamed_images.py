@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cktf.data.picture import reason, square, to_pixels
-from cktf.data.pictures import Pictures
+from cktf.data.image_decoding import describe_error, resize_and_center_crop, to_uint8_tensor
+from cktf.data.stored_images import StoredImages
 from cktf.errors import DataError
 
 # How many times larger than needed a JPEG is decoded: the smallest crop that is drawn at random is
@@ -17,7 +17,7 @@ from cktf.errors import DataError
 _FOR_CROPS, _FOR_WHOLE = 4, 2
 
 
-class Streamed:
+class StreamedImages:
     """Square images [N, S, S, C] from pictures of any size.
 
     Args:
@@ -26,7 +26,7 @@ class Streamed:
         channels: C, 3 or 1.
     """
 
-    def __init__(self, pictures: Pictures, size: int, channels: int) -> None:
+    def __init__(self, pictures: StoredImages, size: int, channels: int) -> None:
         self.pictures, self.size, self.channels = pictures, size, channels
 
     @property
@@ -38,12 +38,14 @@ class Streamed:
         return len(self.pictures)
 
     def __getitem__(self, position: int) -> Tensor:
-        """[S, S, C] uint8: the shorter side scaled to S, the center cropped.
+        """[S, S, C] uint8: the shorter side scaled to S, the center crop_at.
 
         Raises:
             DataError: an image that cannot be decoded.
         """
-        return to_pixels(square(self._decoded(position, _FOR_WHOLE), self.size))
+        return to_uint8_tensor(
+            resize_and_center_crop(self._decoded(position, _FOR_WHOLE), self.size)
+        )
 
     def augmented(self, position: int, seed: int, flip: bool = True) -> Tensor:
         """[S, S, C] uint8: a part of the image of random place, area and aspect, scaled to S.
@@ -57,23 +59,23 @@ class Streamed:
         """
         image = self._decoded(position, _FOR_CROPS)
         with _seeded(seed):
-            return to_pixels(_transform(self.size, flip)(image))
+            return to_uint8_tensor(_transform(self.size, flip)(image))
 
     def prepare(self, flip: bool = True) -> None:
         """Load what `augmented` uses: a second that each forked worker would take otherwise."""
         _transform(self.size, flip)
 
-    def take(self, positions: Sequence[int]) -> "Streamed":
+    def take(self, positions: Sequence[int]) -> "StreamedImages":
         """The images at some positions, in that order."""
-        return Streamed(self.pictures.take(positions), self.size, self.channels)
+        return StreamedImages(self.pictures.take(positions), self.size, self.channels)
 
     def _decoded(self, position: int, times: int) -> Image.Image:
         try:
             return self.pictures.decoded(position, self.channels, times * self.size)
         except Exception as error:  # decoders let through what they meet
             raise DataError(
-                f"{self.pictures.name(position)} cannot be decoded ({reason(error)}), though its "
-                "header can be read. Mend it or take it out of the data set."
+                f"{self.pictures.name(position)} cannot be decoded ({describe_error(error)}), "
+                "though its header can be read. Mend it or take it out of the data set."
             ) from error
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from cktf.data.streamed import Streamed
+from cktf.data.streamed_images import StreamedImages
 from cktf.errors import DataError, nearest
 
 # The label of every image of a split that has no labels.
@@ -39,7 +39,7 @@ class ImageSet(Generic[ImagesT]):
     """Images and labels; also a map-style data set of `(image, label)`.
 
     Attributes:
-        images: [N, H, W, C] uint8; a tensor, or `Streamed` for what is too large for memory.
+        images: [N, H, W, C] uint8; a tensor, or `StreamedImages` for what is too large for memory.
         labels: [N] int64; all of them NO_LABEL for images without labels.
         classes: the names of the classes, in the order of the labels.
         mean, std: per channel, of images in [0, 1], for networks that are trained on it.
@@ -85,7 +85,9 @@ class ImageSet(Generic[ImagesT]):
         """The images at some positions, in that order."""
         images = self.images
         chosen: Images = (
-            images.take(positions.tolist()) if isinstance(images, Streamed) else images[positions]
+            images.take(positions.tolist())
+            if isinstance(images, StreamedImages)
+            else images[positions]
         )
         return replace(cast("ImageSet[Images]", self), images=chosen, labels=self.labels[positions])
 
@@ -128,7 +130,7 @@ class ImageSet(Generic[ImagesT]):
         of = f"of {len(self.classes)} classes" if self.labeled else "without labels"
         where = (
             "read from disk batch by batch"
-            if isinstance(self.images, Streamed)
+            if isinstance(self.images, StreamedImages)
             else f"in memory ({count * height * width * channels / 1e6:,.1f} MB)"
         )
         gray = ", gray" if channels == 1 else ""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-from cktf.models.zoo import check_name
+from cktf.models.zoo import check_network_name
 
 _T = TypeVar("_T")
 
@@ -36,7 +36,7 @@ def to_published_keys(state: Mapping[str, _T], name: str) -> dict[str, _T]:
     >>> to_published_keys({"block2.1.bn.weight": 1, "classifier.bias": 2}, "vgg13")
     {'block2.4.weight': 1, 'classifier.bias': 2}
     """
-    check_name(name)
+    check_network_name(name)
     if not name.startswith("vgg"):
         return dict(state)
     return {_vgg_key(key): value for key, value in state.items()}

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from cktf.data.images import NO_LABEL, UNLABELED_SPLIT
-from cktf.data.pictures import Files, Pictures
-from cktf.data.reading import Reading, Source, listed
+from cktf.data.image_set import NO_LABEL, UNLABELED_SPLIT
+from cktf.data.split_loading import ReadOptions, SplitSource, abbreviate
 from cktf.data.splits import split_by_name
+from cktf.data.stored_images import ImageFiles, StoredImages
 from cktf.errors import DataError
 
 # Of the photographs of ImageNet, as is usual for photographs.
@@ -38,7 +38,7 @@ _STEP, _LARGEST = 32, 224
 _Images = dict[str, list[Path]]
 
 
-def open_folder(directory: Path | None, split: str, reading: Reading) -> Source:
+def open_image_folder(directory: Path | None, split: str, reading: ReadOptions) -> SplitSource:
     """One split, "train" or "test", of a folder of images.
 
     Raises:
@@ -65,15 +65,15 @@ def open_folder(directory: Path | None, split: str, reading: Reading) -> Source:
             paths[part] = [whole[0][i] for i in positions.tolist()]
             labels[part] = whole[1][positions]
     if reading.image_size is None:
-        size, said = usual_size(Files(paths["train"]))
+        size, said = usual_size(ImageFiles(paths["train"]))
         how += f"; {said}"
     else:
         size = reading.image_size
-    pictures, note = Files(paths[split]), how if split == "train" else ""
-    return Source(name, split, pictures, labels[split], classes, MEAN, STD, size, note=note)
+    pictures, note = ImageFiles(paths[split]), how if split == "train" else ""
+    return SplitSource(name, split, pictures, labels[split], classes, MEAN, STD, size, note=note)
 
 
-def _unlabeled(directory: Path, reading: Reading) -> Source:
+def _unlabeled(directory: Path, reading: ReadOptions) -> SplitSource:
     """Images without labels: of DIR/unlabeled, or of DIR itself, or else those for training."""
     name, own = f"imagefolder:{directory}", directory / UNLABELED_SPLIT
     _check_names(name, directory)
@@ -86,26 +86,28 @@ def _unlabeled(directory: Path, reading: Reading) -> Source:
             "place."
         )
     if not paths:
-        source = open_folder(directory, "train", reading)
+        source = open_image_folder(directory, "train", reading)
         labels = torch.full_like(source.labels, NO_LABEL)
         return replace(source, split=UNLABELED_SPLIT, labels=labels, classes=())
     size, note = reading.image_size, ""
     if size is None:
-        size, note = _labeled_size(directory, reading) or usual_size(Files(paths))
+        size, note = _labeled_size(directory, reading) or usual_size(ImageFiles(paths))
     labels = torch.full((len(paths),), NO_LABEL)
-    return Source(name, UNLABELED_SPLIT, Files(paths), labels, (), MEAN, STD, size, note=note)
+    return SplitSource(
+        name, UNLABELED_SPLIT, ImageFiles(paths), labels, (), MEAN, STD, size, note=note
+    )
 
 
-def _labeled_size(directory: Path, reading: Reading) -> tuple[int, str] | None:
+def _labeled_size(directory: Path, reading: ReadOptions) -> tuple[int, str] | None:
     """Pixels of a side of the images with labels in the same folder, where there are some."""
     try:
-        size = open_folder(directory, "train", reading).size
+        size = open_image_folder(directory, "train", reading).size
     except DataError:
         return None
     return size, f"image_size {size}, as of its images with labels"
 
 
-def usual_size(pictures: Pictures) -> tuple[int, str]:
+def usual_size(pictures: StoredImages) -> tuple[int, str]:
     """Pixels of a side that suit images of many sizes, and how they were chosen.
 
     The median of the shorter sides, of at most a thousand of them evenly spread, rounded to a
@@ -137,15 +139,15 @@ def _splits(name: str, root: Path, wanted: str) -> tuple[_Images, _Images | None
                 return test, test, ""
             raise DataError(
                 f"{name}: training images are in train, in a folder for each class; found "
-                f"{listed([folder.name for folder in own])}, and in train no folders. Sort the "
+                f"{abbreviate([folder.name for folder in own])}, and in train no folders. Sort the "
                 "images into folders named like their classes, or give the folder of classes "
                 "itself."
             )
         if found:
             raise DataError(
-                f"{name}: test images are in {listed(list(found))} only where training images are "
-                f"in train; found {listed([folder.name for folder in own])} side by side. Move the "
-                "folders of classes into train."
+                f"{name}: test images are in {abbreviate(list(found))} only where training images "
+                f"are in train; found {abbreviate([folder.name for folder in own])} side by side. "
+                "Move the folders of classes into train."
             )
         whole, others = _classes(name, root, own)
         return whole, None, f"{_HELD_OUT}{others}"
@@ -180,8 +182,8 @@ def _check_names(name: str, root: Path) -> None:
 def _same_classes(name: str, split: str, train: set[str], test: set[str]) -> None:
     unknown, missing = sorted(test - train), sorted(train - test)
     if unknown or missing:
-        lines = [f"{split} has {listed(unknown)}, which train has not"] if unknown else []
-        lines += [f"{split} lacks {listed(missing)}"] if missing else []
+        lines = [f"{split} has {abbreviate(unknown)}, which train has not"] if unknown else []
+        lines += [f"{split} lacks {abbreviate(missing)}"] if missing else []
         raise DataError(
             f"{name}: train and {split} have the same classes, {len(train)} and {len(test)} were "
             f"found: {'; '.join(lines)}. Rename, add or remove class folders."
@@ -208,13 +210,14 @@ def _classes(name: str, folder: Path, folders: list[Path]) -> tuple[_Images, str
     images = {folder.name: _images(folder, others) for folder in folders}
     empty = [label for label, paths in images.items() if not paths]
     if len(empty) == len(images):
-        raise DataError(f"{name}: no images in {listed([str(f) for f in folders])}. {_ENDINGS}")
+        raise DataError(f"{name}: no images in {abbreviate([str(f) for f in folders])}. {_ENDINGS}")
     if empty:
         raise DataError(
             f"{name}: a class has at least one image; none in "
-            f"{listed([str(folder / label) for label in empty])}. Add images or remove the folders."
+            f"{abbreviate([str(folder / label) for label in empty])}. Add images or remove the "
+            "folders."
         )
-    told = listed([f"{count:,} {ending}" for ending, count in others.most_common()])
+    told = abbreviate([f"{count:,} {ending}" for ending, count in others.most_common()])
     return images, f"; no images: {told}" if others else ""
 
 
@@ -276,6 +279,6 @@ def _held_out(
     if single:
         raise DataError(
             f"{name}: a test split is held out of each class, which takes two images or more; "
-            f"one in {listed(single)}. Add images, or a test folder beside train."
+            f"one in {abbreviate(single)}. Add images, or a test folder beside train."
         )
     return split_by_name(labels, names, TEST_FRACTION)

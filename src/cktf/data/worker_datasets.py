@@ -10,13 +10,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from cktf.data.images import NO_LABEL, Images, ImageSet
-from cktf.data.picture import GREY, RGB, to_eight_bits
-from cktf.data.streamed import Streamed
+from cktf.data.image_decoding import GRAY, RGB, convert_to_8bit
+from cktf.data.image_set import NO_LABEL, Images, ImageSet
+from cktf.data.streamed_images import StreamedImages
 from cktf.errors import CktfError, DataError
 
 
-def seed_of(*entropy: int) -> int:
+def derive_seed(*entropy: int) -> int:
     """A seed from numbers of which each decides it."""
     # Words of entropy, hashed: neighboring seeds and epochs must not give related streams.
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
@@ -40,11 +40,11 @@ class Pixels(Dataset[tuple[Tensor, int]]):
         images = self.data.images
         if self.draw is None:
             return images[position], position
-        seed = seed_of(*self.draw, position)
-        return cast(Streamed, images).augmented(position, seed, self.data.flip), position
+        seed = derive_seed(*self.draw, position)
+        return cast(StreamedImages, images).augmented(position, seed, self.data.flip), position
 
 
-class Indexed(Dataset[tuple[Tensor, int, int]]):
+class IndexedDataset(Dataset[tuple[Tensor, int, int]]):
     """A user's data set with each sample's position, checked sample by sample.
 
     In a process of its own, what a sample draws at random follows from `draw`, seed and epoch, and
@@ -59,7 +59,7 @@ class Indexed(Dataset[tuple[Tensor, int, int]]):
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
         if get_worker_info() is not None:
-            _seed_all(seed_of(*self.draw, position))
+            _seed_all(derive_seed(*self.draw, position))
         sample = self.data[position]
         label = label_of(sample, position) if self.labeled else NO_LABEL
         image = to_tensor(sample[0] if isinstance(sample, (tuple, list)) else sample, position)
@@ -132,16 +132,16 @@ def _eight_bits(picture: Image.Image, position: int) -> Image.Image:
     if picture.mode == "F":
         return picture
     try:
-        channels = GREY if Image.getmodebase(picture.mode) == "L" else RGB
-        return to_eight_bits(picture, channels)
+        channels = GRAY if Image.getmodebase(picture.mode) == "L" else RGB
+        return convert_to_8bit(picture, channels)
     except ValueError as error:
         raise DataError(
             f"The image of sample {position} cannot be taken ({error}). Convert it in the data set."
         ) from error
 
 
-class Batches(Dataset[Any]):
-    """Batches of a data set by the positions of their samples.
+class BatchDataset(Dataset[Any]):
+    """BatchDataset of a data set by the positions of their samples.
 
     In a process of its own, a mistake that the user can mend becomes the batch: PyTorch would put
     that process's traceback into its message.
@@ -159,7 +159,7 @@ class Batches(Dataset[Any]):
             return DataError(str(error))
 
 
-def stacked(samples: list[tuple[Tensor, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+def collate_samples(samples: list[tuple[Tensor, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
     """Images [B, C, H, W], labels and positions of samples as a batch."""
     images, labels, positions = zip(*samples, strict=True)
     for image, position in zip(images, positions, strict=True):

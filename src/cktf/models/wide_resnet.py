@@ -7,7 +7,7 @@ the last pooling is global, so that other sizes than 32 pixels work.
 
 from torch import Tensor, nn
 
-from cktf.models.paths import FeaturePaths
+from cktf.models.feature_paths import FeaturePaths
 
 
 class PreActivationBlock(nn.Module):

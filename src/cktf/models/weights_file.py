@@ -11,10 +11,16 @@ from torch import Tensor, nn
 
 from cktf.errors import CheckpointError, ModelError
 from cktf.files import replace_atomically
-from cktf.models.foreign import seems_to_be
+from cktf.models.external_weights import identify_network
+from cktf.models.network_spec import (
+    build_network,
+    drop_pretrained,
+    parse_network_spec,
+    resolve_network_spec,
+    runs_user_code,
+)
 from cktf.models.normalized import Normalized
-from cktf.models.sources import build_source, located_line, parse_source, runs_code, without_weights
-from cktf.models.translate import to_published_keys
+from cktf.models.published_keys import to_published_keys
 
 _SHOWN = 3
 
@@ -42,7 +48,7 @@ def save_network(
         OSError: it could not be written; an earlier file is as it was.
     """
     described: dict[str, object] = {"network": name, "classes": list(classes), "dataset": dataset}
-    if (line := located_line(name)) != name:
+    if (line := resolve_network_spec(name)) != name:
         described["located"] = line
     if images is not None:
         described["image_size"] = list(images.shape[2:])
@@ -63,7 +69,7 @@ def save_network(
         raise OSError(str(error)) from error
 
 
-def describe(path: Path) -> dict[str, object]:
+def read_metadata(path: Path) -> dict[str, object]:
     """What a file written by `save_network` says of itself.
 
     Raises:
@@ -120,18 +126,18 @@ def load_network(path: Path, *, trust_code: bool = False) -> tuple[nn.Module, di
     Raises:
         CheckpointError: a file that is missing, damaged, or of a network not in the library.
     """
-    described = describe(path)
+    described = read_metadata(path)
     name = _line(described)
     try:
-        if runs_code(name) and not trust_code:
+        if runs_user_code(name) and not trust_code:
             raise ModelError(
                 "it is built by code of its user's, which a file cannot have run. Read it, and add "
                 "--trust-code if you trust it."
             )
         # Its weights come from the file, not from where they once came.
-        source = without_weights(parse_source(name))
+        source = drop_pretrained(parse_network_spec(name))
         classes = len(described["classes"])  # type: ignore[arg-type]
-        network = build_source(source, classes).network
+        network = build_network(source, classes).network
     except ModelError as error:
         raise CheckpointError(
             f"{path} holds {name!r}, which cannot be built from its name: {error} Or name the "
@@ -169,10 +175,10 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
         raise CheckpointError(
             f"{path} is not a safetensors file, or is damaged ({error})."
         ) from error
-    load_state(network, state, path)
+    load_checked_state_dict(network, state, path)
 
 
-def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def load_checked_state_dict(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Load weights that were read from a file; every key and shape must match.
 
     Raises:
@@ -184,7 +190,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
         state = to_published_keys(state, name)
     differences = _differences(network.state_dict(), state)
     if differences:
-        found = seems_to_be(state)
+        found = identify_network(state)
         seems = (
             "" if found is None else f" They seem to be those of {found[0]}, {found[1]} classes."
         )
@@ -195,10 +201,10 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
     network.load_state_dict(dict(state))
 
 
-def is_cktf_checkpoint(path: Path) -> bool:
+def is_cktf_weights_file(path: Path) -> bool:
     """Whether a file was written by `save_network`."""
     try:
-        describe(path)
+        read_metadata(path)
     except CheckpointError:
         return False
     return True

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cktf.errors import CheckpointError, ModelError
-from cktf.models.translate import to_published_keys
-from cktf.models.zoo import create, names
+from cktf.models.published_keys import to_published_keys
+from cktf.models.zoo import create, list_networks
 
 # Where a training program keeps the weights in what it saves.
 _HOLDERS = ("model", "state_dict", "model_state_dict", "net", "network", "student", "model_ema")
@@ -27,7 +27,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
 _HASHED = 8
 
 
-def read_state(path: Path, network: nn.Module | None = None) -> dict[str, Tensor]:
+def read_state_dict(path: Path, network: nn.Module | None = None) -> dict[str, Tensor]:
     """The weights in a file, whatever saved it, without the prefixes of wrappers.
 
     Args:
@@ -97,9 +97,9 @@ def _bare(state: dict[str, Tensor], names: Set[str]) -> dict[str, Tensor]:
     return state
 
 
-def seems_to_be(state: Mapping[str, Tensor]) -> tuple[str, int] | None:
+def identify_network(state: Mapping[str, Tensor]) -> tuple[str, int] | None:
     """The network of the library that has exactly these weights, and its classes; None if none."""
-    for name in names():
+    for name in list_networks():
         shapes = _shapes(name)
         given = {key: tuple(value.shape) for key, value in _translated(state, name).items()}
         if given.keys() != shapes.keys():
@@ -130,7 +130,7 @@ def _translated(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
         return dict(state)
 
 
-def fingerprint(path: Path) -> str:
+def short_sha256(path: Path) -> str:
     """The first digits of a file's SHA-256, by which a user tells checkpoints apart."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-RGB, GREY = 3, 1
+RGB, GRAY = 3, 1
 # What Pillow reads by itself; others, such as EPS, it hands to programs that run what is in them.
 _FORMATS = {
     "AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM",
@@ -21,7 +21,7 @@ _FORMATS = {
 }  # fmt: skip
 # Decoded, so many take 300 MB.
 _MOST_PIXELS = 100_000_000
-_MODE = {RGB: "RGB", GREY: "L"}
+_MODE = {RGB: "RGB", GRAY: "L"}
 _ORIENTATION = 0x0112
 # By what a camera notes, how to turn its picture upright.
 _TURNS = {
@@ -35,7 +35,7 @@ _TURNS = {
 }
 
 
-def open_image(source: Path | bytes) -> Image.Image:
+def open_image_file(source: Path | bytes) -> Image.Image:
     """An image of which the header is read and nothing decoded.
 
     Raises:
@@ -58,7 +58,7 @@ def decode(image: Image.Image, channels: int = RGB, at_least: int | None = None)
 
     Args:
         image: as it was opened.
-        channels: RGB or GREY.
+        channels: RGB or GRAY.
         at_least: the image may come reduced, as long as both sides keep so many pixels; this saves
             most of the time of large JPEGs.
 
@@ -69,7 +69,7 @@ def decode(image: Image.Image, channels: int = RGB, at_least: int | None = None)
     if at_least is not None:
         image.draft(None, (at_least, at_least))
     image.load()
-    return to_eight_bits(_upright(image), channels)
+    return convert_to_8bit(_upright(image), channels)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -83,10 +83,10 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def to_eight_bits(image: Image.Image, channels: int = RGB) -> Image.Image:
+def convert_to_8bit(image: Image.Image, channels: int = RGB) -> Image.Image:
     """An image of any mode in mode RGB, or L for one channel.
 
-    >>> to_eight_bits(Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0))
+    >>> convert_to_8bit(Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0))
     (255, 255, 255)
     """
     if image.mode == "F":
@@ -106,11 +106,11 @@ def _from_sixteen_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def square(image: Image.Image, size: int) -> Image.Image:
+def resize_and_center_crop(image: Image.Image, size: int) -> Image.Image:
     """The center of an image, its shorter side scaled to `size`.
 
     Scaling to the shorter side and then cropping gives the same up to rounding; here what is
-    cropped away is never computed.
+    crop_at away is never computed.
     """
     width, height = image.size
     if (width, height) == (size, size):
@@ -121,13 +121,13 @@ def square(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
 
-def to_pixels(image: Image.Image) -> Tensor:
+def to_uint8_tensor(image: Image.Image) -> Tensor:
     """[H, W, C] uint8."""
     array = np.array(image)
     return torch.from_numpy(array if array.ndim == 3 else array[:, :, None])
 
 
-def reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Why an image cannot be read, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image"

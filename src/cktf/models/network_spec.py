@@ -31,8 +31,8 @@ from torch import nn
 
 from cktf.errors import ModelError, nearest
 from cktf.models.normalized import Normalized
-from cktf.models.vision import implied, take_classifier
-from cktf.models.zoo import check_name, create, names
+from cktf.models.torchvision_pretrained import implied, take_classifier
+from cktf.models.zoo import check_network_name, create, list_networks
 from cktf.user_paths import expanded
 
 # A path may hold what else begins arguments or a size.
@@ -47,7 +47,7 @@ _MANY = 100_000
 
 
 @dataclass(frozen=True)
-class Source:
+class NetworkSpec:
     """Where a network comes from.
 
     Attributes:
@@ -71,7 +71,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltNetwork:
     """A network as it comes from its source.
 
     Attributes:
@@ -86,25 +86,25 @@ class Built:
     size: int | None = None
 
 
-def parse_source(line: str) -> Source:
+def parse_network_spec(line: str) -> NetworkSpec:
     """What a line names, checked as far as that needs no building.
 
     Raises:
         ModelError: a line of no such form, or a network, module or file that is not there.
 
-    >>> parse_source("timm:resnet18(pretrained=True)@96")
-    Source(line='timm:resnet18(pretrained=True)@96', library='timm', name='resnet18', ...)
+    >>> parse_network_spec("timm:resnet18(pretrained=True)@96")
+    NetworkSpec(line='timm:resnet18(pretrained=True)@96', library='timm', name='resnet18', ...)
     """
     match = _LINE.fullmatch(line.strip())
     if match is None:
         raise ModelError(f"{line!r} names no network. {_FORMS}")
     library, colon, name = match["where"].rpartition(":")
     size = None if match["size"] is None else int(match["size"])
-    source = Source(line, library, name.strip(), _arguments(line, match["arguments"]), size)
+    source = NetworkSpec(line, library, name.strip(), _arguments(line, match["arguments"]), size)
     if colon and not library:
         raise ModelError(f"{line!r} names no network. {_FORMS}")
     if not library:
-        check_name(source.name)
+        check_network_name(source.name)
     elif library in _LIBRARIES:
         _check_listed(source)
     else:
@@ -112,28 +112,28 @@ def parse_source(line: str) -> Source:
     return source
 
 
-def is_listed(line: str) -> bool:
+def is_library_network(line: str) -> bool:
     """Whether a line has the form of a network of this library, timm or torchvision."""
     match = _LINE.fullmatch(line.strip())
     library, _, name = (match["where"] if match else line).rpartition(":")
-    return library in _LIBRARIES or (not library and name.strip() in names())
+    return library in _LIBRARIES or (not library and name.strip() in list_networks())
 
 
-def runs_code(line: str) -> bool:
+def runs_user_code(line: str) -> bool:
     """Whether a line names a Python file or module, which building the network would run."""
     match = _LINE.fullmatch(line.strip())
     library, colon, _ = (match["where"] if match else line).rpartition(":")
     return bool(colon) and library not in _LIBRARIES
 
 
-def located_line(line: str) -> str:
+def resolve_network_spec(line: str) -> str:
     """A line with the absolute path of its Python file, so that it means the same anywhere."""
     match = _LINE.fullmatch(line.strip())
     file = match["where"].rpartition(":")[0] if match else ""
     return line.replace(file, str(expanded(file).absolute()), 1) if file.endswith(".py") else line
 
 
-def build_source(source: Source, num_classes: int | None) -> Built:
+def build_network(source: NetworkSpec, num_classes: int | None) -> BuiltNetwork:
     """The network, with fresh weights unless its arguments ask for others.
 
     Args:
@@ -150,7 +150,7 @@ def build_source(source: Source, num_classes: int | None) -> Built:
     try:
         if not source.library:
             network = create(source.name, **({"num_classes": _CLASSES} | arguments))
-            return Built(network, size=source.size)
+            return BuiltNetwork(network, size=source.size)
         if source.library == "timm":
             return _timm(source, arguments)
         if source.library == "torchvision":
@@ -167,7 +167,7 @@ def build_source(source: Source, num_classes: int | None) -> Built:
         ) from error
 
 
-def _check_memory(source: Source, arguments: dict[str, Any]) -> None:
+def _check_memory(source: NetworkSpec, arguments: dict[str, Any]) -> None:
     """Raise where arguments ask for a network that memory does not hold, before it is taken."""
     usual = arguments.keys() <= {"num_classes", "pretrained"}
     if source.is_own_code or (usual and arguments.get("num_classes", 0) in range(_MANY)):
@@ -192,7 +192,7 @@ def _check_memory(source: Source, arguments: dict[str, Any]) -> None:
         )
 
 
-def _timm(source: Source, arguments: dict[str, Any]) -> Built:
+def _timm(source: NetworkSpec, arguments: dict[str, Any]) -> BuiltNetwork:
     import timm
 
     if asked := sorted(_OPEN_FILES & arguments.keys()):
@@ -202,7 +202,7 @@ def _timm(source: Source, arguments: dict[str, Any]) -> Built:
         )
     known = timm.get_pretrained_cfg(source.name, allow_unregistered=True)
     if source.size is not None and known is not None and known.fixed_input_size:
-        # Built for one size of images, and can be told which.
+        # BuiltNetwork for one size of images, and can be told which.
         arguments.setdefault("img_size", source.size)
     if not arguments.get("num_classes", None if known is None else known.num_classes):
         # Some come without a classifier.
@@ -214,11 +214,11 @@ def _timm(source: Source, arguments: dict[str, Any]) -> Built:
     size = source.size or arguments.get("img_size")
     size = size or (described["input_size"][-1] if fixed else None)
     if not pretrained:
-        return Built(network, size=size)
-    return Built(network, described["mean"], described["std"], size)
+        return BuiltNetwork(network, size=size)
+    return BuiltNetwork(network, described["mean"], described["std"], size)
 
 
-def without_weights(source: Source) -> Source:
+def drop_pretrained(source: NetworkSpec) -> NetworkSpec:
     """A network as its pretrained form is built, but with weights of its own.
 
     That of torchvision differs in more than weights: in the size of its images, in what it does to
@@ -230,7 +230,7 @@ def without_weights(source: Source) -> Source:
     return replace(source, arguments=arguments)
 
 
-def _torchvision(source: Source, arguments: dict[str, Any]) -> Built:
+def _torchvision(source: NetworkSpec, arguments: dict[str, Any]) -> BuiltNetwork:
     from torchvision import models
 
     pretrained = arguments.pop("pretrained", False)
@@ -246,13 +246,13 @@ def _torchvision(source: Source, arguments: dict[str, Any]) -> Built:
     if not pretrained:
         vision = source.name.startswith(("vit", "swin", "maxvit"))
         size = arguments.get("image_size", 224 if vision else None)
-        return Built(network, size=source.size or size)
+        return BuiltNetwork(network, size=source.size or size)
     seen = models.get_model_weights(source.name).DEFAULT.transforms()
     size = source.size or arguments.get("image_size", seen.crop_size[0])
-    return Built(network, tuple(seen.mean), tuple(seen.std), size)
+    return BuiltNetwork(network, tuple(seen.mean), tuple(seen.std), size)
 
 
-def _own(source: Source, arguments: dict[str, Any], num_classes: int | None) -> Built:
+def _own(source: NetworkSpec, arguments: dict[str, Any], num_classes: int | None) -> BuiltNetwork:
     with _beside(source):
         function = getattr(_module(source), source.name)
         if num_classes is not None and "num_classes" in inspect.signature(function).parameters:
@@ -264,8 +264,8 @@ def _own(source: Source, arguments: dict[str, Any], num_classes: int | None) -> 
         )
     if isinstance(network, Normalized):
         mean, std = (tuple(t.flatten().tolist()) for t in (network.mean, network.std))
-        return Built(network.network, mean, std, source.size or network.size)
-    return Built(network, size=source.size)
+        return BuiltNetwork(network.network, mean, std, source.size or network.size)
+    return BuiltNetwork(network, size=source.size)
 
 
 _FORMS = (
@@ -289,7 +289,7 @@ def _arguments(line: str, text: str | None) -> dict[str, Any]:
         ) from error
 
 
-def _check_listed(source: Source) -> None:
+def _check_listed(source: NetworkSpec) -> None:
     known = _listed(source.library)
     bare = source.name.partition(".")[0]
     if bare not in known:
@@ -310,7 +310,7 @@ def _listed(library: str) -> list[str]:
     return list(timm.list_models())
 
 
-def _check_own(source: Source) -> None:
+def _check_own(source: NetworkSpec) -> None:
     if source.library.endswith(".py"):
         path = expanded(source.library)
         if not path.is_file():
@@ -352,7 +352,7 @@ def _defined_in(path: Path) -> list[str]:
     return own + assigned + imported
 
 
-def _module(source: Source) -> ModuleType:
+def _module(source: NetworkSpec) -> ModuleType:
     if not source.library.endswith(".py"):
         return importlib.import_module(source.library)
     path = expanded(source.library).resolve()
@@ -366,7 +366,7 @@ def _module(source: Source) -> ModuleType:
 
 
 @contextmanager
-def _beside(source: Source) -> Iterator[None]:
+def _beside(source: NetworkSpec) -> Iterator[None]:
     """What is inside imports what lies beside a file, as if the file were run by itself."""
     if not source.library.endswith(".py"):
         yield

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cktf.data.augment import cropped, draw_crops
-from cktf.data.images import Images, ImageSet
-from cktf.data.streamed import Streamed
+from cktf.data.augment import crop_at, draw_crops
+from cktf.data.image_set import Images, ImageSet
+from cktf.data.streamed_images import StreamedImages
 
 
 class Views:
-    """How each image in memory is cropped and mirrored in each view: by its position and the view.
+    """How each image in memory is crop_at and mirrored in each view: by its position and the view.
 
     Args:
         samples: N.
@@ -30,13 +30,13 @@ class Views:
             generator = torch.Generator().manual_seed(view)
             self._drawn = (view, *draw_crops(self.samples, generator, self.padding))
         _, offset, mirrored = self._drawn
-        return cropped(pixels, offset[:, index], mirrored[index], self.padding, self.flip)
+        return crop_at(pixels, offset[:, index], mirrored[index], self.padding, self.flip)
 
 
-def identity(data: ImageSet[Images]) -> str:
+def hash_images(data: ImageSet[Images]) -> str:
     """SHA-256 by which images are told from others: their bytes, or their files' names and ends."""
     digest = hashlib.sha256(f"{data.name} {tuple(data.images.shape)}".encode())
-    if isinstance(data.images, Streamed):
+    if isinstance(data.images, StreamedImages):
         pictures = data.images.pictures
         for position in range(len(pictures)):
             digest.update(pictures.name(position).encode())

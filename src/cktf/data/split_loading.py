@@ -9,10 +9,16 @@ import psutil
 import torch
 from torch import Tensor
 
-from cktf.data.images import Images, ImageSet
-from cktf.data.picture import GREY, RGB, reason, square, to_pixels
-from cktf.data.pictures import Arrays, Pictures
-from cktf.data.streamed import Streamed
+from cktf.data.image_decoding import (
+    GRAY,
+    RGB,
+    describe_error,
+    resize_and_center_crop,
+    to_uint8_tensor,
+)
+from cktf.data.image_set import Images, ImageSet
+from cktf.data.stored_images import ImageArrays, StoredImages
+from cktf.data.streamed_images import StreamedImages
 from cktf.errors import DataError
 
 # Bytes of pixels that are kept in memory.
@@ -23,7 +29,7 @@ _NAMED = 10
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How a data set is read.
 
     Attributes:
@@ -45,7 +51,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Source:
+class SplitSource:
     """One split of a data set, found but not read.
 
     Attributes:
@@ -62,7 +68,7 @@ class Source:
 
     name: str
     split: str
-    pictures: Pictures
+    pictures: StoredImages
     labels: Tensor
     classes: Sequence[str]
     mean: tuple[float, ...]
@@ -85,49 +91,49 @@ class BrokenImagesError(DataError):
         self.name, self.found, self.count = name, found, count
         super().__init__(
             f"{name}: all images must be readable, and {len(found):,} of {count:,} are not: "
-            f"{listed(found)}. Mend or delete them, or leave them out with --set "
+            f"{abbreviate(found)}. Mend or delete them, or leave them out with --set "
             "data.skip_broken=true."
         )
 
 
-def listed(names: Sequence[str], limit: int = _NAMED) -> str:
+def abbreviate(names: Sequence[str], limit: int = _NAMED) -> str:
     """The first names, and how many more there are.
 
-    >>> listed(["a", "b", "c"], limit=2)
+    >>> abbreviate(["a", "b", "c"], limit=2)
     'a, b and 1 more'
     """
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
-def source_of(data: ImageSet, split: str) -> Source:
+def source_from_arrays(data: ImageSet, split: str) -> SplitSource:
     """Images that are in memory already, as a source."""
-    pictures = Arrays(data.images.numpy(), f"{data.name} {split}")
+    pictures = ImageArrays(data.images.numpy(), f"{data.name} {split}")
     size = data.images.shape[1]
-    return Source(
+    return SplitSource(
         data.name, split, pictures, data.labels, data.classes, data.mean, data.std, size, data.flip
     )
 
 
-def read(source: Source, reading: Reading | None = None) -> ImageSet[Images]:
+def read(source: SplitSource, reading: ReadOptions | None = None) -> ImageSet[Images]:
     """The images of a source as training takes them.
 
     Raises:
         BrokenImagesError: some cannot be read, and none were to be skipped.
         DataError: nothing is left, or memory does not hold them.
     """
-    reading = reading or Reading()
+    reading = reading or ReadOptions()
     size, count = reading.image_size or source.size, len(source.pictures)
     needed = count * size * size * reading.channels
     images: Images
     if needed > reading.budget or (reading.crops and source.split != "test"):
         flaws = _flaws(source.pictures, thorough=reading.skip_broken)
-        images = Streamed(source.pictures, size, reading.channels)
+        images = StreamedImages(source.pictures, size, reading.channels)
     else:
         _check_memory(source, size, needed)
         images, flaws = _in_memory(source.pictures, size, reading.channels)
     mean, std = source.mean, source.std
-    if reading.channels == GREY:
+    if reading.channels == GRAY:
         mean = (sum(w * m for w, m in zip(_LUMA, mean, strict=True)),)
         std = (sum(std) / len(std),)
     # Labels out of range are an error here, before anything else is made of them.
@@ -137,7 +143,7 @@ def read(source: Source, reading: Reading | None = None) -> ImageSet[Images]:
     return _without(data, source, flaws, reading.skip_broken) if flaws else data
 
 
-def _check_memory(source: Source, size: int, needed: int) -> None:
+def _check_memory(source: SplitSource, size: int, needed: int) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise DataError(
@@ -147,7 +153,7 @@ def _check_memory(source: Source, size: int, needed: int) -> None:
         )
 
 
-def _in_memory(pictures: Pictures, size: int, channels: int) -> tuple[Tensor, dict[int, str]]:
+def _in_memory(pictures: StoredImages, size: int, channels: int) -> tuple[Tensor, dict[int, str]]:
     """[N, S, S, C] uint8, and why those are empty that cannot be read."""
     stored = pictures.whole() if pictures.size == (size, size) else None
     if stored is not None and stored.shape[3] == channels:
@@ -157,15 +163,15 @@ def _in_memory(pictures: Pictures, size: int, channels: int) -> tuple[Tensor, di
     def fill(position: int) -> str | None:
         try:
             picture = pictures.decoded(position, channels, 2 * size)
-            images[position] = to_pixels(square(picture, size))
+            images[position] = to_uint8_tensor(resize_and_center_crop(picture, size))
         except Exception as error:  # decoders let through what they meet
-            return reason(error)
+            return describe_error(error)
         return None
 
     return images, {i: why for i, why in enumerate(pictures.each(fill)) if why is not None}
 
 
-def _flaws(pictures: Pictures, thorough: bool) -> dict[int, str]:
+def _flaws(pictures: StoredImages, thorough: bool) -> dict[int, str]:
     if pictures.size is not None:  # pixels cannot be damaged in this way
         return {}
     found = pictures.each(partial(pictures.flaw, thorough=thorough))
@@ -173,7 +179,7 @@ def _flaws(pictures: Pictures, thorough: bool) -> dict[int, str]:
 
 
 def _without(
-    data: ImageSet[Images], source: Source, flaws: dict[int, str], skip: bool
+    data: ImageSet[Images], source: SplitSource, flaws: dict[int, str], skip: bool
 ) -> ImageSet[Images]:
     """The images that can be read, if the others are to be skipped."""
     found = [f"{source.pictures.name(i)} ({why})" for i, why in flaws.items()]
@@ -186,7 +192,8 @@ def _without(
         names = sorted(data.classes[label] for label in lost) if data.labeled else ["all"]
         raise DataError(
             f"{source.name}: a class has at least one image that can be read; none is left in "
-            f"{source.split} of {listed(names)}, after skipping {listed(found)}. Fetch them again."
+            f"{source.split} of {abbreviate(names)}, after skipping {abbreviate(found)}. Fetch "
+            "them again."
         )
     kept = data.subset(torch.flatten(whole.nonzero()))
     skipped = f"{len(flaws):,} broken left out"
