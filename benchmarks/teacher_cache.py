@@ -22,7 +22,7 @@ from transfer import CONTRAST, LITE0, RUNTIME
 from transfer_page import RESULTS
 
 from cktf.engine import RunFolder
-from cktf.recipes import make_recipe
+from cktf.recipes import parse_recipe
 from cktf.workflows import prepare
 from cktf.workflows.run import executing
 
@@ -36,7 +36,7 @@ SETTING = (
 
 def epochs_of(fields: dict[str, Any], out: Path) -> list[dict[str, float]]:
     """Seconds and CPU seconds of each epoch of a run."""
-    recipe = make_recipe(fields)
+    recipe = parse_recipe(fields)
     run, parts = prepare(recipe, out)
     marks, steps = [], len(parts.data.train)
     for step, _ in enumerate(executing(recipe, parts, RunFolder(run.path), show=False)):

@@ -28,7 +28,7 @@ from transfer_page import RESULTS
 import cktf
 from cktf.data import load_dataset, sample_per_class
 from cktf.data.cifar_classes import CIFAR10
-from cktf.recipes import DistillRecipe, load_teacher, make_recipe
+from cktf.recipes import DistillRecipe, load_teacher, parse_recipe
 from cktf.workflows import Probed, distill_interleaved, prepare, run_recipe
 
 RUNTIME = {"precision": "bfloat16"}
@@ -146,7 +146,7 @@ class Work:
             "kind": "train", "model": self.study.teacher, "epochs": _TEACHER_EPOCHS,
             "data": self.data(self.study.source), "runtime": RUNTIME,
         }  # fmt: skip
-        return str(run_recipe(make_recipe(fields), self.out / "teacher", resume=True).folder)
+        return str(run_recipe(parse_recipe(fields), self.out / "teacher", resume=True).folder)
 
     def probed(self, network: nn.Module, seed: int) -> dict[str, Any]:
         """The label curve of a network's features."""
@@ -177,7 +177,7 @@ class Work:
             "kind": "train", "model": self.study.student, "epochs": epochs, "seed": cell.seed,
             "data": self.data(self.study.target, per_class=labels), "runtime": RUNTIME,
         }  # fmt: skip
-        run = run_recipe(make_recipe(fields), self.out / cell.slug, resume=True)
+        run = run_recipe(parse_recipe(fields), self.out / cell.slug, resume=True)
         cell.keep({"top1": run.summary["test_top1"], "points": []}, scratch_epochs=epochs)
 
     def options(self, method: str) -> dict[str, dict[str, Any]]:
@@ -196,7 +196,7 @@ class Work:
             "seed": cell.seed, "data": data, "runtime": RUNTIME,
             "teacher_cache": str(self.out.parent / "teacher-cache") if kept else None,
         }  # fmt: skip
-        recipe = make_recipe(fields)
+        recipe = parse_recipe(fields)
         assert isinstance(recipe, DistillRecipe)
         return recipe
 

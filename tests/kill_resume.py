@@ -36,7 +36,7 @@ from cktf.engine.checkpoints import Checkpoints
 from cktf.engine.randomness import random_state, restore_random_state
 from cktf.models import create, save_network
 from cktf.objectives import CKTF
-from cktf.recipes import make_transfer
+from cktf.recipes import parse_transfer_recipe
 from cktf.taps import Features
 
 EVERY, BATCH, EPOCHS = 25, 40, 2
@@ -97,7 +97,7 @@ def transferred(shop: Path) -> Callable[[Path], None]:
     }  # fmt: skip
 
     def run(folder: Path) -> None:
-        carry_out(plan(make_transfer(fields), folder, resume=True), show=False)
+        carry_out(plan(parse_transfer_recipe(fields), folder, resume=True), show=False)
 
     return run
 

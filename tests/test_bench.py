@@ -49,7 +49,7 @@ from cktf.cli.main import app
 from cktf.engine import Trainer
 from cktf.errors import Interrupted, RecipeError, RunFolderError, TrainingError
 from cktf.models import Normalized, create, save_network
-from cktf.recipes import make_recipe, make_transfer, result_fields, to_yaml
+from cktf.recipes import parse_recipe, parse_transfer_recipe, result_fields, to_yaml
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = "results/cifar10-wrn_16_2.safetensors"
@@ -160,11 +160,11 @@ def test_figure_two_is_what_its_recipes_say(pair):
 
     cells = cells_of(read_matrix("paper-figure2"), "/data")
     cell = next(c for c in cells if c.column[1].replace(":", "-") == pair and c.method == "CKTF")
-    ours, theirs = result_fields(cell.recipe()), fields(f"transfer-{pair}", make_transfer)
+    ours, theirs = result_fields(cell.recipe()), fields(f"transfer-{pair}", parse_transfer_recipe)
     for recipe in (ours, theirs):
         del recipe["teacher"]
     assert ours == theirs
-    teacher = fields(f"transfer-teacher-{pair.partition('-')[0]}", make_recipe)
+    teacher = fields(f"transfer-teacher-{pair.partition('-')[0]}", parse_recipe)
     assert result_fields(cell.teacher.recipe) == teacher
 
 

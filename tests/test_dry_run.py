@@ -15,7 +15,7 @@ from cktf.cli.main import app
 from cktf.data import ImageSet
 from cktf.errors import TrainingError
 from cktf.models import Normalized
-from cktf.recipes import make_recipe
+from cktf.recipes import parse_recipe
 from cktf.workflows import preview_run
 from cktf.workflows.train import UserObjects, prepare
 
@@ -26,7 +26,7 @@ def rehearsed(train, tmp_path, *, teacher=None, student=None, method="cktf+kd", 
     torch.manual_seed(0)
     objects = UserObjects(teacher or Small(width=16), student or Small(), train, None)
     options = {"cktf": {"negatives": 64}} if "cktf" in method else {}
-    recipe = make_recipe(
+    recipe = parse_recipe(
         {"kind": "distill", "teacher": "custom", "student": "custom", "method": method,
          "data": {"name": "custom"}, "options": options, "epochs": 2} | fields
     )  # fmt: skip
@@ -70,7 +70,7 @@ def test_a_student_that_has_learned_takes_a_smaller_rate(images, tmp_path):
     """Unless the rate is given, or the classifier alone is trained."""
 
     def advice(**fields):
-        recipe = make_recipe({"kind": "train", "epochs": 2, **fields})
+        recipe = parse_recipe({"kind": "train", "epochs": 2, **fields})
         return preview_run(recipe, prepare(recipe, tmp_path / "new")[1]).advice
 
     done = cktf.teach(

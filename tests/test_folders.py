@@ -35,8 +35,8 @@ from cktf.recipes import (
     DataSection,
     build_data,
     load_split,
-    make_recipe,
-    make_transfer,
+    parse_recipe,
+    parse_transfer_recipe,
     to_yaml,
 )
 from cktf.workflows import evaluation, plan
@@ -722,10 +722,10 @@ def finished(folder, recipe):
 def test_the_set_that_is_named_is_measured(sets, tmp_path, monkeypatch, kind):
     section = {"name": sets["a"], "test": sets["b"], "classes": ["cat", "dog"]}
     if kind == "train":
-        recipe = make_recipe({"kind": kind, "model": "resnet8", "data": section})
+        recipe = parse_recipe({"kind": kind, "model": "resnet8", "data": section})
     else:
         fields = {"teacher": "resnet8", "student": "resnet8", "data": {"name": sets["a"]}}
-        recipe = make_transfer({"kind": kind, "labeled": section, **fields})
+        recipe = parse_transfer_recipe({"kind": kind, "labeled": section, **fields})
     monkeypatch.chdir(tmp_path)
     # A run folder may be called like a network.
     run = finished(Path("resnet8"), recipe)
@@ -738,7 +738,7 @@ def test_the_set_that_is_named_is_measured(sets, tmp_path, monkeypatch, kind):
 
 def test_a_folder_named_from_where_one_is_is_the_same_folder(sets, tmp_path, monkeypatch):
     section = {"name": sets["a"], "test": sets["b"], "dir": "images"}
-    recipe = make_recipe({"kind": "train", "model": "resnet8", "data": section})
+    recipe = parse_recipe({"kind": "train", "model": "resnet8", "data": section})
     run = finished(tmp_path / "run", recipe)
     monkeypatch.chdir(tmp_path)
     assert evaluation.tested_on(run, "imagefolder:b")[1] == recipe.data
@@ -787,7 +787,7 @@ def test_a_folder_may_have_moved(sets, tmp_path, tested):
 
 
 def test_a_folder_of_test_images_alone(sets, tmp_path):
-    recipe = make_recipe({"kind": "train", "model": "resnet8", "data": {"name": sets["a"]}})
+    recipe = parse_recipe({"kind": "train", "model": "resnet8", "data": {"name": sets["a"]}})
     run = finished(tmp_path / "run", recipe)
     (tmp_path / "b" / "train").rename(tmp_path / "aside")
     assert cktf.evaluate(run, sets["b"])[0].samples == 8
@@ -840,7 +840,7 @@ def test_a_transfer_probes_at_the_size_it_distils_at(sets, tmp_path, given, size
         "teacher": "custom", "student": "custom", "labeled": {"name": sets["c"]} | given,
         "data": {"name": sets["a"], "batch_size": 2},
     }  # fmt: skip
-    recipe, out = make_transfer({"kind": "transfer", **fields}), tmp_path / "run"
+    recipe, out = parse_transfer_recipe({"kind": "transfer", **fields}), tmp_path / "run"
     networks = UserObjects(create("resnet8", 2), create("resnet8", 2))
     planned = plan(recipe, out, networks)
     assert planned.labeled.raw_train.images.shape[1] == size

@@ -216,10 +216,10 @@ def test_stages_by_name(images, tmp_path):
     ("teacher", "student"), [("timm:test_vit3@32", "resnet8"), ("resnet8", "timm:test_vit3@32")]
 )
 def test_between_a_convolutional_network_and_a_transformer(images, tmp_path, teacher, student):
-    from cktf.recipes import new_network
+    from cktf.recipes import build_student
 
     torch.manual_seed(0)
-    networks = [new_network(line, images[0]) for line in (teacher, student)]
+    networks = [build_student(line, images[0]) for line in (teacher, student)]
     run = cktf.distill(
         *networks, train=images[0], test=images[1], method="cktf+kd+at+vid+fitnet+sp+nst", epochs=1,
         out=tmp_path / "run", options={"cktf": {"negatives": 64}}, show=False,

@@ -12,7 +12,7 @@ import cktf
 from cktf.batch import Batch
 from cktf.engine import Trainer
 from cktf.errors import Interrupted, RecipeError
-from cktf.recipes import make_recipe
+from cktf.recipes import parse_recipe
 from cktf.taps import SharedTap, Tap
 from cktf.workflows import distill_interleaved, run_recipe
 
@@ -26,7 +26,7 @@ def parameters(network):
 
 
 def recipe(teacher, data, method, options, **more):
-    return make_recipe(
+    return parse_recipe(
         {
             "kind": "distill", "teacher": str(teacher), "student": "resnet8", "method": method,
             "options": options, "epochs": 2, "init_epochs": 1,

@@ -16,7 +16,7 @@ from cktf.data import (
     get_labels,
 )
 from cktf.errors import DataError
-from cktf.recipes import loader_of_test
+from cktf.recipes import build_test_loader
 
 RNG = np.random.default_rng
 
@@ -319,7 +319,7 @@ TESTED = {
 
 @pytest.mark.parametrize(("sample", "size"), TESTED.values(), ids=TESTED)
 def test_images_are_tested_by_their_size(sample, size):
-    assert loader_of_test([sample] * 3).batch_size == size
+    assert build_test_loader([sample] * 3).batch_size == size
 
 
 class Drawn:
@@ -334,7 +334,7 @@ class Drawn:
 
 def test_a_look_at_the_size_draws_nothing():
     before = torch.random.get_rng_state()
-    assert loader_of_test(Drawn()).batch_size == 10
+    assert build_test_loader(Drawn()).batch_size == 10
     assert torch.equal(before, torch.random.get_rng_state())
 
 

@@ -14,7 +14,14 @@ from typer.testing import CliRunner
 from cktf.cli.command import build_run_request
 from cktf.cli.main import app
 from cktf.data import StreamedImages
-from cktf.recipes import build_data, check, make_recipe, make_transfer, read_recipe, shipped
+from cktf.recipes import (
+    build_data,
+    check_recipe,
+    parse_recipe,
+    parse_transfer_recipe,
+    read_recipe,
+    shipped_recipes,
+)
 
 __all__ = ["tiny"]  # a fixture
 SHORT = "--epochs 1 --set data.batch_size=4"
@@ -75,25 +82,27 @@ def test_what_a_recipe_is_compared_with(name):
             recipe=Path(f"paper/transfer-{name}"), settings=more[1:], out=None, resume=None,
             trust_code=False,
         )  # fmt: skip
-        recipe = make_transfer(made.fields).distilling()
-        problems = check(recipe).found
+        recipe = parse_transfer_recipe(made.fields).distilling()
+        problems = check_recipe(recipe).messages
         assert not [problem for problem in problems if not problem.startswith("teacher")], problems
         methods[recipe.method] = recipe.options
     assert methods == {"kd": {}, "crd:1": {"crd": {"estimator": "sampled"}}}
 
 
 def test_every_shipped_recipe_is_whole_and_as_published():
-    assert len(shipped()) == 5
-    for name in shipped():
+    assert len(shipped_recipes()) == 5
+    for name in shipped_recipes():
         fields = read_recipe(Path(name))
-        recipe = make_recipe(fields) if fields["kind"] == "train" else make_transfer(fields)
+        recipe = (
+            parse_recipe(fields) if fields["kind"] == "train" else parse_transfer_recipe(fields)
+        )
         training = recipe.training()
         assert (training.epochs, training.lr, training.weight_decay) == (240, 0.05, 5e-4)
         assert training.milestones == (150 / 240, 180 / 240, 210 / 240)
 
 
 def test_images_are_cut_at_random_from_what_is_stored(stl):
-    recipe = make_transfer(
+    recipe = parse_transfer_recipe(
         read_recipe(Path("paper/transfer-vgg19-vgg8")) | {"data": {
             "name": "stl10", "dir": str(stl), "image_size": 64, "resized_crops": True,
             "batch_size": 4,

@@ -114,20 +114,20 @@ def test_hints_first(images, tmp_path):
 
 
 def test_an_eighth_of_the_epochs_by_default():
-    from cktf.recipes import make_recipe
+    from cktf.recipes import parse_recipe
 
     fields = {"kind": "distill", "teacher": "custom", "student": "custom"}
-    found = {n: make_recipe(fields | {"epochs": n}).init_epochs for n in (1, 8, 30, 240)}
+    found = {n: parse_recipe(fields | {"epochs": n}).init_epochs for n in (1, 8, 30, 240)}
     assert found == {1: 1, 8: 1, 30: 4, 240: 30}
     with pytest.raises(RecipeError, match="init_epochs"):
-        make_recipe(fields | {"init_epochs": 0})
+        parse_recipe(fields | {"init_epochs": 0})
 
 
 def test_the_learning_rate_depends_on_the_schedule():
-    from cktf.recipes import make_recipe
+    from cktf.recipes import parse_recipe
 
     fields = {"kind": "train", "model": "resnet8"}
-    assert make_recipe(fields).optimizer.lr == 0.1
+    assert parse_recipe(fields).optimizer.lr == 0.1
     multistep = {"schedule": {"name": "multistep"}}
-    assert make_recipe(fields | multistep).optimizer.lr == 0.05
-    assert make_recipe(fields | multistep | {"optimizer": {"lr": 0.3}}).optimizer.lr == 0.3
+    assert parse_recipe(fields | multistep).optimizer.lr == 0.05
+    assert parse_recipe(fields | multistep | {"optimizer": {"lr": 0.3}}).optimizer.lr == 0.3

@@ -13,16 +13,16 @@ from cktf.models import create, save_network
 from cktf.recipes import (
     DistillRecipe,
     TrainRecipe,
-    assign,
-    check,
-    located,
-    make_recipe,
-    put,
+    apply_assignments,
+    check_recipe,
+    find_recipe,
+    find_weights_file,
+    parse_recipe,
     read_recipe,
-    recipe_of,
     result_fields,
-    teacher_file,
+    set_field,
     to_yaml,
+    with_absolute_paths,
 )
 from cktf.workflows.teacher_ref import teacher_ref_of
 from cktf.workflows.train import name_of, prepare
@@ -33,7 +33,7 @@ DISTILL = {"kind": "distill", "teacher": "custom", "student": "resnet8"}
 
 def problems_of(fields):
     with pytest.raises(RecipeError) as caught:
-        make_recipe(fields)
+        parse_recipe(fields)
     return caught.value.problems
 
 
@@ -41,7 +41,7 @@ def problems_of(fields):
 
 MISTAKES = {
     "unknown field": ({"epocs": 3}, "epocs", "Did you mean 'epochs'?"),
-    "unknown section": ({"optimizer": {"lr": 1}}, "optimizer", "Did you mean 'optimizer'?"),
+    "unknown section": ({"optimiser": {"lr": 1}}, "optimiser", "Did you mean 'optimizer'?"),
     "unknown inner field": (
         {"optimizer": {"weigth_decay": 0}}, "optimizer.weigth_decay", "Did you mean 'weight_decay'",
     ),
@@ -86,7 +86,7 @@ def test_all_mistakes_are_reported_at_once():
         "runtime": {"precision": "half"},
     }
     with pytest.raises(RecipeError) as caught:
-        make_recipe(fields)
+        parse_recipe(fields)
     named = {problem.partition(":")[0] for problem in caught.value.problems}
     assert named == {
         "teacher", "student", "studnet", "epochs", "seed", "optimizer.lr", "optimizer.nestrov",
@@ -101,15 +101,15 @@ def test_all_mistakes_are_reported_at_once():
 
 @pytest.mark.parametrize("kind", ["evaluate", None, ["train"], {}, 3])
 def test_an_unknown_kind_is_refused(kind):
-    assert "neither 'train' nor 'distill'" in problems_of(TRAIN | {"kind": kind})[0]
+    assert "is none of: train, distill, transfer" in problems_of(TRAIN | {"kind": kind})[0]
 
 
 def test_defaults_are_those_of_the_documentation():
-    recipe = make_recipe(DISTILL)
+    recipe = parse_recipe(DISTILL)
     assert isinstance(recipe, DistillRecipe)
     assert recipe.method == "cktf+kd"
     assert recipe.data.name == "fashion-mini"
-    assert isinstance(make_recipe(TRAIN), TrainRecipe)
+    assert isinstance(parse_recipe(TRAIN), TrainRecipe)
 
 
 def test_training_says_what_the_recipe_says():
@@ -122,7 +122,7 @@ def test_training_says_what_the_recipe_says():
                     "on_nonfinite": "skip"},
         "checkpoint": {"epochs": 3, "minutes": 2.5},
     }  # fmt: skip
-    assert vars(make_recipe(fields).training()) == {
+    assert vars(parse_recipe(fields).training()) == {
         "epochs": 7, "seed": 11, "lr": 0.3, "momentum": 0.8, "weight_decay": 0.1, "nesterov": True,
         "schedule": "multistep", "milestones": (0.2, 0.4), "gamma": 0.5, "device": "cpu",
         "precision": "float32", "channels_last": False, "checkpoint_epochs": 3,
@@ -156,13 +156,13 @@ def test_training_says_what_the_recipe_says():
 )
 def test_assignments_are_read_as_yaml(assignment, expected):
     fields = {}
-    assign(fields, [assignment])
+    apply_assignments(fields, [assignment])
     assert fields == expected
 
 
 def test_assignments_keep_their_neighbors_and_the_last_counts():
     fields = {"optimizer": {"lr": 0.1, "momentum": 0.5}, "epochs": 2}
-    assign(fields, ["optimizer.lr=0.2", "optimizer.nesterov=true", "optimizer.lr=0.3"])
+    apply_assignments(fields, ["optimizer.lr=0.2", "optimizer.nesterov=true", "optimizer.lr=0.3"])
     assert fields == {"optimizer": {"lr": 0.3, "momentum": 0.5, "nesterov": True}, "epochs": 2}
 
 
@@ -181,13 +181,13 @@ def test_assignments_keep_their_neighbors_and_the_last_counts():
 )
 def test_bad_assignments_are_refused(assignment, words):
     with pytest.raises(RecipeError, match=words.replace(".", r"\.")):
-        assign({"epochs": 3}, [assignment])
+        apply_assignments({"epochs": 3}, [assignment])
 
 
 def test_put_makes_the_sections_on_the_way():
     fields = {}
-    put(fields, "a.b.c", 1)
-    put(fields, "a.d", 2)
+    set_field(fields, "a.b.c", 1)
+    set_field(fields, "a.d", 2)
     assert fields == {"a": {"b": {"c": 1}, "d": 2}}
 
 
@@ -210,15 +210,15 @@ RECIPES = {
 
 @pytest.mark.parametrize("fields", RECIPES.values(), ids=RECIPES)
 def test_a_recipe_survives_its_file(tmp_path, fields):
-    recipe = make_recipe(fields)
+    recipe = parse_recipe(fields)
     path = tmp_path / "recipe.yaml"
     path.write_text(to_yaml(recipe), encoding="utf-8")
-    assert make_recipe(read_recipe(path)) == recipe
+    assert parse_recipe(read_recipe(path)) == recipe
     assert next(iter(read_recipe(path))) == "kind"
 
 
 def test_a_written_recipe_is_complete():
-    written = yaml.safe_load(to_yaml(make_recipe(TRAIN)))
+    written = yaml.safe_load(to_yaml(parse_recipe(TRAIN)))
     assert set(written) == {
         "kind", "model", "trains", "new_classifier", "epochs", "seed", "data", "optimizer",
         "schedule", "runtime", "checkpoint",
@@ -230,7 +230,7 @@ def test_a_written_recipe_is_complete():
 def test_a_number_in_a_file_may_have_an_exponent(tmp_path, text):
     path = tmp_path / "recipe.yaml"
     path.write_text(f"kind: train\nmodel: resnet8\noptimizer: {{lr: {text}}}\n")
-    assert make_recipe(read_recipe(path)).optimizer.lr == 0.001
+    assert parse_recipe(read_recipe(path)).optimizer.lr == 0.001
 
 
 @pytest.mark.parametrize(
@@ -256,16 +256,16 @@ def test_files_that_are_no_recipes(tmp_path, content, words):
 
 def test_the_recipe_of_a_run(tmp_path):
     with pytest.raises(RunFolderError, match=f"{tmp_path.name} holds no run"):
-        recipe_of(tmp_path)
-    (tmp_path / "recipe.yaml").write_text(to_yaml(make_recipe(TRAIN)))
-    assert make_recipe(read_recipe(recipe_of(tmp_path))) == make_recipe(TRAIN)
+        find_recipe(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(to_yaml(parse_recipe(TRAIN)))
+    assert parse_recipe(read_recipe(find_recipe(tmp_path))) == parse_recipe(TRAIN)
 
 
 # Names and options
 
 
 def found(fields):
-    return check(make_recipe(fields)).found
+    return check_recipe(parse_recipe(fields)).messages
 
 
 @pytest.mark.parametrize("fields", [TRAIN, DISTILL, DISTILL | {"student": "custom"}])
@@ -339,24 +339,24 @@ def test_cuda_is_asked_for_where_there_is_none(monkeypatch):
 def test_options_become_what_their_method_takes(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(DISTILL) + "options: {kd: {temperature: 1e1}}\n")
-    recipe = make_recipe(read_recipe(path))
-    assert check(recipe).found == []
+    recipe = parse_recipe(read_recipe(path))
+    assert check_recipe(recipe).messages == []
     assert recipe.options == {"kd": {"temperature": 10.0}}
 
 
 def test_what_decides_a_result_is_the_same_from_a_file(tmp_path):
-    recipe = make_recipe(DISTILL | {"options": {"cktf": {"renormalize": (2, 4)}}})
+    recipe = parse_recipe(DISTILL | {"options": {"cktf": {"renormalize": (2, 4)}}})
     path = tmp_path / "recipe.yaml"
     path.write_text(to_yaml(recipe))
-    read = make_recipe(read_recipe(path))
+    read = parse_recipe(read_recipe(path))
     assert result_fields(read) == result_fields(recipe)
 
 
 def test_problems_know_their_field():
-    problems = check(make_recipe(TRAIN | {"data": {"name": "cifar10"}}))
-    assert problems.about("data")
-    assert not problems.about("dat")
-    assert not problems.about("model")
+    problems = check_recipe(parse_recipe(TRAIN | {"data": {"name": "cifar10"}}))
+    assert problems.mention("data")
+    assert not problems.mention("dat")
+    assert not problems.mention("model")
 
 
 # Teachers
@@ -365,10 +365,10 @@ def test_problems_know_their_field():
 def test_a_teacher_is_a_run_folder_or_a_file(tmp_path):
     weights = tmp_path / "student.safetensors"
     with pytest.raises(CheckpointError, match=r"holds no student\.safetensors"):
-        teacher_file(str(tmp_path))
+        find_weights_file(str(tmp_path))
     save_network(create("resnet8", 2), weights, name="resnet8", classes=["a", "b"], dataset="toy")
-    assert teacher_file(str(tmp_path)) == weights
-    assert teacher_file(str(weights)) == weights
+    assert find_weights_file(str(tmp_path)) == weights
+    assert find_weights_file(str(weights)) == weights
 
 
 @pytest.fixture
@@ -387,19 +387,19 @@ def resnet8(tmp_path, monkeypatch):
 
 def test_a_folder_called_like_a_network_does_not_take_its_place(resnet8):
     def first(fields):
-        student = prepare(make_recipe(fields), "out")[1].student
+        student = prepare(parse_recipe(fields), "out")[1].student
         return next(student.parameters()).flatten()[0].item()
 
     taught = DISTILL | {"teacher": "./resnet8", "method": "kd"}
     for fields, name in ((TRAIN, "model"), (taught, "student")):
         assert first(fields) != 7
         assert first(fields | {name: "./resnet8"}) == 7
-        assert getattr(located(make_recipe(fields)), name) == "resnet8"
-        there = located(make_recipe(fields | {name: "./resnet8"}))
+        assert getattr(with_absolute_paths(parse_recipe(fields)), name) == "resnet8"
+        there = with_absolute_paths(parse_recipe(fields | {name: "./resnet8"}))
         assert getattr(there, name) == str(resnet8)
     for called in (name_of(Path("resnet8")), "./resnet8", str(resnet8)):
-        assert teacher_ref_of(make_recipe(taught | {"teacher": called})).teacher == str(resnet8)
-    assert teacher_ref_of(make_recipe(taught | {"teacher": "resnet8"})) is None
+        assert teacher_ref_of(parse_recipe(taught | {"teacher": called})).teacher == str(resnet8)
+    assert teacher_ref_of(parse_recipe(taught | {"teacher": "resnet8"})) is None
     assert "what is called so here: ./resnet8" in found(taught | {"teacher": "resnet8"})[0]
 
 
@@ -409,7 +409,7 @@ def test_a_saved_data_set_is_where_it_is(tmp_path, monkeypatch):
     (tmp_path / "saved" / "dataset_dict.json").write_text("{}")
 
     def name(line):
-        return make_recipe(TRAIN | {"data": {"name": line}}).data.name
+        return parse_recipe(TRAIN | {"data": {"name": line}}).data.name
 
     assert name("hf:saved") == f"hf:{tmp_path / 'saved'}"
     assert name("imagefolder:saved") == f"imagefolder:{tmp_path / 'saved'}"
@@ -418,18 +418,18 @@ def test_a_saved_data_set_is_where_it_is(tmp_path, monkeypatch):
 
 def test_a_path_from_python_may_begin_at_home(resnet8, monkeypatch):
     monkeypatch.setenv("HOME", str(resnet8.parent))
-    assert prepare(make_recipe(TRAIN), "~/out")[0].path == resnet8.parent / "out"
+    assert prepare(parse_recipe(TRAIN), "~/out")[0].path == resnet8.parent / "out"
     assert name_of(Path("~/resnet8")) == str(resnet8)
     with pytest.raises(RunFolderError, match=f"^{resnet8} holds no run"):
         cktf.evaluate("~/resnet8")
     with pytest.raises(CktfError, match="there is none for ~nobody1"):
-        located(make_recipe(TRAIN | {"data": {"dir": "~nobody1"}}))
+        with_absolute_paths(parse_recipe(TRAIN | {"data": {"dir": "~nobody1"}}))
 
 
 def test_the_folder_decides_which_images_only_where_nothing_else_names_them():
     def dirs(**section):
         fields = {"kind": "train", "model": "resnet8", "data": section}
-        return result_fields(make_recipe(fields)).get("data.dir")
+        return result_fields(parse_recipe(fields)).get("data.dir")
 
     assert dirs(name="cifar10", dir="/a") is None
     assert dirs(name="imagefolder", dir="/a") == "/a"

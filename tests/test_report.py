@@ -22,7 +22,7 @@ import cktf
 from cktf.cli.main import app
 from cktf.data import MemoryLoader
 from cktf.errors import RecipeError
-from cktf.recipes import put
+from cktf.recipes import set_field
 from cktf.report import write_report
 from cktf.report.answer import answer, gap
 from cktf.report.figures import (
@@ -106,9 +106,9 @@ def run(method, top1, seed=0, logits=None, labels=None, recipe=None, **summary):
     } | summary  # fmt: skip
     fields = {"kind": "distill", "method": method, "seed": seed}
     fields |= {name: summary[name] for name in ("teacher", "student", "epochs")}
-    put(fields, "data.name", summary["dataset"])
+    set_field(fields, "data.name", summary["dataset"])
     for name, value in (recipe or {}).items():
-        put(fields, name, value)
+        set_field(fields, name, value)
     own = None if logits is None else seen(logits)
     labels = None if labels is None else torch.tensor(labels)
     return Analysis(Path(method), fields, summary, [], ("a", "b"), labels, None, own)

@@ -18,7 +18,7 @@ from cktf.data import DatasetLoader, ImageSet, MemoryLoader
 from cktf.engine import Trainer
 from cktf.errors import Interrupted, RecipeError, RunFolderError, TrainingError
 from cktf.models import create
-from cktf.recipes import make_recipe
+from cktf.recipes import parse_recipe
 from cktf.signals import catch_stop_signals, stop_signal
 from cktf.workflows import run_recipe
 from cktf.workflows.teacher_ref import read_teacher_ref
@@ -325,7 +325,7 @@ def test_weights_given_beside_a_network_are_the_teachers_too(tmp_path, monkeypat
         save_file(network.state_dict(), file)
 
     def go_on(teacher="resnet8", file=file):
-        recipe = make_recipe(
+        recipe = parse_recipe(
             {
                 "kind": "distill", "teacher": teacher, "teacher_weights": str(file),
                 "student": "resnet8", "method": "kd", "epochs": 1,

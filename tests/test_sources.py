@@ -23,7 +23,7 @@ from cktf.models import (
     save_network,
 )
 from cktf.models.network_spec import drop_pretrained
-from cktf.recipes import load_initial_network, load_teacher, new_network
+from cktf.recipes import build_student, load_initial_network, load_teacher
 
 IMAGES = torch.rand(2, 3, 32, 32)
 OWN = """
@@ -222,13 +222,13 @@ class TestBuilding:
 
     def test_a_network_of_one_size_sees_its_own(self):
         data = load_dataset("fashion-mini", None, "test")
-        vit = new_network("timm:test_vit", data)
+        vit = build_student("timm:test_vit", data)
         assert vit.size == 160
-        smaller = new_network("timm:test_vit@64", data)
+        smaller = build_student("timm:test_vit@64", data)
         assert smaller.size == 64
         assert smaller.eval()(IMAGES).shape == (2, 10)
-        assert new_network("timm:test_vit@64", data).network.patch_embed.img_size == (64, 64)
-        assert new_network("resnet8@48", data).size == 48
+        assert build_student("timm:test_vit@64", data).network.patch_embed.img_size == (64, 64)
+        assert build_student("resnet8@48", data).size == 48
         seen = []
         network = Normalized(nn.Identity(), [0.0] * 3, [1.0] * 3, 16)
         network.network.register_forward_hook(lambda m, a, out: seen.append(out.shape))
@@ -238,7 +238,7 @@ class TestBuilding:
     def test_saved_and_built_again_by_its_line(self, tmp_path):
         torch.manual_seed(0)
         data = load_dataset("fashion-mini", None, "test")
-        network = new_network("timm:test_vit@32", data).eval()
+        network = build_student("timm:test_vit@32", data).eval()
         path = tmp_path / "a.safetensors"
         save_network(network, path, name="timm:test_vit@32", classes=data.classes, dataset="x")
         again, _ = load_network(path)
@@ -334,7 +334,7 @@ class TestWeights:
     def test_own_code_with_the_weights_of_a_run(self, own, tmp_path):
         """What the run's file says of its images is kept."""
         data = load_dataset("fashion-mini", None, "test")
-        network = new_network(f"{own}:small@16", data).eval()
+        network = build_student(f"{own}:small@16", data).eval()
         path = tmp_path / "student.safetensors"
         save_network(network, path, name=f"{own}:small@16", classes=data.classes, dataset="x")
         teacher = load_teacher(f"{own}:small", None, weights=str(path)).network.eval()

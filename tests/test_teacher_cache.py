@@ -30,7 +30,7 @@ from cktf.data.stored_images import ImageArrays
 from cktf.errors import DataError, MethodError, RecipeError
 from cktf.models import Normalized, create
 from cktf.objectives import CKTF, METHODS, BuildContext, compose
-from cktf.recipes import make_recipe
+from cktf.recipes import parse_recipe
 from cktf.taps import CachedTap, CacheSpec, Features, Tap
 from cktf.workflows import distill_interleaved, run_recipe
 
@@ -344,7 +344,7 @@ def test_room_on_the_disk_is_looked_at_first(net, tmp_path, monkeypatch):
 
 
 def recipe(teacher, cifar, cache, **more):
-    return make_recipe(
+    return parse_recipe(
         {
             "kind": "distill", "teacher": str(teacher), "student": "resnet8", "epochs": 3,
             "method": "kd+crd", "options": {"crd": {"negatives": 8}}, "teacher_cache": cache,

@@ -30,7 +30,7 @@ from cktf.errors import (
     TrainingError,
 )
 from cktf.models import Normalized, create
-from cktf.recipes import make_recipe, read_recipe
+from cktf.recipes import parse_recipe, read_recipe
 from cktf.workflows import run_recipe
 from cktf.workflows.run import executing
 from cktf.workflows.train import prepare
@@ -120,7 +120,7 @@ def test_run_folder(images, tmp_path, small):
     assert summary["best_top1"] == max(row["test_top1"] for row in rows)
     terms = ["ce", "cktf", "cktf.stem", "cktf.module1", "cktf.embedding", "kd"]
     assert list(rows[0]["terms"]) == terms
-    recipe = make_recipe(read_recipe(run.folder / "recipe.yaml"))
+    recipe = parse_recipe(read_recipe(run.folder / "recipe.yaml"))
     assert (recipe.epochs, recipe.method, recipe.teacher) == (2, "cktf+kd", "custom")
 
 
@@ -273,8 +273,8 @@ def test_a_recipe_repeats_its_run(cifar, tmp_path):
     fields = {
         "kind": "train", "model": "resnet8", "epochs": 1, "data": {"name": "cifar10", "dir": cifar},
     }  # fmt: skip
-    first = run_recipe(make_recipe(fields), tmp_path / "first", show=False)
-    again = make_recipe(read_recipe(first.folder / "recipe.yaml"))
+    first = run_recipe(parse_recipe(fields), tmp_path / "first", show=False)
+    again = parse_recipe(read_recipe(first.folder / "recipe.yaml"))
     second = run_recipe(again, tmp_path / "second", show=False)
     assert equal(weights(first), weights(second))
     assert (first.folder / "recipe.yaml").read_text() == (second.folder / "recipe.yaml").read_text()
@@ -293,7 +293,7 @@ def test_what_a_run_goes_on_from_is_in_its_log(cifar, tmp_path):
     path = tmp_path / "w.pth"
     torch.save(create("resnet8", 100).state_dict(), path)
     data = {"name": "cifar10", "dir": cifar}
-    recipe = make_recipe({"kind": "train", "model": str(path), "epochs": 1, "data": data})
+    recipe = parse_recipe({"kind": "train", "model": str(path), "epochs": 1, "data": data})
     run, parts = prepare(recipe, tmp_path / "run")
     # As far as to the first step.
     next(executing(recipe, parts, run, show=False))
@@ -358,7 +358,7 @@ def test_images_that_a_data_set_normalizes_are_not_normalized_again(images, tmp_
     train = TensorDataset((own[0] - shift) / scale, own[1])
     teachers = {"file": str(path), "module": Small()}
     teacher = teachers.get(kind, Normalized(Small(), [0.5] * 3, [0.25] * 3))
-    recipe = make_recipe({
+    recipe = parse_recipe({
         "kind": "distill", "teacher": teacher if kind == "file" else "custom", "student": "custom",
         "method": "kd", "epochs": 1, "data": {"name": "custom"},
     })  # fmt: skip

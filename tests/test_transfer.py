@@ -27,11 +27,11 @@ from cktf.engine import RunFolder, Trainer, run_folder
 from cktf.errors import CheckpointError, CktfError, DataError, Interrupted, RecipeError
 from cktf.models import Normalized, create, load_network, save_network
 from cktf.objectives import METHODS
-from cktf.recipes import loader_of_test, make_transfer, read_recipe
-from cktf.workflows import Run, carry_out, plan, prepare, transferring
+from cktf.recipes import build_test_loader, parse_transfer_recipe, read_recipe
+from cktf.workflows import Run, carry_out, plan, prepare, transfer_learning
 from cktf.workflows.classifier import Embedded
 from cktf.workflows.linear_probe import check_classes, choose, embed, fit_classifier
-from cktf.workflows.user_objects import some_of
+from cktf.workflows.user_objects import select_samples
 
 __all__ = ["images"]  # fixtures
 
@@ -222,7 +222,7 @@ def test_labels_below_zero_are_told_before_labels_are_chosen(images):
 
 
 def test_samples_are_asked_for_by_plain_numbers():
-    few = some_of({0: "a", 2: "c"}, torch.tensor([2, 0]))
+    few = select_samples({0: "a", 2: "c"}, torch.tensor([2, 0]))
     assert [few[0], few[1]] == ["c", "a"]
 
 
@@ -291,7 +291,7 @@ def test_transfer(teacher, cifar, tmp_path):
     shared = first.state_dict()
     assert len(kept) < len(shared)
     assert all(torch.equal(value, shared[name]) for name, value in kept.items())
-    again = plan(make_transfer(read_recipe(out / "recipe.yaml")), out, resume=True)
+    again = plan(parse_transfer_recipe(read_recipe(out / "recipe.yaml")), out, resume=True)
     done = carry_out(again, show=False)
     assert done.summary == summary
     # The classifier in it is that of the first draw, and its accuracy that of the probe.
@@ -342,7 +342,7 @@ def test_an_interrupted_transfer_continues_to_the_same_result(
         assert done.summary[name] == whole.summary[name], name
     assert same(state_of(done.student), state_of(whole.student))
     with pytest.raises(RecipeError, match="started with another recipe; it differs in: epochs"):
-        plan(make_transfer({**read_recipe(done.folder / "recipe.yaml"), "epochs": 3}),
+        plan(parse_transfer_recipe({**read_recipe(done.folder / "recipe.yaml"), "epochs": 3}),
              done.folder, resume=True)  # fmt: skip
 
 
@@ -353,8 +353,8 @@ def untrained(recipe, parts, run, show):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_probing_that_is_stopped_can_be_continued(teacher, cifar, tmp_path, monkeypatch, number):
-    monkeypatch.setattr(transferring, "execute", untrained)
-    monkeypatch.setattr(transferring, "embed", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(transfer_learning, "execute", untrained)
+    monkeypatch.setattr(transfer_learning, "embed", lambda *_: os.kill(os.getpid(), number))
     line = (
         f"transfer --teacher {teacher} --student resnet8 --unlabeled cifar10 --data-dir {cifar} "
         f"--epochs 1 --out {tmp_path}/run --set data.batch_size=16 --on-nonfinite skip"
@@ -367,7 +367,7 @@ def test_probing_that_is_stopped_can_be_continued(teacher, cifar, tmp_path, monk
 
 
 def test_a_transfer_keeps_its_folder_to_itself(teacher, cifar, tmp_path, monkeypatch):
-    monkeypatch.setattr(transferring, "execute", untrained)
+    monkeypatch.setattr(transfer_learning, "execute", untrained)
     line = (
         f"transfer --teacher {teacher} --student resnet8 --unlabeled cifar10 --data-dir {cifar} "
         f"--epochs 1 --resume auto --out {tmp_path}/run --set data.batch_size=16"
@@ -378,14 +378,14 @@ def test_a_transfer_keeps_its_folder_to_itself(teacher, cifar, tmp_path, monkeyp
         second.append(CliRunner().invoke(app, shlex.split(line)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transferring, "embed", meanwhile)
+    monkeypatch.setattr(transfer_learning, "embed", meanwhile)
     assert CliRunner().invoke(app, shlex.split(line)).exit_code == 75
     assert second[0].exit_code == 2
     assert "is being written by another run" in " ".join(second[0].output.split())
 
 
 def test_a_transfer_waits_for_room_for_its_files(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(transferring, "execute", untrained)
+    monkeypatch.setattr(transfer_learning, "execute", untrained)
     monkeypatch.setattr(run_folder.time, "sleep", lambda _: None)
 
     def full_once(owner, name):
@@ -400,7 +400,7 @@ def test_a_transfer_waits_for_room_for_its_files(images, tmp_path, monkeypatch):
         monkeypatch.setattr(owner, name, written)
 
     for name in ("write_atomically", "draw_curve", "save_network"):
-        full_once(transferring, name)
+        full_once(transfer_learning, name)
     full_once(RunFolder, "write_summary")
     few = [data.subset(torch.arange(0, len(data), 12)) for data in images]
     done = cktf.transfer(
@@ -566,7 +566,7 @@ def test_a_student_of_python_that_is_given_again_has_learned(images, tmp_path, m
 
 
 def test_the_embedding_that_is_named_is_the_one_probed(images):
-    loader, network = loader_of_test(images[1]), TwoLayers()
+    loader, network = build_test_loader(images[1]), TwoLayers()
     assert embed(network, loader).features.shape == (500, 10)
     assert embed(network, loader, embedding="fc:input").features.shape == (500, 16)
 

@@ -26,7 +26,7 @@ from cktf.data import cifar, fashion, load_dataset
 from cktf.data.split_loading import BrokenImagesError
 from cktf.errors import CheckpointError, DataError, ModelError, RecipeError
 from cktf.models import build_network, create, load_network, parse_network_spec, save_network
-from cktf.recipes import make_recipe, new_network, read_recipe
+from cktf.recipes import build_student, parse_recipe, read_recipe
 from cktf.workflows.analysis import Analyst
 from cktf.workflows.train import folder_of
 
@@ -244,9 +244,9 @@ def test_yaml_makes_plain_values_alone(here, text):
 @pytest.mark.parametrize("name", ["../../escaped", "/escaped", "..", "a/../../../escaped", "~/x"])
 def test_names_in_a_recipe_do_not_leave_the_folder_of_runs(name):
     fields = {"kind": "train", "model": name, "data": {"name": name}}
-    assert folder_of(make_recipe(fields)).parent == Path("runs")
+    assert folder_of(parse_recipe(fields)).parent == Path("runs")
     fields = {"kind": "distill", "teacher": name, "student": name, "method": name}
-    assert folder_of(make_recipe(fields)).parent == Path("runs")
+    assert folder_of(parse_recipe(fields)).parent == Path("runs")
 
 
 def test_an_archive_that_is_not_the_published_one_is_not_unpacked(here):
@@ -323,7 +323,7 @@ def test_an_image_is_given_to_no_other_program(here, monkeypatch):
 def test_a_network_is_not_built_that_memory_does_not_hold(here, line):
     before = memory()
     with pytest.raises(ModelError, match=r"memory are free|pixels a side"):
-        new_network(line, load_dataset("fashion-mini", None, "test"))
+        build_student(line, load_dataset("fashion-mini", None, "test"))
     assert memory() - before < 400
 
 

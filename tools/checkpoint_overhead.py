@@ -20,7 +20,7 @@ import torch
 
 from cktf.errors import Interrupted
 from cktf.models import Normalized, create
-from cktf.recipes import make_recipe
+from cktf.recipes import parse_recipe
 from cktf.workflows import UserObjects, prepare
 from cktf.workflows.run import executing
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=11.0)
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    recipe = make_recipe(
+    recipe = parse_recipe(
         {
             "kind": "distill", "teacher": "custom", "student": "resnet8", "method": "cktf+kd",
             "epochs": 10_000, "options": {"cktf": {"negatives": 4096}},

@@ -24,7 +24,7 @@ import torch
 
 from cktf.errors import Interrupted
 from cktf.models import Normalized, create
-from cktf.recipes import make_recipe
+from cktf.recipes import parse_recipe
 from cktf.workflows import UserObjects, prepare
 from cktf.workflows.run import executing
 
@@ -38,7 +38,7 @@ MEMORIES: dict[str, dict[str, Any]] = {
 
 def soak(memory: str, minutes: float, folder: Path) -> dict[str, Any]:
     """Train with a kind of memory, and what was resident meanwhile."""
-    recipe = make_recipe(
+    recipe = parse_recipe(
         {
             "kind": "distill", "teacher": "custom", "student": "resnet8", "method": "cktf+kd",
             "epochs": 100_000, "options": {"cktf": MEMORIES[memory]},

@@ -6,24 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What file systems that know no locks answer.
-_NONE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+# Errors of file systems that have no locks.
+_UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Whether this process alone has a file for as long as this lasts; with waiting, it has.
+def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock; yields False if it is busy and `wait` is False.
 
-    Where a file system knows no locks, every process is told that it has.
+    On a file system without locks it yields True to every process.
     """
-    flags = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
     with path.open("w") as file:
-        mine = True
+        acquired = True
         try:
-            fcntl.flock(file, flags)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            mine = False
+            acquired = False
         except OSError as error:
-            if error.errno not in _NONE:
+            if error.errno not in _UNSUPPORTED:
                 raise
-        yield mine
+        yield acquired

@@ -1,19 +1,19 @@
-"""Paths as users give them."""
+"""Paths as users write them."""
 
 from pathlib import Path
 
 from cktf.errors import PathError
 
 
-def expanded(path: str | Path) -> Path:
-    """A path in which `~`, or `~` and a user's name, has become a home folder, as in a shell.
+def expand_user_path(path: str | Path) -> Path:
+    """Replace `~` or `~user` at the start of a path by the home folder.
 
-    A shell leaves that to us in `--out=~/runs`, and so does Python.
+    A shell does not expand `~` in `--out=~/runs`, nor does Python.
 
     Raises:
-        PathError: nobody is called so.
+        PathError: there is no such user.
 
-    >>> expanded("runs/a").as_posix()
+    >>> expand_user_path("runs/a").as_posix()
     'runs/a'
     """
     try:

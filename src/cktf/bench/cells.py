@@ -17,13 +17,13 @@ from cktf.recipes import (
     Problems,
     TrainRecipe,
     TransferRecipe,
-    any_recipe,
-    check,
-    make_recipe,
-    put,
-    teacher_file,
+    check_recipe,
+    find_weights_file,
+    parse_any_recipe,
+    parse_recipe,
+    set_field,
 )
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 
 CellRecipe = DistillRecipe | TransferRecipe
 # Bytes of a name, of the 255 of most file systems: a file that is being written has a longer one.
@@ -102,7 +102,7 @@ class Cell:
             weights = str(self.teacher.weights)
             named = {"teacher": self.teacher.network, "teacher_weights": weights}
             fields |= named if self.teacher.apart else {"teacher": weights}
-        recipe = any_recipe(fields)
+        recipe = parse_any_recipe(fields)
         assert not isinstance(recipe, TrainRecipe)
         return recipe
 
@@ -130,9 +130,11 @@ def merged(*given: Mapping[str, Any]) -> Fields:
         for name, value in fields.items():
             if isinstance(value, Mapping):
                 before = result.get(name)
-                put(result, name, merged(before if isinstance(before, Mapping) else {}, value))
+                set_field(
+                    result, name, merged(before if isinstance(before, Mapping) else {}, value)
+                )
             else:
-                put(result, name, value)
+                set_field(result, name, value)
     return result
 
 
@@ -157,7 +159,7 @@ def cells_of(
     taught = {pair.teacher for pair in matrix.pairs}
     problems = Problems()
     for name in weights.keys() - taught:
-        problems.found.append(f"--teacher {name}: no pair has it. {nearest(name, taught)}")
+        problems.messages.append(f"--teacher {name}: no pair has it. {nearest(name, taught)}")
     for label, entry in matrix.methods.items():
         with problems.collect(f"methods.{label}"):
             parse(entry.method)
@@ -169,15 +171,15 @@ def cells_of(
                 plans[data["name"], name] = plan
     of_cells = {"kind", "student", "method", "seed", "teacher"}
     for name in of_cells & (settings or {}).keys():
-        problems.found.append(
+        problems.messages.append(
             f"--set {name}: the matrix says it. Choose cells by --seeds and such."
         )
     for name in matrix.options.keys() - METHODS.keys():
-        problems.found.append(f"options: there is no method {name}. {nearest(name, METHODS)}")
-    problems.stop_if_any()
+        problems.messages.append(f"options: there is no method {name}. {nearest(name, METHODS)}")
+    problems.raise_if_any()
     cells = list(_cells(matrix, plans, data_dir, settings or {}))
     _check(cells, problems)
-    problems.stop_if_any()
+    problems.raise_if_any()
     return cells
 
 
@@ -195,10 +197,10 @@ def _teacher(matrix: Matrix, name: str, data: Fields, weights: str | None) -> Te
     # What only its students' recipes have is left out; a wrong name is told of those.
     known = TrainRecipe.model_fields
     shared = {n: v for n, v in matrix.recipe.items() if n.partition(".")[0] in known}
-    recipe = make_recipe(merged(shared, {"data": data}, entry.recipe, own))
+    recipe = parse_recipe(merged(shared, {"data": data}, entry.recipe, own))
     assert isinstance(recipe, TrainRecipe)
     file = weights or entry.weights
-    where = None if file is None else expanded(file).absolute()
+    where = None if file is None else expand_user_path(file).absolute()
     if where is not None and not where.exists():
         raise RecipeError([f"weights: there is no {where}. Name a run folder or a file."])
     apart = where is not None and _is_apart(where, network, entry.network is not None)
@@ -223,7 +225,7 @@ def _is_apart(weights: Path, network: str, named: bool) -> bool:
 
 def _network_in(weights: Path) -> str | None:
     """What a file of ours says that it is of, whatever it is called in a matrix."""
-    file = teacher_file(str(weights))
+    file = find_weights_file(str(weights))
     return str(read_metadata(file)["network"]) if is_cktf_weights_file(file) else None
 
 
@@ -268,30 +270,30 @@ def _check(cells: list[Cell], problems: Problems) -> None:
         with inner.collect():
             recipe = cell.recipe()
             distilled = recipe.distilling() if isinstance(recipe, TransferRecipe) else recipe
-            inner.found += check(distilled).found
+            inner.messages += check_recipe(distilled).messages
             if recipe.kind == "distill" and not recipe.data.labels:
-                inner.found.append(
+                inner.messages.append(
                     "data.labels: a table is of accuracies, and without labels there are none. Set "
                     "kind: transfer."
                 )
         # Some file systems tell no capitals from others.
         other = names.setdefault(cell.slug.casefold(), cell.title)
         if other != cell.title:
-            inner.found.append(f"{cell.title} and {other} have one name for files.")
+            inner.messages.append(f"{cell.title} and {other} have one name for files.")
         if len(cell.slug.encode()) > _LONGEST:
-            inner.found.append(
+            inner.messages.append(
                 f"{cell.title} is too long for the name of a file. Call networks by shorter names "
                 "in `teachers`, or keep them in a folder that is nearer."
             )
-        found |= dict.fromkeys(f"{cell.method}: {problem}" for problem in inner.found)
+        found |= dict.fromkeys(f"{cell.method}: {problem}" for problem in inner.messages)
     for teacher in {(t.data, t.name): t for t in (cell.teacher for cell in cells)}.values():
         where = f"teachers.{teacher.name}"
         other = names.setdefault(teacher.slug, teacher.name)
         if other != teacher.name:
             found[f"{where}: it and {other} have one name for files. Rename one."] = None
         if teacher.weights is None:
-            found |= dict.fromkeys(f"{where}: {p}" for p in check(teacher.recipe).found)
-    problems.found += found
+            found |= dict.fromkeys(f"{where}: {p}" for p in check_recipe(teacher.recipe).messages)
+    problems.messages += found
 
 
 def chosen(

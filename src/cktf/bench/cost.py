@@ -26,7 +26,7 @@ from cktf.engine import (
 )
 from cktf.errors import TrainingError
 from cktf.files import write_atomically
-from cktf.locks import locked
+from cktf.locks import file_lock
 from cktf.recipes import (
     CUSTOM,
     DistillRecipe,
@@ -34,7 +34,7 @@ from cktf.recipes import (
     TrainRecipe,
     TransferRecipe,
     build_data,
-    new_network,
+    build_student,
     set_input_size,
 )
 from cktf.workflows.assembly import assemble
@@ -124,8 +124,8 @@ def _measure(given: Recipe | TransferRecipe, teacher_name: str | None) -> Cost:
     distilled = isinstance(recipe, DistillRecipe)
     name = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
     classes = len(data.raw_train.classes) or 10
-    teacher = new_network(teacher_name, data.raw_train, classes) if teacher_name else None
-    student = new_network(name, data.raw_train, classes)
+    teacher = build_student(teacher_name, data.raw_train, classes) if teacher_name else None
+    student = build_student(name, data.raw_train, classes)
     if isinstance(recipe, DistillRecipe):
         set_input_size(student, recipe.student_size)
         if teacher is not None:
@@ -196,7 +196,7 @@ def keep_costs(costs: dict[str, Cost], place: Path) -> None:
     """Write costs beside results, and beside those that other processes write."""
     place.mkdir(parents=True, exist_ok=True)
     # Of processes that share the folder, one reads and writes at a time.
-    with locked(place / LOCK):
+    with file_lock(place / LOCK):
         known = costs_in(place) | costs
         text = json.dumps({name: asdict(cost) for name, cost in known.items()}, indent=1)
         write_atomically(place / COSTS, (text + "\n").encode())

@@ -11,7 +11,7 @@ from typing_extensions import Self
 from cktf.errors import RecipeError, nearest
 from cktf.recipes import read_recipe
 from cktf.recipes.schema import Name
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 
 Fields = dict[str, Any]
 
@@ -179,7 +179,7 @@ def read_matrix(name: str | Path) -> Matrix:
     Raises:
         RecipeError: no such matrix, or everything that is wrong with its form.
     """
-    path = expanded(name)
+    path = expand_user_path(name)
     if str(name) in shipped():
         path = Path(str(files("cktf.bench").joinpath("matrices", f"{name}.yaml")))
     elif not path.exists():

@@ -13,7 +13,7 @@ from cktf.bench.matrix import Matrix
 from cktf.bench.results import canonical, completed, differing, read_result, result_key, weights_of
 from cktf.engine import RunFolder
 from cktf.errors import RunFolderError
-from cktf.recipes import TransferRecipe, make_recipe, read_recipe, result_fields
+from cktf.recipes import TransferRecipe, parse_recipe, read_recipe, result_fields
 from cktf.workflows import SHARED
 
 Group = list[Cell]
@@ -127,7 +127,7 @@ def _changed_teachers(bench: Bench) -> Iterator[str]:
     for teacher in {cell.teacher.slug: cell.teacher for cell in bench.cells}.values():
         run = RunFolder(bench.out / "teachers" / teacher.slug)
         if teacher.weights is None and run.finished:
-            before = result_fields(make_recipe(read_recipe(run.recipe)))
+            before = result_fields(parse_recipe(read_recipe(run.recipe)))
             if fields := ", ".join(differing(before, result_fields(teacher.recipe))):
                 yield f"{teacher.slug}: {fields}"
         elif (kept := bench.teacher_file(teacher)).exists():

@@ -14,9 +14,9 @@ from cktf.bench.matrix import Matrix, make_matrix
 from cktf.engine import RunFolder, announce
 from cktf.errors import CktfError, RunFolderError
 from cktf.files import write_atomically
-from cktf.locks import locked
+from cktf.locks import file_lock
 from cktf.models import short_sha256
-from cktf.recipes import any_recipe, put, read_recipe, result_fields, teacher_file
+from cktf.recipes import find_weights_file, parse_any_recipe, read_recipe, result_fields, set_field
 from cktf.workflows import read_teacher_ref
 
 RESULTS, MATRIX, COSTS, LOCK = "results", "matrix.yaml", "costs.json", "results.lock"
@@ -80,7 +80,7 @@ def _fingerprint(path: Path, _changed: int) -> str:
 
 def weights_of(path: Path) -> str:
     """Fingerprint of the weights in a run folder or file."""
-    file = teacher_file(str(path))
+    file = find_weights_file(str(path))
     return _fingerprint(file, file.stat().st_mtime_ns)
 
 
@@ -157,7 +157,7 @@ def keep_teacher(path: Path, record: Mapping[str, Any]) -> None:
     """Keep what a teacher was; RunFolderError where students of another are compared already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of processes that share the folder, one looks and writes at a time.
-    with locked(path.parent / LOCK):
+    with file_lock(path.parent / LOCK):
         if path.exists():
             before = json.loads(path.read_text())["weights"]
             if before != record["weights"]:
@@ -211,8 +211,8 @@ def completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A kept recipe with fields that there were not yet when it was kept, at their defaults."""
     fields: dict[str, Any] = {}
     for name, value in recipe.items():
-        put(fields, name, value)
-    return canonical(result_fields(any_recipe(fields)) | {"teacher": recipe["teacher"]})
+        set_field(fields, name, value)
+    return canonical(result_fields(parse_any_recipe(fields)) | {"teacher": recipe["teacher"]})
 
 
 def _run_decided_by(run: RunFolder) -> dict[str, Any] | None:
@@ -224,7 +224,7 @@ def _run_decided_by(run: RunFolder) -> dict[str, Any] | None:
     taught = read_teacher_ref(run.path)
     sha = taught.sha256 if taught else weights_of(Path(fields["teacher"]))
     # Of weights apart from their network, the weights decide.
-    recipe = any_recipe(fields | {"teacher_weights": None})
+    recipe = parse_any_recipe(fields | {"teacher_weights": None})
     return result_key(cast(CellRecipe, recipe), sha.partition(" ")[0])
 
 

@@ -30,7 +30,7 @@ from cktf.bench.results import (
 from cktf.engine import RunFolder, announce
 from cktf.errors import CktfError, Interrupted, RunFolderError
 from cktf.files import write_atomically
-from cktf.locks import locked
+from cktf.locks import file_lock
 from cktf.recipes import DistillRecipe, TransferRecipe
 from cktf.workflows import carry_out, distill_interleaved, plan, run_recipe
 
@@ -129,7 +129,7 @@ def _taken(bench: Bench, cells: Group) -> Iterator[Group]:
         mine = [
             cell
             for cell in cells
-            if locks.enter_context(locked(bench.out / "locks" / cell.slug, wait=False))
+            if locks.enter_context(file_lock(bench.out / "locks" / cell.slug, wait=False))
             # Another process may have done it since it was looked at.
             and _open(bench, cell)
         ]
@@ -244,7 +244,7 @@ def _teacher(bench: Bench, plan: TeacherPlan, wait: bool) -> Path | None:
         _TeacherTakenError: another process is at it, and it is not to be waited for.
     """
     folder = plan.weights or bench.out / "teachers" / plan.slug
-    with locked(bench.out / "locks" / plan.slug, wait) as mine:
+    with file_lock(bench.out / "locks" / plan.slug, wait) as mine:
         if not mine:
             raise _TeacherTakenError
         if _failed(bench, plan.slug):

@@ -12,7 +12,7 @@ import typer
 from cktf.cli.command import reports_errors
 from cktf.cli.options import DataDirOption, DebugOption, SetOption, TrustCodeOption
 from cktf.errors import CktfError, RecipeError
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 
 if TYPE_CHECKING:
     from cktf.bench import Bench, Cell, Cost
@@ -65,14 +65,14 @@ def bench(
 ) -> None:
     """Train all cells of a matrix: pairs, methods and seeds; skip what is done."""
     from cktf.bench import Bench, cells_of, check_bench, chosen, read_matrix, run_bench
-    from cktf.recipes import assign, refuse_code
+    from cktf.recipes import apply_assignments, refuse_code
 
     read = read_matrix(matrix)
     fields: dict[str, object] = {}
-    assign(fields, settings or [])
+    apply_assignments(fields, settings or [])
     where = None if data_dir is None else str(data_dir.absolute())
     cells = cells_of(read, where, _weights(teacher or []), fields)
-    if expanded(matrix).exists() and not trust_code:
+    if expand_user_path(matrix).exists() and not trust_code:
         for cell in cells:
             refuse_code(cell.fields | {"teacher": cell.teacher.network}, Path(matrix))
     plan = Bench(

@@ -13,7 +13,7 @@ import typer
 
 from cktf.errors import CktfError, Interrupted, RecipeError
 from cktf.signals import interrupt_on_signals
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 
 if TYPE_CHECKING:
     from cktf.workflows import Run
@@ -63,20 +63,20 @@ def reports_errors(command: Callable[P, T]) -> Callable[P, T]:
 
 
 def _expanded(value: Any) -> Any:
-    """What an option gives, its paths expanded."""
+    """What an option gives, its paths expand_user_path."""
     if isinstance(value, list):
         return [_expanded(item) for item in value]
-    return expanded(value) if isinstance(value, Path) else value
+    return expand_user_path(value) if isinstance(value, Path) else value
 
 
 def _how_to_continue(command: str, folder: Path) -> str:
     """The command by which a run that was stopped goes on."""
-    from cktf.recipes import code_named, read_recipe
+    from cktf.recipes import find_code, read_recipe
 
     if command not in _CONTINUED:
         return "Continue with the same command again."
     recipe = folder / "recipe.yaml"
-    trust = " --trust-code" if recipe.is_file() and code_named(read_recipe(recipe)) else ""
+    trust = " --trust-code" if recipe.is_file() and find_code(read_recipe(recipe)) else ""
     return f"Continue with: cktf {command} --resume {shlex.quote(str(folder))}{trust}"
 
 
@@ -116,13 +116,13 @@ def build_run_request(
         resume: `auto` or a run folder.
         trust_code: whether code that the recipe names may run.
     """
-    from cktf.recipes import assign, put, read_recipe, recipe_of, refuse_code
+    from cktf.recipes import apply_assignments, find_recipe, read_recipe, refuse_code, set_field
 
     if resume is not None and resume != "auto":
         if out is not None:
             raise RecipeError(["--resume RUN continues in RUN itself; leave --out away."])
-        out = expanded(resume)
-        recipe = recipe or recipe_of(out)
+        out = expand_user_path(resume)
+        recipe = recipe or find_recipe(out)
     elif resume is not None:
         if out is None:
             raise RecipeError(["--resume auto continues what is in --out; give --out."])
@@ -136,9 +136,9 @@ def build_run_request(
         refuse_code({n: v for n, v in fields.items() if given.get(n) is None}, recipe)
     for name, value in given.items():
         if value is not None:
-            put(fields, name, str(value) if isinstance(value, Path) else value)
+            set_field(fields, name, str(value) if isinstance(value, Path) else value)
     _leave_out_options(fields, given.get("method"))
-    assign(fields, settings or [])
+    apply_assignments(fields, settings or [])
     return RunRequest(fields, out, resume is not None)
 
 
@@ -165,14 +165,14 @@ def train_from_options(
 ) -> None:
     """Put a recipe together, carry it out and say what came of it; with `dry_run` only try it."""
     from cktf.cli.doctor import show_dry_run
-    from cktf.recipes import make_recipe, to_yaml
+    from cktf.recipes import parse_recipe, to_yaml
     from cktf.workflows import prepare, preview_run, run_recipe
 
     wanted = build_run_request(
         kind, given, recipe=recipe, settings=settings, out=out, resume=resume,
         trust_code=trust_code,
     )  # fmt: skip
-    parsed = make_recipe(wanted.fields)
+    parsed = parse_recipe(wanted.fields)
     if dry_run:
         parts = prepare(parsed, wanted.out, resume=wanted.continued, trust_code=trust_code)[1]
         show_dry_run(preview_run(parsed, parts))

@@ -69,11 +69,11 @@ def probe(
     if labeled is None and resume is None:
         raise RecipeError(["labeled: is needed. Give --labeled, a data set with labels."])
     if resume is None:
-        from cktf.recipes import teacher_file
+        from cktf.recipes import find_weights_file
         from cktf.workflows import size_of_training
 
         # Anything else is no network that was trained.
-        teacher_file(str(run))
+        find_weights_file(str(run))
 
         # As `cktf evaluate` shows them.
         given["data.image_size"] = size_of_training(run)
@@ -125,7 +125,7 @@ def _closed(
     out: Path,
     trust_code: bool,
 ) -> None:
-    from cktf.recipes import TrainRecipe, make_recipe
+    from cktf.recipes import TrainRecipe, parse_recipe
     from cktf.workflows import CURVE, probe_run
 
     wanted = build_run_request(
@@ -137,7 +137,7 @@ def _closed(
         resume=None,
         trust_code=trust_code,
     )
-    recipe = make_recipe(wanted.fields)
+    recipe = parse_recipe(wanted.fields)
     assert isinstance(recipe, TrainRecipe)
     draws = 5 if draws is None else draws
     probed = probe_run(recipe, counts or (), draws, out, trust_code=trust_code)

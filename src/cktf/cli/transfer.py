@@ -77,7 +77,7 @@ def transfer(
 ) -> None:
     """Train a student on images without labels, and classify with its features on few labels."""
     from cktf.cli.doctor import show_dry_run
-    from cktf.recipes import make_transfer, to_yaml
+    from cktf.recipes import parse_transfer_recipe, to_yaml
     from cktf.workflows import carry_out, plan, preview_run
 
     given = {
@@ -108,7 +108,7 @@ def transfer(
         "transfer", given, recipe=recipe, settings=settings, out=out, resume=resume,
         trust_code=trust_code,
     )  # fmt: skip
-    parsed = make_transfer(wanted.fields)
+    parsed = parse_transfer_recipe(wanted.fields)
     planned = plan(parsed, wanted.out, resume=wanted.continued, trust_code=trust_code)
     if dry_run:
         show_dry_run(preview_run(parsed.distilling(), planned.parts))

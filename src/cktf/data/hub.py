@@ -15,7 +15,7 @@ from cktf.data.split_loading import ReadOptions, SplitSource, abbreviate
 from cktf.data.splits import split_validation
 from cktf.data.stored_images import StoredImages
 from cktf.errors import DataError
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 
 _TESTS = ("test", "validation", "valid", "val")
 
@@ -63,7 +63,9 @@ def open_hub_dataset(
 
 def is_saved(name: str) -> bool:
     """Whether a name is of a folder that `save_to_disk` wrote."""
-    return any(os.path.isfile(expanded(name) / f) for f in ("dataset_dict.json", "state.json"))
+    return any(
+        os.path.isfile(expand_user_path(name) / f) for f in ("dataset_dict.json", "state.json")
+    )
 
 
 def _splits(title: str, name: str, directory: Path | None) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def _splits(title: str, name: str, directory: Path | None) -> dict[str, Any]:
         raise DataError("hf needs a name: hf:NAME, as of the Hub, or of a folder.")
     try:
         if is_saved(name):
-            found = datasets.load_from_disk(os.fspath(expanded(name)))
+            found = datasets.load_from_disk(os.fspath(expand_user_path(name)))
         else:
             found = datasets.load_dataset(name, cache_dir=directory and os.fspath(directory))
     except Exception as error:  # network, formats, scripts: the library lets through what it meets

@@ -22,7 +22,7 @@ from cktf.data.split_loading import (
 from cktf.data.stl10 import open_stl10
 from cktf.data.tiny_imagenet import open_tiny_imagenet
 from cktf.errors import DataError, nearest
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 
 _Open = Callable[[Path | None, str, ReadOptions], SplitSource]
 
@@ -116,7 +116,7 @@ def get_dataset_info(name: str) -> DatasetInfo:
     kind, colon, place = name.partition(":")
     if kind == FOLDER_PREFIX:
         known = DATASETS[f"{FOLDER_PREFIX}:DIR"]
-        root = expanded(place)
+        root = expand_user_path(place)
         opens: _Open = lambda directory, split, reading: open_image_folder(  # noqa: E731
             root if place else directory, split, reading
         )
@@ -138,7 +138,7 @@ def resolve_dataset_name(name: str) -> str:
     """The same name, its folder by an absolute path, so that it means the same in any folder."""
     kind, _, place = name.partition(":")
     if place and (kind == FOLDER_PREFIX or (kind == HUB_PREFIX and is_saved(place))):
-        return f"{kind}:{expanded(place).absolute()}"
+        return f"{kind}:{expand_user_path(place).absolute()}"
     return name
 
 
@@ -151,7 +151,7 @@ def open_dataset(
         DataError: unknown name or split, or files that are missing or not as they should be.
     """
     info = get_dataset_info(name)
-    directory = None if directory is None else expanded(directory)
+    directory = None if directory is None else expand_user_path(directory)
     if split == UNLABELED_SPLIT and not info.unlabeled:
         source = info.open(directory, "train", reading or ReadOptions())
         return replace(source, labels=torch.full_like(source.labels, NO_LABEL), classes=())

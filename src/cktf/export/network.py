@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cktf.errors import CktfError, ModelError, RecipeError
 from cktf.files import write_atomically
 from cktf.taps import eval_mode
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 
 INPUT, OUTPUT = "images", "logits"
 _LIBRARIES = "onnx", "onnxscript", "onnxruntime"
@@ -89,7 +89,7 @@ def write_onnx(
     onnx.helper.set_model_props(proto, dict(about or {}))
     content = proto.SerializeToString()
     _check(content, images, expected)
-    write_atomically(expanded(path), content)
+    write_atomically(expand_user_path(path), content)
 
 
 def _check(content: bytes, images: Tensor, expected: Tensor) -> None:
@@ -165,7 +165,7 @@ def write_int8(source: str | Path, path: str | Path, images: Iterator[Tensor]) -
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantized = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
         try:
-            quant_pre_process(expanded(source), prepared, skip_symbolic_shape=True)
+            quant_pre_process(expand_user_path(source), prepared, skip_symbolic_shape=True)
             quantize_static(
                 prepared, quantized, Reader(), per_channel=True, op_types_to_quantize=_INT8
             )
@@ -178,4 +178,4 @@ def write_int8(source: str | Path, path: str | Path, images: Iterator[Tensor]) -
                 f"ONNX Runtime cannot write {source} in int8: {_first_line(error)} The float32 "
                 "file is as it was; ship that, or quantize it with another tool."
             ) from error
-        write_atomically(expanded(path), quantized.read_bytes())
+        write_atomically(expand_user_path(path), quantized.read_bytes())

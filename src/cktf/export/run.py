@@ -15,8 +15,15 @@ from cktf.engine import evaluate as accuracy_of
 from cktf.errors import DataError, RunFolderError
 from cktf.export.network import OnnxNetwork, require_onnx, write_int8, write_onnx
 from cktf.models import Normalized, read_metadata
-from cktf.recipes import CUSTOM, DataSection, load_split, load_teacher, loader_of_test, teacher_file
-from cktf.user_paths import expanded
+from cktf.recipes import (
+    CUSTOM,
+    DataSection,
+    build_test_loader,
+    find_weights_file,
+    load_split,
+    load_teacher,
+)
+from cktf.user_paths import expand_user_path
 from cktf.workflows import tested_on
 from cktf.workflows.analysis import evenly, latency_ms
 
@@ -80,8 +87,8 @@ def export_run(
             form in ONNX, or libraries that are not installed.
     """
     require_onnx()
-    run = expanded(run)
-    out = run / "student.onnx" if out is None else expanded(out)
+    run = expand_user_path(run)
+    out = run / "student.onnx" if out is None else expand_user_path(out)
     _, section = tested_on(run, data_dir=data_dir)
     if section.name == CUSTOM and int8:
         raise RunFolderError(
@@ -91,10 +98,10 @@ def export_run(
     test, missing = _test_images(section)
     if missing and (int8 or data_dir):
         raise DataError(missing)
-    loader = None if test is None else loader_of_test(test, section.workers)
+    loader = None if test is None else build_test_loader(test, section.workers)
     classes = None if test is None else tuple(test.classes)
     network = load_teacher(str(run.absolute()), classes, trust_code=trust_code).network.eval()
-    weights = teacher_file(str(run.absolute()))
+    weights = find_weights_file(str(run.absolute()))
     about = read_metadata(weights)
     images = _some(network, about) if loader is None else next(loader.epoch(0)).images[:_TRACED]
     photographs = section.name.partition(":")[0] in (FOLDER_PREFIX, HUB_PREFIX)
@@ -144,7 +151,7 @@ def _metadata(about: dict[str, object], images: Tensor, photographs: bool) -> di
 def _calibration(train: ImageSet[Images]) -> Iterator[Tensor]:
     """Training images that lie evenly over the set, as they are."""
     chosen = train.subset(evenly(len(train), _CALIBRATION))
-    return (batch.images for batch in loader_of_test(chosen).epoch(0))
+    return (batch.images for batch in build_test_loader(chosen).epoch(0))
 
 
 @torch.no_grad()

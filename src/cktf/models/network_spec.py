@@ -33,7 +33,7 @@ from cktf.errors import ModelError, nearest
 from cktf.models.normalized import Normalized
 from cktf.models.torchvision_pretrained import implied, take_classifier
 from cktf.models.zoo import check_network_name, create, list_networks
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 
 # A path may hold what else begins arguments or a size.
 _LINE = re.compile(r"(?P<where>.+?\.py:[\w.]+|[^()@]+?)(?P<arguments>\(.*\))?(?:@(?P<size>\d+))?")
@@ -130,7 +130,11 @@ def resolve_network_spec(line: str) -> str:
     """A line with the absolute path of its Python file, so that it means the same anywhere."""
     match = _LINE.fullmatch(line.strip())
     file = match["where"].rpartition(":")[0] if match else ""
-    return line.replace(file, str(expanded(file).absolute()), 1) if file.endswith(".py") else line
+    return (
+        line.replace(file, str(expand_user_path(file).absolute()), 1)
+        if file.endswith(".py")
+        else line
+    )
 
 
 def build_network(source: NetworkSpec, num_classes: int | None) -> BuiltNetwork:
@@ -312,7 +316,7 @@ def _listed(library: str) -> list[str]:
 
 def _check_own(source: NetworkSpec) -> None:
     if source.library.endswith(".py"):
-        path = expanded(source.library)
+        path = expand_user_path(source.library)
         if not path.is_file():
             raise ModelError(f"{source.line}: there is no file {path}.")
         defined = _defined_in(path)
@@ -355,7 +359,7 @@ def _defined_in(path: Path) -> list[str]:
 def _module(source: NetworkSpec) -> ModuleType:
     if not source.library.endswith(".py"):
         return importlib.import_module(source.library)
-    path = expanded(source.library).resolve()
+    path = expand_user_path(source.library).resolve()
     # A name that no other module has: dataclasses, for one, look their module up by it.
     name = f"{path.stem}_{zlib.crc32(bytes(path)):08x}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -371,7 +375,7 @@ def _beside(source: NetworkSpec) -> Iterator[None]:
     if not source.library.endswith(".py"):
         yield
         return
-    folder = str(expanded(source.library).resolve().parent)
+    folder = str(expand_user_path(source.library).resolve().parent)
     sys.path.insert(0, folder)
     try:
         yield

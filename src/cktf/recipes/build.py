@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -67,7 +67,7 @@ class Data:
         validation: batches of what was held out of the training images; None where nothing was.
         raw_validation: what these are made from.
         labeled: whether the training images have labels that may be read.
-        found: one line on what was read, and how it is fed; empty for a user's own data.
+        description: one line on what was read, and how it is fed; empty for a user's own data.
     """
 
     train: Loader
@@ -79,14 +79,14 @@ class Data:
     validation: Loader | None = None
     raw_validation: Any = None
     labeled: bool = True
-    found: str = ""
+    description: str = ""
 
 
 class Problems:
     """Collects mistakes, so that the user hears of all of them at once."""
 
     def __init__(self) -> None:
-        self.found: list[str] = []
+        self.messages: list[str] = []
 
     @contextmanager
     def collect(self, field: str = "") -> Iterator[None]:
@@ -95,32 +95,32 @@ class Problems:
         try:
             yield
         except RecipeError as error:
-            self.found += [f"{before}{problem}" for problem in error.problems]
+            self.messages += [f"{before}{problem}" for problem in error.problems]
         except CktfError as error:
-            self.found.append(f"{before}{error}")
+            self.messages.append(f"{before}{error}")
 
-    def about(self, field: str) -> bool:
+    def mention(self, field: str) -> bool:
         """Whether something was found for a field or one inside it."""
-        return any(problem.startswith((f"{field}:", f"{field}.")) for problem in self.found)
+        return any(problem.startswith((f"{field}:", f"{field}.")) for problem in self.messages)
 
-    def stop_if_any(self) -> None:
+    def raise_if_any(self) -> None:
         """Raise all that was found."""
-        if self.found:
-            raise RecipeError(self.found)
+        if self.messages:
+            raise RecipeError(self.messages)
 
 
-def check(recipe: Recipe) -> Problems:
+def check_recipe(recipe: Recipe) -> Problems:
     """Every mistake in a recipe that can be seen without reading images or weights."""
     problems = Problems()
     if recipe.data.name != CUSTOM:
         with problems.collect("data.name"):
             info = get_dataset_info(recipe.data.name)
             if info.needs_directory and recipe.data.dir is None:
-                problems.found.append(
+                problems.messages.append(
                     f"data.dir: {recipe.data.name} needs a folder: --data-dir DIR."
                 )
     else:
-        problems.found += [
+        problems.messages += [
             f"data.{field}: is for data sets by name, given {getattr(recipe.data, field)!r}. Do it "
             "in your own data set."
             for field in _NAMED_ONLY
@@ -131,16 +131,16 @@ def check(recipe: Recipe) -> Problems:
         with problems.collect("model" if isinstance(recipe, TrainRecipe) else "student"):
             check_network(network)
     if not recipe.data.labels:
-        problems.found += _without_labels(recipe)
+        problems.messages += _without_labels(recipe)
     if isinstance(recipe, DistillRecipe):
-        problems.found += _of_cache(recipe)
+        problems.messages += _of_cache(recipe)
         with problems.collect("method"):
             _check_options(recipe, problems)
         if recipe.teacher != CUSTOM:
             with problems.collect("teacher"):
                 check_teacher(recipe.teacher, recipe.teacher_weights)
     if recipe.runtime.device == "cuda" and not torch.cuda.is_available():
-        problems.found.append("runtime.device: PyTorch sees no 'cuda' here. Use cpu or auto.")
+        problems.messages.append("runtime.device: PyTorch sees no 'cuda' here. Use cpu or auto.")
     with problems.collect("runtime.track"):
         trackers_of(recipe.runtime.track)
     return problems
@@ -185,7 +185,7 @@ def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
     named = parse(recipe.method)
     for name, values in recipe.options.items():
         if name not in named:
-            problems.found.append(
+            problems.messages.append(
                 f"options.{name}: the method {recipe.method!r} does not name it. "
                 f"{nearest(name, named)}"
             )
@@ -193,7 +193,7 @@ def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
         known = METHODS[name].options()
         for option, value in values.items():
             if option not in known:
-                problems.found.append(
+                problems.messages.append(
                     f"options.{name}.{option}: {name} has no such option. {nearest(option, known)}"
                 )
                 continue
@@ -202,10 +202,10 @@ def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
                 values[option] = TypeAdapter(known[option].annotation).validate_python(value)
             except ValidationError as error:
                 message = error.errors()[0]["msg"]
-                problems.found.append(f"options.{name}.{option}: {message}, given {value!r}.")
+                problems.messages.append(f"options.{name}.{option}: {message}, given {value!r}.")
 
 
-def at_one_size(recipe: TransferRecipe) -> TransferRecipe:
+def match_image_sizes(recipe: TransferRecipe) -> TransferRecipe:
     """A transfer whose labeled images are of the size of those without labels.
 
     That is, where no size is given.
@@ -296,15 +296,15 @@ def build_data(section: DataSection, seed: int) -> Data:
     found = [f"{split}: {data.describe()}" for split, data in named.items() if data is not None]
     found += _slowly(train, section)
     return Data(
-        train=loader_of_train(train, section, seed),
-        test=loader_of_test(test, section.workers),
+        train=build_train_loader(train, section, seed),
+        test=build_test_loader(test, section.workers),
         raw_train=train,
         raw_test=test,
         name=section.name,
         classes=tuple(train.classes),
-        validation=None if held is None else loader_of_test(held, section.workers),
+        validation=None if held is None else build_test_loader(held, section.workers),
         raw_validation=held,
-        found=f"{section.name}: {' | '.join(found)}",
+        description=f"{section.name}: {' | '.join(found)}",
     )
 
 
@@ -313,14 +313,14 @@ def _unlabeled(section: DataSection, seed: int) -> Data:
     # Classes are chosen by labels, which are then forgotten.
     train = load_split(section, "train" if section.classes else UNLABELED_SPLIT).unlabeled()
     return Data(
-        train=loader_of_train(train, section, seed),
+        train=build_train_loader(train, section, seed),
         test=None,
         raw_train=train,
         raw_test=None,
         name=section.name,
         classes=None,
         labeled=False,
-        found=f"{section.name}: {' | '.join([train.describe(), *_slowly(train, section)])}",
+        description=f"{section.name}: {' | '.join([train.describe(), *_slowly(train, section)])}",
     )
 
 
@@ -330,34 +330,23 @@ def _slowly(train: ImageSet[Images], section: DataSection) -> list[str]:
     return []
 
 
-def loader_of_train(train: ImageSet[Images], section: DataSection, seed: int) -> Loader:
-    """Training batches of images in memory, or of images that are streamed."""
-    size, augment, views = section.batch_size, section.augment, section.views
+def build_train_loader(train: Any, section: DataSection, seed: int) -> Loader:
+    """Training batches of a named data set, or of a user's own, which augments itself."""
+    size, workers = section.batch_size, section.workers
     check_batches(len(train), size)
-    if not isinstance(train.images, StreamedImages):
-        kept = cast("ImageSet", train)
-        return MemoryLoader(kept, size, train=True, augment=augment, seed=seed, views=views)
-    return DatasetLoader(
-        train, size, train=True, augment=augment, workers=section.workers, seed=seed, views=views
-    )
+    if not isinstance(train, ImageSet):
+        return DatasetLoader(
+            train, size, train=True, workers=workers, seed=seed, labeled=section.labels
+        )
+    augment, views = section.augment, section.views
+    if isinstance(train.images, StreamedImages):
+        return DatasetLoader(
+            train, size, train=True, augment=augment, workers=workers, seed=seed, views=views
+        )
+    return MemoryLoader(train, size, train=True, augment=augment, seed=seed, views=views)
 
 
-def custom_loader(train: Any, section: DataSection, seed: int) -> Loader:
-    """Training batches of a user's own data set."""
-    if isinstance(train, ImageSet):
-        return loader_of_train(train, section, seed)
-    check_batches(len(train), section.batch_size)
-    return DatasetLoader(
-        train,
-        section.batch_size,
-        train=True,
-        workers=section.workers,
-        seed=seed,
-        labeled=section.labels,
-    )
-
-
-def loader_of_test(test: Any, workers: int = 0) -> Loader:
+def build_test_loader(test: Any, workers: int = 0) -> Loader:
     """All of a test set, in order."""
     if not isinstance(test, ImageSet):
         size = _test_batch(_pixels_of_first(test, workers))

@@ -14,23 +14,21 @@ from pydantic_core import ErrorDetails
 from cktf.data import FOLDER_PREFIX
 from cktf.errors import RecipeError, RunFolderError, nearest
 from cktf.models import resolve_network_spec, runs_user_code
-from cktf.recipes.networks import is_path
+from cktf.recipes.networks import is_weights_path
 from cktf.recipes.schema import DistillRecipe, Recipe, TrainRecipe, TransferRecipe
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 
-_KINDS: dict[str, type[TrainRecipe] | type[DistillRecipe]] = {
+_SCHEMAS: dict[str, type[TrainRecipe] | type[DistillRecipe] | type[TransferRecipe]] = {
     "train": TrainRecipe,
     "distill": DistillRecipe,
+    "transfer": TransferRecipe,
 }
-
 
 _HERE = Path(__file__).parent
 
 AnyRecipe = TypeVar(
     "AnyRecipe", TrainRecipe, DistillRecipe, TransferRecipe, Recipe, Recipe | TransferRecipe
 )
-RecipeT = TypeVar("RecipeT", bound=BaseModel)
-
 
 # Bytes of a recipe; and what PyYAML raises, by what it meets.
 _LONGEST = 1_000_000
@@ -65,7 +63,7 @@ def _parsed(text: str) -> Any:
     return yaml.load(text, Loader=_Plain)
 
 
-def recipe_of(run: Path) -> Path:
+def find_recipe(run: Path) -> Path:
     """The recipe in a run folder.
 
     Raises:
@@ -77,7 +75,7 @@ def recipe_of(run: Path) -> Path:
     return path
 
 
-def shipped() -> list[str]:
+def shipped_recipes() -> list[str]:
     """Names of the recipes inside this package: `paper/…`."""
     return sorted(f"paper/{path.stem}" for path in (_HERE / "paper").glob("*.yaml"))
 
@@ -88,14 +86,14 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: no such file, or one that is not a YAML mapping.
     """
-    if not path.exists() and path.with_suffix("").as_posix() in shipped():
+    if not path.exists() and path.with_suffix("").as_posix() in shipped_recipes():
         path = _HERE / path.with_suffix(".yaml")
     try:
         with path.open("rb") as file:
             text = file.read(_LONGEST + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        known = ", ".join(shipped())
+        known = ", ".join(shipped_recipes())
         raise RecipeError(
             [f"{path} cannot be read ({reason}). Give a recipe.yaml, or one of: {known}."]
         ) from error
@@ -110,12 +108,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return fields
 
 
-def code_named(fields: Mapping[str, Any]) -> list[str]:
+def find_code(fields: Mapping[str, Any]) -> list[str]:
     """Which fields name a Python file or module to build a network by, which would run it."""
     found = []
     for name in ("model", "student", "teacher"):
         line = fields.get(name)
-        if isinstance(line, str) and not is_path(line) and runs_user_code(line):
+        if isinstance(line, str) and not is_weights_path(line) and runs_user_code(line):
             found.append(f"{name}: {line}")
     return found
 
@@ -126,7 +124,7 @@ def refuse_code(fields: Mapping[str, Any], path: Path) -> None:
     Raises:
         RecipeError: it names some.
     """
-    if named := code_named(fields):
+    if named := find_code(fields):
         raise RecipeError(
             [
                 f"{line}: {path} names code, and building the network would run it. Read it, and "
@@ -136,11 +134,11 @@ def refuse_code(fields: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def assign(fields: dict[str, Any], assignments: Iterable[str]) -> None:
+def apply_assignments(fields: dict[str, Any], assignments: Iterable[str]) -> None:
     """Put `a.b=value` into nested fields; the value is read as YAML.
 
     >>> fields = {"optimizer": {"lr": 0.05}}
-    >>> assign(fields, ["optimizer.lr=0.02", "epochs=3"])
+    >>> apply_assignments(fields, ["optimizer.lr=0.02", "epochs=3"])
     >>> fields
     {'optimizer': {'lr': 0.02}, 'epochs': 3}
     """
@@ -152,10 +150,10 @@ def assign(fields: dict[str, Any], assignments: Iterable[str]) -> None:
             parsed = _parsed(value)
         except _NOT_YAML as error:
             raise RecipeError([f"--set {assignment[:200]}: the value is not YAML."]) from error
-        put(fields, name, _number(parsed))
+        set_field(fields, name, _number(parsed))
 
 
-def put(fields: dict[str, Any], name: str, value: Any) -> None:
+def set_field(fields: dict[str, Any], name: str, value: Any) -> None:
     """Set one dotted field."""
     *path, last = name.split(".")
     for part in path:
@@ -166,19 +164,19 @@ def put(fields: dict[str, Any], name: str, value: Any) -> None:
     fields[last] = value
 
 
-def put_all(fields: dict[str, Any], given: Mapping[str, Any], inside: str = "") -> None:
+def set_fields(fields: dict[str, Any], given: Mapping[str, Any], inside: str = "") -> None:
     """Set dotted and nested fields; what they do not name stays.
 
     >>> fields = {"data": {"name": "custom"}}
-    >>> put_all(fields, {"data": {"batch_size": 8}, "optimizer.lr": 0.1})
+    >>> set_fields(fields, {"data": {"batch_size": 8}, "optimizer.lr": 0.1})
     >>> fields
     {'data': {'name': 'custom', 'batch_size': 8}, 'optimizer': {'lr': 0.1}}
     """
     for name, value in given.items():
         if isinstance(value, Mapping):
-            put_all(fields, value, f"{inside}{name}.")
+            set_fields(fields, value, f"{inside}{name}.")
         else:
-            put(fields, f"{inside}{name}", value)
+            set_field(fields, f"{inside}{name}", value)
 
 
 def _number(value: Any) -> Any:
@@ -191,56 +189,56 @@ def _number(value: Any) -> Any:
     return value
 
 
-def make_recipe(fields: Mapping[str, Any]) -> Recipe:
-    """Check the form of all fields.
+# Fields of `data` that are also those of `labeled`, where it does not set them.
+_SHARED_WITH_LABELED = (
+    "dir", "workers", "image_size", "channels", "skip_broken", "augment", "resized_crops",
+)  # fmt: skip
+
+
+def parse_any_recipe(fields: Mapping[str, Any]) -> Recipe | TransferRecipe:
+    """Check the form of all fields, and build the recipe of their `kind`.
 
     Raises:
         RecipeError: every unknown field, missing field and impossible value, with the nearest
             valid name.
     """
     kind = fields.get("kind")
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise RecipeError([f"kind: {kind!r} is neither 'train' nor 'distill'."])
-    return _validated(_KINDS[kind], fields)
-
-
-# What holds for the labeled images too, of whatever data set, where nothing else is said.
-_SHARED = ("dir", "workers", "image_size", "channels", "skip_broken", "augment", "resized_crops")
-
-
-def any_recipe(fields: Mapping[str, Any]) -> Recipe | TransferRecipe:
-    """Check the form of all fields, of whatever kind their recipe is.
-
-    Raises:
-        RecipeError: as `make_recipe`.
-    """
-    return make_transfer(fields) if fields.get("kind") == "transfer" else make_recipe(fields)
-
-
-def make_transfer(fields: Mapping[str, Any]) -> TransferRecipe:
-    """Check the form of all fields of a transfer.
-
-    The images have no labels; the labeled ones are of the same data set where no other is named.
-
-    Raises:
-        RecipeError: as `make_recipe`.
-    """
-    given = {name: dict(v) if isinstance(v, Mapping) else v for name, v in fields.items()}
-    data, labeled = given.setdefault("data", {}), given.setdefault("labeled", {})
-    if isinstance(data, dict) and isinstance(labeled, dict):
-        data["labels"] = False
-        other = labeled.get("name", data.get("name")) != data.get("name")
-        for name in _SHARED if other else (*_SHARED, "name", "classes"):
-            if name in data:
-                labeled.setdefault(name, data[name])
-    return _validated(TransferRecipe, given)
-
-
-def _validated(schema: type[RecipeT], fields: Mapping[str, Any]) -> RecipeT:
+    if not isinstance(kind, str) or kind not in _SCHEMAS:
+        raise RecipeError([f"kind: {kind!r} is none of: {', '.join(_SCHEMAS)}."])
+    if kind == "transfer":
+        fields = _with_labeled_section(fields)
+    schema = _SCHEMAS[kind]
     try:
         return schema.model_validate(dict(fields))
     except ValidationError as error:
         raise RecipeError(_explain(schema, detail) for detail in error.errors()) from error
+
+
+def parse_recipe(fields: Mapping[str, Any]) -> Recipe:
+    """Build the recipe of a training or a distillation; see `parse_any_recipe`."""
+    recipe = parse_any_recipe(fields)
+    if isinstance(recipe, TransferRecipe):
+        raise RecipeError(["kind: 'transfer' is neither 'train' nor 'distill'."])
+    return recipe
+
+
+def parse_transfer_recipe(fields: Mapping[str, Any]) -> TransferRecipe:
+    """Build the recipe of a transfer; see `parse_any_recipe`."""
+    recipe = parse_any_recipe({"kind": "transfer", **fields})
+    if not isinstance(recipe, TransferRecipe):
+        raise RecipeError([f"kind: {recipe.kind!r} is not 'transfer'."])
+    return recipe
+
+
+def _with_labeled_section(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Read no labels of a transfer's `data`; take `labeled` from it where it is not set."""
+    data, labeled = fields.get("data", {}), fields.get("labeled", {})
+    if not isinstance(data, Mapping) or not isinstance(labeled, Mapping):
+        return dict(fields)
+    same_data = labeled.get("name", data.get("name")) == data.get("name")
+    names = (*_SHARED_WITH_LABELED, "name", "classes") if same_data else _SHARED_WITH_LABELED
+    shared = {name: data[name] for name in names if name in data}
+    return {**fields, "data": {**data, "labels": False}, "labeled": {**shared, **labeled}}
 
 
 def _explain(schema: type[BaseModel], detail: ErrorDetails) -> str:
@@ -262,7 +260,7 @@ def _fields_at(schema: type[BaseModel], path: list[str]) -> list[str]:
     return list(schema.model_fields)
 
 
-def located(recipe: AnyRecipe) -> AnyRecipe:
+def with_absolute_paths(recipe: AnyRecipe) -> AnyRecipe:
     """The same recipe with absolute paths, so that it means the same in any folder."""
     data = recipe.data.model_copy(update={"dir": _absolute(recipe.data.dir)})
     update: dict[str, Any] = {"data": data}
@@ -303,7 +301,7 @@ _ADDED_FIELDS = {"new_classifier": False}
 def result_fields(recipe: Recipe | TransferRecipe) -> dict[str, Any]:
     """Fields by dotted name, as a file has them, without those that do not change the result."""
     flat: dict[str, Any] = {}
-    for name, value in located(recipe).model_dump(mode="json").items():
+    for name, value in with_absolute_paths(recipe).model_dump(mode="json").items():
         inner = value.items() if isinstance(value, dict) and name != "options" else [("", value)]
         flat |= {f"{name}.{part}".rstrip("."): v for part, v in inner}
     free = {name for name in _IGNORED_FIELDS if not _says_which(flat, name)}
@@ -321,19 +319,19 @@ def _says_which(flat: dict[str, Any], name: str) -> bool:
     )
 
 
-def identity(recipe: Recipe) -> str:
+def recipe_hash(recipe: Recipe) -> str:
     """A hash of what decides a recipe's result."""
     fields = json.dumps(result_fields(recipe), sort_keys=True, default=str)
     return hashlib.sha256(fields.encode()).hexdigest()
 
 
 def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(expanded(path).absolute())
+    return None if path is None else str(expand_user_path(path).absolute())
 
 
 def _located(line: str) -> str | None:
     """The absolute path of a run folder or file, or a line with that of its Python file."""
-    if is_path(line):
+    if is_weights_path(line):
         return _absolute(line)
     return resolve_network_spec(line)
 

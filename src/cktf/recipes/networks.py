@@ -25,13 +25,13 @@ from cktf.models import (
 )
 from cktf.recipes.schema import CUSTOM
 from cktf.taps import resize_classifier
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 
 _STUDENT_FILE = "student.safetensors"
 
 
 @dataclass(frozen=True)
-class Teacher:
+class LoadedNetwork:
     """A trained network.
 
     Attributes:
@@ -47,7 +47,7 @@ class Teacher:
     classes: tuple[str, ...] | None = None
 
 
-def new_network(line: str, data: ImageSet, num_classes: int | None = None) -> Normalized:
+def build_student(line: str, data: ImageSet, num_classes: int | None = None) -> Normalized:
     """A network for the classes of a data set, which normalizes and resizes images itself.
 
     Args:
@@ -87,12 +87,12 @@ def set_input_size(network: nn.Module, size: int | None) -> nn.Module:
     return network
 
 
-def is_path(line: str) -> bool:
+def is_weights_path(line: str) -> bool:
     """Whether a line is of a run folder or a file, and not of a network.
 
     A network's name is one wherever it is given; `./NAME` is the folder that is called so.
     """
-    return line != CUSTOM and not is_library_network(line) and expanded(line).exists()
+    return line != CUSTOM and not is_library_network(line) and expand_user_path(line).exists()
 
 
 def check_network(line: str) -> None:
@@ -101,8 +101,8 @@ def check_network(line: str) -> None:
     Raises:
         CktfError: neither a network, nor a run folder or file of weights to go on from.
     """
-    if is_path(line):
-        teacher_file(line)
+    if is_weights_path(line):
+        find_weights_file(line)
     else:
         parse_network_spec(line)
 
@@ -114,7 +114,7 @@ def load_initial_network(
     *,
     anew: bool = False,
     trust_code: bool = False,
-) -> Teacher:
+) -> LoadedNetwork:
     """A trained network with a classifier for a data set, new where it told other classes.
 
     Its own classifier stays where nobody names its classes, if it tells as many.
@@ -132,7 +132,7 @@ def load_initial_network(
         RuntimeError: it cannot take the images.
     """
     found = load_teacher(line, None, data, trust_code=trust_code)
-    told = _classes_told(expanded(line)) if classes is None else None
+    told = _classes_told(expand_user_path(line)) if classes is None else None
     others = anew or (told is not None and told != tuple(data.classes))
     count = len(data.classes) if classes is None else classes
     images = data[0][0].expand(2, -1, -1, -1)
@@ -143,7 +143,7 @@ def load_initial_network(
 
 def _classes_told(path: Path) -> tuple[str, ...] | None:
     """Names of a network's classes, where its file says."""
-    file = teacher_file(str(path))
+    file = find_weights_file(str(path))
     if not is_cktf_weights_file(file):
         return None
     classes = read_metadata(file)["classes"]
@@ -168,8 +168,8 @@ def check_teacher(teacher: str, weights: str | None) -> None:
         CheckpointError: no file, or no trained weights.
         ModelError: no such network.
     """
-    if is_path(teacher):
-        teacher_file(teacher)
+    if is_weights_path(teacher):
+        find_weights_file(teacher)
         if weights is not None:
             raise CheckpointError(
                 f"{teacher} has weights of its own. Leave teacher_weights away, or name the "
@@ -183,7 +183,7 @@ def check_teacher(teacher: str, weights: str | None) -> None:
             f"{teacher} is neither a run folder nor a file of weights nor a network. {error}"
         ) from error
     if weights is not None:
-        if not expanded(weights).is_file():
+        if not expand_user_path(weights).is_file():
             raise CheckpointError(f"teacher_weights: there is no file {weights}.")
     elif not source.is_own_code and not source.arguments.get("pretrained"):
         advice = "give its weights with --teacher-weights FILE"
@@ -197,13 +197,13 @@ def check_teacher(teacher: str, weights: str | None) -> None:
         )
 
 
-def teacher_file(teacher: str) -> Path:
+def find_weights_file(teacher: str) -> Path:
     """The weights that a teacher's name stands for: in a run folder, or the file itself.
 
     Raises:
         CheckpointError: nothing there.
     """
-    path = expanded(teacher)
+    path = expand_user_path(teacher)
     if path.is_dir():
         if not (path / _STUDENT_FILE).is_file():
             raise CheckpointError(
@@ -223,7 +223,7 @@ def load_teacher(
     weights: str | None = None,
     *,
     trust_code: bool = False,
-) -> Teacher:
+) -> LoadedNetwork:
     """A trained network.
 
     Args:
@@ -239,8 +239,8 @@ def load_teacher(
         ModelError: other classes, or a network that cannot be built.
     """
     check_teacher(teacher, weights)
-    if is_path(teacher):
-        path = teacher_file(teacher)
+    if is_weights_path(teacher):
+        path = find_weights_file(teacher)
         return (
             _ours(path, classes, trust_code)
             if is_cktf_weights_file(path)
@@ -250,11 +250,13 @@ def load_teacher(
     if weights is None:
         built = build_network(source, None)
         mean = built.mean, built.std
-        return Teacher(_seeing(built.network, *mean, built.size, data), teacher, f"built {teacher}")
-    return _with_weights(source, expanded(weights), data)
+        return LoadedNetwork(
+            _seeing(built.network, *mean, built.size, data), teacher, f"built {teacher}"
+        )
+    return _with_weights(source, expand_user_path(weights), data)
 
 
-def _ours(path: Path, classes: tuple[str, ...] | None, trust_code: bool) -> Teacher:
+def _ours(path: Path, classes: tuple[str, ...] | None, trust_code: bool) -> LoadedNetwork:
     network, described = load_network(path, trust_code=trust_code)
     own = described["classes"]
     assert isinstance(own, list)
@@ -273,10 +275,12 @@ def _ours(path: Path, classes: tuple[str, ...] | None, trust_code: bool) -> Teac
     note = f"loaded {name} from {path}, sha256 {short_sha256(path)}…"
     if isinstance(size := described.get("image_size"), list):
         note += f", trained on images of {'x'.join(map(str, size))}"
-    return Teacher(network, name, note, None if described["dataset"] == CUSTOM else tuple(own))
+    return LoadedNetwork(
+        network, name, note, None if described["dataset"] == CUSTOM else tuple(own)
+    )
 
 
-def _published(path: Path, data: ImageSet | None) -> Teacher:
+def _published(path: Path, data: ImageSet | None) -> LoadedNetwork:
     """A file that does not say whose weights it holds: of the network that has just these."""
     state = read_state_dict(path)
     found = identify_network(state)
@@ -291,10 +295,10 @@ def _published(path: Path, data: ImageSet | None) -> Teacher:
     network = create(name, classes)
     load_checked_state_dict(network, state, path)
     note = f"loaded {name} from {path} by its weights, sha256 {short_sha256(path)}…"
-    return Teacher(_seeing(network, None, None, None, data), name, note)
+    return LoadedNetwork(_seeing(network, None, None, None, data), name, note)
 
 
-def _with_weights(source: NetworkSpec, path: Path, data: ImageSet | None) -> Teacher:
+def _with_weights(source: NetworkSpec, path: Path, data: ImageSet | None) -> LoadedNetwork:
     # A file of ours knows more than the weights.
     said: dict[str, Any] = read_metadata(path) if is_cktf_weights_file(path) else {}
     built = build_network(source, len(said["classes"]) if said else None)
@@ -309,7 +313,7 @@ def _with_weights(source: NetworkSpec, path: Path, data: ImageSet | None) -> Tea
     note = f"loaded {source.line} from {path}, sha256 {short_sha256(path)}…"
     mean, std = said.get("mean", built.mean), said.get("std", built.std)
     network = _seeing(built.network, mean, std, said.get("size", built.size), data)
-    return Teacher(network, source.line, note)
+    return LoadedNetwork(network, source.line, note)
 
 
 def _seeing(

@@ -11,7 +11,7 @@ from typing import Any
 from cktf.bench.statistics import spread
 from cktf.engine import standard_error
 from cktf.errors import CktfError, RecipeError
-from cktf.recipes import CUSTOM, any_recipe, result_fields
+from cktf.recipes import CUSTOM, parse_any_recipe, result_fields
 from cktf.workflows import read_teacher_ref
 from cktf.workflows.analysis import Analysis, weights_of
 
@@ -111,7 +111,7 @@ def method_name(method: str) -> str:
 def experiment(run: Analysis) -> dict[str, Any]:
     """What decides a run's result beside its seed, by field."""
     try:
-        fields = result_fields(any_recipe(run.recipe))
+        fields = result_fields(parse_any_recipe(run.recipe))
     except CktfError:
         # A recipe of another version is compared as it stands.
         fields = dict(run.recipe)

@@ -18,12 +18,12 @@ from cktf import __version__
 from cktf.engine import announce
 from cktf.errors import RecipeError
 from cktf.files import write_atomically
-from cktf.recipes import recipe_of
+from cktf.recipes import find_recipe
 from cktf.report import figures
 from cktf.report.answer import UNCERTAINTY, Gap, answer, compression, gap, teacher_gap
 from cktf.report.groups import Group, alone, grouped, refuse_unlike
 from cktf.report.styles import look
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 from cktf.workflows.analysis import (
     Analysis,
     Analyst,
@@ -88,7 +88,7 @@ def write_report(
         raise RecipeError(
             [f"A report needs {error.name}, which is not here: pip install 'cktf[report]'."]
         ) from error
-    folders = list(map(expanded, runs))
+    folders = list(map(expand_user_path, runs))
     refuse_unlike([read_run(folder, data_dir) for folder in folders])
     analyst = Analyst(images, data_dir=data_dir, trust_code=trust_code)
     found = []
@@ -111,7 +111,7 @@ def write_report(
         raise RecipeError(
             [f"The report would be of {len(content) / 2**20:.1f} MB. Give fewer runs at a time."]
         )
-    out = expanded(out)
+    out = expand_user_path(out)
     write_atomically(out, content)
     return out
 
@@ -183,7 +183,7 @@ class _Page:
         self.legend: list[tuple[str, str]] = []
         self.embeddings = self._embeddings()
         self.recipes = [
-            (name, recipe_of(run.folder).read_text(encoding="utf-8"), _environment(run))
+            (name, find_recipe(run.folder).read_text(encoding="utf-8"), _environment(run))
             for run, name in figures.names_of(groups)
         ]
 

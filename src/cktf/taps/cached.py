@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cktf.batch import Batch, moved
 from cktf.errors import DataError
-from cktf.locks import locked
+from cktf.locks import file_lock
 from cktf.models.feature_paths import FeaturePaths
 from cktf.taps.cache_spec import CacheSpec
 from cktf.taps.features import Features
@@ -130,7 +130,7 @@ class CachedTap:
     def _fill_alone(self, view: int) -> None:
         """Compute what a view lacks; of several processes one does, and the others wait for it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / "lock"):
+        with file_lock(self.folder / "lock"):
             missing = [name for name in self._named if self._read(view, name) is None]
             for name in missing:
                 if self._note(view, name).is_file():

@@ -21,16 +21,16 @@ from cktf.recipes import (
     Recipe,
     TrainRecipe,
     TransferRecipe,
-    any_recipe,
-    is_path,
+    build_test_loader,
+    find_recipe,
+    find_weights_file,
+    is_weights_path,
     load_split,
     load_teacher,
-    loader_of_test,
+    parse_any_recipe,
     read_recipe,
-    recipe_of,
     refuse_code,
     set_input_size,
-    teacher_file,
 )
 from cktf.taps import Tap, eval_mode
 from cktf.workflows.evaluation import tested_on
@@ -145,7 +145,7 @@ def read_run(folder: Path, data_dir: str | None = None) -> Analysis:
         RunFolderError: no finished run there.
     """
     run = RunFolder(folder)
-    fields = read_recipe(recipe_of(folder))
+    fields = read_recipe(find_recipe(folder))
     if not run.finished:
         raise RunFolderError(f"{folder} holds no finished run. Continue it first.")
     # A transfer's epochs are those of the run inside it.
@@ -186,7 +186,7 @@ class Analyst:
             return replace(plain, missing=str(error))
 
     def _with_networks(self, plain: Analysis) -> Analysis:
-        recipe = any_recipe(plain.recipe)
+        recipe = parse_any_recipe(plain.recipe)
         _, section = tested_on(plain.folder, data_dir=self.data_dir)
         if section.name == CUSTOM:
             raise RunFolderError("The data set was made in Python, and cannot be read again here.")
@@ -207,7 +207,7 @@ class Analyst:
         if not isinstance(recipe, TrainRecipe):
             try:
                 if not self.trust_code:
-                    refuse_code({"teacher": recipe.teacher}, recipe_of(plain.folder))
+                    refuse_code({"teacher": recipe.teacher}, find_recipe(plain.folder))
                 check_teacher_ref(recipe, plain.folder)
                 teacher = self._teacher(recipe, key, test)
             except CktfError as error:
@@ -250,7 +250,7 @@ class Analyst:
         if not torch.cuda.is_available():
             training = replace(training, device="cpu")
         device = device_of(training)
-        loader = loader_of_test(test)
+        loader = build_test_loader(test)
         example = next(iter(loader.epoch(0))).images[:2]
         channels, height, width = example.shape[1:]
         stages, embedding = named
@@ -288,10 +288,10 @@ class Analyst:
 
 def weights_of(line: str) -> str:
     """A file of weights by what is in it, so that a copy is the same; any other line as it is."""
-    if not is_path(line):
+    if not is_weights_path(line):
         return line
     try:
-        return f"sha256 {short_sha256(teacher_file(line))}"
+        return f"sha256 {short_sha256(find_weights_file(line))}"
     except (CktfError, OSError):
         return line
 
@@ -299,9 +299,9 @@ def weights_of(line: str) -> str:
 def _classes_of(recipe: DistillRecipe | TransferRecipe) -> tuple[str, ...] | None:
     """Names of a teacher's classes, where its file says and a data set has given them."""
     line = recipe.teacher_weights or recipe.teacher
-    if not is_path(line) or not is_cktf_weights_file(teacher_file(line)):
+    if not is_weights_path(line) or not is_cktf_weights_file(find_weights_file(line)):
         return None
-    described = read_metadata(teacher_file(line))
+    described = read_metadata(find_weights_file(line))
     told = described["classes"]
     return tuple(told) if isinstance(told, list) and described["dataset"] != CUSTOM else None
 

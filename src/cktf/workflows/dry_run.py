@@ -119,7 +119,7 @@ def preview_run(recipe: Recipe, parts: RunComponents) -> DryRun:
     parts.student.zero_grad(set_to_none=True)
     advice = list(_advice(fitting, parts, steps, student, teacher, gradient))
     return DryRun(
-        student, teacher, parts.data.found or parts.data.name, [s.terms for s in steps],
+        student, teacher, parts.data.description or parts.data.name, [s.terms for s in steps],
         gradient, last.seconds, len(parts.data.train),
         sum(s.epochs for s in fitting.stages), str(footprint) if footprint.step else "",
         peak_memory_mb(device), advice,

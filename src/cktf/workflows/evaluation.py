@@ -14,15 +14,15 @@ from cktf.recipes import (
     CUSTOM,
     DataSection,
     TransferRecipe,
-    any_recipe,
+    build_test_loader,
+    find_recipe,
+    find_weights_file,
     load_split,
     load_teacher,
-    loader_of_test,
+    parse_any_recipe,
     read_recipe,
-    recipe_of,
-    teacher_file,
 )
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 
 
 def evaluate(
@@ -48,7 +48,7 @@ def evaluate(
     Raises:
         CktfError: no finished run, or data that does not fit it.
     """
-    run = expanded(run)
+    run = expand_user_path(run)
     training, section = tested_on(run, data, data_dir)
     if section.name == CUSTOM:
         raise RunFolderError(
@@ -56,7 +56,7 @@ def evaluate(
             "it there with cktf.engine.evaluate."
         )
     test = load_split(section, "test")
-    loader, classes = loader_of_test(test, section.workers), tuple(test.classes)
+    loader, classes = build_test_loader(test, section.workers), tuple(test.classes)
     where = str(run.absolute())
     network = load_teacher(where, classes, trust_code=trust_code).network
     if not torch.cuda.is_available():
@@ -78,7 +78,7 @@ def tested_on(
     Raises:
         CktfError: no run.
     """
-    recipe = any_recipe(read_recipe(recipe_of(run)))
+    recipe = parse_any_recipe(read_recipe(find_recipe(run)))
     section = recipe.labeled if isinstance(recipe, TransferRecipe) else recipe.data
     if section.test == section.name:
         # Held-out images stay those that were held out.
@@ -113,6 +113,6 @@ def _moved(section: DataSection, data_dir: str) -> DataSection:
 
 def size_of_training(run: Path) -> int | None:
     """Pixels of a side of the images that a run was trained on; None where it does not say."""
-    file = teacher_file(str(run.absolute()))
+    file = find_weights_file(str(run.absolute()))
     size = read_metadata(file).get("image_size") if is_cktf_weights_file(file) else None
     return int(size[0]) if isinstance(size, list) and len(set(size)) == 1 else None

@@ -22,17 +22,17 @@ from cktf.recipes import (
     CUSTOM,
     TrainRecipe,
     build_data,
-    check,
+    build_test_loader,
+    check_recipe,
     load_teacher,
-    loader_of_test,
-    make_recipe,
+    parse_recipe,
 )
 from cktf.taps import Tap, eval_mode
 from cktf.workflows.classifier import Embedded, LinearClassifier
 from cktf.workflows.inspection import find_paths
 from cktf.workflows.label_curve import CURVE, check_plots, draw_curve
 from cktf.workflows.train import plain
-from cktf.workflows.user_objects import not_map_style
+from cktf.workflows.user_objects import check_map_style
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -283,11 +283,11 @@ def probe(
     """
     check_probes(curve=False)
     fields = {"kind": "train", "model": CUSTOM, "seed": seed, "runtime": dict(runtime or {})}
-    training = make_recipe(fields).training()
-    if problems := [*not_map_style("labeled", labeled), *not_map_style("test", test)]:
+    training = parse_recipe(fields).training()
+    if problems := [*check_map_style("labeled", labeled), *check_map_style("test", test)]:
         raise RecipeError(problems)
     network, _ = plain(network)
-    fitted, tested = (embed(network, loader_of_test(data), training) for data in (labeled, test))
+    fitted, tested = (embed(network, build_test_loader(data), training) for data in (labeled, test))
     check_classes(fitted.labels)
     choices = choose(fitted.labels, labels_per_class, draws, seed)
     return probe_features(fitted, tested, choices, seed)
@@ -313,12 +313,12 @@ def probe_run(
     Raises:
         RecipeError: everything that is wrong with it.
     """
-    problems = check(recipe)
+    problems = check_recipe(recipe)
     with problems.collect("out"):
         RunFolder(out).check(resume=True)
     with problems.collect():
         check_probes(curve=len(labels_per_class) > 1)
-    problems.stop_if_any()
+    problems.raise_if_any()
     data = build_data(recipe.data.model_copy(update={"batch_size": 2}), recipe.seed)
     network = load_teacher(recipe.model, None, data.raw_train, trust_code=trust_code).network
     runtime = {n: getattr(recipe.runtime, n) for n in ("device", "precision", "channels_last")}

@@ -28,11 +28,11 @@ from cktf.models import Normalized, load_weights, save_network
 from cktf.recipes import (
     CUSTOM,
     Recipe,
-    identity,
-    located,
     numbered_class_names,
+    recipe_hash,
     result_fields,
     to_yaml,
+    with_absolute_paths,
 )
 from cktf.taps import (
     CachedTap,
@@ -100,7 +100,8 @@ def _train(
     """From networks, data and objective that fit to what a finished run holds."""
     data = parts.data
     run.insist(
-        lambda: write_atomically(run.recipe, to_yaml(located(recipe)).encode()), "its recipe"
+        lambda: write_atomically(run.recipe, to_yaml(with_absolute_paths(recipe)).encode()),
+        "its recipe",
     )
     write_input_fingerprint(recipe, parts, run)
     with enough_memory(data.train.batch_size, device_of(recipe.training()), training=True):
@@ -114,10 +115,10 @@ def _train(
             run,
             title=f"{parts.student_name} {fitting.method}" if parts.teacher else parts.student_name,
             show=show,
-            identity=identity(with_original_teacher(recipe, run)),
+            identity=recipe_hash(with_original_teacher(recipe, run)),
             validation=data.validation,
         )
-    for line in [data.found, *fitting.advice]:
+    for line in [data.description, *fitting.advice]:
         if line:
             _tell(run, show, line)
     if parts.began:

@@ -8,7 +8,7 @@ from cktf.engine import autocast_dtype, device_of
 from cktf.objectives import WeightedSum
 from cktf.recipes import DistillRecipe
 from cktf.taps import CachedTap, Features, Tap
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 from cktf.workflows.components import RunComponents
 
 
@@ -47,6 +47,6 @@ def cached(
 def _folder(recipe: DistillRecipe) -> Path:
     assert recipe.teacher_cache is not None
     if recipe.teacher_cache != "auto":
-        return expanded(recipe.teacher_cache)
+        return expand_user_path(recipe.teacher_cache)
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return expanded(home) / "cktf" / "teachers"
+    return expand_user_path(home) / "cktf" / "teachers"

@@ -16,11 +16,11 @@ from cktf.recipes import (
     Recipe,
     TrainRecipe,
     TransferRecipe,
-    is_path,
-    located,
-    teacher_file,
+    find_weights_file,
+    is_weights_path,
+    with_absolute_paths,
 )
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 
 NOTE = "teacher.json"
 
@@ -56,10 +56,10 @@ def teacher_ref_of(recipe: Recipe | TransferRecipe) -> TeacherRef | None:
     """
     if isinstance(recipe, TrainRecipe):
         return None
-    if is_path(recipe.teacher):
-        where = str(expanded(recipe.teacher).absolute())
-        return TeacherRef(where, short_sha256(teacher_file(recipe.teacher)))
-    there = located(recipe)
+    if is_weights_path(recipe.teacher):
+        where = str(expand_user_path(recipe.teacher).absolute())
+        return TeacherRef(where, short_sha256(find_weights_file(recipe.teacher)))
+    there = with_absolute_paths(recipe)
     assert not isinstance(there, TrainRecipe)
     # One that is missing is told of by the recipe's check.
     if there.teacher_weights is None or not Path(there.teacher_weights).is_file():

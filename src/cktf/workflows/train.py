@@ -16,29 +16,29 @@ from cktf.recipes import (
     AnyRecipe,
     Data,
     DistillRecipe,
+    LoadedNetwork,
     Recipe,
-    Teacher,
     TrainRecipe,
-    check,
-    is_path,
+    build_student,
+    check_recipe,
     is_pretrained_spec,
+    is_weights_path,
     load_initial_network,
     load_teacher,
-    make_recipe,
-    new_network,
-    put,
-    put_all,
+    parse_recipe,
     read_recipe,
     result_fields,
+    set_field,
+    set_fields,
     set_input_size,
 )
 from cktf.taps import count_logits, find_classifier
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 from cktf.workflows.components import RunComponents
 from cktf.workflows.inspection import images_accepted_by
 from cktf.workflows.run import Run, execute
 from cktf.workflows.teacher_ref import read_teacher_ref, teacher_ref_of
-from cktf.workflows.user_objects import UserObjects, absent, data_of
+from cktf.workflows.user_objects import UserObjects, check_objects, load_data
 
 T = TypeVar("T")
 
@@ -139,7 +139,7 @@ def distill(
         raise RecipeError(["train, unlabeled: give one of them, the images to train on."])
     if unlabeled is not None:
         train = unlabeled
-        put(fields, "data.labels", False)
+        set_field(fields, "data.labels", False)
     recipe = _recipe(fields, train, epochs, seed, overrides)
     return run_recipe(
         recipe,
@@ -163,7 +163,7 @@ def name_of(network: nn.Module | str | Path) -> str:
     """What a recipe calls a network."""
     if isinstance(network, Path):
         # Never the name of a network.
-        return str(expanded(network).absolute())
+        return str(expand_user_path(network).absolute())
     return CUSTOM if isinstance(network, nn.Module) else network
 
 
@@ -175,9 +175,9 @@ def _recipe(
     overrides: Mapping[str, Any] | None,
 ) -> Recipe:
     fields |= {"epochs": epochs, "seed": seed}
-    put(fields, "data.name", train if isinstance(train, str) else CUSTOM)
-    put_all(fields, overrides or {})
-    return make_recipe(fields)
+    set_field(fields, "data.name", train if isinstance(train, str) else CUSTOM)
+    set_fields(fields, overrides or {})
+    return parse_recipe(fields)
 
 
 def run_recipe(
@@ -218,23 +218,23 @@ def prepare(
         RecipeError: everything that is wrong with it.
     """
     objects = objects or UserObjects()
-    problems = check(recipe)
-    problems.found += absent(recipe, objects)
-    run = RunFolder(folder_of(recipe) if out is None else expanded(out))
+    problems = check_recipe(recipe)
+    problems.messages += check_objects(recipe, objects)
+    run = RunFolder(folder_of(recipe) if out is None else expand_user_path(out))
     with problems.collect("out"):
         run.check(resume=resume)
         if resume and run.recipe.exists():
-            check_same(recipe, make_recipe(read_recipe(run.recipe)), run)
+            check_same(recipe, parse_recipe(read_recipe(run.recipe)), run)
     data: Data | None = None
-    if not any(map(problems.about, ("data", "train", "unlabeled", "test"))):
+    if not any(map(problems.mention, ("data", "train", "unlabeled", "test"))):
         with problems.collect("data"):
-            data = data_of(recipe.data, recipe.seed, objects)
-    teacher: Teacher | None = None
-    if isinstance(recipe, DistillRecipe) and not problems.about("teacher"):
+            data = load_data(recipe.data, recipe.seed, objects)
+    teacher: LoadedNetwork | None = None
+    if isinstance(recipe, DistillRecipe) and not problems.mention("teacher"):
         with problems.collect("teacher"):
             teacher = _teacher(recipe, objects, data, trust_code)
             set_input_size(teacher.network, recipe.teacher_size)
-    problems.stop_if_any()
+    problems.raise_if_any()
     assert data is not None
     set_seed(recipe.seed)
     student, name, began = _student(recipe, objects, data, teacher, trust_code)
@@ -290,9 +290,9 @@ def folder_of(recipe: Recipe, kind: str = "") -> Path:
 
 def _teacher(
     recipe: DistillRecipe, objects: UserObjects, data: Data | None, trust_code: bool
-) -> Teacher:
+) -> LoadedNetwork:
     if isinstance(objects.teacher, nn.Module):
-        return Teacher(objects.teacher, _name_of(objects.teacher), "")
+        return LoadedNetwork(objects.teacher, _name_of(objects.teacher), "")
     raw = None if data is None else data.raw_train
     return load_teacher(
         recipe.teacher,
@@ -310,7 +310,11 @@ def _name_of(network: nn.Module) -> str:
 
 
 def _student(
-    recipe: Recipe, objects: UserObjects, data: Data, teacher: Teacher | None, trust_code: bool
+    recipe: Recipe,
+    objects: UserObjects,
+    data: Data,
+    teacher: LoadedNetwork | None,
+    trust_code: bool,
 ) -> tuple[nn.Module, str, str]:
     """The network to train, its name, and what was loaded."""
     if isinstance(objects.student, nn.Module):
@@ -327,7 +331,7 @@ def _student(
     if not data.labeled and teacher is not None:
         # Nobody knows the classes: the student tells those of its teacher.
         classes = _logits(teacher.network, data)
-    if is_path(name):
+    if is_weights_path(name):
         told = None if data.labeled else classes
         anew = isinstance(recipe, TrainRecipe) and recipe.new_classifier
         with images_accepted_by(data.raw_train[0][0][None]):
@@ -336,7 +340,7 @@ def _student(
             )
         return found.network, found.name, found.note
     began = "begins with the weights it comes with" if is_pretrained_spec(name) else ""
-    return new_network(name, data.raw_train, classes), name, began
+    return build_student(name, data.raw_train, classes), name, began
 
 
 def freeze_features(network: nn.Module, images: Tensor) -> None:

@@ -30,23 +30,23 @@ from cktf.recipes import (
     Problems,
     TrainRecipe,
     TransferRecipe,
-    at_one_size,
-    custom_loader,
-    is_path,
-    loader_of_test,
-    located,
-    make_transfer,
-    new_network,
+    build_student,
+    build_test_loader,
+    build_train_loader,
+    is_weights_path,
+    match_image_sizes,
     numbered_class_names,
-    put,
-    put_all,
+    parse_transfer_recipe,
     read_recipe,
+    set_field,
+    set_fields,
     set_input_size,
     to_yaml,
+    with_absolute_paths,
 )
 from cktf.signals import interrupt_on_signals
 from cktf.taps import new_classifier, resize_classifier
-from cktf.user_paths import expanded
+from cktf.user_paths import expand_user_path
 from cktf.workflows.assembly import assemble
 from cktf.workflows.checks import check_labels
 from cktf.workflows.classifier import check_classifier, classifying, embedding_of
@@ -65,7 +65,7 @@ from cktf.workflows.linear_probe import (
 )
 from cktf.workflows.run import Run, execute
 from cktf.workflows.train import check_same, folder_of, name_of, plain, prepare
-from cktf.workflows.user_objects import UserObjects, absent_data, data_of, some_of
+from cktf.workflows.user_objects import UserObjects, check_data_objects, load_data, select_samples
 
 _MOST_SCRATCH_EPOCHS = 200
 TEACHER, STUDENT, SCRATCH, FLOOR = "teacher", "student", "scratch", "floor"
@@ -163,13 +163,13 @@ def transfer(
         **teacher_compiled, **student_compiled,
     }  # fmt: skip
     if labeled is not None:
-        put(fields, "labeled.name", labeled if isinstance(labeled, str) else CUSTOM)
+        set_field(fields, "labeled.name", labeled if isinstance(labeled, str) else CUSTOM)
     if isinstance(test, str):
-        put(fields, "labeled.test", test)
+        set_field(fields, "labeled.test", test)
         test = None
-    put_all(fields, overrides or {})
+    set_fields(fields, overrides or {})
     objects = UserObjects(teacher, student, unlabeled), UserObjects(train=labeled, test=test)
-    return carry_out(plan(make_transfer(fields), out, *objects, resume=resume), show=show)
+    return carry_out(plan(parse_transfer_recipe(fields), out, *objects, resume=resume), show=show)
 
 
 def plan(
@@ -194,9 +194,9 @@ def plan(
     Raises:
         RecipeError: everything that is wrong with it.
     """
-    recipe = at_one_size(recipe)
+    recipe = match_image_sizes(recipe)
     distilling, problems = recipe.distilling(), Problems()
-    run = RunFolder(folder_of(distilling, "transfer") if out is None else expanded(out))
+    run = RunFolder(folder_of(distilling, "transfer") if out is None else expand_user_path(out))
     with problems.collect("out"):
         _check_folder(recipe, run, resume)
     parts: RunComponents | None = None
@@ -219,7 +219,7 @@ def plan(
     if parts is not None and data is not None and classes:
         with problems.collect():
             _check_networks(recipe, parts, _example(data), classes)
-    problems.stop_if_any()
+    problems.raise_if_any()
     assert parts is not None and data is not None
     return Planned(recipe, run, parts, copy.deepcopy(parts.student), data, choices, classes)
 
@@ -237,9 +237,9 @@ def _check_networks(
 def _labeled(recipe: TransferRecipe, objects: UserObjects) -> Data:
     # Any number of labels will do: the batches of training from scratch are made later.
     section = recipe.labeled.model_copy(update={"batch_size": 2})
-    if problems := absent_data(section, objects):
+    if problems := check_data_objects(section, objects):
         raise RecipeError(problems)
-    data = data_of(section, recipe.seed, objects)
+    data = load_data(section, recipe.seed, objects)
     if data.test is None or not data.labeled:
         raise RecipeError(["a probe needs labeled images, and others to test on: give test."])
     return data
@@ -253,7 +253,7 @@ def _check_folder(recipe: TransferRecipe, run: RunFolder, resume: bool) -> None:
                 f"{run.path} already holds a run. Choose another --out, or continue it with "
                 "--resume auto."
             )
-        check_same(recipe, at_one_size(make_transfer(read_recipe(run.recipe))), run)
+        check_same(recipe, match_image_sizes(parse_transfer_recipe(read_recipe(run.recipe))), run)
 
 
 def carry_out(planned: Planned, *, show: bool = True) -> Transferred:
@@ -282,7 +282,7 @@ def carry_out(planned: Planned, *, show: bool = True) -> Transferred:
 
 def _carry_out(planned: Planned, distilling: DistillRecipe, show: bool) -> Transferred:
     recipe, run, parts = planned.recipe, planned.run, planned.parts
-    text = to_yaml(located(recipe)).encode()
+    text = to_yaml(with_absolute_paths(recipe)).encode()
     run.insist(lambda: write_atomically(run.recipe, text), "its recipe")
     if recipe.student == CUSTOM:
         restore_initial_student((planned.untrained, parts.student), run)
@@ -356,8 +356,8 @@ def _probe(planned: Planned, networks: Mapping[str, nn.Module], show: bool) -> d
     ]
     assert planned.labeled.test is not None
     recipe, found = planned.recipe, {}
-    few = some_of(planned.labeled.raw_train, needed)
-    loaders = loader_of_test(few, recipe.labeled.workers), planned.labeled.test
+    few = select_samples(planned.labeled.raw_train, needed)
+    loaders = build_test_loader(few, recipe.labeled.workers), planned.labeled.test
     for name, network in networks.items():
         announce(f"probing the {name}'s features", show)
         path = recipe.teacher_embedding if name == TEACHER else recipe.student_embedding
@@ -381,7 +381,7 @@ def _scratch(planned: Planned, show: bool) -> Run:
     """The same student on the most labels alone, for as many steps."""
     recipe, labeled = planned.recipe, planned.labeled
     chosen = planned.choices[-1]
-    few = some_of(labeled.raw_train, chosen.draws[0])
+    few = select_samples(labeled.raw_train, chosen.draws[0])
     update: dict[str, Any] = {"batch_size": min(recipe.data.batch_size, len(few))}
     if recipe.labeled.name != CUSTOM:
         update["per_class"] = chosen.labels
@@ -392,15 +392,15 @@ def _scratch(planned: Planned, show: bool) -> Run:
         schedule=recipe.schedule, runtime=recipe.runtime, checkpoint=recipe.checkpoint,
         epochs=scratch_epochs(recipe, steps, len(few) // section.batch_size),
     )  # fmt: skip
-    train = custom_loader(few, section, recipe.seed)
-    data = replace(labeled, train=train, raw_train=few, found="")
+    train = build_train_loader(few, section, recipe.seed)
+    data = replace(labeled, train=train, raw_train=few, description="")
     set_seed(recipe.seed)
-    if not isinstance(few, ImageSet) or is_path(recipe.student) or recipe.student == CUSTOM:
+    if not isinstance(few, ImageSet) or is_weights_path(recipe.student) or recipe.student == CUSTOM:
         network: nn.Module = copy.deepcopy(planned.untrained)
         resize_classifier(network, planned.classes, _example(planned.labeled))
     else:
         network = set_input_size(
-            new_network(recipe.student, few, planned.classes), recipe.student_size
+            build_student(recipe.student, few, planned.classes), recipe.student_size
         )
     parts = RunComponents(network, None, planned.parts.student_name, None, data)
     return execute(own, parts, RunFolder(planned.run.path / SCRATCH), show)

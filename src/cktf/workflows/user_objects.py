@@ -22,8 +22,8 @@ from cktf.recipes import (
     DistillRecipe,
     Recipe,
     build_data,
-    custom_loader,
-    loader_of_test,
+    build_test_loader,
+    build_train_loader,
 )
 
 
@@ -37,7 +37,7 @@ class UserObjects:
     test: Any = None
 
 
-def absent(recipe: Recipe, objects: UserObjects) -> list[str]:
+def check_objects(recipe: Recipe, objects: UserObjects) -> list[str]:
     """Where the recipe says `custom` and no object was given, or one that does not fit."""
     if isinstance(recipe, DistillRecipe):
         said = {"teacher": recipe.teacher, "student": recipe.student}
@@ -45,11 +45,11 @@ def absent(recipe: Recipe, objects: UserObjects) -> list[str]:
         said = {"student": recipe.model}
     return [
         *(_missing(n) for n, value in said.items() if _is_missing(value, getattr(objects, n))),
-        *absent_data(recipe.data, objects),
+        *check_data_objects(recipe.data, objects),
     ]
 
 
-def absent_data(section: DataSection, objects: UserObjects) -> list[str]:
+def check_data_objects(section: DataSection, objects: UserObjects) -> list[str]:
     """Likewise of the images."""
     custom = section.name == CUSTOM
     problems = [_missing("train")] if _is_missing(section.name, objects.train) else []
@@ -63,7 +63,7 @@ def absent_data(section: DataSection, objects: UserObjects) -> list[str]:
         value = getattr(objects, name)
         if custom and value is not None and not isinstance(value, str):
             called = name if section.labels or name == "test" else "unlabeled"
-            problems += not_map_style(called, value)
+            problems += check_map_style(called, value)
     if objects.test is not None and not section.labels:
         problems.append(
             "test: without labels the student does not learn to tell classes. Measure its features "
@@ -74,7 +74,7 @@ def absent_data(section: DataSection, objects: UserObjects) -> list[str]:
     return problems
 
 
-def not_map_style(name: str, value: Any) -> list[str]:
+def check_map_style(name: str, value: Any) -> list[str]:
     """What keeps an object from being read as a data set, sample by sample in any order."""
     kind = type(value).__name__
     if isinstance(value, DataLoader | DatasetLoader | MemoryLoader):
@@ -100,7 +100,7 @@ def _missing(name: str) -> str:
     )
 
 
-def data_of(section: DataSection, seed: int, objects: UserObjects) -> Data:
+def load_data(section: DataSection, seed: int, objects: UserObjects) -> Data:
     """The images that a recipe names, or the objects that stand in for them."""
     train, test = objects.train, objects.test
     if section.name != CUSTOM:
@@ -111,21 +111,21 @@ def data_of(section: DataSection, seed: int, objects: UserObjects) -> Data:
     held = None
     if section.validation:
         kept, out = split_validation(get_labels(train), section.validation, VALIDATION_SEED)
-        train, held = some_of(train, kept), some_of(train, out)
+        train, held = select_samples(train, kept), select_samples(train, out)
     return Data(
-        train=custom_loader(train, section, seed),
-        test=None if test is None else loader_of_test(test, section.workers),
+        train=build_train_loader(train, section, seed),
+        test=None if test is None else build_test_loader(test, section.workers),
         raw_train=train,
         raw_test=test,
         name=train.name if isinstance(train, ImageSet) else CUSTOM,
         classes=tuple(train.classes) if named else None,
         labeled=section.labels,
-        validation=None if held is None else loader_of_test(held, section.workers),
+        validation=None if held is None else build_test_loader(held, section.workers),
         raw_validation=held,
     )
 
 
-def some_of(data: Any, positions: Tensor) -> Any:
+def select_samples(data: Any, positions: Tensor) -> Any:
     """The samples of a data set at some positions."""
     if isinstance(data, ImageSet):
         return data.subset(positions)
