@@ -5,8 +5,8 @@
 The first table is of whole training steps, alone and with CKTF added (16384 negatives drawn once
 for the batch, N = 50,000), relative to a step of the student alone; those with a first stage have a
 row for its step. The second is of the losses alone, forward and backward, on the two networks'
-features, against the formulation of the published results, which `tests/naive.py` keeps. Memory is
-that of the tensors which a step holds at most, beside those that stay.
+features, against the formulation of the published results, which `tests/naive_losses.py` keeps.
+Memory is that of the tensors which a step holds at most, beside those that stay.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from cktf.objectives import METHODS, Objective, Phase
 from cktf.taps import Features, Tap
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import naive
+import naive_losses
 
 PAIR = "resnet32x4:resnet8x4"
 CONTRAST: dict[str, object] = {"estimator": "shared"}
@@ -78,7 +78,7 @@ def losses(name: str, steps: Steps) -> dict[str, Loss]:
             Tap(n, needs=needs)(steps.batch.images) for n in (steps.student, steps.teacher)
         )
     own, other = (_read(name, f, objective) for f in (student, teacher))
-    published = getattr(naive, name)
+    published = getattr(naive_losses, name)
     rest: tuple[Tensor, ...] = ()
     if name == "vid":
         # One stage, of the teacher's shape: what follows the regressor.

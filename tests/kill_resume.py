@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
-from test_training import Small
+from small_runs import SmallNet
 
 import cktf
 from cktf.data import ImageSet, load_dataset
@@ -66,7 +66,7 @@ def distilled(method: str, options: dict, **overrides) -> Callable[[Path], None]
     def run(folder: Path) -> None:
         torch.manual_seed(0)
         cktf.distill(
-            Small(width=16), Small(), train=train, test=test, method=method, epochs=EPOCHS,
+            SmallNet(width=16), SmallNet(), train=train, test=test, method=method, epochs=EPOCHS,
             options=options, out=folder, resume=True, show=False,
             overrides={"data.batch_size": BATCH, "checkpoint.minutes": MINUTES} | overrides,
         )  # fmt: skip

@@ -21,7 +21,7 @@ import pytest
 import timm
 import torch
 import yaml
-from test_resume import stop_after
+from small_runs import stop_after_steps
 from typer.testing import CliRunner
 
 from cktf.bench import (
@@ -680,7 +680,7 @@ def test_a_half_trained_cell_goes_on_where_its_folder_and_teacher_are_now(
     (first / "t.safetensors").write_bytes(weights.read_bytes())
     with monkeypatch.context() as patch:
         # In the second of two epochs of four steps.
-        stop_after(patch, 5)
+        stop_after_steps(patch, 5)
         with pytest.raises(Interrupted):
             run_bench(bench(first / "out", first / "t.safetensors", matrix=ONE))
     first.rename(second)

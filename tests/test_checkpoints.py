@@ -15,15 +15,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_resume import distill, few, records, stop_after
-from test_training import Small, equal, images, weights
+from small_runs import (
+    SmallNet,
+    distill_few,
+    equal_weights,
+    read_untimed_metrics,
+    stop_after_steps,
+    student_weights,
+)
+from unsafe_pickle import MakesFolder
 
 import cktf
 from cktf.engine import RunFolder, Trainer, checkpoints, run_folder
 from cktf.engine.checkpoints import Checkpoints
 from cktf.errors import CheckpointError, Interrupted, RunFolderError, TrainingError
 
-__all__ = ["few", "images"]  # fixtures
 OFTEN = {"checkpoint.minutes": 1e-9}
 
 
@@ -194,16 +200,6 @@ def test_too_little_memory_is_no_damage(two, monkeypatch, load):
     assert not said
 
 
-class Opened:
-    """A pickle that makes a file when it is opened."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
 def vouch(path):
     """A manifest that says that all is well."""
     told = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -213,7 +209,7 @@ def vouch(path):
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_checkpoint_runs_no_code(two, tmp_path, plain):
     kept, said, newest = two
-    evil = {"number": 2, "weights": Opened(tmp_path / "opened")}
+    evil = {"number": 2, "weights": MakesFolder(tmp_path / "opened")}
     if plain:
         newest.write_bytes(pickle.dumps(evil))
     else:
@@ -314,26 +310,26 @@ def kept_in(folder):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
-def test_a_run_that_goes_on_lets_go_of_where_it_came_from(few, tmp_path, monkeypatch):
+def test_a_run_that_goes_on_lets_go_of_where_it_came_from(few_images, tmp_path, monkeypatch):
     """As long as a checkpoint is mapped, its file takes room on the disk."""
     with monkeypatch.context() as patched:
-        stop_after(patched, 3)
+        stop_after_steps(patched, 3)
         with pytest.raises(Interrupted):
-            distill(few, tmp_path / "run")
+            distill_few(few_images, tmp_path / "run")
     mapped = []
 
     def look():
         mapped.append("checkpoint-" in Path("/proc/self/maps").read_text())
 
     at_steps(monkeypatch, dict.fromkeys(range(1, 8), look))
-    distill(few, tmp_path / "run", resume=True)
+    distill_few(few_images, tmp_path / "run", resume=True)
     assert mapped == [False] * 7
 
 
 @alone
-def test_a_full_disk(few, tmp_path, monkeypatch, capsys):
+def test_a_full_disk(few_images, tmp_path, monkeypatch, capsys):
     """ENOSPC from a real file system, while training, and room again before its end."""
-    whole = distill(few, tmp_path / "whole", method="kd", overrides=OFTEN)
+    whole = distill_few(few_images, tmp_path / "whole", method="kd", overrides=OFTEN)
     with tmpfs(tmp_path / "disk", 2) as disk:
         run, ballast, seen = disk / "run", disk / "ballast", []
 
@@ -347,11 +343,11 @@ def test_a_full_disk(few, tmp_path, monkeypatch, capsys):
 
         monkeypatch.setattr("cktf.engine.checkpoint_schedule._AGAIN_AFTER", 0.0)
         at_steps(monkeypatch, {4: fill, 8: free})
-        done = distill(few, run, method="kd", overrides=OFTEN)
+        done = distill_few(few_images, run, method="kd", overrides=OFTEN)
         assert seen[0] == seen[1]
         assert len(seen[0]) == 2
-        assert equal(weights(whole), weights(done))
-        assert records(whole.folder) == records(run)
+        assert equal_weights(student_weights(whole), student_weights(done))
+        assert read_untimed_metrics(whole.folder) == read_untimed_metrics(run)
         log = (run / "log.txt").read_text()
         assert "could not be written (No space left on device)" in log
         assert "could be written again" in log
@@ -361,22 +357,22 @@ def test_a_full_disk(few, tmp_path, monkeypatch, capsys):
 
 
 @alone
-def test_a_full_disk_at_the_end_is_waited_for(few, tmp_path, monkeypatch):
+def test_a_full_disk_at_the_end_is_waited_for(few_images, tmp_path, monkeypatch):
     with tmpfs(tmp_path / "disk", 2) as disk:
         ballast = disk / "ballast"
 
         monkeypatch.setattr(run_folder.time, "sleep", lambda _: ballast.unlink())
         at_steps(monkeypatch, {10: lambda: fill_up(ballast)})
-        done = distill(few, disk / "run", method="kd")
+        done = distill_few(few_images, disk / "run", method="kd")
         assert RunFolder(disk / "run").finished
         assert done.summary["epochs"] == 2
         assert "the student could not be written" in (disk / "run" / "log.txt").read_text()
 
 
 @alone
-def test_a_folder_that_may_not_be_written(few, tmp_path, monkeypatch):
+def test_a_folder_that_may_not_be_written(few_images, tmp_path, monkeypatch):
     """EACCES: the folder loses its permission, and root its privilege, while training."""
-    whole = distill(few, tmp_path / "whole", method="kd", overrides=OFTEN)
+    whole = distill_few(few_images, tmp_path / "whole", method="kd", overrides=OFTEN)
     run, seen = tmp_path / "run", []
     folder, root = run / "checkpoints", os.geteuid() == 0
 
@@ -398,47 +394,48 @@ def test_a_folder_that_may_not_be_written(few, tmp_path, monkeypatch):
     monkeypatch.setattr("cktf.engine.checkpoint_schedule._AGAIN_AFTER", 0.0)
     at_steps(monkeypatch, {4: forbid, 7: allow})
     try:
-        done = distill(few, run, method="kd", overrides=OFTEN)
+        done = distill_few(few_images, run, method="kd", overrides=OFTEN)
     finally:
         if root:
             os.seteuid(0)
     assert seen == [["checkpoint-000000-000000002.pt", "checkpoint-000000-000000003.pt"]]
-    assert equal(weights(whole), weights(done))
-    assert records(whole.folder) == records(run)
+    assert equal_weights(student_weights(whole), student_weights(done))
+    assert read_untimed_metrics(whole.folder) == read_untimed_metrics(run)
     assert "Permission denied" in (run / "log.txt").read_text()
 
 
-def test_a_damaged_checkpoint_costs_only_its_steps(few, tmp_path, monkeypatch, capsys):
-    whole = distill(few, tmp_path / "whole", method="kd")
+def test_a_damaged_checkpoint_costs_only_its_steps(few_images, tmp_path, monkeypatch, capsys):
+    whole = distill_few(few_images, tmp_path / "whole", method="kd")
     with monkeypatch.context() as patch:
-        stop_after(patch, 7)
+        stop_after_steps(patch, 7)
         with pytest.raises(Interrupted):
-            distill(few, tmp_path / "run", method="kd", overrides=OFTEN)
+            distill_few(few_images, tmp_path / "run", method="kd", overrides=OFTEN)
     newest = max((tmp_path / "run" / "checkpoints").glob("*.pt"))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 4
     newest.write_bytes(content)
-    done = distill(few, tmp_path / "run", method="kd", resume=True, overrides=OFTEN)
+    done = distill_few(few_images, tmp_path / "run", method="kd", resume=True, overrides=OFTEN)
     assert "its content is not what was written" in capsys.readouterr().err
-    assert equal(weights(whole), weights(done))
-    assert records(whole.folder) == records(done.folder)
+    assert equal_weights(student_weights(whole), student_weights(done))
+    assert read_untimed_metrics(whole.folder) == read_untimed_metrics(done.folder)
 
 
-def test_a_checkpoint_of_another_version_or_network(few, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_version_or_network(few_images, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        stop_after(patch, 3)
+        stop_after_steps(patch, 3)
         with pytest.raises(Interrupted):
-            distill(few, tmp_path / "run", method="kd")
+            distill_few(few_images, tmp_path / "run", method="kd")
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     path = max((tmp_path / "run" / "checkpoints").glob("*.pt"))
     state = torch.load(path, weights_only=True)
     torch.save(state | {"version": 99}, path)
     vouch(path)
     with pytest.raises(CheckpointError, match="of version 99, not"):
-        distill(few, tmp_path / "run", method="kd", resume=True)
+        distill_few(few_images, tmp_path / "run", method="kd", resume=True)
     torch.manual_seed(0)
     with pytest.raises(CheckpointError, match="belongs to another run"):
         cktf.distill(
-            Small(width=16), Small(width=12), train=few[0], test=few[1], method="kd", epochs=2,
-            out=tmp_path / "other", resume=True, show=False, overrides={"data.batch_size": 40},
+            SmallNet(width=16), SmallNet(width=12), train=few_images[0], test=few_images[1],
+            method="kd", epochs=2, out=tmp_path / "other", resume=True, show=False,
+            overrides={"data.batch_size": 40},
         )  # fmt: skip

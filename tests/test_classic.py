@@ -2,7 +2,7 @@
 
 import math
 
-import naive
+import naive_losses
 import pytest
 import torch
 from measure import peak_allocated_mb
@@ -59,7 +59,7 @@ def test_value_and_gradient_of_the_published_formulation(name):
     loss = ours(name)(given, *rest)
     loss.backward()
     given, expected = leaves(student)
-    reference = getattr(naive, name)(given, *rest)
+    reference = getattr(naive_losses, name)(given, *rest)
     torch.testing.assert_close(loss, reference, rtol=1e-5, atol=1e-7)
     assert loss.dtype == torch.float32
     assert loss.shape == ()
@@ -217,7 +217,7 @@ def test_both_forms_of_the_selectivity_kernel(side):
     student, teacher = maps((9, side, side), (12, side, side))
     found, expected = (m.clone().requires_grad_() for m in (student, student))
     functional.nst_loss([found], [teacher]).backward()
-    naive.nst([expected], [teacher]).backward()
+    naive_losses.nst([expected], [teacher]).backward()
     torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-7)
 
 
@@ -292,7 +292,7 @@ def test_a_quarter_of_the_memory(name):
 
     step(ours(name))
     own, published = (
-        peak_allocated_mb(lambda f=f: step(f)) for f in (ours(name), getattr(naive, name))
+        peak_allocated_mb(lambda f=f: step(f)) for f in (ours(name), getattr(naive_losses, name))
     )
     assert 0 < own < published / 4
 

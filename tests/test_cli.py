@@ -2,79 +2,15 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
-import urllib.request
-from urllib.error import URLError
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 import cktf
-from cktf.cli.main import app
-from cktf.data import load_dataset
 from cktf.errors import CktfError
-from cktf.models import create, save_network
 from cktf.recipes import parse_recipe
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    """A folder with a good teacher, and with everything that mistakes need."""
-    folder = tmp_path_factory.mktemp("workshop")
-
-    def save(path, classes, name="resnet8", dataset="fashion-mini"):
-        path.parent.mkdir(exist_ok=True)
-        network = create("resnet8", len(classes))
-        save_network(network, path, name=name, classes=classes, dataset=dataset)
-
-    ten = load_dataset("fashion-mini", None, "test").classes
-    save(folder / "teacher" / "student.safetensors", ten)
-    save(folder / "animals.safetensors", ["cat", "dog", "horse"], dataset="animals")
-    save(folder / "own.safetensors", ten, name="MyNetwork")
-    whole = (folder / "teacher" / "student.safetensors").read_bytes()
-    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
-    save_file({"weight": torch.zeros(2)}, folder / "foreign.safetensors")
-    (folder / "empty").mkdir()
-    (folder / "held" / "checkpoints").mkdir(parents=True)
-    (folder / "held" / "checkpoints" / "epoch-00001.pt").write_bytes(b"")
-    (folder / "broken").mkdir()
-    (folder / "file").write_text("not a folder")
-    recipes = {
-        "held/recipe.yaml": "kind: train\nmodel: resnet8\nepochs: 1\n",
-        "broken/recipe.yaml": "kind: [train\n",
-        "unclosed.yaml": "kind: [train\n",
-        "list.yaml": "- train\n",
-        "distill.yaml": "kind: distill\nteacher: teacher\nstudent: resnet8\n",
-        "train.yaml": "kind: train\nmodel: resnet8\nepochs: 5\noptimizer: {lr: 0.25}\n",
-        "other.yaml": "kind: evaluate\n",
-    }
-    for name, text in recipes.items():
-        (folder / name).write_text(text)
-    return folder
-
-
-@pytest.fixture
-def run(workshop, monkeypatch):
-    """Runs a command in the workshop, without a network and without training."""
-
-    def refuse(*args, **kwargs):
-        raise URLError("no network")
-
-    def train(trainer):
-        raise AssertionError("training has started")
-
-    monkeypatch.chdir(workshop)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("HOME", str(workshop))
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    monkeypatch.setattr("cktf.engine.Trainer.steps", train)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return lambda line: CliRunner().invoke(app, shlex.split(line))
 
 
 def contents(folder):
@@ -187,9 +123,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("line", "words"), MISTAKES.items(), ids=MISTAKES)
-def test_a_mistake_gives_a_message_and_writes_nothing(run, workshop, line, words):
-    before = contents(workshop)
-    result = run(line)
+def test_a_mistake_gives_a_message_and_writes_nothing(run_cli, cli_dir, line, words):
+    before = contents(cli_dir)
+    result = run_cli(line)
     assert result.exit_code == 2, result.output
     for word in words:
         assert word in result.output
@@ -197,12 +133,12 @@ def test_a_mistake_gives_a_message_and_writes_nothing(run, workshop, line, words
     assert isinstance(result.exception, SystemExit)
     assert "Traceback" not in result.output
     assert result.output.count("in the recipe:") <= 1
-    assert contents(workshop) == before
+    assert contents(cli_dir) == before
 
 
 @pytest.mark.parametrize("line", ["train --model resnet9", "train --resume nowhere"])
-def test_debug_lets_the_error_through(run, line):
-    plain, debugged = run(line), run(f"{line} --debug")
+def test_debug_lets_the_error_through(run_cli, line):
+    plain, debugged = run_cli(line), run_cli(f"{line} --debug")
     assert isinstance(debugged.exception, CktfError)
     assert str(debugged.exception) in plain.output
 
@@ -238,23 +174,23 @@ def test_a_mistake_in_a_process_of_its_own():
     assert result.stderr.startswith("cktf: epochs: ")
 
 
-def test_a_probe_of_what_is_no_run(run):
-    result = run("probe nosuch --labeled fashion-mini")
+def test_a_probe_of_what_is_no_run(run_cli):
+    result = run_cli("probe nosuch --labeled fashion-mini")
     assert result.exit_code == 2
     assert "nosuch is neither a run folder nor a file of weights" in result.output
 
 
-def test_help_names_every_command(run):
+def test_help_names_every_command(run_cli):
     commands = {"quickstart", "train", "distill", "evaluate", "models", "methods", "datasets"}
-    result = run("--help")
+    result = run_cli("--help")
     assert result.exit_code == 0
     assert commands <= set(result.output.split())
     for command in commands:
-        assert run(f"{command} --help").exit_code == 0
+        assert run_cli(f"{command} --help").exit_code == 0
 
 
-def test_version(run):
-    result = run("--version")
+def test_version(run_cli):
+    result = run_cli("--version")
     assert (result.exit_code, result.output) == (0, f"{cktf.__version__}\n")
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", cktf.__version__)
 
@@ -263,8 +199,8 @@ def _rows(output):
     return {cells[0]: cells for line in output.splitlines() if (cells := line.split())}
 
 
-def test_models_lists_the_networks_with_their_size(run):
-    result = run("models")
+def test_models_lists_the_networks_with_their_size(run_cli):
+    result = run_cli("models")
     rows = _rows(result.output)
     assert result.exit_code == 0
     # Convolutions, batch norms and the classifier of ResNet-8, layer by layer.
@@ -277,8 +213,8 @@ def test_models_lists_the_networks_with_their_size(run):
         assert len(rows[name]) == 2
 
 
-def test_methods_lists_the_methods_with_their_papers(run):
-    result = run("methods")
+def test_methods_lists_the_methods_with_their_papers(run_cli):
+    result = run_cli("methods")
     rows = _rows(result.output)
     assert result.exit_code == 0
     assert {"ce", "kd", "crd", "cktf"} <= rows.keys()
@@ -288,16 +224,16 @@ def test_methods_lists_the_methods_with_their_papers(run):
     assert rows["ab"][-3:] == ["1", "no", "yes"]
 
 
-def test_a_narrow_terminal_holds_all_of_the_methods(run, monkeypatch):
+def test_a_narrow_terminal_holds_all_of_the_methods(run_cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    lines = run("methods").output.splitlines()
+    lines = run_cli("methods").output.splitlines()
     assert max(map(len, lines)) <= 80
     assert any(line.endswith(" if staged ") for line in lines)
     assert any(line.split()[-1] == "stage" for line in lines if line.strip())
 
 
-def test_datasets_lists_the_data_sets_with_their_size(run):
-    result = run("datasets")
+def test_datasets_lists_the_data_sets_with_their_size(run_cli):
+    result = run_cli("datasets")
     rows = _rows(result.output)
     assert result.exit_code == 0
     assert rows["cifar10"][1:4] == ["10", "50,000", "10,000"]
@@ -321,27 +257,27 @@ DRY = {
 
 
 @pytest.mark.parametrize(("line", "expected"), DRY.items(), ids=DRY)
-def test_a_dry_run_prints_the_recipe_and_writes_nothing(run, workshop, line, expected):
-    before = contents(workshop)
-    result = run(f"{line} --dry-run")
+def test_a_dry_run_prints_the_recipe_and_writes_nothing(run_cli, cli_dir, line, expected):
+    before = contents(cli_dir)
+    result = run_cli(f"{line} --dry-run")
     assert result.exit_code == 0, result.output
     printed = yaml.safe_load(result.stdout)
     assert {key: printed[key] for key in expected} == expected
     assert parse_recipe(printed).model_dump(mode="json") == printed
-    assert contents(workshop) == before
+    assert contents(cli_dir) == before
 
 
-def test_options_change_only_their_field(run):
-    plain = yaml.safe_load(run("train --recipe train.yaml --dry-run").stdout)
+def test_options_change_only_their_field(run_cli):
+    plain = yaml.safe_load(run_cli("train --recipe train.yaml --dry-run").stdout)
     line = "train --recipe train.yaml --set optimizer.momentum=0.5 --dry-run"
-    changed = yaml.safe_load(run(line).stdout)
+    changed = yaml.safe_load(run_cli(line).stdout)
     assert plain["optimizer"]["lr"] == changed["optimizer"]["lr"] == 0.25
     plain["optimizer"]["momentum"] = 0.5
     assert changed == plain
 
 
-def test_a_printed_recipe_can_be_used(run, tmp_path):
-    printed = run(f"{DISTILL} --epochs 2 --set optimizer.lr=1e-3 --dry-run").stdout
+def test_a_printed_recipe_can_be_used(run_cli, tmp_path):
+    printed = run_cli(f"{DISTILL} --epochs 2 --set optimizer.lr=1e-3 --dry-run").stdout
     path = tmp_path / "printed.yaml"
     path.write_text(printed)
-    assert run(f"distill --recipe {path} --dry-run").stdout == printed
+    assert run_cli(f"distill --recipe {path} --dry-run").stdout == printed

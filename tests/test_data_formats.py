@@ -10,16 +10,13 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from image_files import VALIDATION, WNIDS, WORDS, jpeg, pixels, stl10_bytes
 from PIL import Image
 
 from cktf.data import NO_LABEL, MemoryLoader, ReadOptions, StreamedImages, load_dataset
 from cktf.errors import DataError
 
 RNG = np.random.default_rng
-
-
-def pixels(seed, *shape):
-    return RNG(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 # CIFAR-100
@@ -178,15 +175,6 @@ def test_cifar100_needs_a_folder(tmp_path):
 # STL-10
 
 
-def columns(images):
-    """[N, 96, 96, 3] as in the file: three planes, each column by column, value by value."""
-    found = np.empty((len(images), 3, 96, 96), np.uint8)
-    for channel in range(3):
-        for x in range(96):
-            found[:, channel, x, :] = images[:, :, x, channel]
-    return found.tobytes()
-
-
 NAMES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
 STL = {split: pixels(seed, 3, 96, 96, 3) for seed, split in enumerate(("train", "test"))}
 UNLABELED_SPLIT = pixels(9, 4, 96, 96, 3)
@@ -197,9 +185,9 @@ def stl(tmp_path):
     folder = tmp_path / "stl10_binary"
     folder.mkdir()
     for split, images in STL.items():
-        (folder / f"{split}_X.bin").write_bytes(columns(images))
+        (folder / f"{split}_X.bin").write_bytes(stl10_bytes(images))
         (folder / f"{split}_y.bin").write_bytes(bytes([1, 10, 4]))
-    (folder / "unlabeled_X.bin").write_bytes(columns(UNLABELED_SPLIT))
+    (folder / "unlabeled_X.bin").write_bytes(stl10_bytes(UNLABELED_SPLIT))
     (folder / "class_names.txt").write_text("\n".join(NAMES) + "\n")
     return folder
 
@@ -270,50 +258,17 @@ def test_splits_that_a_data_set_has(stl):
 
 # Tiny ImageNet
 
-WNIDS = ["n02124075", "n04067472", "n04540053", "n04099969"]
-WORDS = "n00000001\tentity\nn02124075\tEgyptian cat\nn04067472\treel\nn04540053\tvolleyball\n"
-WORDS += "n04099969\treel, rocking chair\n"
-
-
-def jpeg(seed, width=64, height=64, gray=False):
-    """A smooth image, which JPEG keeps nearly as it is."""
-    small = pixels(seed, 2, 2) if gray else pixels(seed, 2, 2, 3)
-    image = Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=95)
-    return file.getvalue()
-
 
 def opened(raw):
     return np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
 
 
-VALIDATION = [("val_0.JPEG", 2), ("val_1.JPEG", 0), ("val_2.JPEG", 3), ("val_3.JPEG", 1)]
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    folder = tmp_path / "tiny-imagenet-200"
-    for label, wnid in enumerate(WNIDS):
-        images = folder / "train" / wnid / "images"
-        images.mkdir(parents=True)
-        for i in range(2):
-            (images / f"{wnid}_{i}.JPEG").write_bytes(jpeg(10 * label + i, gray=i == 1))
-        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t9\t9\n")
-    (folder / "val" / "images").mkdir(parents=True)
-    for seed, (name, _) in enumerate(VALIDATION):
-        (folder / "val" / "images" / name).write_bytes(jpeg(100 + seed))
-    lines = [f"{name}\t{WNIDS[label]}\t0\t32\t44\t62\n" for name, label in VALIDATION]
-    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
-    (folder / "wnids.txt").write_text("\n".join(WNIDS))
-    (folder / "words.txt").write_text(WORDS)
-    return folder
-
-
 @pytest.mark.parametrize("inside", [True, False])
-def test_tiny_imagenet(tiny, inside):
+def test_tiny_imagenet(tiny_imagenet_dir, inside):
     train, test = (
-        load_dataset("tiny-imagenet", tiny if inside else tiny.parent, split)
+        load_dataset(
+            "tiny-imagenet", tiny_imagenet_dir if inside else tiny_imagenet_dir.parent, split
+        )
         for split in ("train", "test")
     )
     assert train.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -348,19 +303,19 @@ BAD_TINY = {
 
 
 @pytest.mark.parametrize(("name", "text", "words"), BAD_TINY.values(), ids=BAD_TINY)
-def test_what_is_wrong_with_tiny_imagenet_is_said(tiny, name, text, words):
-    (tiny / name).unlink()
+def test_what_is_wrong_with_tiny_imagenet_is_said(tiny_imagenet_dir, name, text, words):
+    (tiny_imagenet_dir / name).unlink()
     if text is not None:
-        (tiny / name).write_text(text)
+        (tiny_imagenet_dir / name).write_text(text)
     with pytest.raises(DataError, match=words):
-        [load_dataset("tiny-imagenet", tiny, split) for split in ("train", "test")]
+        [load_dataset("tiny-imagenet", tiny_imagenet_dir, split) for split in ("train", "test")]
 
 
-def test_a_class_of_tiny_imagenet_without_images(tiny):
-    for path in (tiny / "train" / WNIDS[2] / "images").iterdir():
+def test_a_class_of_tiny_imagenet_without_images(tiny_imagenet_dir):
+    for path in (tiny_imagenet_dir / "train" / WNIDS[2] / "images").iterdir():
         path.unlink()
     with pytest.raises(DataError, match=f"train/WNID/images; none for {WNIDS[2]}"):
-        load_dataset("tiny-imagenet", tiny, "train")
+        load_dataset("tiny-imagenet", tiny_imagenet_dir, "train")
 
 
 def test_tiny_imagenet_needs_a_folder():

@@ -5,8 +5,7 @@ import re
 import pytest
 import torch
 import yaml
-from test_cli import run, workshop
-from test_training import Small, images
+from small_runs import SmallNet
 from torch import nn
 from typer.testing import CliRunner
 
@@ -19,12 +18,10 @@ from cktf.recipes import parse_recipe
 from cktf.workflows import preview_run
 from cktf.workflows.train import UserObjects, prepare
 
-__all__ = ["images", "run", "workshop"]  # fixtures
-
 
 def rehearsed(train, tmp_path, *, teacher=None, student=None, method="cktf+kd", **fields):
     torch.manual_seed(0)
-    objects = UserObjects(teacher or Small(width=16), student or Small(), train, None)
+    objects = UserObjects(teacher or SmallNet(width=16), student or SmallNet(), train, None)
     options = {"cktf": {"negatives": 64}} if "cktf" in method else {}
     recipe = parse_recipe(
         {"kind": "distill", "teacher": "custom", "student": "custom", "method": method,
@@ -38,7 +35,7 @@ class Right(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = Small(width=16)
+        self.body = SmallNet(width=16)
 
     def forward(self, x):
         told = nn.functional.one_hot((x[:, 0, 0, 0] * 20).round().long().clamp(0, 9), 10)
@@ -52,7 +49,7 @@ def told(images):
     return torch.utils.data.TensorDataset(pixels, images.labels)
 
 
-class Greedy(Small):
+class Greedy(SmallNet):
     """Takes more memory than there is, once it is trained."""
 
     def forward(self, x):
@@ -86,7 +83,7 @@ def test_a_student_that_has_learned_takes_a_smaller_rate(images, tmp_path):
 
 
 def test_a_good_plan(images, tmp_path):
-    teacher, student = Right(), Small()
+    teacher, student = Right(), SmallNet()
     before = {k: v.clone() for k, v in student.state_dict().items()}
     found = rehearsed(told(images[0]), tmp_path, teacher=teacher, student=student)
     assert found.advice == []
@@ -119,12 +116,12 @@ def test_a_teacher_that_guesses(images, tmp_path):
 
 
 def test_the_wrong_way_round(images, tmp_path):
-    advice = rehearsed(images[0], tmp_path, teacher=Small(), student=Small(width=16)).advice
+    advice = rehearsed(images[0], tmp_path, teacher=SmallNet(), student=SmallNet(width=16)).advice
     assert any("wrong way round" in a for a in advice)
 
 
 def test_other_classes(images, tmp_path):
-    found = rehearsed(images[0], tmp_path, teacher=Small(7, width=16), method="cktf")
+    found = rehearsed(images[0], tmp_path, teacher=SmallNet(7, width=16), method="cktf")
     assert any("tells 7 classes and the data has 10" in a for a in found.advice)
 
 
@@ -139,7 +136,7 @@ def test_classes_without_images(images, tmp_path):
 
 
 def test_a_student_that_no_gradient_reaches(images, tmp_path):
-    student = Small().requires_grad_(False)
+    student = SmallNet().requires_grad_(False)
     student.spare = nn.Parameter(torch.zeros(1))
     found = rehearsed(images[0], tmp_path, student=student, method="at")
     assert found.gradient == 0
@@ -147,7 +144,7 @@ def test_a_student_that_no_gradient_reaches(images, tmp_path):
 
 
 def test_a_loss_that_is_not_finite(images, tmp_path):
-    teacher = Small(width=16)
+    teacher = SmallNet(width=16)
     with torch.no_grad():
         teacher.fc.weight.fill_(float("inf"))
     found = rehearsed(images[0], tmp_path, teacher=teacher, method="kd")
@@ -155,18 +152,18 @@ def test_a_loss_that_is_not_finite(images, tmp_path):
 
 
 def test_what_reaches_a_network(images, tmp_path):
-    teacher = Normalized(Small(width=16), [0.5] * 3, [0.25] * 3, size=48)
+    teacher = Normalized(SmallNet(width=16), [0.5] * 3, [0.25] * 3, size=48)
     found = rehearsed(images[0], tmp_path, teacher=teacher, method="kd")
     assert found.teacher.input == "3 x 48 x 48; mean 0.500 0.500 0.500, std 0.250 0.250 0.250"
-    assert found.teacher.name == "Small"
+    assert found.teacher.name == "SmallNet"
 
 
 @pytest.mark.parametrize(
     "line", ["--teacher teacher --student resnet8", "distill --teacher teacher --student resnet8",
              "--model resnet8", "train --model resnet8"],
 )  # fmt: skip
-def test_doctor_tells_before_training(run, workshop, line):
-    result = run(f"doctor {line} --epochs 3")
+def test_doctor_tells_before_training(run_cli, cli_dir, line):
+    result = run_cli(f"doctor {line} --epochs 3")
     assert result.exit_code == 0, result.output
     assert yaml.safe_load(result.stdout)["epochs"] == 3
     said = re.sub(r"\s+", " ", result.stderr)
@@ -175,7 +172,7 @@ def test_doctor_tells_before_training(run, workshop, line):
         assert said.count("64 x 8 x 8") == 2
         assert "The teacher is right on" in said
         assert "wrong way round" in said
-    assert not (workshop / "runs").exists()
+    assert not (cli_dir / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -184,8 +181,8 @@ def test_doctor_tells_before_training(run, workshop, line):
      ("distill --teacher none --student resnet8", "none"),
      ("doctor", "(doctor)")],
 )  # fmt: skip
-def test_doctor_of_a_mistake(run, line, message):
-    result = run(f"doctor {line}")
+def test_doctor_of_a_mistake(run_cli, line, message):
+    result = run_cli(f"doctor {line}")
     assert result.exit_code == 2
     assert message in result.output
     assert "Traceback" not in result.output

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from pictures import write_colored
+from image_files import write_colored_images
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
@@ -84,7 +84,7 @@ def test_a_file_says_what_it_is(run, exported):
 def test_the_page_says_how_to_feed_it(tmp_path, monkeypatch, capsys):
     """Its code, on photos that lie on their side, gives what PyTorch does."""
     names = "ant", "bee", "cat"
-    write_colored(tmp_path / "data", names, {"train": 8, "test": 4}, side=16)
+    write_colored_images(tmp_path / "data", names, {"train": 8, "test": 4}, side=16)
     monkeypatch.chdir(tmp_path)
     run = cktf.teach(
         "resnet8", train="imagefolder:data", epochs=2, out="runs/student", show=False,
@@ -208,7 +208,7 @@ def test_without_its_data_set_a_run_is_still_written(tmp_path):
 def test_a_student_without_labels_knows_its_teachers_classes(tmp_path):
     """It is tried on the labels that it did not read, and written where they are not at hand."""
     names = "ant", "bee", "cat"
-    write_colored(tmp_path / "data", names, {"train": 8, "test": 4}, side=16)
+    write_colored_images(tmp_path / "data", names, {"train": 8, "test": 4}, side=16)
     data, small = f"imagefolder:{tmp_path / 'data'}", {"data.batch_size": 8}
     teacher = cktf.teach(
         "resnet8", train=data, epochs=1, out=tmp_path / "teacher", overrides=small, show=False

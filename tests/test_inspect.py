@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_training import Small, images, rows_of
+from small_runs import SmallNet, read_metrics
 from torch import nn
 from typer.testing import CliRunner
 
@@ -13,8 +13,6 @@ from cktf.models import create
 from cktf.taps import Tap, infer_paths
 from cktf.taps.folding import as_map
 from cktf.workflows import inspect
-
-__all__ = ["images"]  # a fixture
 
 
 def test_macs_by_hand():
@@ -199,15 +197,15 @@ def test_stages_by_name(images, tmp_path):
     torch.manual_seed(0)
     for taps, terms in ((["a"], ["module1"]), (["a", "b"], ["module1", "module2"])):
         run = cktf.distill(
-            Small(width=16), Small(), train=images[0], method="cktf", epochs=1, show=False,
+            SmallNet(width=16), SmallNet(), train=images[0], method="cktf", epochs=1, show=False,
             out=tmp_path / str(len(taps)), options={"cktf": {"negatives": 64}},
             overrides={"student_taps": taps, "teacher_taps": taps},
         )  # fmt: skip
-        row = rows_of(run.folder)[0]
+        row = read_metrics(run.folder)[0]
         assert [t for t in row["terms"] if "module" in t] == [f"cktf.{name}" for name in terms]
     with pytest.raises((RecipeError, TapError), match="no module 'c'"):
         cktf.distill(
-            Small(width=16), Small(), train=images[0], method="cktf", epochs=1, show=False,
+            SmallNet(width=16), SmallNet(), train=images[0], method="cktf", epochs=1, show=False,
             out=tmp_path / "no", overrides={"student_taps": ["c"]},
         )  # fmt: skip
 
@@ -225,6 +223,6 @@ def test_between_a_convolutional_network_and_a_transformer(images, tmp_path, tea
         out=tmp_path / "run", options={"cktf": {"negatives": 64}}, show=False,
         overrides={"optimizer.lr": 0.01},
     )  # fmt: skip
-    row = rows_of(run.folder)[0]
+    row = read_metrics(run.folder)[0]
     assert {"cktf.stem", "cktf.module1", "at", "vid", "fitnet", "sp", "nst"} <= set(row["terms"])
     assert all(value == value for value in row["terms"].values())

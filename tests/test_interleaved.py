@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_resume import stop_after
-from test_training import cifar, images, rows_of
+from small_runs import read_metrics, stop_after_steps
 
 import cktf
 from cktf.batch import Batch
@@ -16,7 +15,6 @@ from cktf.recipes import parse_recipe
 from cktf.taps import SharedTap, Tap
 from cktf.workflows import distill_interleaved, run_recipe
 
-__all__ = ["cifar", "images"]  # fixtures
 # The last two read no more than logits, and nothing.
 METHODS = {"cktf+kd": {"cktf": {"negatives": 16}}, "at+ab": {}, "kd": {}, "ce": {}}
 
@@ -36,15 +34,15 @@ def recipe(teacher, data, method, options, **more):
 
 
 @pytest.fixture
-def teacher(cifar, tmp_path):
+def teacher(cifar_dir, tmp_path):
     run = cktf.teach(
         "resnet14", train="cifar10", epochs=1, out=tmp_path / "teacher", show=False,
-        overrides={"data.dir": cifar},
+        overrides={"data.dir": cifar_dir},
     )  # fmt: skip
     return run.folder
 
 
-def test_together_as_alone(teacher, cifar, tmp_path, monkeypatch):
+def test_together_as_alone(teacher, cifar_dir, tmp_path, monkeypatch):
     calls = []
     call = Tap.__call__
 
@@ -52,7 +50,7 @@ def test_together_as_alone(teacher, cifar, tmp_path, monkeypatch):
         calls.append(self.model)
         return call(self, images)
 
-    recipes = {m: recipe(teacher, cifar, m, options) for m, options in METHODS.items()}
+    recipes = {m: recipe(teacher, cifar_dir, m, options) for m, options in METHODS.items()}
     for method, given in recipes.items():
         run_recipe(given, tmp_path / "alone" / method, show=False)
     monkeypatch.setattr(Tap, "__call__", counted)
@@ -68,7 +66,7 @@ def test_together_as_alone(teacher, cifar, tmp_path, monkeypatch):
         alone = tmp_path / "alone" / method
         weights = [load_file(f / "student.safetensors") for f in (alone, run.folder)]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-        rows = [[row["terms"] for row in rows_of(f)] for f in (alone, run.folder)]
+        rows = [[row["terms"] for row in read_metrics(f)] for f in (alone, run.folder)]
         assert rows[0] == rows[1]
         summary = json.loads((alone / "summary.json").read_text())
         assert summary["teacher_top1"] == run.summary["teacher_top1"]
@@ -81,16 +79,18 @@ def test_together_as_alone(teacher, cifar, tmp_path, monkeypatch):
     assert len(teachers) == 4 + 3 * (300 // 64)
 
 
-def test_runs_that_are_done_are_taken_as_they_are(teacher, cifar, tmp_path):
-    jobs = [(recipe(teacher, cifar, m, {}), tmp_path / m) for m in ("kd", "at")]
+def test_runs_that_are_done_are_taken_as_they_are(teacher, cifar_dir, tmp_path):
+    jobs = [(recipe(teacher, cifar_dir, m, {}), tmp_path / m) for m in ("kd", "at")]
     first = distill_interleaved(jobs[:1])
     both = distill_interleaved(jobs)
     assert both[0].summary == first[0].summary
     assert both[1].summary["method"] == "at"
 
 
-def test_students_of_other_batches_are_refused(teacher, cifar, tmp_path):
-    jobs = [(recipe(teacher, cifar, "kd", {}, seed=seed), tmp_path / str(seed)) for seed in (0, 1)]
+def test_students_of_other_batches_are_refused(teacher, cifar_dir, tmp_path):
+    jobs = [
+        (recipe(teacher, cifar_dir, "kd", {}, seed=seed), tmp_path / str(seed)) for seed in (0, 1)
+    ]
     with pytest.raises(RecipeError, match="seed: students are trained together"):
         distill_interleaved(jobs)
 
@@ -123,15 +123,15 @@ def test_a_shared_tap_runs_once_for_the_same_images():
     assert of(images + 1) is not first
 
 
-def test_a_signal_stops_and_saves_all(teacher, cifar, tmp_path, monkeypatch):
+def test_a_signal_stops_and_saves_all(teacher, cifar_dir, tmp_path, monkeypatch):
     jobs = {
-        place: [(recipe(teacher, cifar, m, {}), tmp_path / place / m) for m in ("kd", "at")]
+        place: [(recipe(teacher, cifar_dir, m, {}), tmp_path / place / m) for m in ("kd", "at")]
         for place in ("whole", "cut")
     }
     whole = distill_interleaved(jobs["whole"])
     with monkeypatch.context() as patch:
         # In the second run's third step: the first has gone on before it hears.
-        stop_after(patch, 6)
+        stop_after_steps(patch, 6)
         with pytest.raises(Interrupted):
             distill_interleaved(jobs["cut"])
     for _, folder in jobs["cut"]:

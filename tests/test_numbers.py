@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from test_resume import distill, few, records
-from test_training import Small, equal, images, weights
+from small_runs import SmallNet, distill_few, equal_weights, read_untimed_metrics, student_weights
 
 import cktf
 from cktf.contrast import Footprint
@@ -14,7 +13,6 @@ from cktf.engine.epoch_metrics import EpochMetrics, Undo, gradient_norm, out_of_
 from cktf.errors import TrainingError
 from cktf.objectives import CRD, Loss
 
-__all__ = ["few", "images"]  # fixtures
 SKIP = {"runtime.on_nonfinite": "skip"}
 
 
@@ -52,30 +50,36 @@ def bad_gradient(loss):
     return Loss(_BadGradient.apply(loss.total), loss.terms)
 
 
-def test_a_loss_that_is_not_finite_is_told(few, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_is_told(few_images, tmp_path, monkeypatch):
     spoil(monkeypatch, {8}, nan_in("kd"))
     with pytest.raises(TrainingError) as caught:
-        distill(few, tmp_path / "run", method="kd", overrides={"checkpoint.epochs": 1})
+        distill_few(few_images, tmp_path / "run", method="kd", overrides={"checkpoint.epochs": 1})
     text = str(caught.value)
     assert "not finite at step 3 of epoch 2; it comes from: kd." in text
     assert "The learning rate was 0.0" in text
     assert "--on-nonfinite skip" in text
     # The last good checkpoint is there, and the run goes on from it.
     monkeypatch.undo()
-    whole = distill(few, tmp_path / "whole", method="kd", overrides={"checkpoint.epochs": 1})
-    done = distill(
-        few, tmp_path / "run", method="kd", resume=True, overrides={"checkpoint.epochs": 1} | SKIP
+    whole = distill_few(
+        few_images, tmp_path / "whole", method="kd", overrides={"checkpoint.epochs": 1}
     )
-    assert equal(weights(whole), weights(done))
+    done = distill_few(
+        few_images,
+        tmp_path / "run",
+        method="kd",
+        resume=True,
+        overrides={"checkpoint.epochs": 1} | SKIP,
+    )
+    assert equal_weights(student_weights(whole), student_weights(done))
 
 
-def test_a_gradient_that_is_not_finite_is_told(few, tmp_path, monkeypatch):
+def test_a_gradient_that_is_not_finite_is_told(few_images, tmp_path, monkeypatch):
     spoil(monkeypatch, {2}, bad_gradient)
     with pytest.raises(TrainingError, match=r"gradient is not finite at step 2 of epoch 1; the lo"):
-        distill(few, tmp_path / "run", method="kd")
+        distill_few(few_images, tmp_path / "run", method="kd")
 
 
-def test_numbers_on_a_device_are_looked_at_before_a_save(few, tmp_path, monkeypatch):
+def test_numbers_on_a_device_are_looked_at_before_a_save(few_images, tmp_path, monkeypatch):
     """As on a GPU, where no step waits: told later, but with its own step, and never saved."""
     spoil(monkeypatch, {4}, nan_in("ce"))
     begin = Trainer._begin
@@ -86,13 +90,13 @@ def test_numbers_on_a_device_are_looked_at_before_a_save(few, tmp_path, monkeypa
 
     monkeypatch.setattr(Trainer, "_begin", waits)
     with pytest.raises(TrainingError, match=r"at step 4 of epoch 1; it comes from: ce") as caught:
-        distill(few, tmp_path / "run", method="kd", overrides={"checkpoint.epochs": 1})
+        distill_few(few_images, tmp_path / "run", method="kd", overrides={"checkpoint.epochs": 1})
     # By then the weights are spoilt too, which says nothing of the cause.
     assert "Likely cause: not known, for it was seen some steps later" in str(caught.value)
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_images_are_blamed_where_they_are_the_cause(few, tmp_path, monkeypatch):
+def test_images_are_blamed_where_they_are_the_cause(few_images, tmp_path, monkeypatch):
     loss = Trainer._loss
 
     def spoiled(self, stage, batch):
@@ -101,13 +105,13 @@ def test_images_are_blamed_where_they_are_the_cause(few, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "_loss", spoiled)
     with pytest.raises(TrainingError, match=r"the images of samples \[\d+\] hold NaN"):
-        distill(few, tmp_path / "run", method="kd")
+        distill_few(few_images, tmp_path / "run", method="kd")
 
 
 @pytest.mark.parametrize("change", [nan_in("ce"), bad_gradient])
 @pytest.mark.parametrize("method", ["cktf+kd", "queue"])
 def test_a_skipped_step_changes_nothing_but_the_schedule(
-    few, tmp_path, monkeypatch, change, method
+    few_images, tmp_path, monkeypatch, change, method
 ):
     options = {"negatives": 32}
     if method == "queue":
@@ -129,15 +133,15 @@ def test_a_skipped_step_changes_nothing_but_the_schedule(
     monkeypatch.setattr(Trainer, "_step", watched)
     # The first step too: it would set the normalizers.
     spoil(monkeypatch, {1, 7}, change)
-    run = distill(
-        few, tmp_path / "run", method="cktf+kd", options={"cktf": options}, overrides=SKIP
+    run = distill_few(
+        few_images, tmp_path / "run", method="cktf+kd", options={"cktf": options}, overrides=SKIP
     )
     assert states == [[], []]
-    rows = records(run.folder)
+    rows = read_untimed_metrics(run.folder)
     assert [row["skipped"] for row in rows] == [1, 1]
     assert all(math.isfinite(value) for row in rows for value in row["terms"].values())
     assert run.summary["skipped_steps"] == 2
-    assert all(bool(v.isfinite().all()) for v in weights(run).values())
+    assert all(bool(v.isfinite().all()) for v in student_weights(run).values())
 
 
 @pytest.mark.parametrize(
@@ -171,22 +175,22 @@ def test_what_a_network_does_not_save_is_put_back_too():
     assert network.steps == 0
 
 
-def test_skipping_changes_nothing_where_all_is_finite(few, tmp_path):
-    a = distill(few, tmp_path / "a", options={"cktf": {"negatives": 32}})
-    b = distill(few, tmp_path / "b", options={"cktf": {"negatives": 32}}, overrides=SKIP)
-    assert equal(weights(a), weights(b))
+def test_skipping_changes_nothing_where_all_is_finite(few_images, tmp_path):
+    a = distill_few(few_images, tmp_path / "a", options={"cktf": {"negatives": 32}})
+    b = distill_few(few_images, tmp_path / "b", options={"cktf": {"negatives": 32}}, overrides=SKIP)
+    assert equal_weights(student_weights(a), student_weights(b))
 
 
-def test_skipping_ends_where_nothing_is_finite(few, tmp_path, monkeypatch):
+def test_skipping_ends_where_nothing_is_finite(few_images, tmp_path, monkeypatch):
     spoil(monkeypatch, set(range(3, 1000)), nan_in("ce"))
     monkeypatch.setattr("cktf.engine.epoch_metrics._MOST_SKIPPED", 6)
     with pytest.raises(TrainingError, match="6 steps in a row were not finite"):
-        distill(few, tmp_path / "run", method="kd", overrides=SKIP)
+        distill_few(few_images, tmp_path / "run", method="kd", overrides=SKIP)
     monkeypatch.setattr("cktf.engine.epoch_metrics._MOST_SKIPPED", 600)
     monkeypatch.undo()
     spoil(monkeypatch, set(range(1, 1000)), nan_in("ce"))
     with pytest.raises(TrainingError, match="all were skipped"):
-        distill(few, tmp_path / "other", method="kd", overrides=SKIP)
+        distill_few(few_images, tmp_path / "other", method="kd", overrides=SKIP)
 
 
 def test_the_gradient_is_clipped_as_a_whole():
@@ -200,22 +204,26 @@ def test_the_gradient_is_clipped_as_a_whole():
             torch.testing.assert_close(parameter.grad, gradient * scale)
 
 
-def test_clipping_is_part_of_a_run(few, tmp_path):
-    free = distill(few, tmp_path / "free", method="kd")
-    clipped = distill(few, tmp_path / "clipped", method="kd", overrides={"optimizer.clip": 0.01})
-    loose = distill(few, tmp_path / "loose", method="kd", overrides={"optimizer.clip": 1e9})
-    assert not equal(weights(free), weights(clipped))
-    assert equal(weights(free), weights(loose))
-    assert records(free.folder)[0]["gradient_norm"] > 0.1
+def test_clipping_is_part_of_a_run(few_images, tmp_path):
+    free = distill_few(few_images, tmp_path / "free", method="kd")
+    clipped = distill_few(
+        few_images, tmp_path / "clipped", method="kd", overrides={"optimizer.clip": 0.01}
+    )
+    loose = distill_few(
+        few_images, tmp_path / "loose", method="kd", overrides={"optimizer.clip": 1e9}
+    )
+    assert not equal_weights(student_weights(free), student_weights(clipped))
+    assert equal_weights(student_weights(free), student_weights(loose))
+    assert read_untimed_metrics(free.folder)[0]["gradient_norm"] > 0.1
 
 
-def test_no_memory_is_told_with_what_to_change(few, tmp_path, monkeypatch):
+def test_no_memory_is_told_with_what_to_change(few_images, tmp_path, monkeypatch):
     def full(self, *args, **named):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(CRD, "loss", full)
     with pytest.raises(TrainingError) as caught:
-        distill(few, tmp_path / "run", options={"cktf": {"negatives": 32}})
+        distill_few(few_images, tmp_path / "run", options={"cktf": {"negatives": 32}})
     text = str(caught.value)
     for part in ("data.batch_size=20", "options.METHOD: memory=queue and", "2.00 GiB"):
         assert part in text
@@ -240,21 +248,21 @@ def test_no_memory_is_told_with_what_is_not_set(options, advice):
     assert contrast.startswith(advice) if advice else not contrast
 
 
-def test_memory_that_the_machine_does_not_have(few, tmp_path, monkeypatch):
+def test_memory_that_the_machine_does_not_have(few_images, tmp_path, monkeypatch):
     """The allocator's own error, on the CPU."""
     monkeypatch.setattr(Trainer, "_loss", lambda *args: torch.empty(1 << 60, dtype=torch.uint8))
     with pytest.raises(TrainingError, match="Memory of cpu is not enough for batches of 40"):
-        distill(few, tmp_path / "run", method="kd")
+        distill_few(few_images, tmp_path / "run", method="kd")
     assert out_of_memory(ValueError("x"), Footprint(), 2, torch.device("cpu")) is None
 
 
-def test_no_memory_for_the_teacher_on_the_test_images(few, tmp_path, monkeypatch):
+def test_no_memory_for_the_teacher_on_the_test_images(few_images, tmp_path, monkeypatch):
     def full(self, *args, **named):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(Trainer, "evaluate", full)
     with pytest.raises(TrainingError, match=r"not enough for batches of 500 .*2\.00 GiB") as caught:
-        distill(few, tmp_path / "run", method="kd")
+        distill_few(few_images, tmp_path / "run", method="kd")
     # How many images it sees at a time is not the recipe's to say.
     assert "batch_size" not in str(caught.value)
 
@@ -269,11 +277,11 @@ def test_a_tally_is_taken_up_as_it_was():
     }  # fmt: skip
 
 
-def test_a_network_with_frozen_parts(few, tmp_path):
-    network = Small()
+def test_a_network_with_frozen_parts(few_images, tmp_path):
+    network = SmallNet()
     network.a.requires_grad_(False)
     run = cktf.teach(
-        network, train=few[0], epochs=1, out=tmp_path / "run", show=False,
+        network, train=few_images[0], epochs=1, out=tmp_path / "run", show=False,
         overrides=SKIP | {"optimizer.clip": 1.0},
     )  # fmt: skip
     assert run.summary["skipped_steps"] == 0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_data_formats import columns, tiny
-from test_training import rows_of
+from image_files import stl10_bytes
+from small_runs import read_metrics
 from typer.testing import CliRunner
 
 from cktf.cli.command import build_run_request
@@ -23,7 +23,6 @@ from cktf.recipes import (
     shipped_recipes,
 )
 
-__all__ = ["tiny"]  # a fixture
 SHORT = "--epochs 1 --set data.batch_size=4"
 
 
@@ -34,7 +33,7 @@ def stl(tmp_path):
     folder.mkdir()
     for split, count in (("train", 10), ("test", 10), ("unlabeled", 8)):
         images = random.integers(0, 256, (count, 96, 96, 3), dtype=np.uint8)
-        (folder / f"{split}_X.bin").write_bytes(columns(images))
+        (folder / f"{split}_X.bin").write_bytes(stl10_bytes(images))
         if split != "unlabeled":
             (folder / f"{split}_y.bin").write_bytes(bytes(range(1, 11)))
     return tmp_path
@@ -53,17 +52,17 @@ def go(line):
         pytest.param("vgg19", "vgg19", marks=pytest.mark.slow),
     ],
 )
-def test_transfer_to_stl10(teacher, student, tiny, stl, tmp_path, monkeypatch):
+def test_transfer_to_stl10(teacher, student, tiny_imagenet_dir, stl, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     go(
-        f"train --recipe paper/transfer-teacher-{teacher} --data-dir {tiny} {SHORT} "
+        f"train --recipe paper/transfer-teacher-{teacher} --data-dir {tiny_imagenet_dir} {SHORT} "
         f"--out runs/paper/teacher-{teacher}"
     )
     go(
         f"transfer --recipe paper/transfer-{teacher}-{student} --data-dir {stl} {SHORT} "
         "--scratch-epochs 1 --set options.cktf.negatives=4 --out run"
     )
-    rows = rows_of(Path("run/student"))
+    rows = read_metrics(Path("run/student"))
     assert [row["images"] for row in rows] == [8]
     assert {"cktf.stem", "cktf.module1", "cktf.embedding"} <= rows[0]["terms"].keys()
     assert "ce" not in rows[0]["terms"]

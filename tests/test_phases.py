@@ -4,20 +4,19 @@ import json
 
 import pytest
 import torch
-from test_training import Small, equal, images, rows_of, weights
+from small_runs import SmallNet, equal_weights, read_metrics, student_weights
 
 import cktf
 from cktf.engine import Trainer
 from cktf.errors import RecipeError
 
-__all__ = ["images"]  # a fixture
 METHOD = "cktf+ab+ft"
 STAGES = ["ab", "ab", "ft", "ft", "train", "train"]
 
 
 def distill(images, out, method=METHOD, **more):
     torch.manual_seed(0)
-    teacher, own = Small(width=16), Small()
+    teacher, own = SmallNet(width=16), SmallNet()
     options = {"cktf": {"negatives": 64}} if "cktf" in method else {}
     options |= more.pop("options", {})
     return cktf.distill(
@@ -32,7 +31,7 @@ def whole(images, tmp_path_factory):
 
 
 def test_stages_are_recorded(whole):
-    rows = rows_of(whole.folder)
+    rows = read_metrics(whole.folder)
     assert [row["stage"] for row in rows] == STAGES
     assert [row["epoch"] for row in rows] == [1, 2, 1, 2, 1, 2]
     assert [list(row["terms"]) for row in rows[:4]] == [
@@ -102,13 +101,13 @@ def test_a_run_continues_from_within_every_stage(images, whole, tmp_path, monkey
         distill(images, tmp_path / "cut")
     monkeypatch.setattr(Trainer, "_epoch", epoch)
     continued = distill(images, tmp_path / "cut", resume=True)
-    assert equal(weights(whole), weights(continued))
-    assert [row["stage"] for row in rows_of(tmp_path / "cut")] == STAGES
+    assert equal_weights(student_weights(whole), student_weights(continued))
+    assert [row["stage"] for row in read_metrics(tmp_path / "cut")] == STAGES
 
 
 def test_hints_first(images, tmp_path):
     run = distill(images, tmp_path / "run", "fitnet+kd", options={"fitnet": {"staged": True}})
-    rows = rows_of(run.folder)
+    rows = read_metrics(run.folder)
     assert [row["stage"] for row in rows] == ["fitnet", "fitnet", "train", "train"]
     assert list(rows[-1]["terms"]) == ["ce", "kd"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_training import Small
+from small_runs import SmallNet
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -148,13 +148,13 @@ def test_a_network_is_rounded_once(tmp_path, monkeypatch):
     train = TensorDataset(torch.rand(40, 3, 16, 16), torch.arange(40) % 10)
     depths = set()
 
-    class Watched(Small):
+    class Watched(SmallNet):
         def forward(self, images):
             depths.add(torch._C._len_torch_function_stack())
             return super().forward(images)
 
     cktf.distill(
-        Small(), Watched(), train=train, method="cktf+kd", epochs=1, out=tmp_path, show=False,
+        SmallNet(), Watched(), train=train, method="cktf+kd", epochs=1, out=tmp_path, show=False,
         options={"cktf": {"negatives": 8, "init": "forward"}},
         overrides={"runtime.precision": "bfloat16", "data.batch_size": 8},
     )  # fmt: skip

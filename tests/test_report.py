@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pictures import write_colored
+from image_files import write_colored_images
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -441,7 +441,7 @@ def runs(tmp_path_factory):
     """A teacher and two students of classes whose names are markup."""
     folder = tmp_path_factory.mktemp("markup")
     names = SCRIPT, IMAGE, "plain & simple"
-    write_colored(folder / "data", names, {"train": 16, "test": 12}, side=32)
+    write_colored_images(folder / "data", names, {"train": 16, "test": 12}, side=32)
     data, small = f"imagefolder:{folder / 'data'}", {"data.batch_size": 8}
     teacher = cktf.teach(
         "resnet14", train=data, epochs=1, out=folder / "teacher", overrides=small, show=False

@@ -10,11 +10,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_training import OPTIONS, Small, equal, images, rows_of, weights
+from small_runs import (
+    OPTIONS,
+    TIMES,
+    SmallNet,
+    distill_few,
+    equal_weights,
+    read_metrics,
+    read_untimed_metrics,
+    stop_after_steps,
+    student_weights,
+)
 from torch.utils.data import Dataset
 
 import cktf
-from cktf.data import DatasetLoader, ImageSet, MemoryLoader
+from cktf.data import DatasetLoader, MemoryLoader
 from cktf.engine import Trainer
 from cktf.errors import Interrupted, RecipeError, RunFolderError, TrainingError
 from cktf.models import create
@@ -23,8 +33,6 @@ from cktf.signals import catch_stop_signals, stop_signal
 from cktf.workflows import run_recipe
 from cktf.workflows.teacher_ref import read_teacher_ref
 
-__all__ = ["images"]  # a fixture
-TIMES = {"seconds", "images_per_second"}
 METHODS = {
     "cktf+kd": {"options": OPTIONS},
     "queue": {
@@ -42,29 +50,6 @@ METHODS = {
         "options": {"crd": {"init": "forward", "critic": "infonce", "negatives": 32}},
     },
 }
-
-
-@pytest.fixture(scope="module")
-def few(images):
-    """Five batches of 40 and a test set."""
-    return [
-        ImageSet(data.images[:200], data.labels[:200], data.classes, data.mean, data.std)
-        for data in images
-    ]
-
-
-def distill(few, out, *, method="cktf+kd", overrides=None, **more):
-    torch.manual_seed(0)
-    teacher, student = Small(width=16), Small()
-    overrides = {"data.batch_size": 40} | (overrides or {})
-    return cktf.distill(
-        teacher, student, train=few[0], test=few[1], method=method, epochs=2, out=out,
-        show=False, overrides=overrides, **more,
-    )  # fmt: skip
-
-
-def records(folder):
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows_of(folder)]
 
 
 def last_state(folder):
@@ -87,66 +72,58 @@ def same(a, b):
     return a == b
 
 
-def stop_after(monkeypatch, steps):
-    """SIGTERM to this process, after so many steps of a run."""
-    step, done = Trainer._step, []
-
-    def counted(self, *args):
-        step(self, *args)
-        done.append(1)
-        if len(done) == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Trainer, "_step", counted)
-
-
-def test_a_run_goes_on_with_what_it_began_with(few, tmp_path, monkeypatch):
+def test_a_run_goes_on_with_what_it_began_with(few_images, tmp_path, monkeypatch):
     """A teacher made in Python has no name, and a data set's says nothing of how many there are."""
     torch.manual_seed(7)
-    other = Small(width=16)
+    other = SmallNet(width=16)
     with monkeypatch.context() as patch:
-        stop_after(patch, 3)
+        stop_after_steps(patch, 3)
         with pytest.raises(Interrupted):
-            distill(few, tmp_path, method="kd")
+            distill_few(few_images, tmp_path, method="kd")
     for finished in (False, True):
         with pytest.raises(RunFolderError, match=r"other training images \(200; now 120"):
-            distill([few[0].subset(torch.arange(120)), few[1]], tmp_path, method="kd", resume=True)
+            distill_few(
+                [few_images[0].subset(torch.arange(120)), few_images[1]],
+                tmp_path,
+                method="kd",
+                resume=True,
+            )
         with pytest.raises(RunFolderError, match="began with other teacher"):
             cktf.distill(
-                other, Small(), train=few[0], test=few[1], method="kd", epochs=2, out=tmp_path,
-                show=False, overrides={"data.batch_size": 40}, resume=True,
+                other, SmallNet(), train=few_images[0], test=few_images[1], method="kd",
+                epochs=2, out=tmp_path, show=False, overrides={"data.batch_size": 40}, resume=True,
             )  # fmt: skip
         if not finished:
-            distill(few, tmp_path, method="kd", resume=True)
+            distill_few(few_images, tmp_path, method="kd", resume=True)
 
 
-def test_what_failed_before_it_saved_anything_binds_nothing(few, tmp_path, monkeypatch):
+def test_what_failed_before_it_saved_anything_binds_nothing(few_images, tmp_path, monkeypatch):
     def broken(*_):
         raise TrainingError("The loss is not finite.")
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_loss", broken)
         with pytest.raises(TrainingError):
-            distill(few, tmp_path, method="kd")
-    distill([few[0].subset(torch.arange(120)), few[1]], tmp_path, method="kd")
+            distill_few(few_images, tmp_path, method="kd")
+    distill_few([few_images[0].subset(torch.arange(120)), few_images[1]], tmp_path, method="kd")
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_goes_on_from_any_step(few, tmp_path, monkeypatch, name):
+def test_a_run_goes_on_from_any_step(few_images, tmp_path, monkeypatch, name):
     settings = METHODS[name]
-    whole = distill(few, tmp_path / "whole", **settings)
+    whole = distill_few(few_images, tmp_path / "whole", **settings)
     run, stops = None, 0
     while run is None:
         # Stops at every third step, so that each of the five in an epoch is met.
         with monkeypatch.context() as patch:
-            stop_after(patch, 3)
+            stop_after_steps(patch, 3)
             try:
-                run = distill(few, tmp_path / "cut", resume=True, **settings)
+                run = distill_few(few_images, tmp_path / "cut", resume=True, **settings)
             except Interrupted:
                 stops += 1
     assert stops == (5 if "ab" in name else 3)
-    assert equal(weights(whole), weights(run))
-    assert records(whole.folder) == records(run.folder)
+    assert equal_weights(student_weights(whole), student_weights(run))
+    assert read_untimed_metrics(whole.folder) == read_untimed_metrics(run.folder)
     assert same(last_state(whole.folder), last_state(run.folder))
 
 
@@ -163,43 +140,47 @@ def interrupt_first_evaluation(monkeypatch):
     monkeypatch.setattr(Trainer, "evaluate", stopped)
 
 
-def test_an_evaluation_is_broken_off_and_done_again(few, tmp_path, monkeypatch):
-    whole = distill(few, tmp_path / "whole", method="kd")
+def test_an_evaluation_is_broken_off_and_done_again(few_images, tmp_path, monkeypatch):
+    whole = distill_few(few_images, tmp_path / "whole", method="kd")
     interrupt_first_evaluation(monkeypatch)
     with pytest.raises(Interrupted, match="SIGINT after step 5 of epoch 1; saved"):
-        distill(few, tmp_path / "cut", method="kd")
-    assert not rows_of(tmp_path / "cut")
-    run = distill(few, tmp_path / "cut", method="kd", resume=True)
-    assert equal(weights(whole), weights(run))
-    assert records(whole.folder) == records(run.folder)
+        distill_few(few_images, tmp_path / "cut", method="kd")
+    assert not read_metrics(tmp_path / "cut")
+    run = distill_few(few_images, tmp_path / "cut", method="kd", resume=True)
+    assert equal_weights(student_weights(whole), student_weights(run))
+    assert read_untimed_metrics(whole.folder) == read_untimed_metrics(run.folder)
 
 
-def test_the_clock_saves_within_an_epoch(few, tmp_path, monkeypatch):
-    stop_after(monkeypatch, 4)
+def test_the_clock_saves_within_an_epoch(few_images, tmp_path, monkeypatch):
+    stop_after_steps(monkeypatch, 4)
     with pytest.raises(Interrupted):
-        distill(few, tmp_path / "run", method="kd", overrides={"checkpoint.minutes": 1e-9})
+        distill_few(
+            few_images, tmp_path / "run", method="kd", overrides={"checkpoint.minutes": 1e-9}
+        )
     kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == [f"checkpoint-000000-{n:09d}.{kind}" for n in (3, 4) for kind in ("json", "pt")]
 
 
-def test_without_minutes_only_the_end_is_saved(few, tmp_path):
-    run = distill(few, tmp_path / "run", method="kd", overrides={"checkpoint.minutes": 0})
+def test_without_minutes_only_the_end_is_saved(few_images, tmp_path):
+    run = distill_few(
+        few_images, tmp_path / "run", method="kd", overrides={"checkpoint.minutes": 0}
+    )
     assert [p.name for p in (run.folder / "checkpoints").glob("*.pt")] == [
         "checkpoint-000002-000000000.pt"
     ]
 
 
-def test_the_record_comes_from_the_checkpoint(few, tmp_path, monkeypatch):
+def test_the_record_comes_from_the_checkpoint(few_images, tmp_path, monkeypatch):
     """Lines that were lost or are of epochs that are trained again do not matter."""
-    whole = distill(few, tmp_path / "whole", method="kd")
-    stop_after(monkeypatch, 7)
+    whole = distill_few(few_images, tmp_path / "whole", method="kd")
+    stop_after_steps(monkeypatch, 7)
     with pytest.raises(Interrupted):
-        distill(few, tmp_path / "cut", method="kd")
+        distill_few(few_images, tmp_path / "cut", method="kd")
     metrics = tmp_path / "cut" / "metrics.jsonl"
     assert len(metrics.read_text().splitlines()) == 1
     metrics.write_text('{"epoch": 9}\n{"epo')
-    run = distill(few, tmp_path / "cut", method="kd", resume=True)
-    assert records(whole.folder) == records(run.folder)
+    run = distill_few(few_images, tmp_path / "cut", method="kd", resume=True)
+    assert read_untimed_metrics(whole.folder) == read_untimed_metrics(run.folder)
 
 
 class Draws(Dataset):
@@ -216,13 +197,13 @@ class Draws(Dataset):
 def test_draws_of_an_evaluation_that_is_broken_off(tmp_path, monkeypatch):
     """They are none of training's, whose images draw too."""
     settings = {"method": "ce", "overrides": {"data.batch_size": 8}}
-    whole = distill([Draws(), Draws()], tmp_path / "whole", **settings)
+    whole = distill_few([Draws(), Draws()], tmp_path / "whole", **settings)
     interrupt_first_evaluation(monkeypatch)
     with pytest.raises(Interrupted, match="SIGINT after step 3 of epoch 1; saved"):
-        distill([Draws(), Draws()], tmp_path / "cut", **settings)
-    run = distill([Draws(), Draws()], tmp_path / "cut", resume=True, **settings)
-    assert equal(weights(whole), weights(run))
-    assert records(whole.folder) == records(run.folder)
+        distill_few([Draws(), Draws()], tmp_path / "cut", **settings)
+    run = distill_few([Draws(), Draws()], tmp_path / "cut", resume=True, **settings)
+    assert equal_weights(student_weights(whole), student_weights(run))
+    assert read_untimed_metrics(whole.folder) == read_untimed_metrics(run.folder)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -242,8 +223,8 @@ def test_random_draws_of_a_data_set_go_on(workers):
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_batches_from_any_start(few, augment):
-    loader = MemoryLoader(few[0], 48, train=True, augment=augment, seed=5)
+def test_batches_from_any_start(few_images, augment):
+    loader = MemoryLoader(few_images[0], 48, train=True, augment=augment, seed=5)
     whole = list(loader.epoch(4))
     for start in range(len(loader) + 1):
         part = list(loader.epoch(4, start=start))
@@ -253,7 +234,7 @@ def test_batches_from_any_start(few, augment):
             assert torch.equal(a.index, b.index)
 
 
-def test_two_runs_do_not_share_a_folder(few, tmp_path, monkeypatch):
+def test_two_runs_do_not_share_a_folder(few_images, tmp_path, monkeypatch):
     step, found = Trainer._step, []
 
     def second(self, *args):
@@ -261,32 +242,36 @@ def test_two_runs_do_not_share_a_folder(few, tmp_path, monkeypatch):
         if not found:
             found.append(1)
             with pytest.raises(RunFolderError, match=r"being written by another run \(process"):
-                distill(few, tmp_path / "run", method="kd", resume=True)
+                distill_few(few_images, tmp_path / "run", method="kd", resume=True)
 
     monkeypatch.setattr(Trainer, "_step", second)
-    distill(few, tmp_path / "run", method="kd")
+    distill_few(few_images, tmp_path / "run", method="kd")
     assert found
 
 
-def test_the_folder_is_free_after_a_failure(few, tmp_path, monkeypatch):
+def test_the_folder_is_free_after_a_failure(few_images, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            distill(few, tmp_path / "run", method="kd")
-    assert distill(few, tmp_path / "run", method="kd").summary["epochs"] == 2
+            distill_few(few_images, tmp_path / "run", method="kd")
+    assert distill_few(few_images, tmp_path / "run", method="kd").summary["epochs"] == 2
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(few, tmp_path, monkeypatch):
-    stop_after(monkeypatch, 3)
+def test_a_checkpoint_of_another_recipe_is_refused(few_images, tmp_path, monkeypatch):
+    stop_after_steps(monkeypatch, 3)
     with pytest.raises(Interrupted):
-        distill(few, tmp_path / "run", method="kd")
+        distill_few(few_images, tmp_path / "run", method="kd")
     monkeypatch.undo()
     with pytest.raises(RecipeError, match=r"differs in: optimizer\.lr"):
-        distill(few, tmp_path / "run", method="kd", resume=True, overrides={"optimizer.lr": 0.3})
+        distill_few(
+            few_images, tmp_path / "run", method="kd", resume=True, overrides={"optimizer.lr": 0.3}
+        )
     # As if a recipe had been put in the folder by hand.
     (tmp_path / "run" / "recipe.yaml").unlink()
     with pytest.raises(cktf.errors.CheckpointError, match="saved under another recipe"):
-        distill(few, tmp_path / "run", method="kd", resume=True, overrides={"optimizer.lr": 0.3})
+        distill_few(
+            few_images, tmp_path / "run", method="kd", resume=True, overrides={"optimizer.lr": 0.3}
+        )
 
 
 def test_signals_are_heard_only_while_a_run_listens():
@@ -336,7 +321,7 @@ def test_weights_given_beside_a_network_are_the_teachers_too(tmp_path, monkeypat
 
     put(0.01)
     with monkeypatch.context() as patch:
-        stop_after(patch, 2)
+        stop_after_steps(patch, 2)
         with pytest.raises(Interrupted):
             go_on()
     assert read_teacher_ref(tmp_path / "run").teacher_weights == str(file)

@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from test_training import images, rows_of
-from test_transfer import cifar, command, teacher
+from small_runs import read_metrics, run_command
 from torch import nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -34,7 +33,6 @@ from cktf.recipes import parse_recipe
 from cktf.taps import CachedTap, CacheSpec, Features, Tap
 from cktf.workflows import distill_interleaved, run_recipe
 
-__all__ = ["cifar", "images", "teacher"]  # fixtures
 V = 3
 
 
@@ -343,32 +341,32 @@ def test_room_on_the_disk_is_looked_at_first(net, tmp_path, monkeypatch):
 # In runs
 
 
-def recipe(teacher, cifar, cache, **more):
+def recipe(teacher_dir, cifar_dir, cache, **more):
     return parse_recipe(
         {
-            "kind": "distill", "teacher": str(teacher), "student": "resnet8", "epochs": 3,
+            "kind": "distill", "teacher": str(teacher_dir), "student": "resnet8", "epochs": 3,
             "method": "kd+crd", "options": {"crd": {"negatives": 8}}, "teacher_cache": cache,
             "runtime": {"precision": "float32"},
             "data": {
-                "name": "cifar10", "dir": cifar, "labels": False, "views": 2, "batch_size": 16,
+                "name": "cifar10", "dir": cifar_dir, "labels": False, "views": 2, "batch_size": 16,
             },
             **more,
         }
     )  # fmt: skip
 
 
-def test_a_run_with_the_cache_is_that_without(teacher, cifar, tmp_path):
-    plain = run_recipe(recipe(teacher, cifar, None), tmp_path / "plain", show=False)
+def test_a_run_with_the_cache_is_that_without(teacher_dir, cifar_dir, tmp_path):
+    plain = run_recipe(recipe(teacher_dir, cifar_dir, None), tmp_path / "plain", show=False)
     kept = run_recipe(
-        recipe(teacher, cifar, str(tmp_path / "cache")), tmp_path / "kept", show=False
+        recipe(teacher_dir, cifar_dir, str(tmp_path / "cache")), tmp_path / "kept", show=False
     )
-    one, other = ([row["loss"] for row in rows_of(run.folder)] for run in (plain, kept))
+    one, other = ([row["loss"] for row in read_metrics(run.folder)] for run in (plain, kept))
     assert one == pytest.approx(other, rel=1e-4)
     views = {path.parent.name for path in tmp_path.glob("cache/*/view-*/logits")}
     assert views == {"view-000", "view-001"}
 
 
-def test_students_together_fill_it_once(teacher, cifar, tmp_path, monkeypatch):
+def test_students_together_fill_it_once(teacher_dir, cifar_dir, tmp_path, monkeypatch):
     filled = []
     fill = CachedTap._fill
     monkeypatch.setattr(
@@ -377,7 +375,7 @@ def test_students_together_fill_it_once(teacher, cifar, tmp_path, monkeypatch):
     folder = str(tmp_path / "cache")
     distill_interleaved(
         [
-            (recipe(teacher, cifar, folder, method=m, options={}), tmp_path / m)
+            (recipe(teacher_dir, cifar_dir, folder, method=m, options={}), tmp_path / m)
             for m in ("pkt", "kd")
         ]
     )
@@ -395,12 +393,10 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("options", "words"), MISTAKES.items(), ids=MISTAKES)
-def test_mistakes_with_the_cache(teacher, cifar, tmp_path, options, words, monkeypatch):
+def test_mistakes_with_the_cache(teacher_dir, cifar_dir, tmp_path, options, words, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    line = (
-        f"distill --teacher {teacher} --student resnet8 --data-dir {cifar} --out {tmp_path / 'x'}"
-    )
-    result = CliRunner().invoke(app, shlex.split(f"{line} {options}"))
+    line = f"distill --teacher {teacher_dir} --student resnet8 --data-dir {cifar_dir} {options}"
+    result = CliRunner().invoke(app, shlex.split(f"{line} --out {tmp_path / 'x'}"))
     assert result.exit_code == 2, result.output
     assert words in result.output
     assert not (tmp_path / "x").exists()
@@ -418,11 +414,11 @@ def test_a_data_set_of_the_users_own_has_no_views(images, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["kd+crd", "cktf"])
-def test_a_rehearsal_with_the_cache_writes_nothing(teacher, cifar, tmp_path, method):
+def test_a_rehearsal_with_the_cache_writes_nothing(teacher_dir, cifar_dir, tmp_path, method):
     options = "--set options.cktf.module_norm=none" if method == "cktf" else ""
-    printed = command(
-        f"doctor distill --teacher {teacher} --student resnet8 --unlabeled cifar10 --data-dir "
-        f"{cifar} --method {method} {options} --out {tmp_path / 'run'} "
+    printed = run_command(
+        f"doctor distill --teacher {teacher_dir} --student resnet8 --unlabeled cifar10 --data-dir "
+        f"{cifar_dir} --method {method} {options} --out {tmp_path / 'run'} "
         f"--teacher-cache views=2,dir={tmp_path / 'cache'}"
     )
     assert "views: 2" in printed
@@ -435,7 +431,7 @@ def test_a_rehearsal_with_the_cache_writes_nothing(teacher, cifar, tmp_path, met
 
 
 def test_both_networks_see_the_same_view_each_in_its_size_and_normalization(
-    teacher, cifar, tmp_path, monkeypatch
+    teacher_dir, cifar_dir, tmp_path, monkeypatch
 ):
     seen = {"teacher": [], "student": []}
     given = []
@@ -454,11 +450,11 @@ def test_both_networks_see_the_same_view_each_in_its_size_and_normalization(
 
     monkeypatch.setattr(Normalized, "forward", watched)
     line = (
-        f"distill --teacher {teacher} --student resnet8 --unlabeled cifar10 --data-dir {cifar} "
-        f"--method kd --epochs 1 --teacher-size 48 --student-size 16 --out {tmp_path / 'run'} "
-        "--set data.batch_size=50 --set runtime.precision=float32"
+        f"distill --teacher {teacher_dir} --student resnet8 --unlabeled cifar10 "
+        f"--data-dir {cifar_dir} --method kd --epochs 1 --teacher-size 48 --student-size 16 "
+        f"--out {tmp_path / 'run'} --set data.batch_size=50 --set runtime.precision=float32"
     )
-    command(line)
+    run_command(line)
     # The last batch: both were given the same images, and each rendered them for itself.
     (one, first, big), (other, second, small) = seen["teacher"][-1], seen["student"][-1]
     assert torch.equal(first, second)

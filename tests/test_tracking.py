@@ -5,15 +5,13 @@ from typing import ClassVar
 
 import pytest
 from accelerate import tracking as accelerates
-from test_training import distill, images, small
+from small_runs import distill
 from typer.testing import CliRunner
 
 import cktf
 from cktf.cli.main import app
 from cktf.engine import tracking
 from cktf.errors import RecipeError
-
-__all__ = ["images", "small"]  # fixtures
 
 
 def scalars(folder):
@@ -40,9 +38,9 @@ def test_tensorboard_has_what_the_record_has(images, tmp_path):
         assert [value for _, value in found[tag]] == pytest.approx(values, rel=1e-5)
 
 
-def test_none(images, small, tmp_path):
+def test_none(images, student, tmp_path):
     run = cktf.teach(
-        small, train=images[0], test=images[1], epochs=1, out=tmp_path / "run", show=False,
+        student, train=images[0], test=images[1], epochs=1, out=tmp_path / "run", show=False,
         overrides={"runtime.track": "none"},
     )  # fmt: skip
     assert not (run.folder / "tensorboard").exists()
@@ -78,11 +76,11 @@ class Told(accelerates.GeneralTracker):
         self.ended = True
 
 
-def test_a_tracker_that_fails_does_not_end_a_run(images, small, tmp_path, monkeypatch):
+def test_a_tracker_that_fails_does_not_end_a_run(images, student, tmp_path, monkeypatch):
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "told", Told)
     monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["told"])
     run = cktf.teach(
-        small, train=images[0], test=images[1], epochs=3, out=tmp_path / "run", show=False,
+        student, train=images[0], test=images[1], epochs=3, out=tmp_path / "run", show=False,
         overrides={"runtime.track": ["told"]},
     )  # fmt: skip
     (told,) = Told.made
@@ -92,14 +90,14 @@ def test_a_tracker_that_fails_does_not_end_a_run(images, small, tmp_path, monkey
     assert run.summary["epochs"] == 3
 
 
-def test_a_tracker_that_is_not_there(images, small, tmp_path, monkeypatch):
+def test_a_tracker_that_is_not_there(images, student, tmp_path, monkeypatch):
     """Is told before training, unless it is only the default."""
     monkeypatch.setattr(tracking, "get_available_trackers", list)
     assert tracking.trackers_of(None) == []
     for name, message in (("wandb", "pip install wandb"), ("wand", "Did you mean 'wandb'")):
         with pytest.raises(RecipeError, match=message):
             cktf.teach(
-                small, train=images[0], epochs=1, out=tmp_path / "run",
+                student, train=images[0], epochs=1, out=tmp_path / "run",
                 overrides={"runtime.track": [name]},
             )  # fmt: skip
     line = ["train", "--model", "resnet8", "--track", "mlflow", "--out", str(tmp_path / "run")]

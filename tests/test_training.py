@@ -12,11 +12,11 @@ import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
+from small_runs import OPTIONS, SmallNet, distill, equal_weights, read_metrics, student_weights
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 import cktf
-from cktf.data import ImageSet, load_dataset
 from cktf.engine import Accuracy, RunFolder, Trainer, Training, device_of
 from cktf.engine.phase import schedule
 from cktf.engine.randomness import random_state, restore_random_state
@@ -36,7 +36,6 @@ from cktf.workflows.run import executing
 from cktf.workflows.train import prepare
 from cktf.workflows.user_objects import UserObjects
 
-OPTIONS = {"cktf": {"negatives": 64}}
 SUMMARY = {
     "method", "teacher", "student", "dataset", "seed", "epochs", "test_top1", "test_top5",
     "best_top1", "teacher_top1", "student_parameters", "teacher_parameters", "compression_ratio",
@@ -44,69 +43,21 @@ SUMMARY = {
 }  # fmt: skip
 
 
-class Small(nn.Module):
-    """A user's own network, which says nothing of its features."""
-
-    def __init__(self, classes=10, width=8, channels=3):
-        super().__init__()
-        self.a = nn.Sequential(
-            nn.Conv2d(channels, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-        )
-        self.b = nn.Sequential(
-            nn.Conv2d(width, 2 * width, 3, 2, 1), nn.BatchNorm2d(2 * width), nn.ReLU(inplace=True)
-        )
-        self.fc = nn.Linear(2 * width, classes)
-
-    def forward(self, x):
-        return self.fc(self.b(self.a(x)).mean((2, 3)))
-
-
-@pytest.fixture(scope="module")
-def images():
-    """Every tenth training and every tenth test image of fashion-mini: 1,000 and 500."""
-    parts = []
-    for split in ("train", "test"):
-        full = load_dataset("fashion-mini", None, split)
-        parts.append(
-            ImageSet(full.images[::10], full.labels[::10], full.classes, full.mean, full.std)
-        )
-    return parts
-
-
-@pytest.fixture
-def small():
-    torch.manual_seed(0)
-    return Small()
-
-
-def distill(images, out, *, student=None, epochs=2, method="cktf+kd", **more):
-    torch.manual_seed(0)
-    teacher, own = Small(width=16), Small()
-    return cktf.distill(
-        teacher, student or own, train=images[0], test=images[1], method=method, epochs=epochs,
-        out=out, options=OPTIONS if "cktf" in method else None, show=False, **more,
-    )  # fmt: skip
-
-
-def rows_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_learning(images, tmp_path):
     """Ten classes: far better than chance within seconds."""
     run = cktf.teach(
-        Small(width=16), train=images[0], test=images[1], epochs=10, out=tmp_path, show=False,
+        SmallNet(width=16), train=images[0], test=images[1], epochs=10, out=tmp_path, show=False,
         overrides={"optimizer.lr": 0.2},
     )  # fmt: skip
     assert run.summary["test_top1"] > 50
     assert run.summary["test_top5"] > 90
-    losses = [row["loss"] for row in rows_of(tmp_path)]
+    losses = [row["loss"] for row in read_metrics(tmp_path)]
     assert losses[-1] < losses[0] - 0.3
 
 
-def test_run_folder(images, tmp_path, small):
-    run = distill(images, tmp_path / "run", student=small)
-    assert run.student is small
+def test_run_folder(images, tmp_path, student):
+    run = distill(images, tmp_path / "run", student=student)
+    assert run.student is student
     names = {p.name for p in run.folder.iterdir()}
     assert {"recipe.yaml", "metrics.jsonl", "summary.json", "checkpoints", "student.safetensors",
             "log.txt"} <= names  # fmt: skip
@@ -114,7 +65,7 @@ def test_run_folder(images, tmp_path, small):
     summary = json.loads((run.folder / "summary.json").read_text())
     assert summary == run.summary
     assert set(summary) >= SUMMARY
-    rows = rows_of(run.folder)
+    rows = read_metrics(run.folder)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert summary["test_top1"] == rows[-1]["test_top1"]
     assert summary["best_top1"] == max(row["test_top1"] for row in rows)
@@ -125,7 +76,7 @@ def test_run_folder(images, tmp_path, small):
 
 
 def test_a_teacher_is_frozen_in_eval_mode_and_then_as_it_was(images, tmp_path, monkeypatch):
-    teacher = Small(width=16)
+    teacher = SmallNet(width=16)
     teacher.a.requires_grad_(False).eval()
 
     def as_it_is():
@@ -142,8 +93,8 @@ def test_a_teacher_is_frozen_in_eval_mode_and_then_as_it_was(images, tmp_path, m
     for out, more in (("run", {}), ("failed", {"overrides": {"optimizer.lr": 1e9}})):
         with pytest.raises(TrainingError) if more else nullcontext():
             cktf.distill(
-                teacher, Small(), train=images[0], method="cktf+kd", epochs=1, out=tmp_path / out,
-                options=OPTIONS, show=False, **more,
+                teacher, SmallNet(), train=images[0], method="cktf+kd", epochs=1,
+                out=tmp_path / out, options=OPTIONS, show=False, **more,
             )  # fmt: skip
         assert not any(any(trained + modes) for trained, modes in seen)
         assert as_it_is() == given
@@ -151,13 +102,19 @@ def test_a_teacher_is_frozen_in_eval_mode_and_then_as_it_was(images, tmp_path, m
 
 
 def test_a_student_that_nothing_would_train_is_refused(images, tmp_path):
-    frozen, network = Small().requires_grad_(False), Small()
-    part = Small(width=16)
+    frozen, network = SmallNet().requires_grad_(False), SmallNet()
+    part = SmallNet(width=16)
     part.a = network.a
     mistakes = [
-        (lambda **more: cktf.distill(Small(), frozen, method="crd", **more), "requires a gradient"),
-        (lambda **more: cktf.teach(frozen, **more), "none of Small's"),
-        (lambda **more: cktf.distill(network, network, **more), "10 of the 10 parameters of Small"),
+        (
+            lambda **more: cktf.distill(SmallNet(), frozen, method="crd", **more),
+            "requires a gradient",
+        ),
+        (lambda **more: cktf.teach(frozen, **more), "none of SmallNet's"),
+        (
+            lambda **more: cktf.distill(network, network, **more),
+            "10 of the 10 parameters of SmallNet",
+        ),
         (lambda **more: cktf.distill(part, network, **more), "4 of the 10 parameters"),
     ]
     for go, message in mistakes:
@@ -165,32 +122,32 @@ def test_a_student_that_nothing_would_train_is_refused(images, tmp_path):
             go(train=images[0], epochs=1, out=tmp_path / "run", show=False)
     with pytest.raises(ModelError, match="requires a gradient"):
         cktf.transfer(
-            Small(), frozen, unlabeled=images[0], labeled=images[0], test=images[1], epochs=1,
+            SmallNet(), frozen, unlabeled=images[0], labeled=images[0], test=images[1], epochs=1,
             out=tmp_path / "run", show=False,
         )  # fmt: skip
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_frozen_stays_whatever_gradients_it_came_with(images, tmp_path, small):
+def test_what_is_frozen_stays_whatever_gradients_it_came_with(images, tmp_path, student):
     """A user's own backward pass before the run left gradients, and then he froze a layer."""
-    small(torch.rand(8, 3, 32, 32)).sum().backward()
-    small.a[0].requires_grad_(False)
-    before = small.a[0].weight.clone()
-    distill(images, tmp_path / "run", epochs=1, method="kd", student=small)
-    assert torch.equal(small.a[0].weight, before)
+    student(torch.rand(8, 3, 32, 32)).sum().backward()
+    student.a[0].requires_grad_(False)
+    before = student.a[0].weight.clone()
+    distill(images, tmp_path / "run", epochs=1, method="kd", student=student)
+    assert torch.equal(student.a[0].weight, before)
 
 
 @pytest.mark.parametrize("method", ["kd", "cktf"])
-def test_frozen_batch_norm_keeps_its_statistics(images, tmp_path, small, method):
+def test_frozen_batch_norm_keeps_its_statistics(images, tmp_path, student, method):
     """A frozen backbone, behind which all else is trained; the memory is filled from a pass."""
-    small.a.requires_grad_(False)
-    before = {k: v.clone() for k, v in small.state_dict().items()}
+    student.a.requires_grad_(False)
+    before = {k: v.clone() for k, v in student.state_dict().items()}
     options = {"cktf": {"memory": "queue", "queue_size": 64, "negatives": 16, "init": "forward"}}
     cktf.distill(
-        Small(width=16), small, train=images[0], test=images[1], method=method, epochs=1,
+        SmallNet(width=16), student, train=images[0], test=images[1], method=method, epochs=1,
         out=tmp_path, options=options if method == "cktf" else None, show=False,
     )  # fmt: skip
-    after = small.state_dict()
+    after = student.state_dict()
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert same == {name for name in before if name.startswith("a.")}
 
@@ -211,19 +168,11 @@ def test_heads_train_with_the_student(images, tmp_path, monkeypatch):
     assert all(not torch.equal(before[k], after[k]) for k in before)
 
 
-def weights(run):
-    return {k: v.clone() for k, v in run.student.state_dict().items()}
-
-
-def equal(a, b):
-    return all(torch.equal(a[k], b[k]) for k in a)
-
-
 def test_a_seed_fixes_everything(images, tmp_path):
-    first = weights(distill(images, tmp_path / "a"))
+    first = student_weights(distill(images, tmp_path / "a"))
     torch.randn(3)
-    assert equal(first, weights(distill(images, tmp_path / "b")))
-    assert not equal(first, weights(distill(images, tmp_path / "c", seed=1)))
+    assert equal_weights(first, student_weights(distill(images, tmp_path / "b")))
+    assert not equal_weights(first, student_weights(distill(images, tmp_path / "c", seed=1)))
 
 
 def test_an_interrupted_run_continues_to_the_same_result(images, tmp_path, monkeypatch):
@@ -244,8 +193,8 @@ def test_an_interrupted_run_continues_to_the_same_result(images, tmp_path, monke
     *_, newest = sorted((tmp_path / "cut" / "checkpoints").glob("*.pt"))
     newest.write_bytes(newest.read_bytes()[:1000])
     continued = distill(images, tmp_path / "cut", epochs=3, resume=True, **often)
-    assert equal(weights(whole), weights(continued))
-    rows = rows_of(tmp_path / "cut")
+    assert equal_weights(student_weights(whole), student_weights(continued))
+    rows = read_metrics(tmp_path / "cut")
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 4
 
@@ -258,41 +207,31 @@ def test_a_run_is_not_overwritten_nor_continued_with_another_recipe(images, tmp_
         distill(images, tmp_path / "run", epochs=2, resume=True)
 
 
-@pytest.fixture
-def cifar(images, tmp_path):
-    """A folder in CIFAR-10's binary layout, 60 images a file."""
-    for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
-        part = slice(60 * number, 60 * (number + 1))
-        pixels = images[0].images[part].permute(0, 3, 1, 2).reshape(60, -1)
-        records = torch.cat([images[0].labels[part].byte().unsqueeze(1), pixels], dim=1)
-        (tmp_path / f"{name}.bin").write_bytes(records.numpy().tobytes())
-    return str(tmp_path)
-
-
-def test_a_recipe_repeats_its_run(cifar, tmp_path):
+def test_a_recipe_repeats_its_run(cifar_dir, tmp_path):
     fields = {
-        "kind": "train", "model": "resnet8", "epochs": 1, "data": {"name": "cifar10", "dir": cifar},
+        "kind": "train", "model": "resnet8", "epochs": 1,
+        "data": {"name": "cifar10", "dir": cifar_dir},
     }  # fmt: skip
     first = run_recipe(parse_recipe(fields), tmp_path / "first", show=False)
     again = parse_recipe(read_recipe(first.folder / "recipe.yaml"))
     second = run_recipe(again, tmp_path / "second", show=False)
-    assert equal(weights(first), weights(second))
+    assert equal_weights(student_weights(first), student_weights(second))
     assert (first.folder / "recipe.yaml").read_text() == (second.folder / "recipe.yaml").read_text()
     accuracy, data = cktf.evaluate(first.folder)
     assert (accuracy.top1, data) == (first.summary["test_top1"], "cifar10")
     run = cktf.distill(
         first.folder, "resnet8", train="cifar10", method="kd", epochs=1, show=False,
-        out=tmp_path / "third", overrides={"data.dir": cifar, "optimizer.lr": 0.02},
+        out=tmp_path / "third", overrides={"data.dir": cifar_dir, "optimizer.lr": 0.02},
     )  # fmt: skip
     assert run.summary["teacher_top1"] == first.summary["test_top1"]
     assert run.summary["compression_ratio"] == 1
     assert yaml.safe_load((run.folder / "recipe.yaml").read_text())["optimizer"]["lr"] == 0.02
 
 
-def test_what_a_run_goes_on_from_is_in_its_log(cifar, tmp_path):
+def test_what_a_run_goes_on_from_is_in_its_log(cifar_dir, tmp_path):
     path = tmp_path / "w.pth"
     torch.save(create("resnet8", 100).state_dict(), path)
-    data = {"name": "cifar10", "dir": cifar}
+    data = {"name": "cifar10", "dir": cifar_dir}
     recipe = parse_recipe({"kind": "train", "model": str(path), "epochs": 1, "data": data})
     run, parts = prepare(recipe, tmp_path / "run")
     # As far as to the first step.
@@ -356,13 +295,13 @@ def test_images_that_a_data_set_normalizes_are_not_normalized_again(images, tmp_
     own = as_tensors(images[0], 64).tensors
     shift, scale = (0.0, 1.0) if kind == "from 0 to 1" else (0.5, 0.25)
     train = TensorDataset((own[0] - shift) / scale, own[1])
-    teachers = {"file": str(path), "module": Small()}
-    teacher = teachers.get(kind, Normalized(Small(), [0.5] * 3, [0.25] * 3))
+    teachers = {"file": str(path), "module": SmallNet()}
+    teacher = teachers.get(kind, Normalized(SmallNet(), [0.5] * 3, [0.25] * 3))
     recipe = parse_recipe({
         "kind": "distill", "teacher": teacher if kind == "file" else "custom", "student": "custom",
         "method": "kd", "epochs": 1, "data": {"name": "custom"},
     })  # fmt: skip
-    run, parts = prepare(recipe, tmp_path / "run", UserObjects(teacher, Small(), train))
+    run, parts = prepare(recipe, tmp_path / "run", UserObjects(teacher, SmallNet(), train))
     if kind == "file":
         seen = train.tensors[0][:4]
         torch.testing.assert_close(parts.teacher.eval()(seen), network(seen))
@@ -395,18 +334,18 @@ def test_the_epoch_that_is_best_on_held_out_images_is_kept(images, tmp_path, mon
     real = Trainer.evaluate
     monkeypatch.setattr(Trainer, "evaluate", evaluate)
     run = distill([data, images[1]], tmp_path, epochs=3, overrides={"data.validation": 0.2})
-    assert equal(run.student.state_dict(), seen[1])
-    assert not equal(seen[1], seen[2])
-    rows = rows_of(tmp_path)
+    assert equal_weights(run.student.state_dict(), seen[1])
+    assert not equal_weights(seen[1], seen[2])
+    rows = read_metrics(tmp_path)
     assert [row["validation_top1"] for row in rows] == [50.0, 60.0, 55.0]
     assert (run.summary["kept_epoch"], run.summary["validation_top1"]) == (2, 60.0)
     assert run.summary["kept_test_top1"] == rows[1]["test_top1"]
     assert run.summary["test_top1"] == rows[2]["test_top1"]
-    assert equal(load_file(run.folder / "student.safetensors"), seen[1])
+    assert equal_weights(load_file(run.folder / "student.safetensors"), seen[1])
 
 
 def test_without_a_test_set_there_is_no_accuracy(images, tmp_path):
-    run = cktf.teach(Small(), train=images[0], epochs=1, out=tmp_path / "run", show=False)
+    run = cktf.teach(SmallNet(), train=images[0], epochs=1, out=tmp_path / "run", show=False)
     assert run.summary["test_top1"] is None
     assert run.summary["seconds"] > 0
 
@@ -438,7 +377,7 @@ class Stream(IterableDataset):
     ("change", "error", "message"),
     [
         (lambda i: {"student": NoLinear()}, TapError, "has no feature map"),
-        (lambda i: {"student": Small(classes=4)}, DataError, "gives 4 logits, and the data has 10"),
+        (lambda i: {"student": SmallNet(classes=4)}, DataError, "gives 4 logits, and the data"),
         (lambda i: {"test": []}, RecipeError, "length above 0"),
         (lambda i: {"test": "fashion-mini"}, RecipeError, "not the name of one"),
         (lambda i: {"train": DataLoader(as_tensors(i[0], 64), 64)}, RecipeError,
@@ -455,9 +394,9 @@ class Stream(IterableDataset):
         (lambda i: {"test": [(torch.rand(1, 32, 32), 1)]}, DataError, "cannot take images"),
         (lambda i: {"overrides": {"optimizer.nesterov": True, "optimizer.momentum": 0}},
          RecipeError, "momentum above 0"),
-        (lambda i: {"student": Small(channels=1)}, DataError, "student Small cannot take images"),
-        (lambda i: {"teacher": Small(channels=1)}, DataError, "teacher Small cannot take images"),
-        (lambda i: {"teacher": Small(classes=12)}, CktfError, "the teacher 12"),
+        (lambda i: {"student": SmallNet(channels=1)}, DataError, "student SmallNet cannot take"),
+        (lambda i: {"teacher": SmallNet(channels=1)}, DataError, "teacher SmallNet cannot take"),
+        (lambda i: {"teacher": SmallNet(classes=12)}, CktfError, "the teacher 12"),
         (lambda i: {"student": "resnet8", "train": as_tensors(i[0], 200)}, RecipeError, "own"),
         (lambda i: {"student": "resnet9"}, RecipeError, "Did you mean 'resnet8'"),
         (lambda i: {"train": as_tensors(i[0], 20)}, RecipeError, "fewer than one batch of 64"),
@@ -473,7 +412,7 @@ class Stream(IterableDataset):
 )  # fmt: skip
 def test_mistakes_in_python(images, tmp_path, change, error, message):
     arguments = {
-        "teacher": Small(), "student": Small(), "train": images[0], "method": "cktf+kd",
+        "teacher": SmallNet(), "student": SmallNet(), "train": images[0], "method": "cktf+kd",
         "epochs": 1, "options": OPTIONS, "out": tmp_path / "run", "show": False,
     } | change(images)  # fmt: skip
     with pytest.raises(error, match=message):
@@ -521,7 +460,7 @@ def test_a_package_that_is_on_the_path_and_not_installed(images, tmp_path, monke
 
     monkeypatch.setattr(importlib.metadata.Distribution, "from_name", installed)
     run = cktf.teach(
-        Small(), train=as_tensors(images[0], 64), epochs=1, out=tmp_path / "run", show=False,
+        SmallNet(), train=as_tensors(images[0], 64), epochs=1, out=tmp_path / "run", show=False,
         overrides={"runtime.track": "none"},
     )  # fmt: skip
     versions = run.summary["versions"]
@@ -540,9 +479,9 @@ def test_a_finished_run_is_read_not_repeated(images, tmp_path, monkeypatch):
     first = distill(images, tmp_path / "run", epochs=1)
     monkeypatch.setattr(Trainer, "steps", None)
     torch.manual_seed(5)
-    again = distill(images, tmp_path / "run", epochs=1, resume=True, student=Small())
+    again = distill(images, tmp_path / "run", epochs=1, resume=True, student=SmallNet())
     assert again.summary == first.summary
-    assert equal(weights(first), weights(again))
+    assert equal_weights(student_weights(first), student_weights(again))
     assert not again.student.training
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from test_training import Small, images
+from small_runs import SmallNet, run_command
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from typer.testing import CliRunner
@@ -32,8 +32,6 @@ from cktf.workflows import Run, carry_out, plan, prepare, transfer_learning
 from cktf.workflows.classifier import Embedded
 from cktf.workflows.linear_probe import check_classes, choose, embed, fit_classifier
 from cktf.workflows.user_objects import select_samples
-
-__all__ = ["images"]  # fixtures
 
 
 class Forbidden:
@@ -81,7 +79,7 @@ def test_labels_are_never_read(images, tmp_path, method):
     torch.manual_seed(0)
     options = {n: {"negatives": 16} for n in ("crd", "cktf") if n in method}
     run = cktf.distill(
-        Small(width=16), Small(), unlabeled=Secret(images[0]), method=method, epochs=1,
+        SmallNet(width=16), SmallNet(), unlabeled=Secret(images[0]), method=method, epochs=1,
         out=tmp_path, options=options, show=False, overrides={"init_epochs": 1},
     )  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -91,7 +89,9 @@ def test_labels_are_never_read(images, tmp_path, method):
 
 def test_a_forbidden_label_is_noticed(images, tmp_path):
     with pytest.raises(AssertionError, match="read"):
-        cktf.distill(Small(), Small(), train=Secret(images[0]), epochs=1, out=tmp_path, show=False)
+        cktf.distill(
+            SmallNet(), SmallNet(), train=Secret(images[0]), epochs=1, out=tmp_path, show=False
+        )
 
 
 NEEDING = [name for name, method in METHODS.items() if not method.accepts_unlabeled]
@@ -101,8 +101,8 @@ NEEDING = [name for name, method in METHODS.items() if not method.accepts_unlabe
 def test_methods_that_need_labels_say_so_at_once(images, tmp_path, name):
     with pytest.raises(RecipeError, match=f"method: {name} (needs labels|only initialize)"):
         cktf.transfer(
-            Small(), Small(), unlabeled=images[0], labeled=images[0], test=images[1], method=name,
-            out=tmp_path, show=False,
+            SmallNet(), SmallNet(), unlabeled=images[0], labeled=images[0], test=images[1],
+            method=name, out=tmp_path, show=False,
         )  # fmt: skip
     assert not list(tmp_path.iterdir())
 
@@ -229,44 +229,15 @@ def test_samples_are_asked_for_by_plain_numbers():
 # The whole of it
 
 
-@pytest.fixture
-def cifar(images, tmp_path):
-    """A folder in CIFAR-10's binary layout, 60 images a file, six of each class."""
-    order = images[0].labels.argsort(stable=True).view(10, -1).T.flatten()
-    for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
-        part = order[60 * number : 60 * (number + 1)]
-        pixels = images[0].images[part].permute(0, 3, 1, 2).reshape(60, -1)
-        records = torch.cat([images[0].labels[part].byte().unsqueeze(1), pixels], dim=1)
-        (tmp_path / f"{name}.bin").write_bytes(records.numpy().tobytes())
-    return str(tmp_path)
-
-
-@pytest.fixture
-def teacher(images, tmp_path):
-    """What stands in a run folder of one who knows the data set's ten classes."""
-    torch.manual_seed(0)
-    path = tmp_path / "teacher" / "student.safetensors"
-    path.parent.mkdir()
-    network = Normalized(create("resnet8", 10), images[0].mean, images[0].std)
-    save_network(network, path, name="resnet8", classes=CIFAR10, dataset="cifar10")
-    return path.parent
-
-
-def command(line):
-    result = CliRunner().invoke(app, shlex.split(line), env={"COLUMNS": "160"})
-    assert result.exception is None, result.output
-    return result.output
-
-
-def test_transfer(teacher, cifar, tmp_path):
+def test_transfer(teacher_dir, cifar_dir, tmp_path):
     out = tmp_path / "run"
     line = (
-        f"transfer --teacher {teacher} --student resnet8 --unlabeled cifar10 --data-dir {cifar} "
-        f"--labels-per-class 1,3 --draws 3 --epochs 1 --scratch-epochs 1 --out {out} "
-        "--set data.batch_size=16 --set options.cktf.negatives=16 "
+        f"transfer --teacher {teacher_dir} --student resnet8 --unlabeled cifar10 "
+        f"--data-dir {cifar_dir} --labels-per-class 1,3 --draws 3 --epochs 1 --scratch-epochs 1 "
+        f"--out {out} --set data.batch_size=16 --set options.cktf.negatives=16 "
         "--set runtime.precision=float32"
     )
-    printed = command(line)
+    printed = run_command(line)
     for word in ("labels of a class", "teacher", "student", "floor", "scratch", "curve.png", "±"):
         assert word in printed
     summary = json.loads((out / "summary.json").read_text())
@@ -298,19 +269,19 @@ def test_transfer(teacher, cifar, tmp_path):
     accuracy, data = cktf.evaluate(out)
     assert data == "cifar10"
     assert accuracy.top1 == pytest.approx(points["student"][-1]["top1"][0], abs=0.01)
-    assert "curve.png" in command(f"transfer --resume {out}")
+    assert "curve.png" in run_command(f"transfer --resume {out}")
     assert same(state_of(done.student), state_of(network))
 
 
 def test_an_interrupted_transfer_continues_to_the_same_result(
-    teacher, cifar, tmp_path, monkeypatch
+    teacher_dir, cifar_dir, tmp_path, monkeypatch
 ):
     def go(out, **more):
         return cktf.transfer(
-            teacher, "resnet8", unlabeled="cifar10", method="crd", epochs=2, out=out, show=False,
-            options={"crd": {"negatives": 8}}, **more,
+            teacher_dir, "resnet8", unlabeled="cifar10", method="crd", epochs=2, out=out,
+            options={"crd": {"negatives": 8}}, show=False, **more,
             overrides={
-                "data.dir": cifar, "data.batch_size": 16, "labeled.classes": ["cat", "dog"],
+                "data.dir": cifar_dir, "data.batch_size": 16, "labeled.classes": ["cat", "dog"],
                 "scratch_epochs": 2, "checkpoint.epochs": 1,
             },
         )  # fmt: skip
@@ -352,12 +323,15 @@ def untrained(recipe, parts, run, show):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_probing_that_is_stopped_can_be_continued(teacher, cifar, tmp_path, monkeypatch, number):
+def test_probing_that_is_stopped_can_be_continued(
+    teacher_dir, cifar_dir, tmp_path, monkeypatch, number
+):
     monkeypatch.setattr(transfer_learning, "execute", untrained)
     monkeypatch.setattr(transfer_learning, "embed", lambda *_: os.kill(os.getpid(), number))
     line = (
-        f"transfer --teacher {teacher} --student resnet8 --unlabeled cifar10 --data-dir {cifar} "
-        f"--epochs 1 --out {tmp_path}/run --set data.batch_size=16 --on-nonfinite skip"
+        f"transfer --teacher {teacher_dir} --student resnet8 --unlabeled cifar10 "
+        f"--data-dir {cifar_dir} --epochs 1 --out {tmp_path}/run "
+        "--set data.batch_size=16 --on-nonfinite skip"
     )
     result = CliRunner().invoke(app, shlex.split(line))
     assert result.exit_code == 75, result.output
@@ -366,11 +340,12 @@ def test_probing_that_is_stopped_can_be_continued(teacher, cifar, tmp_path, monk
     assert f"Continue with: cktf transfer --resume {tmp_path}/run" in result.output
 
 
-def test_a_transfer_keeps_its_folder_to_itself(teacher, cifar, tmp_path, monkeypatch):
+def test_a_transfer_keeps_its_folder_to_itself(teacher_dir, cifar_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer_learning, "execute", untrained)
     line = (
-        f"transfer --teacher {teacher} --student resnet8 --unlabeled cifar10 --data-dir {cifar} "
-        f"--epochs 1 --resume auto --out {tmp_path}/run --set data.batch_size=16"
+        f"transfer --teacher {teacher_dir} --student resnet8 --unlabeled cifar10 "
+        f"--data-dir {cifar_dir} --epochs 1 --resume auto --out {tmp_path}/run "
+        "--set data.batch_size=16"
     )
     second = []
 
@@ -404,7 +379,7 @@ def test_a_transfer_waits_for_room_for_its_files(images, tmp_path, monkeypatch):
     full_once(RunFolder, "write_summary")
     few = [data.subset(torch.arange(0, len(data), 12)) for data in images]
     done = cktf.transfer(
-        Small(width=16), Small(), unlabeled=few[0], labeled=few[0], test=few[1], method="kd",
+        SmallNet(width=16), SmallNet(), unlabeled=few[0], labeled=few[0], test=few[1], method="kd",
         labels_per_class=[1, 2], draws=1, out=tmp_path, show=False,
         overrides={"data.batch_size": 20},
     )  # fmt: skip
@@ -417,7 +392,7 @@ def test_a_transfer_waits_for_room_for_its_files(images, tmp_path, monkeypatch):
 def test_transfer_of_objects(images, tmp_path):
     """A user's own networks and data sets; what was given as the student is trained."""
     torch.manual_seed(0)
-    teacher, student = Small(width=16), Small(classes=16)
+    teacher, student = SmallNet(width=16), SmallNet(classes=16)
     before = state_of(teacher)
     with pytest.raises(CktfError):
         # KD compares as many logits as the teacher has.
@@ -442,7 +417,7 @@ def test_labeled_images_may_lack_the_last_class(images, tmp_path):
     kept = full.labels < 9
     few = ImageSet(full.images[kept], full.labels[kept], full.classes, full.mean, full.std)
     done = cktf.transfer(
-        Small(width=16), Small(), unlabeled=Secret(full), labeled=few, test=images[1],
+        SmallNet(width=16), SmallNet(), unlabeled=Secret(full), labeled=few, test=images[1],
         method="kd", epochs=1, labels_per_class=[2], out=tmp_path / "run", show=False,
         overrides={"scratch_epochs": 1},
     )  # fmt: skip
@@ -464,14 +439,14 @@ class FromOne(Dataset):
         return image, label + 1
 
 
-class Scaled(Small):
+class Scaled(SmallNet):
     """Whose logits are not those of its classifier."""
 
     def forward(self, x):
         return 3 * super().forward(x)
 
 
-class Convolved(Small):
+class Convolved(SmallNet):
     """Which classifies place by place."""
 
     def __init__(self):
@@ -482,7 +457,7 @@ class Convolved(Small):
         return self.fc(self.b(self.a(x))).mean((2, 3))
 
 
-class TwoLayers(Small):
+class TwoLayers(SmallNet):
     """A second layer on the first one's logits."""
 
     def __init__(self):
@@ -516,7 +491,7 @@ def test_nothing_is_trained_that_cannot_be_probed(change, message, images, tmp_p
     }
     with pytest.raises(CktfError, match=message):
         cktf.transfer(
-            Small(width=16), change.pop("student", Small)(), unlabeled=Secret(images[0]),
+            SmallNet(width=16), change.pop("student", SmallNet)(), unlabeled=Secret(images[0]),
             method="crd", epochs=1, out=tmp_path, show=False, **made, **change,
         )  # fmt: skip
     assert not list(tmp_path.iterdir())
@@ -524,7 +499,7 @@ def test_nothing_is_trained_that_cannot_be_probed(change, message, images, tmp_p
 
 def test_a_student_that_classifies_by_a_convolution(images, tmp_path):
     done = cktf.transfer(
-        Small(width=16), Convolved(), unlabeled=Secret(images[0]), labeled=images[0],
+        SmallNet(width=16), Convolved(), unlabeled=Secret(images[0]), labeled=images[0],
         test=images[1], method="kd", epochs=1, labels_per_class=[2], draws=1, out=tmp_path,
         show=False, overrides={"scratch_epochs": 1},
     )  # fmt: skip
@@ -536,7 +511,7 @@ def test_a_student_of_python_that_is_given_again_has_learned(images, tmp_path, m
 
     def made(width):
         torch.manual_seed(width)
-        return Small(width=width)
+        return SmallNet(width=width)
 
     def go(out, student, **more):
         return cktf.transfer(
@@ -575,28 +550,28 @@ def test_the_embedding_that_is_named_is_the_one_probed(images):
 
 
 @pytest.fixture
-def probed(teacher, tmp_path):
+def probed(teacher_dir, tmp_path):
     """A run folder of its own, since probes write into it."""
     run = tmp_path / "run"
     run.mkdir()
-    (run / "student.safetensors").write_bytes((teacher / "student.safetensors").read_bytes())
+    (run / "student.safetensors").write_bytes((teacher_dir / "student.safetensors").read_bytes())
     return run
 
 
-def test_probe_in_closed_form(probed, cifar):
+def test_probe_in_closed_form(probed, cifar_dir):
     before = (probed / "student.safetensors").read_bytes()
-    line = f"probe {probed} --labeled cifar10 --data-dir {cifar}"
-    assert "all" in command(line)
-    printed = command(f"{line} --labels-per-class 1,3 --draws 2")
+    line = f"probe {probed} --labeled cifar10 --data-dir {cifar_dir}"
+    assert "all" in run_command(line)
+    printed = run_command(f"{line} --labels-per-class 1,3 --draws 2")
     assert "curve.png" in printed
     summary = json.loads((probed / "probe" / "summary.json").read_text())
     assert [p["labels_per_class"] for p in summary["points"]] == [1, 3]
     assert (probed / "student.safetensors").read_bytes() == before
 
 
-def test_probe_by_sgd_leaves_the_features_as_they_were(probed, cifar):
-    line = f"probe {probed} --labeled cifar10 --data-dir {cifar} --epochs 2"
-    command(f"{line} --sgd --set data.batch_size=16")
+def test_probe_by_sgd_leaves_the_features_as_they_were(probed, cifar_dir):
+    line = f"probe {probed} --labeled cifar10 --data-dir {cifar_dir} --epochs 2"
+    run_command(f"{line} --sgd --set data.batch_size=16")
     before, after = (
         load_network(path / "student.safetensors")[0].state_dict()
         for path in (probed, probed / "probe-sgd")
@@ -606,7 +581,7 @@ def test_probe_by_sgd_leaves_the_features_as_they_were(probed, cifar):
 
 
 @pytest.mark.parametrize("mode", ["", "--sgd", "--finetune"])
-def test_a_probe_is_at_the_size_of_training(cifar, tmp_path, monkeypatch, mode):
+def test_a_probe_is_at_the_size_of_training(cifar_dir, tmp_path, monkeypatch, mode):
     """As cktf evaluate is; --set data.image_size asks for another."""
     network = Normalized(create("resnet8", 10), [0.5] * 3, [0.25] * 3)
     path = tmp_path / "student.safetensors"
@@ -622,14 +597,14 @@ def test_a_probe_is_at_the_size_of_training(cifar, tmp_path, monkeypatch, mode):
 
     monkeypatch.setattr("cktf.workflows.run_recipe", record_call)
     monkeypatch.setattr("cktf.workflows.probe_run", record_call)
-    line = f"probe {path} --labeled cifar10 --data-dir {cifar} {mode}"
+    line = f"probe {path} --labeled cifar10 --data-dir {cifar_dir} {mode}"
     for more in ("", " --set data.image_size=40"):
         CliRunner().invoke(app, shlex.split(line + more))
     assert sizes == [24, 40]
 
 
 @pytest.mark.parametrize("mode", ["--sgd", "--finetune"])
-def test_a_probe_begins_with_a_new_classifier(probed, cifar, monkeypatch, mode):
+def test_a_probe_begins_with_a_new_classifier(probed, cifar_dir, monkeypatch, mode):
     """Whatever labels the network's own was fitted on, of the same classes or not."""
     begun = []
 
@@ -638,16 +613,16 @@ def test_a_probe_begins_with_a_new_classifier(probed, cifar, monkeypatch, mode):
         raise RecipeError(["enough"])
 
     monkeypatch.setattr("cktf.workflows.run_recipe", first)
-    line = f"probe {probed} --labeled cifar10 --data-dir {cifar} --epochs 1 {mode}"
+    line = f"probe {probed} --labeled cifar10 --data-dir {cifar_dir} --epochs 1 {mode}"
     assert CliRunner().invoke(app, shlex.split(line)).exit_code == 2
     own = load_network(probed / "student.safetensors")[0].state_dict()
     changed = {name for name in own if not torch.equal(own[name], begun[0][name])}
     assert changed == {"network.fc.weight", "network.fc.bias"}
 
 
-def test_finetuning_trains_all(probed, cifar):
-    line = f"probe {probed} --labeled cifar10 --data-dir {cifar} --epochs 1"
-    command(f"{line} --finetune --set data.batch_size=16")
+def test_finetuning_trains_all(probed, cifar_dir):
+    line = f"probe {probed} --labeled cifar10 --data-dir {cifar_dir} --epochs 1"
+    run_command(f"{line} --finetune --set data.batch_size=16")
     before, after = (
         load_network(path / "student.safetensors")[0].state_dict()
         for path in (probed, probed / "finetuned")
@@ -668,8 +643,8 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("options", "words"), MISTAKES.items(), ids=MISTAKES)
-def test_mistakes_of_a_probe(probed, cifar, options, words):
-    line = f"probe {probed} {options} --data-dir {cifar}"
+def test_mistakes_of_a_probe(probed, cifar_dir, options, words):
+    line = f"probe {probed} {options} --data-dir {cifar_dir}"
     result = CliRunner().invoke(app, shlex.split(line))
     assert result.exit_code == 2, result.output
     assert words in result.output

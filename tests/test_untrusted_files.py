@@ -18,8 +18,8 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
-from test_checkpoints import Opened
 from typer.testing import CliRunner
+from unsafe_pickle import MakesFolder
 
 from cktf.cli.main import app
 from cktf.data import cifar, fashion, load_dataset
@@ -194,7 +194,7 @@ def test_a_report_runs_code_where_it_is_trusted(here, role):
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("role", ["--teacher", "--teacher-weights", "--model"])
 def test_a_pickle_of_weights_runs_no_code(here, plain, role):
-    evil = {"fc.weight": Opened(here / "escaped")}
+    evil = {"fc.weight": MakesFolder(here / "escaped")}
     if plain:
         Path("evil.pt").write_bytes(pickle.dumps(evil))
     else:
@@ -210,14 +210,14 @@ def test_a_pickle_of_weights_runs_no_code(here, plain, role):
 
 def test_timm_opens_no_pickle(here):
     pytest.importorskip("timm")
-    torch.save({"fc.weight": Opened(here / "escaped")}, "evil.pt")
+    torch.save({"fc.weight": MakesFolder(here / "escaped")}, "evil.pt")
     for argument in ("checkpoint_path='evil.pt'", "pretrained_cfg_overlay={'file': 'evil.pt'}"):
         with pytest.raises(ModelError, match="would have timm open a file"):
             build_network(parse_network_spec(f"timm:resnet10t({argument})"), 10)
 
 
 def test_a_pickle_of_images_runs_no_code(here):
-    Path("batch").write_bytes(pickle.dumps({"data": Opened(here / "escaped"), "labels": []}))
+    Path("batch").write_bytes(pickle.dumps({"data": MakesFolder(here / "escaped"), "labels": []}))
     with pytest.raises(DataError, match="which images do not need"):
         cifar._plain(cifar._TEN, Path("batch"))
 

@@ -1,0 +1,61 @@
+"""Small data sets in the file layouts that cktf reads."""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+WNIDS = ["n02124075", "n04067472", "n04540053", "n04099969"]
+WORDS = "n00000001\tentity\nn02124075\tEgyptian cat\nn04067472\treel\nn04540053\tvolleyball\n"
+WORDS += "n04099969\treel, rocking chair\n"
+# The validation images of Tiny ImageNet and their labels.
+VALIDATION = [("val_0.JPEG", 2), ("val_1.JPEG", 0), ("val_2.JPEG", 3), ("val_3.JPEG", 1)]
+
+
+def pixels(seed, *shape):
+    """Random bytes of a shape."""
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def jpeg(seed, width=64, height=64, gray=False):
+    """A smooth image, which JPEG keeps nearly as it is."""
+    corners = pixels(seed, 2, 2) if gray else pixels(seed, 2, 2, 3)
+    image = Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def write_colored_images(folder, names, counts, side):
+    """`FOLDER/SPLIT/CLASS/N.png`, at most three classes that differ by color.
+
+    `counts` gives the number of images per class for each split.
+    """
+    generator = np.random.default_rng(0)
+    for split, count in counts.items():
+        for label, name in enumerate(names):
+            class_dir = folder / split / name
+            class_dir.mkdir(parents=True)
+            for i in range(count):
+                image = generator.integers(0, 90, (side, side, 3), dtype=np.uint8)
+                image[..., label] += 120
+                Image.fromarray(image).save(class_dir / f"{i}.png")
+
+
+def write_cifar10(folder, images, labels):
+    """CIFAR-10's binary layout, 60 images a file, from [N, 32, 32, 3] bytes and their labels."""
+    for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        part = slice(60 * number, 60 * (number + 1))
+        planes = images[part].permute(0, 3, 1, 2).reshape(60, -1)
+        records = torch.cat([labels[part].byte().unsqueeze(1), planes], dim=1)
+        (folder / f"{name}.bin").write_bytes(records.numpy().tobytes())
+
+
+def stl10_bytes(images):
+    """[N, 96, 96, 3] as in the file: three planes, each column by column, value by value."""
+    found = np.empty((len(images), 3, 96, 96), np.uint8)
+    for channel in range(3):
+        for x in range(96):
+            found[:, channel, x, :] = images[:, :, x, channel]
+    return found.tobytes()

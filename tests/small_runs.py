@@ -1,0 +1,92 @@
+"""A small network, runs of a few steps, and what tests read from them."""
+
+import json
+import os
+import shlex
+import signal
+
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import cktf
+from cktf.cli.main import app
+from cktf.engine import Trainer
+
+OPTIONS = {"cktf": {"negatives": 64}}
+TIMES = {"seconds", "images_per_second"}
+
+
+class SmallNet(nn.Module):
+    """A user's network, which does not declare where its features are."""
+
+    def __init__(self, classes=10, width=8, channels=3):
+        super().__init__()
+        self.a = nn.Sequential(
+            nn.Conv2d(channels, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        self.b = nn.Sequential(
+            nn.Conv2d(width, 2 * width, 3, 2, 1), nn.BatchNorm2d(2 * width), nn.ReLU(inplace=True)
+        )
+        self.fc = nn.Linear(2 * width, classes)
+
+    def forward(self, x):
+        return self.fc(self.b(self.a(x)).mean((2, 3)))
+
+
+def distill(data, out, *, student=None, method="cktf+kd", epochs=2, options=None, **more):
+    """Distill from a wider network; `data` is the pair (train, test)."""
+    torch.manual_seed(0)
+    teacher, default_student = SmallNet(width=16), SmallNet()
+    if options is None and "cktf" in method:
+        options = OPTIONS
+    return cktf.distill(
+        teacher, student or default_student, train=data[0], test=data[1], method=method,
+        epochs=epochs, out=out, options=options, show=False, **more,
+    )  # fmt: skip
+
+
+def distill_few(data, out, *, overrides=None, **more):
+    """Distill in batches of 40: five steps per epoch with `few_images`."""
+    return distill(data, out, overrides={"data.batch_size": 40} | (overrides or {}), **more)
+
+
+def student_weights(run):
+    """A copy of the student's state."""
+    return {name: value.clone() for name, value in run.student.state_dict().items()}
+
+
+def equal_weights(state, other):
+    """Compare two states bit for bit."""
+    return all(torch.equal(state[name], other[name]) for name in state)
+
+
+def read_metrics(run_dir):
+    """The rows of metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_untimed_metrics(run_dir):
+    """The rows of metrics.jsonl without the columns that measure time."""
+    rows = read_metrics(run_dir)
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def stop_after_steps(monkeypatch, steps):
+    """Send SIGTERM to this process after `steps` training steps."""
+    step, calls = Trainer._step, []
+
+    def counted_step(self, *args):
+        step(self, *args)
+        calls.append(1)
+        if len(calls) == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_step", counted_step)
+
+
+def run_command(line):
+    """Run one `cktf` command line in this process; returns its output."""
+    result = CliRunner().invoke(app, shlex.split(line), env={"COLUMNS": "160"})
+    assert result.exception is None, result.output
+    return result.output
