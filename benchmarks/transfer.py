@@ -29,7 +29,7 @@ import cktf
 from cktf.data import load_dataset, sample_per_class
 from cktf.data.cifar_classes import CIFAR10
 from cktf.recipes import DistillRecipe, load_teacher, parse_recipe
-from cktf.workflows import Probed, distill_interleaved, prepare, run_recipe
+from cktf.workflows import ProbeResult, distill_interleaved, prepare, run_recipe
 
 RUNTIME = {"precision": "bfloat16"}
 CONTRAST: dict[str, Any] = {"negatives": 4096, "estimator": "shared", "temperature": 0.07}
@@ -150,7 +150,7 @@ class Work:
 
     def probed(self, network: nn.Module, seed: int) -> dict[str, Any]:
         """The label curve of a network's features."""
-        found: Probed = cktf.probe(
+        found: ProbeResult = cktf.probe(
             network, labeled=self.pool, test=self.test, labels_per_class=CURVE,
             draws=self.study.draws, seed=seed, runtime=RUNTIME,
         )  # fmt: skip

@@ -645,7 +645,7 @@ def test_costs_are_of_networks_at_their_sizes(monkeypatch):
     forward = Normalized.forward
 
     def record_call(self, images):
-        seen.append(self.seen(images.shape)[-1])
+        seen.append(self.input_shape(images.shape)[-1])
         return forward(self, images)
 
     monkeypatch.setattr(Normalized, "forward", record_call)

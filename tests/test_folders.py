@@ -40,7 +40,7 @@ from cktf.recipes import (
     to_yaml,
 )
 from cktf.workflows import evaluation, plan
-from cktf.workflows.analysis import Analyst
+from cktf.workflows.analysis import RunAnalyzer
 from cktf.workflows.user_objects import UserObjects
 
 RNG = np.random.default_rng
@@ -741,9 +741,9 @@ def test_a_folder_named_from_where_one_is_is_the_same_folder(sets, tmp_path, mon
     recipe = parse_recipe({"kind": "train", "model": "resnet8", "data": section})
     run = finished(tmp_path / "run", recipe)
     monkeypatch.chdir(tmp_path)
-    assert evaluation.tested_on(run, "imagefolder:b")[1] == recipe.data
-    assert evaluation.tested_on(run, "imagefolder:a")[1].dir == "images"
-    assert evaluation.tested_on(run, "imagefolder:c")[1].name == sets["c"]
+    assert evaluation.load_test_section(run, "imagefolder:b")[1] == recipe.data
+    assert evaluation.load_test_section(run, "imagefolder:a")[1].dir == "images"
+    assert evaluation.load_test_section(run, "imagefolder:c")[1].name == sets["c"]
 
 
 def test_a_run_is_evaluated_at_the_size_of_its_training(sets, tmp_path, monkeypatch):
@@ -780,9 +780,12 @@ def test_a_folder_may_have_moved(sets, tmp_path, tested):
     assert (accuracy, name) == (expected, f"imagefolder:{moved}")
     with pytest.raises(DataError, match="there is no such folder"):
         cktf.evaluate(out)
-    trained_on, there = evaluation.tested_on(out, sets["a"], str(moved))[1], f"imagefolder:{moved}"
+    trained_on, there = (
+        evaluation.load_test_section(out, sets["a"], str(moved))[1],
+        f"imagefolder:{moved}",
+    )
     assert (trained_on.name, trained_on.test) == (there, None)
-    found = Analyst(data_dir=str(moved)).analyze(out)
+    found = RunAnalyzer(data_dir=str(moved)).analyze(out)
     assert (found.missing, tuple(found.images.shape[1:])) == ("", (64, 64, 3))
 
 

@@ -110,11 +110,13 @@ def test_a_shared_tap_runs_once_for_the_same_images():
     shared = SharedTap(network)
     with pytest.raises(RuntimeError, match="before the first use"):
         shared(torch.rand(2, 3, 32, 32))
-    shared.also(network.feature_paths, ["embedding"]).also(network.feature_paths, ["stages"])
+    shared.add_reader(network.feature_paths, ["embedding"]).add_reader(
+        network.feature_paths, ["stages"]
+    )
     images = torch.rand(2, 3, 32, 32)
 
     def of(images):
-        return shared.of(Batch(images, None, torch.arange(2)).to(torch.device("cpu")))
+        return shared.extract(Batch(images, None, torch.arange(2)).to(torch.device("cpu")))
 
     first = of(images)
     assert first.embedding is not None

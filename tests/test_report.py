@@ -37,8 +37,19 @@ from cktf.report.groups import alone, grouped, method_name, refuse_unlike
 from cktf.report.page import _json, _plane
 from cktf.report.styles import TEACHER, look
 from cktf.workflows import analysis
-from cktf.workflows.analysis import Analysis, Analyst, NetworkOutputs, evenly, most_disagreed
-from cktf.workflows.similarity import calibrate, correlations, linear_cka, per_class
+from cktf.workflows.analysis import (
+    Analysis,
+    NetworkOutputs,
+    RunAnalyzer,
+    evenly_spaced_indices,
+    find_disagreements,
+)
+from cktf.workflows.similarity import (
+    accuracy_by_class,
+    linear_cka,
+    logit_correlations,
+    measure_calibration,
+)
 
 SCRIPT, IMAGE = "<script>", "<img src=x onerror=document.title=1>"
 SHOTS = Path(__file__).parents[1] / "build" / "report"
@@ -60,7 +71,7 @@ def test_linear_cka_knows_rotation_and_scale():
 def test_calibration_by_a_loop():
     torch.manual_seed(1)
     probabilities, labels = torch.randn(200, 5).softmax(1), torch.randint(5, (200,))
-    found = calibrate(probabilities, labels, bins=10)
+    found = measure_calibration(probabilities, labels, bins=10)
     confidence, predicted = probabilities.max(1)
     error = 0.0
     for number in range(10):
@@ -83,9 +94,9 @@ def test_disagreement_and_classes():
     student = seen([[5.0, 0.0], [0.1, 0.0], [0.0, 5.0], [3.0, 0.0]])
     teacher = seen([[0.0, 5.0], [0.0, 0.1], [0.0, 1.0], [0.0, 3.0]])
     # The third they agree on; the second they are unsure of.
-    assert most_disagreed(student, teacher, 10).tolist() == [0, 3, 1]
-    assert most_disagreed(student, teacher, 1).tolist() == [0]
-    accuracy = per_class(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 0, 1, 1]), 3)
+    assert find_disagreements(student, teacher, 10).tolist() == [0, 3, 1]
+    assert find_disagreements(student, teacher, 1).tolist() == [0]
+    accuracy = accuracy_by_class(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 0, 1, 1]), 3)
     assert accuracy[:2].tolist() == [50.0, 50.0]
     assert bool(accuracy[2].isnan())
 
@@ -93,7 +104,7 @@ def test_disagreement_and_classes():
 def test_correlations_of_logits():
     torch.manual_seed(0)
     logits = torch.randn(50, 4)
-    assert np.allclose(correlations(logits), np.corrcoef(logits.double().numpy().T))
+    assert np.allclose(logit_correlations(logits), np.corrcoef(logits.double().numpy().T))
 
 
 def run(method, top1, seed=0, logits=None, labels=None, recipe=None, **summary):
@@ -330,7 +341,7 @@ def test_answer_of_a_transfer():
     both = replace(before, student=own, teacher=own, labels=torch.tensor([0, 0]))
     assert "2.10 points below" in answer(grouped([both]))
     tested = replace(before, recipe={"kind": "train", "data": {"test": "imagefolder:/other"}})
-    assert tested.tested_on == "imagefolder:/other"
+    assert tested.test_data_name == "imagefolder:/other"
 
 
 def test_classes_in_another_order_are_others():
@@ -363,7 +374,9 @@ def test_of_many_classes_those_that_differ_most():
     assert heat["x"] == heat["y"] == sorted(heat["x"], key=lambda name: int(name.split()[1]))
     first, second = (heat["x"].index(name) for name in ("class 7", "class 900"))
     analysis = many_classes()
-    apart = correlations(analysis.teacher.logits) - correlations(analysis.student.logits)
+    apart = logit_correlations(analysis.teacher.logits) - logit_correlations(
+        analysis.student.logits
+    )
     assert heat["z"][first][second] == pytest.approx(float(apart[7, 900]), abs=1e-6)
     # The mean is of all.
     mean = f"mean absolute difference {float(apart.abs().mean()):.3f}"
@@ -499,9 +512,9 @@ def test_what_is_shown(report):
 
 def test_images_lie_evenly_over_sorted_classes(runs, tmp_path, monkeypatch):
     """Those that are classified, and those of them whose representations are compared."""
-    assert evenly(36, 9).tolist() == [0, 4, 8, 13, 17, 21, 26, 30, 35]
-    assert torch.equal(evenly(999, 2000), torch.arange(999))
-    some = Analyst(images=9).analyze(runs[2])
+    assert evenly_spaced_indices(36, 9).tolist() == [0, 4, 8, 13, 17, 21, 26, 30, 35]
+    assert torch.equal(evenly_spaced_indices(999, 2000), torch.arange(999))
+    some = RunAnalyzer(images=9).analyze(runs[2])
     assert torch.bincount(some.labels).tolist() == [3, 3, 3]
     # In several batches, which are read as they are, whatever the networks compute in.
     named = tmp_path / "run"
@@ -517,23 +530,23 @@ def test_images_lie_evenly_over_sorted_classes(runs, tmp_path, monkeypatch):
             yield batch
 
     monkeypatch.setattr(MemoryLoader, "epoch", watched)
-    whole = Analyst(compared=5).analyze(named)
+    whole = RunAnalyzer(compared=5).analyze(named)
     assert len(inside) > 12
     assert not any(inside)
     for network in (whole.student, whole.teacher):
         assert len(network.logits) == 36
-        assert torch.equal(network.features["logits"], network.logits[evenly(36, 5)])
+        assert torch.equal(network.features["logits"], network.logits[evenly_spaced_indices(36, 5)])
         assert {len(rows) for rows in network.features.values()} == {5}
 
 
 def test_a_teacher_says_which_classes_it_knows(runs):
-    analysis = Analyst(images=9).analyze(runs[2])
+    analysis = RunAnalyzer(images=9).analyze(runs[2])
     assert tuple(analysis.teacher.classes) == tuple(analysis.classes)
 
 
 def test_a_network_that_gives_no_numbers_is_told(runs, monkeypatch):
     monkeypatch.setattr(analysis, "load_teacher", broken(analysis.load_teacher))
-    assert "not finite" in Analyst(images=9).analyze(runs[2]).missing
+    assert "not finite" in RunAnalyzer(images=9).analyze(runs[2]).missing
 
 
 def broken(load):
@@ -555,7 +568,7 @@ def test_a_teacher_is_looked_at_once_whatever_its_path_and_batches(runs, tmp_pat
     fields["teacher"] = str(tmp_path / "teacher")
     fields["data"]["batch_size"] = 13
     recipe.write_text(yaml.safe_dump(fields))
-    analyst = Analyst(images=9)
+    analyst = RunAnalyzer(images=9)
     found = [analyst.analyze(folder) for folder in (runs[2], tmp_path / "run")]
     assert found[0].teacher is found[1].teacher
     assert found[0].images is found[1].images
@@ -578,7 +591,7 @@ def test_networks_are_seen_as_the_run_saw_them(runs):
         },
         out=folder / "named", show=False,
     )  # fmt: skip
-    analyst = Analyst()
+    analyst = RunAnalyzer()
     found = [analyst.analyze(folder) for folder in (runs[2], made.folder, runs[2])]
     for one in found:
         for network, said in ((one.teacher, "teacher_top1"), (one.student, "test_top1")):

@@ -193,11 +193,11 @@ def test_what_is_read_is_what_the_network_gives(net, tmp_path, number):
     tap = cache(net, view, tmp_path)
     batch = batch_of(view, number)
     for _ in range(2):
-        read, computed = tap.of(batch), tap(batch.images)
+        read, computed = tap.extract(batch), tap(batch.images)
         torch.testing.assert_close(read, computed)
     assert view.calls == [number]
     again = Counted()
-    torch.testing.assert_close(cache(net, again, tmp_path).of(batch), computed)
+    torch.testing.assert_close(cache(net, again, tmp_path).extract(batch), computed)
     assert again.calls == []
     assert not list(tmp_path.rglob("*partial*"))
 
@@ -205,17 +205,17 @@ def test_what_is_read_is_what_the_network_gives(net, tmp_path, number):
 def test_it_keeps_bfloat16_as_it_is(net, tmp_path):
     tap = cache(net, Counted(), tmp_path)
     with torch.autocast("cpu", torch.bfloat16):
-        read = tap.of(batch_of(None, 0))
+        read = tap.extract(batch_of(None, 0))
         assert read.logits.dtype == torch.bfloat16
         torch.testing.assert_close(read, tap(batch_of(None, 0).images))
 
 
 def test_what_is_there_serves_a_method_that_reads_less_or_more(net, tmp_path):
     first, more, less = Counted(), Counted(), Counted()
-    cache(net, first, tmp_path, CacheSpec(embedding=True)).of(batch_of(None, 0))
+    cache(net, first, tmp_path, CacheSpec(embedding=True)).extract(batch_of(None, 0))
     tap = cache(net, more, tmp_path)
-    tap.of(batch_of(None, 0))
-    cache(net, less, tmp_path, CacheSpec()).of(batch_of(None, 0))
+    tap.extract(batch_of(None, 0))
+    cache(net, less, tmp_path, CacheSpec()).extract(batch_of(None, 0))
     assert (first.calls, more.calls, less.calls) == ([0], [0], [])
     # Only what was missing was computed.
     assert "stem" in tap.said[0]
@@ -241,21 +241,23 @@ CHANGES = {
 
 @pytest.mark.parametrize(("mutate", "decides"), CHANGES.values(), ids=CHANGES)
 def test_another_teacher_or_data_set_has_another_cache(net, tmp_path, mutate, decides):
-    cache(net, Counted(), tmp_path).of(batch_of(None, 0))
+    cache(net, Counted(), tmp_path).extract(batch_of(None, 0))
     if mutate:
         mutate(net)
     view = Counted()
     tap = cache(net, view, tmp_path, decides=decides)
-    torch.testing.assert_close(tap.of(batch_of(None, 0)), tap(batch_of(None, 0).images))
+    torch.testing.assert_close(tap.extract(batch_of(None, 0)), tap(batch_of(None, 0).images))
     assert view.calls == [0]
 
 
 def test_size_decides_too():
-    from cktf.taps.cached import hash_of
+    from cktf.taps.cached import hash_network
 
     network = create("resnet8", 10)
-    found = {hash_of(Normalized(network, [0.5] * 3, [0.5] * 3, size)) for size in (None, 32, 96)}
-    assert len(found | {hash_of(Normalized(network, [0.4] * 3, [0.5] * 3))}) == 4
+    found = {
+        hash_network(Normalized(network, [0.5] * 3, [0.5] * 3, size)) for size in (None, 32, 96)
+    }
+    assert len(found | {hash_network(Normalized(network, [0.4] * 3, [0.5] * 3))}) == 4
 
 
 def test_images_that_are_stored_as_pixels_decide():
@@ -291,12 +293,12 @@ DAMAGES = {
 
 @pytest.mark.parametrize("spoil", DAMAGES.values(), ids=DAMAGES)
 def test_damage_is_seen_and_computed_anew(net, tmp_path, spoil):
-    cache(net, Counted(), tmp_path).of(batch_of(None, 0))
+    cache(net, Counted(), tmp_path).extract(batch_of(None, 0))
     (path,) = tmp_path.rglob("logits")
     spoil(path)
     view = Counted()
     tap = cache(net, view, tmp_path)
-    torch.testing.assert_close(tap.of(batch_of(None, 0)), tap(batch_of(None, 0).images))
+    torch.testing.assert_close(tap.extract(batch_of(None, 0)), tap(batch_of(None, 0).images))
     assert view.calls == [0]
 
 
@@ -307,7 +309,7 @@ def test_of_two_that_begin_at_once_one_computes(net, tmp_path):
     def read(view):
         tap = cache(copy.deepcopy(net), view, tmp_path)
         begun.wait()
-        return tap.of(batch_of(None, 0))
+        return tap.extract(batch_of(None, 0))
 
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(read, views))
@@ -322,11 +324,11 @@ def test_what_was_cut_off_is_never_used(net, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cache(net, cut, tmp_path).of(batch_of(None, 0))
+        cache(net, cut, tmp_path).extract(batch_of(None, 0))
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["lock"]
     view = Counted()
     tap = cache(net, view, tmp_path)
-    torch.testing.assert_close(tap.of(batch_of(None, 0)), tap(batch_of(None, 0).images))
+    torch.testing.assert_close(tap.extract(batch_of(None, 0)), tap(batch_of(None, 0).images))
     assert view.calls == [0]
 
 

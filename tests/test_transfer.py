@@ -29,8 +29,13 @@ from cktf.models import Normalized, create, load_network, save_network
 from cktf.objectives import METHODS
 from cktf.recipes import build_test_loader, parse_transfer_recipe, read_recipe
 from cktf.workflows import Run, carry_out, plan, prepare, transfer_learning
-from cktf.workflows.classifier import Embedded
-from cktf.workflows.linear_probe import check_classes, choose, embed, fit_classifier
+from cktf.workflows.classifier import EmbeddedImages
+from cktf.workflows.linear_probe import (
+    check_classes,
+    choose_label_subsets,
+    embed_images,
+    fit_classifier,
+)
 from cktf.workflows.user_objects import select_samples
 
 
@@ -122,7 +127,7 @@ def gaussians(count, classes, seed):
     noise = torch.randn(count, 6, generator=generator)
     # Features of very different sizes, one of them constant.
     found = (centers[labels] + noise) * torch.tensor([1, 100, 0.01, 1, 5, 1])
-    return Embedded(torch.cat([found, torch.ones(count, 1)], 1), labels)
+    return EmbeddedImages(torch.cat([found, torch.ones(count, 1)], 1), labels)
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -145,12 +150,12 @@ def test_a_classifier_of_one_label_each_and_of_none():
     one = gaussians(5, 5, 0)
     assert fit_classifier(one).accuracy(one) == 100
     with pytest.raises(DataError, match="of every class; given"):
-        fit_classifier(Embedded(one.features[1:], one.labels[1:]))
+        fit_classifier(EmbeddedImages(one.features[1:], one.labels[1:]))
 
 
 def test_smaller_draws_are_within_larger_ones():
     labels = torch.arange(60) % 3
-    few, more, every = choose(labels, [5, 1, 20], draws=3, seed=0)
+    few, more, every = choose_label_subsets(labels, [5, 1, 20], draws=3, seed=0)
     assert (few.labels, more.labels, every.labels) == (1, 5, 20)
     assert (len(few.draws), len(more.draws), len(every.draws)) == (3, 3, 1)
     for small, large in zip(few.draws, more.draws, strict=True):
@@ -158,9 +163,13 @@ def test_smaller_draws_are_within_larger_ones():
         assert labels[large].bincount().tolist() == [5, 5, 5]
     assert len({tuple(draw.tolist()) for draw in more.draws}) == 3
     with pytest.raises(DataError, match="21 images of each class were asked for"):
-        choose(labels, [21], 1, 0)
+        choose_label_subsets(labels, [21], 1, 0)
     # Neighboring seeds are as independent as others, and the first draw is that of a training.
-    drawn = [d for seed in range(3) for d in choose(labels, [5], draws=3, seed=seed)[0].draws]
+    drawn = [
+        d
+        for seed in range(3)
+        for d in choose_label_subsets(labels, [5], draws=3, seed=seed)[0].draws
+    ]
     assert len({tuple(draw.tolist()) for draw in drawn}) == 9
     assert torch.equal(drawn[3], sample_per_class(labels, 5, 1))
 
@@ -327,7 +336,7 @@ def test_probing_that_is_stopped_can_be_continued(
     teacher_dir, cifar_dir, tmp_path, monkeypatch, number
 ):
     monkeypatch.setattr(transfer_learning, "execute", untrained)
-    monkeypatch.setattr(transfer_learning, "embed", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(transfer_learning, "embed_images", lambda *_: os.kill(os.getpid(), number))
     line = (
         f"transfer --teacher {teacher_dir} --student resnet8 --unlabeled cifar10 "
         f"--data-dir {cifar_dir} --epochs 1 --out {tmp_path}/run "
@@ -353,7 +362,7 @@ def test_a_transfer_keeps_its_folder_to_itself(teacher_dir, cifar_dir, tmp_path,
         second.append(CliRunner().invoke(app, shlex.split(line)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transfer_learning, "embed", meanwhile)
+    monkeypatch.setattr(transfer_learning, "embed_images", meanwhile)
     assert CliRunner().invoke(app, shlex.split(line)).exit_code == 75
     assert second[0].exit_code == 2
     assert "is being written by another run" in " ".join(second[0].output.split())
@@ -542,8 +551,8 @@ def test_a_student_of_python_that_is_given_again_has_learned(images, tmp_path, m
 
 def test_the_embedding_that_is_named_is_the_one_probed(images):
     loader, network = build_test_loader(images[1]), TwoLayers()
-    assert embed(network, loader).features.shape == (500, 10)
-    assert embed(network, loader, embedding="fc:input").features.shape == (500, 16)
+    assert embed_images(network, loader).features.shape == (500, 10)
+    assert embed_images(network, loader, embedding="fc:input").features.shape == (500, 16)
 
 
 # Probes from the command line

@@ -27,7 +27,7 @@ from cktf.data.split_loading import BrokenImagesError
 from cktf.errors import CheckpointError, DataError, ModelError, RecipeError
 from cktf.models import build_network, create, load_network, parse_network_spec, save_network
 from cktf.recipes import build_student, parse_recipe, read_recipe
-from cktf.workflows.analysis import Analyst
+from cktf.workflows.analysis import RunAnalyzer
 from cktf.workflows.train import folder_of
 
 OWN = """
@@ -186,7 +186,7 @@ def test_a_report_runs_code_where_it_is_trusted(here, role):
     )  # fmt: skip
     for trust in (False, True):
         Path("ran").unlink(missing_ok=True)
-        found = Analyst(trust_code=trust).analyze(Path("run"))
+        found = RunAnalyzer(trust_code=trust).analyze(Path("run"))
         assert Path("ran").exists() == trust
         assert ("--trust-code" in found.missing) != trust
 

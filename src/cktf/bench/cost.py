@@ -39,7 +39,7 @@ from cktf.recipes import (
 )
 from cktf.workflows.assembly import assemble
 from cktf.workflows.components import RunComponents
-from cktf.workflows.linear_probe import choose
+from cktf.workflows.linear_probe import choose_label_subsets
 from cktf.workflows.run import executing
 from cktf.workflows.transfer_learning import scratch_epochs
 
@@ -160,7 +160,7 @@ def _scratch_batches(recipe: TransferRecipe) -> int:
     """Steps of an epoch on the most labels alone."""
     labeled = build_data(recipe.labeled.model_copy(update={"batch_size": 2}), recipe.seed)
     labels = get_labels(labeled.raw_train)
-    most = choose(labels, recipe.labels_per_class, recipe.draws, recipe.seed)[-1]
+    most = choose_label_subsets(labels, recipe.labels_per_class, recipe.draws, recipe.seed)[-1]
     images = len(most.draws[0])
     return images // min(recipe.data.batch_size, images)
 

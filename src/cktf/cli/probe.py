@@ -70,13 +70,13 @@ def probe(
         raise RecipeError(["labeled: is needed. Give --labeled, a data set with labels."])
     if resume is None:
         from cktf.recipes import find_weights_file
-        from cktf.workflows import size_of_training
+        from cktf.workflows import training_image_size
 
         # Anything else is no network that was trained.
         find_weights_file(str(run))
 
         # As `cktf evaluate` shows them.
-        given["data.image_size"] = size_of_training(run)
+        given["data.image_size"] = training_image_size(run)
     if sgd or finetune:
         _check(counts, draws, sgd and finetune)
         name = "finetuned" if finetune else "probe-sgd"

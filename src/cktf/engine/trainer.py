@@ -250,7 +250,7 @@ class Trainer:
         teacher = None
         if stage.teacher is not None:
             with torch.no_grad():
-                teacher = stage.teacher.of(batch)
+                teacher = stage.teacher.extract(batch)
         student = teacher if stage.student is None else stage.student(batch.images)
         assert student is not None
         return student, teacher

@@ -24,8 +24,8 @@ from cktf.recipes import (
     load_teacher,
 )
 from cktf.user_paths import expand_user_path
-from cktf.workflows import tested_on
-from cktf.workflows.analysis import evenly, latency_ms
+from cktf.workflows import load_test_section
+from cktf.workflows.analysis import evenly_spaced_indices, measure_latency_ms
 
 # Training images on which ranges of activations are found.
 _CALIBRATION = 512
@@ -35,7 +35,7 @@ _PREPARED = "upright, the center cut to a square, scaled bilinearly, divided by 
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedNetwork:
     """A network in one form, and what it does.
 
     Attributes:
@@ -67,7 +67,7 @@ def export_run(
     int8: bool = False,
     data_dir: str | None = None,
     trust_code: bool = False,
-) -> list[Exported]:
+) -> list[ExportedNetwork]:
     """Write the network of a finished run as an ONNX file, and try it on the run's test images.
 
     Args:
@@ -89,7 +89,7 @@ def export_run(
     require_onnx()
     run = expand_user_path(run)
     out = run / "student.onnx" if out is None else expand_user_path(out)
-    _, section = tested_on(run, data_dir=data_dir)
+    _, section = load_test_section(run, data_dir=data_dir)
     if section.name == CUSTOM and int8:
         raise RunFolderError(
             f"{run} was trained on a data set made in Python, and int8 needs images of it. Leave "
@@ -110,7 +110,11 @@ def export_run(
     if int8:
         files["ONNX int8"] = out.with_suffix(".int8.onnx")
         write_int8(out, files["ONNX int8"], _calibration(load_split(section, "train")))
-    found = [Exported("PyTorch", weights, latency_ms(network, images[:1]), missing=missing)]
+    found = [
+        ExportedNetwork(
+            "PyTorch", weights, measure_latency_ms(network, images[:1]), missing=missing
+        )
+    ]
     for form, path in files.items():
         found.append(_tried(form, path, network, images, loader))
     return found
@@ -150,19 +154,19 @@ def _metadata(about: dict[str, object], images: Tensor, photographs: bool) -> di
 
 def _calibration(train: ImageSet[Images]) -> Iterator[Tensor]:
     """Training images that lie evenly over the set, as they are."""
-    chosen = train.subset(evenly(len(train), _CALIBRATION))
+    chosen = train.subset(evenly_spaced_indices(len(train), _CALIBRATION))
     return (batch.images for batch in build_test_loader(chosen).epoch(0))
 
 
 @torch.no_grad()
 def _tried(
     form: str, path: Path, network: nn.Module, images: Tensor, loader: Loader | None
-) -> Exported:
+) -> ExportedNetwork:
     """A file's network beside the one that it was written from."""
     written = OnnxNetwork(path)
-    latency = latency_ms(written, images[:1])
+    latency = measure_latency_ms(written, images[:1])
     if loader is None:
-        return Exported(form, path, latency)
+        return ExportedNetwork(form, path, latency)
     same = 0
 
     def forward(images: Tensor) -> Tensor:
@@ -173,4 +177,4 @@ def _tried(
 
     classes = written(images).shape[1]
     accuracy = accuracy_of(forward, loader, classes, torch.device("cpu"))
-    return Exported(form, path, latency, accuracy, 100 * same / accuracy.samples)
+    return ExportedNetwork(form, path, latency, accuracy, 100 * same / accuracy.samples)

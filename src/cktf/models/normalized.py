@@ -63,13 +63,13 @@ class Normalized(nn.Module):
         """Whether it changes values, and not the size of images alone."""
         return bool((self.mean != 0).any() or (self.std != 1).any())
 
-    def seen(self, images: torch.Size) -> torch.Size:
+    def input_shape(self, images: torch.Size) -> torch.Size:
         """The shape in which images of a shape reach the network."""
         return images if self.size is None else torch.Size((*images[:2], self.size, self.size))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in [0, 1] -> logits [B, classes]."""
-        height, width = self.seen(images.shape)[2:]
+        height, width = self.input_shape(images.shape)[2:]
         if images.shape[2:] != (height, width):
             images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
         return self.network((images - self.mean) / self.std)  # type: ignore[no-any-return]

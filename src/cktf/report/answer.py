@@ -132,7 +132,7 @@ def answer(groups: Sequence[Group]) -> str:
     """The sentence."""
     best, s = groups[0], groups[0].runs[0].summary
     seeds = "one seed" if len(best.runs) == 1 else f"{len(best.runs)} seeds"
-    images = f"{s['test_images']:,} test images of {best.runs[0].tested_on}"
+    images = f"{s['test_images']:,} test images of {best.runs[0].test_data_name}"
     text = f"{_subject(groups)} classifies {best.top1:.2f}{best.plus_minus} % of {images}"
     behind = teacher_gap(best)
     if behind is not None:

@@ -10,7 +10,12 @@ from torch import Tensor
 from cktf.report.groups import Group, alone
 from cktf.report.styles import TEACHER, Look, look
 from cktf.workflows.analysis import Analysis, NetworkOutputs
-from cktf.workflows.similarity import calibrate, correlations, linear_cka, per_class
+from cktf.workflows.similarity import (
+    accuracy_by_class,
+    linear_cka,
+    logit_correlations,
+    measure_calibration,
+)
 
 Figure = dict[str, Any]
 _REFERENCE = "--muted"
@@ -215,11 +220,11 @@ def class_accuracies(groups: Sequence[Group]) -> Figure | None:
     lines: list[tuple[str, Look, Tensor]] = []
     taught = next((g.runs[0] for g in groups if _teaches(g.runs[0], first.classes)), None)
     if taught is not None and taught.teacher is not None and taught.labels is not None:
-        teacher = per_class(taught.teacher.predicted, taught.labels, count)
+        teacher = accuracy_by_class(taught.teacher.predicted, taught.labels, count)
         lines.append((f"teacher {taught.teacher.name}", TEACHER, teacher))
     for number, group in enumerate(groups):
         found = [
-            per_class(run.student.predicted, run.labels, count)
+            accuracy_by_class(run.student.predicted, run.labels, count)
             for run in group.runs
             if run.student is not None and run.labels is not None and run.classes == first.classes
         ]
@@ -276,7 +281,7 @@ def calibrations(groups: Sequence[Group]) -> tuple[Figure, list[tuple[str, float
     }  # fmt: skip
     traces, errors = [exact], []
     for name, own, seen, labels in networks:
-        found = calibrate(seen.probabilities, labels)
+        found = measure_calibration(seen.probabilities, labels)
         errors.append((name, found.error))
         traces.append(
             _line(found.confidence, found.accuracy, name, own, customdata=found.count,
@@ -331,7 +336,7 @@ def correlation_difference(run: Analysis) -> Figure | None:
     """
     if not run.teacher_knows_classes or run.student is None or run.teacher is None:
         return None
-    values = correlations(run.teacher.logits) - correlations(run.student.logits)
+    values = logit_correlations(run.teacher.logits) - logit_correlations(run.student.logits)
     chosen = values.abs().sum(dim=1).argsort(descending=True, stable=True)[:_PAIRED].sort().values
     classes = [run.classes[number] for number in chosen.tolist()]
     drawn = _heat(

@@ -13,7 +13,7 @@ from cktf.engine import standard_error
 from cktf.errors import CktfError, RecipeError
 from cktf.recipes import CUSTOM, parse_any_recipe, result_fields
 from cktf.workflows import read_teacher_ref
-from cktf.workflows.analysis import Analysis, weights_of
+from cktf.workflows.analysis import Analysis, identify_weights
 
 # Differences that a name lists.
 _LISTED = 4
@@ -123,7 +123,7 @@ def experiment(run: Analysis) -> dict[str, Any]:
         fields |= {"teacher": f"sha256 {told.sha256}", "teacher_weights": None}
     for name in ("teacher", "teacher_weights"):
         if fields.get(name):
-            fields[name] = weights_of(fields[name])
+            fields[name] = identify_weights(fields[name])
     if CUSTOM in fields.values():
         # What was made in Python the recipe does not describe; the summary does a little.
         kept = ("student", "teacher", "teacher_top1", "student_parameters", "test_images")
@@ -184,7 +184,7 @@ def refuse_unlike(runs: Sequence[Analysis]) -> None:
     for run in runs:
         section = run.recipe.get("labeled" if run.recipe["kind"] == "transfer" else "data") or {}
         chosen = ", ".join(section.get("classes") or ())
-        images = f"{run.summary['test_images']:,} images of {run.tested_on}"
+        images = f"{run.summary['test_images']:,} images of {run.test_data_name}"
         tested.setdefault(f"{images} ({chosen})" if chosen else images, []).append(str(run.folder))
     if len(tested) > 1:
         found = "; ".join(f"{images}: {', '.join(folders)}" for images, folders in tested.items())

@@ -26,10 +26,10 @@ from cktf.report.styles import look
 from cktf.user_paths import expand_user_path
 from cktf.workflows.analysis import (
     Analysis,
-    Analyst,
     NetworkOutputs,
-    evenly,
-    most_disagreed,
+    RunAnalyzer,
+    evenly_spaced_indices,
+    find_disagreements,
     read_run,
 )
 
@@ -90,7 +90,7 @@ def write_report(
         ) from error
     folders = list(map(expand_user_path, runs))
     refuse_unlike([read_run(folder, data_dir) for folder in folders])
-    analyst = Analyst(images, data_dir=data_dir, trust_code=trust_code)
+    analyst = RunAnalyzer(images, data_dir=data_dir, trust_code=trust_code)
     found = []
     for folder in folders:
         announce(f"reading {folder}", show)
@@ -160,7 +160,7 @@ class _Page:
         self.summary = groups[0].runs[0].summary
         self.alone = alone(groups)
         self.several_students = len({group.student for group in groups}) > 1
-        self.tested_on = groups[0].runs[0].tested_on
+        self.test_data_name = groups[0].runs[0].test_data_name
         self.facts = self._facts()
         self.rows = self._rows()
         self.missing = sorted({r.missing for g in groups for r in g.runs if r.missing})
@@ -249,7 +249,7 @@ class _Page:
             if run.teacher_knows_classes and run.student and run.teacher:
                 pictures = [
                     _picture(run, run.student, run.teacher, position)
-                    for position in most_disagreed(run.student, run.teacher, each).tolist()
+                    for position in find_disagreements(run.student, run.teacher, each).tolist()
                 ]
                 apart = int((run.student.predicted != run.teacher.predicted).sum())
                 found.append((group.name, pictures, apart))
@@ -278,7 +278,7 @@ class _Page:
         drawn = []
         for name, seen, run in networks:
             if seen.embedding is not None and run.labels is not None:
-                chosen = evenly(len(run.labels), _EMBEDDED)
+                chosen = evenly_spaced_indices(len(run.labels), _EMBEDDED)
                 points = _plane(seen.embedding[chosen])
                 title = f"t-SNE of the embedding: {name}"
                 one = figures.scatter_of(points, run.labels[chosen], run.classes, title)

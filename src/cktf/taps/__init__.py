@@ -5,7 +5,7 @@ from cktf.taps.cache_spec import CacheSpec
 from cktf.taps.cached import CachedTap
 from cktf.taps.classifier import count_logits, new_classifier, resize_classifier
 from cktf.taps.features import FEATURES, Features
-from cktf.taps.folding import name_of
+from cktf.taps.folding import type_name
 from cktf.taps.infer import eval_mode, find_classifier, infer_paths, preserve_modes, to_device_of
 from cktf.taps.shared import SharedTap
 from cktf.taps.tap import Tap
@@ -25,9 +25,9 @@ __all__ = [
     "eval_mode",
     "find_classifier",
     "infer_paths",
-    "name_of",
     "new_classifier",
     "preserve_modes",
     "resize_classifier",
     "to_device_of",
+    "type_name",
 ]

@@ -64,7 +64,7 @@ class CachedTap:
         self._views, self._samples = views, samples
         self.say: Callable[[str], None] = lambda line: None
         self._named = kept.named(tap.paths)
-        self._key = {"version": _VERSION, "teacher": hash_of(tap.model), **decides}
+        self._key = {"version": _VERSION, "teacher": hash_network(tap.model), **decides}
         name = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = folder / name
         self._open: dict[int, list[Tensor]] = {}
@@ -79,7 +79,7 @@ class CachedTap:
         """Features of any images [B, C, H, W], computed now, as those that are kept would be."""
         return self._kept.of(self._tap(images))
 
-    def of(self, batch: Batch) -> Features:
+    def extract(self, batch: Batch) -> Features:
         """Features of a batch whose samples are all seen in one view."""
         assert batch.view is not None
         rows = self._rows(batch.view)
@@ -223,17 +223,17 @@ def _checksum(path: Path) -> int:
     return found
 
 
-def hash_of(network: nn.Module) -> str:
+def hash_network(network: nn.Module) -> str:
     """SHA-256 of what a network computes by: its modules, weights and buffers, of whatever size."""
     digest = hashlib.sha256(repr(network).encode())
     # Buffers that a state dict leaves out, as mean and std, decide as well.
     tensors = {**network.state_dict(), **dict(network.named_buffers())}
-    digest.update(hash_of_tensors(tensors).encode())
+    digest.update(hash_tensors(tensors).encode())
     digest.update(str(getattr(network, "size", None)).encode())
     return digest.hexdigest()
 
 
-def hash_of_tensors(state: Mapping[str, Any]) -> str:
+def hash_tensors(state: Mapping[str, Any]) -> str:
     """SHA-256 of named tensors; what else a state holds is left out."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):

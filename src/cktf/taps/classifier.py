@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from cktf.errors import ModelError
 from cktf.models.feature_paths import FeaturePaths
 from cktf.models.normalized import Normalized
-from cktf.taps.folding import name_of
+from cktf.taps.folding import type_name
 from cktf.taps.infer import eval_mode, find_classifier, to_device_of
 from cktf.taps.tap import Tap
 
@@ -52,7 +52,7 @@ def resize_classifier(
         given = 0
     if given != classes:
         raise ModelError(
-            f"{name_of(network)} makes its logits of more than one layer, so that it cannot be "
+            f"{type_name(network)} makes its logits of more than one layer, so that it cannot be "
             f"given another classifier. Build it with {classes} classes."
         )
     return True

@@ -8,12 +8,12 @@ from cktf.models.normalized import Normalized
 _MOST_EXTRA = 16
 
 
-def seen(model: nn.Module, images: Size) -> Size:
+def input_shape(model: nn.Module, images: Size) -> Size:
     """The shape of images inside a model, which may resize them."""
-    return model.seen(images) if isinstance(model, Normalized) else images
+    return model.input_shape(images) if isinstance(model, Normalized) else images
 
 
-def name_of(model: nn.Module) -> str:
+def type_name(model: nn.Module) -> str:
     """What a user knows a network as: the class of what he gave."""
     return type(model.network if isinstance(model, Normalized) else model).__name__
 

@@ -42,7 +42,7 @@ from torch.nn.modules import (
 
 from cktf.errors import ModelError, TapError
 from cktf.models.feature_paths import FeaturePaths
-from cktf.taps.folding import as_map, name_of, seen
+from cktf.taps.folding import as_map, input_shape, type_name
 
 _AFTER_CONVOLUTION = (activation, batchnorm, instancenorm, normalization)
 _NO_STAGE = (pooling, dropout, padding)
@@ -78,7 +78,7 @@ def _run(model: nn.Module, example: Tensor) -> tuple[list[_Event], Any]:
     events: list[_Event] = []
     largest: dict[str, tuple[int, int]] = {}
     handles = []
-    example, images = to_device_of(model, example), seen(model, example.shape)
+    example, images = to_device_of(model, example), input_shape(model, example.shape)
     try:
         for path, module in model.named_modules():
             if path:
@@ -174,7 +174,7 @@ def infer_paths(
     """
     once, logits = _run_once(model, example)
     given = given or FeaturePaths()
-    name = name_of(model)
+    name = type_name(model)
     classifier = _classifier(once, logits)
     if classifier is None and not given.embedding:
         raise TapError(
@@ -216,8 +216,8 @@ def find_classifier(model: nn.Module, example: Tensor) -> str:
     found = _classifier(*_run_once(model, example))
     if found is None:
         raise ModelError(
-            f"{name_of(model)} runs no linear layer or convolution that gives its logits, so that "
-            "it cannot be given another. Build it with as many classes as the data has."
+            f"{type_name(model)} runs no linear layer or convolution that gives its logits, so "
+            "that it cannot be given another. Build it with as many classes as the data has."
         )
     return found.path
 

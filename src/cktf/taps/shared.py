@@ -29,7 +29,7 @@ class SharedTap:
         self._original: Tensor | None = None
         self._features: Features | None = None
 
-    def also(self, paths: FeaturePaths, needs: Iterable[str]) -> "SharedTap":
+    def add_reader(self, paths: FeaturePaths, needs: Iterable[str]) -> "SharedTap":
         """The same tap, with what another reader needs too; the last images are forgotten.
 
         A reader of logits alone knows no paths; those of the others stay.
@@ -43,10 +43,10 @@ class SharedTap:
     def __call__(self, images: Tensor) -> Features:
         """Features of any images [B, C, H, W]."""
         if self._tap is None:
-            raise RuntimeError("SharedTap.also says what is needed; it comes before the first use.")
+            raise RuntimeError("Call SharedTap.add_reader before the first use.")
         return self._tap(images)
 
-    def of(self, batch: Batch) -> Features:
+    def extract(self, batch: Batch) -> Features:
         """Features of a batch's images: those of the last batch if its images were the same."""
         images = batch.original.images
         known = self._original is not None and torch.equal(images, self._original)

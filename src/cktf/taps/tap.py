@@ -16,7 +16,7 @@ from cktf.batch import Batch
 from cktf.errors import TapError, nearest
 from cktf.models.feature_paths import FeaturePaths
 from cktf.taps.features import FEATURES, Features
-from cktf.taps.folding import as_map, name_of, seen
+from cktf.taps.folding import as_map, input_shape, type_name
 from cktf.taps.infer import infer_paths
 
 
@@ -99,7 +99,7 @@ class Tap:
             paths = getattr(model, "feature_paths", None)
             if paths is None:
                 raise TapError(
-                    f"{name_of(model)} does not say where its features are. Use "
+                    f"{type_name(model)} does not say where its features are. Use "
                     "Tap.infer(model, example_images), or give paths=FeaturePaths(...)."
                 )
         self.model = model
@@ -111,7 +111,7 @@ class Tap:
         for name in sorted(self.needs - {"logits"}):
             if not getattr(paths, name):
                 raise TapError(
-                    f"{name_of(model)} has no path for its {name}. Give one in "
+                    f"{type_name(model)} has no path for its {name}. Give one in "
                     f"FeaturePaths({name}=...), or use a method that does not need it."
                 )
         self._modules = {path: self._find(path) for path in self._wanted()}
@@ -145,7 +145,7 @@ class Tap:
         modules: dict[str, nn.Module] = dict(self.model.named_modules())
         if name not in modules or not name:
             hint = nearest(name, (n for n in modules if n))
-            raise TapError(f"{name_of(self.model)} has no module {name!r}. {hint}")
+            raise TapError(f"{type_name(self.model)} has no module {name!r}. {hint}")
         return modules[name]
 
     def __call__(self, images: Tensor) -> Features:
@@ -161,9 +161,9 @@ class Tap:
         _check_logits(self.model, logits, len(images))
         if logits.requires_grad:
             self._check_gradients(recorder.without_gradient)
-        return self._assemble(logits, recorder, seen(self.model, images.shape))
+        return self._assemble(logits, recorder, input_shape(self.model, images.shape))
 
-    def of(self, batch: Batch) -> Features:
+    def extract(self, batch: Batch) -> Features:
         """Run the network on a batch's images."""
         return self(batch.images)
 
@@ -219,7 +219,7 @@ class Tap:
             if any(p.requires_grad for p in self._modules[path].parameters()):
                 raise TapError(
                     f"{path!r} is to be trained and runs without a gradient within "
-                    f"{name_of(self.model)}, which would learn nothing from its features. Give "
+                    f"{type_name(self.model)}, which would learn nothing from its features. Give "
                     "torch.utils.checkpoint use_reentrant=False, tap a module around what runs "
                     "so, or freeze its weights."
                 )
@@ -264,6 +264,6 @@ def _check_logits(model: nn.Module, logits: Any, batch: int) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != batch:
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise TapError(
-            f"A classifier gives logits [B, classes]; {name_of(model)} gave {given} for "
+            f"A classifier gives logits [B, classes]; {type_name(model)} gave {given} for "
             f"{batch} images. Wrap it in a module that returns only its logits."
         )

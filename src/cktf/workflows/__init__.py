@@ -2,11 +2,11 @@
 
 from cktf.workflows.assembly import assemble
 from cktf.workflows.dry_run import DryRun, preview_run
-from cktf.workflows.evaluation import evaluate, size_of_training, tested_on
+from cktf.workflows.evaluation import evaluate, load_test_section, training_image_size
 from cktf.workflows.inspection import Inspection, inspect
 from cktf.workflows.interleaved import SHARED, distill_interleaved
 from cktf.workflows.label_curve import CURVE, draw_curve
-from cktf.workflows.linear_probe import Probed, probe, probe_run
+from cktf.workflows.linear_probe import ProbeResult, probe, probe_run
 from cktf.workflows.run import Run
 from cktf.workflows.teacher_ref import read_teacher_ref
 from cktf.workflows.train import distill, prepare, run_recipe, teach
@@ -19,7 +19,7 @@ __all__ = [
     "DryRun",
     "Inspection",
     "Planned",
-    "Probed",
+    "ProbeResult",
     "Run",
     "Transferred",
     "UserObjects",
@@ -30,6 +30,7 @@ __all__ = [
     "draw_curve",
     "evaluate",
     "inspect",
+    "load_test_section",
     "plan",
     "prepare",
     "preview_run",
@@ -37,8 +38,7 @@ __all__ = [
     "probe_run",
     "read_teacher_ref",
     "run_recipe",
-    "size_of_training",
     "teach",
-    "tested_on",
+    "training_image_size",
     "transfer",
 ]

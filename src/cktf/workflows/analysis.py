@@ -33,7 +33,7 @@ from cktf.recipes import (
     set_input_size,
 )
 from cktf.taps import Tap, eval_mode
-from cktf.workflows.evaluation import tested_on
+from cktf.workflows.evaluation import load_test_section
 from cktf.workflows.inspection import inspect
 from cktf.workflows.teacher_ref import check_teacher_ref
 
@@ -125,7 +125,7 @@ class Analysis:
         return same and self.teacher.logits.shape == self.student.logits.shape
 
     @property
-    def tested_on(self) -> str:
+    def test_data_name(self) -> str:
         """The data set of the test images, which a transfer does not learn from."""
         section = self.recipe.get("labeled" if self.recipe["kind"] == "transfer" else "data") or {}
         named: str = section.get("test") or self.summary.get("labeled") or self.summary["dataset"]
@@ -154,7 +154,7 @@ def read_run(folder: Path, data_dir: str | None = None) -> Analysis:
     return Analysis(folder, fields, summary, rows, data_dir=data_dir)
 
 
-class Analyst:
+class RunAnalyzer:
     """Analyses runs; what several have in common is done once.
 
     Args:
@@ -187,13 +187,13 @@ class Analyst:
 
     def _with_networks(self, plain: Analysis) -> Analysis:
         recipe = parse_any_recipe(plain.recipe)
-        _, section = tested_on(plain.folder, data_dir=self.data_dir)
+        _, section = load_test_section(plain.folder, data_dir=self.data_dir)
         if section.name == CUSTOM:
             raise RunFolderError("The data set was made in Python, and cannot be read again here.")
         key = section.model_dump_json(exclude=_OF_TRAINING)
         if key not in self._data:
             test = load_split(section, "test")
-            self._data[key] = test.subset(evenly(len(test), self.images))
+            self._data[key] = test.subset(evenly_spaced_indices(len(test), self.images))
         test, classes = self._data[key], tuple(self._data[key].classes)
         student = load_teacher(
             str(plain.folder.absolute()), classes, trust_code=self.trust_code
@@ -223,7 +223,7 @@ class Analyst:
         # All that decides what is seen of it: runs may read the same weights in several ways.
         named = recipe.teacher_taps, recipe.teacher_embedding
         lines = recipe.teacher, recipe.teacher_weights
-        weights = [weights_of(line) for line in lines if line]
+        weights = [identify_weights(line) for line in lines if line]
         computes = [recipe.runtime.precision, recipe.runtime.channels_last]
         how = json.dumps([recipe.teacher_size, named, weights, *computes])
         if (how, data) not in self._seen:
@@ -259,7 +259,7 @@ class Analyst:
         there = {n for n in ("stem", "stages", "embedding") if getattr(looked.paths, n)}
         tap = Tap(network, looked.paths, there)
         logits, embeddings, maps = [], [], []
-        compared, seen = evenly(len(test), self.compared), 0
+        compared, seen = evenly_spaced_indices(len(test), self.compared), 0
         with eval_mode(network):
             for batch in loader.epoch(0):
                 with autocast(training.precision, device):
@@ -278,7 +278,7 @@ class Analyst:
             kind = name, *cost, training.precision, training.channels_last
             if kind not in self._latency:
                 with autocast(training.precision, device):
-                    self._latency[kind] = latency_ms(network, example[:1].to(device))
+                    self._latency[kind] = measure_latency_ms(network, example[:1].to(device))
         return NetworkOutputs(
             name, *cost, self._latency[kind], str(device), together,
             torch.cat(embeddings) if embeddings else None,
@@ -286,7 +286,7 @@ class Analyst:
         )  # fmt: skip
 
 
-def weights_of(line: str) -> str:
+def identify_weights(line: str) -> str:
     """A file of weights by what is in it, so that a copy is the same; any other line as it is."""
     if not is_weights_path(line):
         return line
@@ -306,12 +306,12 @@ def _classes_of(recipe: DistillRecipe | TransferRecipe) -> tuple[str, ...] | Non
     return tuple(told) if isinstance(told, list) and described["dataset"] != CUSTOM else None
 
 
-def evenly(size: int, count: int) -> Tensor:
+def evenly_spaced_indices(size: int, count: int) -> Tensor:
     """Positions of so many images, or of all, evenly over a set: [min(count, size)], rising.
 
     A set that is sorted by class is met in all its classes.
 
-    >>> evenly(10, 4), evenly(3, 4)
+    >>> evenly_spaced_indices(10, 4), evenly_spaced_indices(3, 4)
     (tensor([0, 3, 6, 9]), tensor([0, 1, 2]))
     """
     count = min(count, size)
@@ -337,7 +337,7 @@ def _pooled(features: Any, chosen: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def latency_ms(network: Callable[[Tensor], Tensor], image: Tensor) -> float:
+def measure_latency_ms(network: Callable[[Tensor], Tensor], image: Tensor) -> float:
     """Median milliseconds for one image [1, C, H, W]."""
     times = []
     for _ in range(_WARM_UP + _TIMED):
@@ -347,7 +347,7 @@ def latency_ms(network: Callable[[Tensor], Tensor], image: Tensor) -> float:
     return 1e3 * statistics.median(times[_WARM_UP:])
 
 
-def most_disagreed(student: NetworkOutputs, teacher: NetworkOutputs, count: int) -> Tensor:
+def find_disagreements(student: NetworkOutputs, teacher: NetworkOutputs, count: int) -> Tensor:
     """Positions of images on which two networks choose different classes, the furthest apart first.
 
     How far apart is the total variation between their probabilities.

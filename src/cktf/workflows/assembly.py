@@ -27,7 +27,7 @@ from cktf.workflows.checks import (
     warn_if_normalized_twice,
 )
 from cktf.workflows.components import RunComponents
-from cktf.workflows.inspection import find_paths, images_accepted_by
+from cktf.workflows.inspection import explain_rejected_images, find_feature_paths
 from cktf.workflows.teacher_cache import cached
 
 _EXAMPLES = 8
@@ -116,7 +116,7 @@ def _stages(
             tap = Tap(parts.teacher, teacher.paths, needs, compile=compile)
             return own, cached(recipe, parts, objective, tap, teacher.features)
         if parts.shared is not None:
-            return own, parts.shared.also(teacher.paths, part.needs)
+            return own, parts.shared.add_reader(teacher.paths, part.needs)
         return own, Tap(parts.teacher, teacher.paths, part.needs, compile=compile)
 
     stages = []
@@ -175,9 +175,9 @@ def _try(
     named: _Named = ([], None),
 ) -> _Tried:
     images, who = to_device_of(network, images), f"{role} {name}"
-    with images_accepted_by(images, who), torch.no_grad(), eval_mode(network):
+    with explain_rejected_images(images, who), torch.no_grad(), eval_mode(network):
         wanted = reads > {"logits"}
-        paths = find_paths(network, images, *named) if wanted else FeaturePaths()
+        paths = find_feature_paths(network, images, *named) if wanted else FeaturePaths()
         there = {n for n in reads - {"logits"} if getattr(paths, n)}
         features = Tap(network, paths, there)(images)
         return _Tried(images, paths, features, warn_if_normalized_twice(network, who, images))

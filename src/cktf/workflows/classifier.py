@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from cktf.errors import ModelError
-from cktf.taps import FeaturePaths, Tap, eval_mode, name_of, new_classifier, to_device_of
-from cktf.workflows.inspection import find_paths
+from cktf.taps import FeaturePaths, Tap, eval_mode, new_classifier, to_device_of, type_name
+from cktf.workflows.inspection import find_feature_paths
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedImages:
     """A data set as a network sees it.
 
     Attributes:
@@ -23,9 +23,9 @@ class Embedded:
     features: Tensor
     labels: Tensor
 
-    def take(self, positions: Tensor) -> "Embedded":
+    def take(self, positions: Tensor) -> "EmbeddedImages":
         """Some of its images."""
-        return Embedded(self.features[positions], self.labels[positions])
+        return EmbeddedImages(self.features[positions], self.labels[positions])
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class LinearClassifier:
     bias: Tensor
     strength: float
 
-    def accuracy(self, data: Embedded) -> float:
+    def accuracy(self, data: EmbeddedImages) -> float:
         """Share of images classified rightly, in per cent."""
         found = (data.features @ self.weight.T + self.bias).argmax(1)
         return round(100 * float((found == data.labels).float().mean()), 4)
 
 
-def embedding_of(network: nn.Module, images: Tensor, embedding: str | None = None) -> Tensor:
+def compute_embedding(network: nn.Module, images: Tensor, embedding: str | None = None) -> Tensor:
     """What a network's classifier reads of images [B, C, H, W], as [B, D].
 
     Args:
@@ -60,7 +60,7 @@ def embedding_of(network: nn.Module, images: Tensor, embedding: str | None = Non
         TapError: it cannot be found.
     """
     images = to_device_of(network, images)
-    return _embedded(network, images, find_paths(network, images, embedding=embedding))
+    return _embedded(network, images, find_feature_paths(network, images, embedding=embedding))
 
 
 def _embedded(network: nn.Module, images: Tensor, paths: FeaturePaths) -> Tensor:
@@ -70,7 +70,7 @@ def _embedded(network: nn.Module, images: Tensor, paths: FeaturePaths) -> Tensor
     return found.cpu()
 
 
-def classifying(
+def install_classifier(
     network: nn.Module,
     classifier: LinearClassifier,
     images: Tensor,
@@ -88,7 +88,7 @@ def classifying(
         ModelError: something is between what it reads and the classifier, or follows that.
     """
     images = to_device_of(network, images)
-    paths = find_paths(network, images, embedding=embedding)
+    paths = find_feature_paths(network, images, embedding=embedding)
     new = new_classifier(network, len(classifier.bias), images, bias=True)
     fits = new.weight.numel() == classifier.weight.numel()
     if fits:
@@ -102,7 +102,7 @@ def classifying(
         fits = torch.allclose(logits, expected, rtol=1e-3, atol=1e-3)
     if not fits:
         raise ModelError(
-            f"{name_of(network)} does more to its logits than a linear classifier of "
+            f"{type_name(network)} does more to its logits than a linear classifier of "
             f"{paths.embedding!r}, so that a probe's cannot take its place. Train it: cktf train "
             "--model RUN --set trains=classifier."
         )
@@ -115,9 +115,9 @@ def check_classifier(
     """Try on a copy of the network whether a linear classifier can take the place of its own.
 
     Raises:
-        ModelError, TapError: it cannot, as `classifying` would say it.
+        ModelError, TapError: it cannot, as `install_classifier` would say it.
     """
     tried = copy.deepcopy(network)
-    length = embedding_of(tried, images, embedding).shape[1]
+    length = compute_embedding(tried, images, embedding).shape[1]
     steps = torch.linspace(-1, 1, classes * length).view(classes, length)
-    classifying(tried, LinearClassifier(steps, steps[:, 0], 0.0), images, embedding)
+    install_classifier(tried, LinearClassifier(steps, steps[:, 0], 0.0), images, embedding)

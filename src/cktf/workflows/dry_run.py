@@ -161,7 +161,7 @@ def _seen(
     assert isinstance(tap, Tap | CachedTap)
     shape, normalized = images.shape, "normalizes by itself, or not at all"
     if isinstance(network, Normalized):
-        shape = network.seen(images.shape)
+        shape = network.input_shape(images.shape)
         mean, std = (" ".join(f"{v:.3f}" for v in t.flatten()) for t in (network.mean, network.std))
         normalized = f"mean {mean}, std {std}"
     size = " x ".join(map(str, shape[1:]))

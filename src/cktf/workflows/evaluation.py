@@ -49,7 +49,7 @@ def evaluate(
         CktfError: no finished run, or data that does not fit it.
     """
     run = expand_user_path(run)
-    training, section = tested_on(run, data, data_dir)
+    training, section = load_test_section(run, data, data_dir)
     if section.name == CUSTOM:
         raise RunFolderError(
             f"{run} was trained on a data set made in Python. Name another with --data, or measure "
@@ -70,7 +70,7 @@ def evaluate(
     return accuracy, section.test or section.name
 
 
-def tested_on(
+def load_test_section(
     run: Path, data: str | None = None, data_dir: str | None = None
 ) -> tuple[Training, DataSection]:
     """How a run computes, and the data whose test images are its own, or those of another set.
@@ -96,7 +96,7 @@ def tested_on(
     if section.name == CUSTOM:
         return recipe.training(), section
     # Images in a folder decide their size: there may be others by now.
-    size = section.image_size or size_of_training(run)
+    size = section.image_size or training_image_size(run)
     return recipe.training(), section.model_copy(update={"image_size": size})
 
 
@@ -111,7 +111,7 @@ def _moved(section: DataSection, data_dir: str) -> DataSection:
     return section.model_copy(update={"dir": data_dir})
 
 
-def size_of_training(run: Path) -> int | None:
+def training_image_size(run: Path) -> int | None:
     """Pixels of a side of the images that a run was trained on; None where it does not say."""
     file = find_weights_file(str(run.absolute()))
     size = read_metadata(file).get("image_size") if is_cktf_weights_file(file) else None

@@ -11,7 +11,7 @@ from cktf.engine import RunFolder
 from cktf.errors import RunFolderError
 from cktf.files import write_atomically
 from cktf.recipes import CUSTOM, DistillRecipe, Recipe
-from cktf.taps.cached import hash_of_tensors
+from cktf.taps.cached import hash_tensors
 from cktf.workflows.components import RunComponents
 
 NOTE = "given.json"
@@ -42,5 +42,5 @@ def _given(recipe: Recipe, parts: RunComponents) -> dict[str, Any]:
     teacher = parts.teacher if made else None
     return {
         "training images": parts.data.train.samples,
-        "teacher": None if teacher is None else hash_of_tensors(teacher.state_dict())[:16],
+        "teacher": None if teacher is None else hash_tensors(teacher.state_dict())[:16],
     }

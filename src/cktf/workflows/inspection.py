@@ -42,7 +42,7 @@ class Inspection:
     macs: int
 
 
-def find_paths(
+def find_feature_paths(
     network: nn.Module, example: Tensor, stages: Sequence[str] = (), embedding: str | None = None
 ) -> FeaturePaths:
     """Where a network's features are: what the user names, what it says itself, what is found.
@@ -65,7 +65,7 @@ def find_paths(
 
 
 @contextmanager
-def images_accepted_by(images: Tensor, who: str = "network") -> Iterator[None]:
+def explain_rejected_images(images: Tensor, who: str = "network") -> Iterator[None]:
     """What is inside gives images to a network; that it cannot take them is told as that."""
     try:
         yield
@@ -129,13 +129,13 @@ def inspect(
         built = build_network(parse_network_spec(network), None)
         network = Normalized(built.network, [0.0] * images[0], [1.0] * images[0], built.size)
     example = to_device_of(network, torch.rand(_BATCH, *images))
-    with eval_mode(network), images_accepted_by(example):
+    with eval_mode(network), explain_rejected_images(example):
         with torch.no_grad():
-            paths = find_paths(network, example, stages, embedding)
+            paths = find_feature_paths(network, example, stages, embedding)
             wanted = ("embedding", "stem", "stages", "preacts")
             features = Tap(network, paths, {n for n in wanted if getattr(paths, n)})(example)
         flops = _flops(network, example)
-    shape = network.seen(example.shape) if isinstance(network, Normalized) else example.shape
+    shape = network.input_shape(example.shape) if isinstance(network, Normalized) else example.shape
     return Inspection(
         paths,
         features,

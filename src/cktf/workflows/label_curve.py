@@ -27,8 +27,8 @@ def draw_curve(
     """Accuracy over labels of each class, a line with its spread for each network.
 
     Args:
-        points: for each line `labels_per_class`, `mean` and `sd` of its points, as `Probed.points`
-            gives them.
+        points: for each line `labels_per_class`, `mean` and `sd` of its points, as
+            `ProbeResult.points` gives them.
         levels: accuracies with the most labels, each a mark there.
         path: a file that matplotlib knows how to write, such as .png or .svg.
 

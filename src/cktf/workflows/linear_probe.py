@@ -28,8 +28,8 @@ from cktf.recipes import (
     parse_recipe,
 )
 from cktf.taps import Tap, eval_mode
-from cktf.workflows.classifier import Embedded, LinearClassifier
-from cktf.workflows.inspection import find_paths
+from cktf.workflows.classifier import EmbeddedImages, LinearClassifier
+from cktf.workflows.inspection import find_feature_paths
 from cktf.workflows.label_curve import CURVE, check_plots, draw_curve
 from cktf.workflows.train import plain
 from cktf.workflows.user_objects import check_map_style
@@ -45,12 +45,12 @@ _FEWEST, _UNTRIED = 2, 0.1
 
 
 @torch.no_grad()
-def embed(
+def embed_images(
     network: nn.Module,
     loader: Loader,
     training: Training | None = None,
     embedding: str | None = None,
-) -> Embedded:
+) -> EmbeddedImages:
     """The embedding of every image of a loader, in its order; the network stays as it is.
 
     Args:
@@ -73,7 +73,7 @@ def embed(
                 raise DataError("A probe needs labels, and these images have none.")
             batch = batch.to(device)
             if tap is None:
-                paths = find_paths(network, batch.images[:2], embedding=embedding)
+                paths = find_feature_paths(network, batch.images[:2], embedding=embedding)
                 tap = Tap(network, paths, ["embedding"])
             with autocast(training.precision, device):
                 found = tap(batch.images).embedding
@@ -81,10 +81,10 @@ def embed(
             features.append(found.float().cpu())
             assert batch.labels is not None
             labels.append(batch.labels.cpu())
-    return Embedded(torch.cat(features), torch.cat(labels))
+    return EmbeddedImages(torch.cat(features), torch.cat(labels))
 
 
-def fit_classifier(data: Embedded, seed: int = 0) -> LinearClassifier:
+def fit_classifier(data: EmbeddedImages, seed: int = 0) -> LinearClassifier:
     """The logistic regression that generalizes best, by cross-validation within the data.
 
     Args:
@@ -167,7 +167,7 @@ def _regression(
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeResult:
     """What probes of a network's features came to.
 
     Attributes:
@@ -213,7 +213,9 @@ class LabelSubset:
     draws: list[Tensor]
 
 
-def choose(labels: Tensor, per_class: Sequence[int], draws: int, seed: int) -> list[LabelSubset]:
+def choose_label_subsets(
+    labels: Tensor, per_class: Sequence[int], draws: int, seed: int
+) -> list[LabelSubset]:
     """Labels for each point of a curve; a draw's smaller choices are within its larger ones.
 
     Args:
@@ -237,8 +239,8 @@ def choose(labels: Tensor, per_class: Sequence[int], draws: int, seed: int) -> l
 
 
 def probe_features(
-    labeled: Embedded, test: Embedded, choices: Sequence[LabelSubset], seed: int = 0
-) -> Probed:
+    labeled: EmbeddedImages, test: EmbeddedImages, choices: Sequence[LabelSubset], seed: int = 0
+) -> ProbeResult:
     """Fit and test classifiers on few labels and on more.
 
     Args:
@@ -251,7 +253,7 @@ def probe_features(
         [fit_classifier(labeled.take(draw), seed) for draw in choice.draws] for choice in choices
     ]
     top1 = [[classifier.accuracy(test) for classifier in point] for point in fitted]
-    return Probed([choice.labels for choice in choices], top1, fitted[-1][0], len(test.labels))
+    return ProbeResult([choice.labels for choice in choices], top1, fitted[-1][0], len(test.labels))
 
 
 def probe(
@@ -263,7 +265,7 @@ def probe(
     draws: int = 5,
     seed: int = 0,
     runtime: Mapping[str, Any] | None = None,
-) -> Probed:
+) -> ProbeResult:
     """Measure what a network's features are worth; it is left as it is, to the last buffer.
 
     So is the state of the caller's random generators.
@@ -287,9 +289,11 @@ def probe(
     if problems := [*check_map_style("labeled", labeled), *check_map_style("test", test)]:
         raise RecipeError(problems)
     network, _ = plain(network)
-    fitted, tested = (embed(network, build_test_loader(data), training) for data in (labeled, test))
+    fitted, tested = (
+        embed_images(network, build_test_loader(data), training) for data in (labeled, test)
+    )
     check_classes(fitted.labels)
-    choices = choose(fitted.labels, labels_per_class, draws, seed)
+    choices = choose_label_subsets(fitted.labels, labels_per_class, draws, seed)
     return probe_features(fitted, tested, choices, seed)
 
 
@@ -300,7 +304,7 @@ def probe_run(
     out: Path,
     *,
     trust_code: bool = False,
-) -> Probed:
+) -> ProbeResult:
     """Probe the network that a recipe goes on from, on the data that it names.
 
     Args:

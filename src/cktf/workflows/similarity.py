@@ -26,7 +26,7 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     return float((a * b).sum() / size) if size > 0 else 0.0
 
 
-def correlations(logits: Tensor) -> Tensor:
+def logit_correlations(logits: Tensor) -> Tensor:
     """Correlation of every pair of classes' logits over images: [N, C] -> [C, C]."""
     if logits.shape[1] < 2:
         return torch.ones(1, 1)
@@ -49,7 +49,7 @@ class Calibration:
     error: float
 
 
-def calibrate(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Calibration:
+def measure_calibration(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Calibration:
     """How far a network's confidence is from its accuracy, in bins of equal width.
 
     Args:
@@ -68,7 +68,7 @@ def calibrate(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Calibrat
     return Calibration(mean.tolist(), accuracy.tolist(), count[there].tolist(), 100 * error)
 
 
-def per_class(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+def accuracy_by_class(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Accuracy of every class in per cent, NaN for one without images: [classes]."""
     right = torch.bincount(labels[predicted == labels], minlength=classes)
     return 100 * right / torch.bincount(labels, minlength=classes)

@@ -35,7 +35,7 @@ from cktf.recipes import (
 from cktf.taps import count_logits, find_classifier
 from cktf.user_paths import expand_user_path
 from cktf.workflows.components import RunComponents
-from cktf.workflows.inspection import images_accepted_by
+from cktf.workflows.inspection import explain_rejected_images
 from cktf.workflows.run import Run, execute
 from cktf.workflows.teacher_ref import read_teacher_ref, teacher_ref_of
 from cktf.workflows.user_objects import UserObjects, check_objects, load_data
@@ -334,7 +334,7 @@ def _student(
     if is_weights_path(name):
         told = None if data.labeled else classes
         anew = isinstance(recipe, TrainRecipe) and recipe.new_classifier
-        with images_accepted_by(data.raw_train[0][0][None]):
+        with explain_rejected_images(data.raw_train[0][0][None]):
             found = load_initial_network(
                 name, data.raw_train, told, anew=anew, trust_code=trust_code
             )
@@ -350,7 +350,7 @@ def freeze_features(network: nn.Module, images: Tensor) -> None:
         network: from images to logits.
         images: [B, C, H, W], an example by which the classifier is found.
     """
-    with images_accepted_by(images):
+    with explain_rejected_images(images):
         path = find_classifier(network, images)
     network.requires_grad_(False)
     network.get_submodule(path).requires_grad_(True)
@@ -359,5 +359,5 @@ def freeze_features(network: nn.Module, images: Tensor) -> None:
 def _logits(network: nn.Module, data: Data) -> int:
     """How many a network gives."""
     images = next(iter(data.train.epoch(1))).images[:2]
-    with images_accepted_by(images):
+    with explain_rejected_images(images):
         return count_logits(network, images)

@@ -49,18 +49,18 @@ from cktf.taps import new_classifier, resize_classifier
 from cktf.user_paths import expand_user_path
 from cktf.workflows.assembly import assemble
 from cktf.workflows.checks import check_labels
-from cktf.workflows.classifier import check_classifier, classifying, embedding_of
+from cktf.workflows.classifier import check_classifier, compute_embedding, install_classifier
 from cktf.workflows.components import RunComponents
 from cktf.workflows.initial_student import restore_initial_student
-from cktf.workflows.inspection import images_accepted_by
+from cktf.workflows.inspection import explain_rejected_images
 from cktf.workflows.label_curve import CURVE, draw_curve
 from cktf.workflows.linear_probe import (
     LabelSubset,
-    Probed,
+    ProbeResult,
     check_classes,
     check_probes,
-    choose,
-    embed,
+    choose_label_subsets,
+    embed_images,
     probe_features,
 )
 from cktf.workflows.run import Run, execute
@@ -213,7 +213,7 @@ def plan(
         check_classes(labels)
         classes = len(data.classes or range(int(labels.max()) + 1))
         check_labels("test", get_labels(data.raw_test), classes)
-        choices = choose(labels, recipe.labels_per_class, recipe.draws, recipe.seed)
+        choices = choose_label_subsets(labels, recipe.labels_per_class, recipe.draws, recipe.seed)
     with problems.collect():
         check_probes(curve=len(choices) > 1)
     if parts is not None and data is not None and classes:
@@ -229,8 +229,8 @@ def _check_networks(
 ) -> None:
     """Raise unless both networks can be probed, and the student given a new classifier."""
     assert parts.teacher is not None
-    with images_accepted_by(images):
-        embedding_of(parts.teacher, images, recipe.teacher_embedding)
+    with explain_rejected_images(images):
+        compute_embedding(parts.teacher, images, recipe.teacher_embedding)
         check_classifier(parts.student, classes, images, recipe.student_embedding)
 
 
@@ -297,7 +297,7 @@ def _carry_out(planned: Planned, distilling: DistillRecipe, show: bool) -> Trans
         level = {SCRATCH: scratch.summary["test_top1"]}
         run.insist(lambda: draw_curve(found, level, run.path / CURVE), "the curve")
     example = _example(planned.labeled)
-    student = classifying(
+    student = install_classifier(
         distilled.student, probed[STUDENT].classifier, example, recipe.student_embedding
     )
     classes = planned.labeled.classes or numbered_class_names(len(probed[STUDENT].classifier.bias))
@@ -326,7 +326,7 @@ def _read(planned: Planned, student: nn.Module) -> Transferred:
 
 
 def _summary(
-    planned: Planned, distilled: Run, scratch: Run, probed: Mapping[str, Probed]
+    planned: Planned, distilled: Run, scratch: Run, probed: Mapping[str, ProbeResult]
 ) -> dict[str, Any]:
     data = planned.parts.data
     images = len(planned.labeled.raw_test)
@@ -346,7 +346,9 @@ def _summary(
     }
 
 
-def _probe(planned: Planned, networks: Mapping[str, nn.Module], show: bool) -> dict[str, Probed]:
+def _probe(
+    planned: Planned, networks: Mapping[str, nn.Module], show: bool
+) -> dict[str, ProbeResult]:
     """Probe networks on the same labels; only those that some choice has are looked at."""
     drawn = [draw for choice in planned.choices for draw in choice.draws]
     needed = torch.unique(torch.cat(drawn))
@@ -361,7 +363,9 @@ def _probe(planned: Planned, networks: Mapping[str, nn.Module], show: bool) -> d
     for name, network in networks.items():
         announce(f"probing the {name}'s features", show)
         path = recipe.teacher_embedding if name == TEACHER else recipe.student_embedding
-        fitted, tested = (embed(network, loader, recipe.training(), path) for loader in loaders)
+        fitted, tested = (
+            embed_images(network, loader, recipe.training(), path) for loader in loaders
+        )
         found[name] = probe_features(fitted, tested, choices, recipe.seed)
     return found
 
