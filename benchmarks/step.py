@@ -125,6 +125,7 @@ class Step:
             loss = self.objective(student, teacher, batch)
         loss.total.backward()
         self.optimizer.step()
+        self.objective.after_step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def parts(self, repeats: int) -> dict[str, float]:

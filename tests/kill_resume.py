@@ -160,6 +160,7 @@ def _steps_of(rank: int, store: str, folder: Path, steps: int = 60, batch: int =
             dist.all_reduce(parameter.grad)
             parameter.grad /= WORLD
         optimizer.step()
+        made.after_step()
         optimizer.zero_grad()
         STEPPED()
         if (step + 1) % 5 == 0:

@@ -87,6 +87,7 @@ class TestForward:
                 torch.testing.assert_close(bank, F.normalize(head(given), dim=1))
         assert crd.student_normalizer == 0
         crd.loss(student[:B], teacher[:B], torch.arange(B))
+        crd.after_step()
         assert crd.student_normalizer > 0
 
     def test_a_run_fills_before_it_trains_and_leaves_the_student_as_it_was(
@@ -142,6 +143,7 @@ def test_normalizers_are_set_anew_at_the_epochs_that_were_named():
         crd.begin_epoch(epoch)
         for _ in range(3):
             crd.loss(torch.randn(B, 3), torch.randn(B, 5), torch.arange(B))
+            crd.after_step()
         found.append(crd.student_normalizer.item())
     assert found[0] != found[1]
     assert found[1] == found[2]
@@ -171,6 +173,7 @@ class TestCenter:
         crd = self.crd(center=True, momentum=0.0)
         student, teacher, index = torch.randn(B, 6), torch.randn(B, 5), torch.arange(B)
         crd.loss(student, teacher, index)
+        crd.after_step()
         given = crd.student_head(student)
         for i in range(B):
             row = given[i] - sum(given) / B
@@ -194,6 +197,7 @@ class TestCenter:
                 steps.zero_grad()
                 crd.loss(own, other, torch.arange(N)).backward()
                 steps.step()
+                crd.after_step()
             rows, others = crd._rows(own, other)
             nearest = (rows @ others.T).argmax(1)
             chosen[center] = (nearest == torch.arange(N)).float().mean().item()

@@ -74,6 +74,7 @@ def test_crd_two_steps(report):
         student, teacher = f.leaf(f"student_{step}"), f.leaf(f"teacher_{step}")
         loss = crd.loss(student, teacher, f(f"index_{step}"), f(f"contrast_index_{step}"))
         loss.backward()
+        crd.after_step()
         report(f"crd step {step} loss", error(loss, f(f"loss_{step}")), LOSS)
         found = {
             f"grad_{step}": student.grad,

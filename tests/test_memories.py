@@ -161,6 +161,7 @@ def test_normalizers_of_batches_of_another_size():
     for index in (torch.arange(20), torch.arange(30, 34)):
         student, teacher = (e[index] for e in everyone)
         loss = objective.loss(student, teacher, index)
+        objective.after_step()
         rows = [r.detach() for r in objective._rows(student, teacher)]
         means = objective.student_normalizer, objective.teacher_normalizer
         expected, size = 0.0, len(index)
@@ -192,20 +193,23 @@ class TestQueue:
                 expected += softmax_loss(s[i], t[i], torch.stack([h[2] for h in others]), share) / B
                 expected += softmax_loss(t[i], s[i], torch.stack([h[1] for h in others]), share) / B
             loss = objective.loss(student, teacher, index)
+            objective.after_step()
             assert loss.item() == pytest.approx(float(expected), rel=1e-5), step
             held = (held + [(j, s[i], t[i]) for i, j in enumerate(index)])[-16:]
 
-    def test_who_is_whose_negative_is_as_it_was_before_the_batch_entered(self, monkeypatch):
-        """Also where that is asked for block by block, afterwards."""
-        monkeypatch.setattr("cktf.functional.contrast.BLOCK", 1)
+    def test_a_batch_enters_after_its_step(self):
         queue = Queue(N, None, K, "all", 16)
         queue.draw(torch.arange(10))
+        queue.after_step()
+        queue.draw(torch.arange(20, 30))
         candidates = queue.draw(torch.arange(3, 10)).candidates
         held = torch.cat([torch.arange(10), torch.full((6,), -1)])
-        assert torch.equal(queue.held[10:], torch.arange(3, 9))
         expected = held == torch.arange(3, 10).unsqueeze(1)
         assert torch.equal(candidates.mask(slice(None)).isinf(), expected)
         torch.testing.assert_close(candidates.share, K / (~expected).sum(1))
+        queue.after_step()
+        assert torch.equal(queue.held, torch.tensor([9, *range(1, 10), *range(3, 9)]))
+        assert queue.next == 1
 
     def test_agrees_with_a_bank_once_both_have_seen_everyone(self, labels):
         everyone = embeddings()
@@ -219,12 +223,14 @@ class TestQueue:
             for objective, drawn in zip((queue, bank), draw, strict=True):
                 with torch.no_grad():
                     objective.fill_rows(*(e[index] for e in everyone), drawn)
+                objective.memory.after_step()
         index = torch.randperm(N)[:B]
         found, gradients = [], []
         for objective in (queue, bank):
             student = everyone[0][index].clone().requires_grad_()
             loss = objective.loss(student, everyone[1][index], index)
             loss.backward()
+            objective.after_step()
             found.append(loss.item())
             gradients.append(student.grad)
         assert found[0] == pytest.approx(found[1], rel=1e-5)
@@ -241,6 +247,7 @@ class TestQueue:
         objective = crd(memory="queue", queue_size=16).eval()
         before = copy.deepcopy(objective.state_dict())
         objective.loss(*(e[:B] for e in embeddings()), torch.arange(B))
+        objective.after_step()
         after = objective.state_dict()
         assert all(torch.equal(before[n], after[n]) for n in before if "normalizer" not in n)
 
@@ -268,6 +275,7 @@ def test_in_batch_by_definition(labels, critic):
     index = torch.randperm(N)[:B]
     student, teacher = (e[index] for e in embeddings())
     loss = objective.loss(student, teacher, index)
+    objective.after_step()
     s, t = objective._rows(student, teacher)
     own, k, expected = ids(labels, index), B - 1, 0.0
     for anchor, other, z in (
@@ -300,6 +308,7 @@ def test_the_normalizer_is_not_of_negatives_that_are_not_there():
     objective = crd(labels, memory="batch")
     given = torch.randn(B, 4), torch.randn(B, 5)
     objective.loss(*given, torch.arange(B))
+    objective.after_step()
     student, teacher = objective._rows(*given)
     expected = torch.exp((student * teacher).sum(1) / TAU).mean()
     torch.testing.assert_close(objective.student_normalizer, expected.detach())
@@ -361,6 +370,7 @@ class TestEveryChoice:
             torch.manual_seed(step)
             inputs = torch.randn(B, 4, generator=generator), torch.randn(B, 5, generator=generator)
             losses.append(objective.loss(*inputs, index).item())
+            objective.after_step()
         return losses
 
     def test_a_saved_state_goes_on_as_if_nothing_had_happened(self, choice):
@@ -403,6 +413,7 @@ class TestEveryChoice:
             optimizer.zero_grad()
             objective.loss(student[index], teacher[index], index).backward()
             optimizer.step()
+            objective.after_step()
         assert agreement() > before + 0.2
 
 
@@ -415,9 +426,10 @@ class TestPlace:
             objective = crd(estimator="shared", place=place, storage=storage)
             assert objective.student_bank.dtype == getattr(torch, storage)
             index = torch.arange(B)
-            losses = [
-                objective.loss(*(e[index] for e in embeddings()), index).item() for _ in range(3)
-            ]
+            losses = []
+            for _ in range(3):
+                losses.append(objective.loss(*(e[index] for e in embeddings()), index).item())
+                objective.after_step()
             found.append((losses, objective.student_bank.clone()))
         for losses, bank in found[1:]:
             assert losses == found[0][0]

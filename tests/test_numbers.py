@@ -9,7 +9,7 @@ from small_runs import SmallNet, distill_few, equal_weights, read_untimed_metric
 import cktf
 from cktf.contrast import Footprint
 from cktf.engine import Trainer
-from cktf.engine.epoch_metrics import EpochMetrics, Undo, gradient_norm, out_of_memory
+from cktf.engine.epoch_metrics import BufferCopies, EpochMetrics, gradient_norm, out_of_memory
 from cktf.errors import TrainingError
 from cktf.objectives import CRD, Loss
 
@@ -144,35 +144,20 @@ def test_a_skipped_step_changes_nothing_but_the_schedule(
     assert all(bool(v.isfinite().all()) for v in student_weights(run).values())
 
 
-@pytest.mark.parametrize(
-    ("memory", "estimator"),
-    [("bank", e) for e in ("sampled", "all", "shared")] + [("queue", "shared"), ("batch", "all")],
-)
-def test_what_a_step_keeps_to_undo_does_not_grow_with_the_data_set(memory, estimator):
-    samples = 1000
-    objective = CRD(
-        4, 5, samples, 8, 30, memory=memory, estimator=estimator, queue_size=16,
-        labels=torch.arange(samples) % 3,
-    )  # fmt: skip
-    undo = Undo(torch.nn.Linear(2, 2), objective)
-    before = {name: buffer.clone() for name, buffer in objective.named_buffers()}
-    undo.before()
-    assert sum(kept.numel() for kept in undo._kept) < 20
-    objective.loss(torch.randn(6, 4), torch.randn(6, 5), torch.arange(6))
-    changed = {n for n, b in objective.named_buffers() if not torch.equal(b, before[n])}
-    assert changed <= objective.state_dict().keys()
-    undo.back()
-    assert all(torch.equal(b, before[n]) for n, b in objective.named_buffers())
-
-
-def test_what_a_network_does_not_save_is_put_back_too():
+def test_buffers_that_a_forward_pass_changes_are_restored():
+    """Those of the student, saved or not, and of the objective's BatchNorm; no memory is copied."""
     network = torch.nn.Linear(2, 2)
     network.register_buffer("steps", torch.zeros(()), persistent=False)
-    undo = Undo(network, CRD(4, 5, 10, 8, 3))
-    undo.before()
+    norm = torch.nn.BatchNorm2d(3)
+    objective = torch.nn.ModuleList([CRD(4, 5, 1000, 8, 3), norm])
+    before = {name: buffer.clone() for name, buffer in objective.named_buffers()}
+    copies = BufferCopies(network, objective)
+    assert sum(copy.numel() for _, copy in copies._copies) < 10
     network.steps += 1
-    undo.back()
+    norm(torch.rand(2, 3, 4, 4))
+    copies.restore()
     assert network.steps == 0
+    assert all(torch.equal(b, before[n]) for n, b in objective.named_buffers())
 
 
 def test_skipping_changes_nothing_where_all_is_finite(few_images, tmp_path):

@@ -108,6 +108,7 @@ class TestContract:
     def test_state_dict_round_trip_and_deep_copy(self, method, pair):
         case = Case(method, pair)
         sum(loss.total for loss in case.losses()).backward()
+        case.objective.after_step()
         twin = copy.deepcopy(case.objective)
         fresh = Case(method, pair).objective
         fresh.load_state_dict(case.objective.state_dict())
@@ -247,11 +248,13 @@ class TestCRD:
         a, b = torch.randn(6, 4), torch.randn(6, 5)
         torch.manual_seed(1)
         expected = twin.loss(a, b, torch.arange(6))
+        twin.after_step()
         torch.manual_seed(1)
         assert torch.equal(crd.eval().loss(a, b, torch.arange(6)), expected)
         assert crd.student_normalizer == 0
         torch.manual_seed(1)
         assert torch.equal(crd.train().loss(a, b, torch.arange(6)), expected)
+        crd.after_step()
         assert crd.student_normalizer == twin.student_normalizer > 0
 
     def test_normalizers_are_set_once(self):
@@ -259,15 +262,39 @@ class TestCRD:
         assert crd.student_normalizer == 0
         for step in range(2):
             crd.loss(torch.randn(B, 4), torch.randn(B, 5), torch.arange(B))
+            crd.after_step()
             if step == 0:
                 first = crd.student_normalizer.clone(), crd.teacher_normalizer.clone()
         assert (crd.student_normalizer, crd.teacher_normalizer) == first
         assert min(first) > 0
 
+    @pytest.mark.parametrize("memory", ["bank", "queue"])
+    def test_memories_change_after_the_step_alone(self, memory):
+        """A loss without its step is forgotten at the next one."""
+        torch.manual_seed(0)
+        crd = CRD(4, 5, N, 8, 10, memory=memory, queue_size=16)
+        before = copy.deepcopy(crd.state_dict())
+        inputs = [(torch.randn(B, 4), torch.randn(B, 5), torch.arange(k, k + B)) for k in (0, 9)]
+        for batch in inputs:
+            torch.manual_seed(1)
+            crd.loss(*batch).backward()
+            assert all(torch.equal(before[name], t) for name, t in crd.state_dict().items())
+        twin = copy.deepcopy(crd)
+        twin.load_state_dict(before)
+        crd.after_step()
+        torch.manual_seed(1)
+        twin.loss(*inputs[1])
+        twin.after_step()
+        assert all(torch.equal(twin.state_dict()[n], t) for n, t in crd.state_dict().items())
+        changed = {n for n, t in crd.state_dict().items() if not torch.equal(before[n], t)}
+        assert {n for n in changed if "head" not in n} == changed
+        assert {"student_bank", "teacher_bank", "student_normalizer"} <= changed
+
     def test_evaluation_leaves_the_banks(self):
         crd = CRD(4, 5, N, 8, 10).eval()
         before = crd.student_bank.clone()
         crd.loss(torch.randn(B, 4), torch.randn(B, 5), torch.arange(B))
+        crd.after_step()
         assert torch.equal(crd.student_bank, before)
 
     def test_a_batch_of_one(self):
@@ -290,9 +317,11 @@ class TestCRD:
             crd = CRD(4, 5, N, 16, 30, storage=storage)
             assert crd.student_bank.dtype == getattr(torch, storage)
             student = torch.randn(B, 4, requires_grad=True)
-            losses = [crd.loss(student, torch.randn(B, 5), torch.arange(B)) for _ in range(3)]
-            losses[-1].backward()
-            found[storage] = losses[-1].item(), student.grad
+            for _ in range(3):
+                loss = crd.loss(student, torch.randn(B, 5), torch.arange(B))
+                crd.after_step()
+            loss.backward()
+            found[storage] = loss.item(), student.grad
         assert found["bfloat16"][0] == pytest.approx(found["float32"][0], rel=0.02)
         error = (found["bfloat16"][1] - found["float32"][1]).norm() / found["float32"][1].norm()
         assert error < 0.03
@@ -306,6 +335,7 @@ class TestCRD:
         )
         inputs = torch.randn(B, 4), torch.randn(B, 5), torch.arange(B)
         exact.loss(*inputs)
+        exact.after_step()
         sampled.load_state_dict(exact.state_dict())
         expected = exact.eval().loss(*inputs).item()
         sampled.eval()
@@ -374,6 +404,7 @@ class TestCKTF:
         cktf = CKTF(features(4, 4), features(9, 3, 5), N, match=match, memory="batch")
         for _ in range(8):
             loss = cktf.loss(features(4, 4), features(9, 3, 5), torch.arange(6))
+            cktf.after_step()
             assert loss.total.isfinite()
 
     @pytest.mark.parametrize("match", ["smallest", "largest"])
@@ -430,6 +461,7 @@ class TestCKTF:
         )  # fmt: skip
         for _ in range(2):
             loss = cktf(*case.features(), case.batch)
+            cktf.after_step()
         assert loss.total.isfinite()
         assert len(loss.terms) == 5
 

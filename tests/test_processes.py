@@ -78,6 +78,7 @@ def run(choice: str, rank: int, world: int) -> dict[str, Tensor]:
             None if contrast is None else contrast.chunk(world)[rank],
         ).total  # fmt: skip
         loss.backward()
+        objective.after_step()
         # As DistributedDataParallel does: mean of losses, mean of parameters' gradients.
         found[f"loss{step}"] = mean(loss.detach())
         for name, parameter in objective.named_parameters():

@@ -98,11 +98,14 @@ class Memory(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, index: Tensor) -> Draw:
-        """Who a batch at positions [B] is contrasted with; in training its place is then taken."""
+        """Draw what a batch at positions [B] is contrasted with, and the rows that it goes to."""
 
-    def enter(self, index: Tensor) -> Draw:
-        """Where a batch at positions [B] goes, with nothing that it is contrasted with."""
+    def reserve(self, index: Tensor) -> Draw:
+        """Reserve the rows that a batch at positions [B] goes to; `after_step` takes them."""
         return Draw()
+
+    def after_step(self) -> None:
+        """Record the samples of the last batch as the owners of its rows."""
 
     def given(self, contrast_index: Tensor, index: Tensor) -> Draw:
         """A draw that was made elsewhere: [B, 1+K] rows, the positive first.
@@ -163,8 +166,8 @@ class Bank(Memory):
         candidates = Candidates(self._ids(index), keys, self.negatives)
         return Draw(index, slots, candidates=candidates, chosen=chosen)
 
-    def enter(self, index: Tensor) -> Draw:
-        """Into the samples' own rows."""
+    def reserve(self, index: Tensor) -> Draw:
+        """Reserve the samples' own rows."""
         return Draw(slots=gathered(index))
 
     def given(self, contrast_index: Tensor, index: Tensor) -> Draw:
@@ -198,26 +201,34 @@ class Queue(Memory):
         super().__init__(dataset_size, labels, negatives, estimator, rows=size)
         self.register_buffer("held", torch.full((size,), -1))
         self.register_buffer("next", torch.zeros((), dtype=torch.int64))
+        self._pending: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def draw(self, index: Tensor) -> Draw:
-        """Keys are what entered before; in training the batch's samples enter."""
+        """Draw among the samples of earlier steps; in training reserve rows for the batch."""
         chosen = None if self.estimator == "all" else self._shared(index.device)
-        # A copy: who is whose negative may be asked for after the batch has entered.
-        held = self.held.clone() if chosen is None else self.held[chosen]
+        held = self.held if chosen is None else self.held[chosen]
         candidates = Candidates(self._ids(index), self._ids(held), self.negatives)
-        slots = self.enter(index).slots if self.training else None
+        slots = self.reserve(index).slots if self.training else None
         return Draw(slots=slots, candidates=candidates, chosen=chosen)
 
     @torch.no_grad()
-    def enter(self, index: Tensor) -> Draw:
-        """Over the oldest rows."""
+    def reserve(self, index: Tensor) -> Draw:
+        """Reserve the oldest rows."""
         entering = gathered(index)
         self.check_batch(len(entering))
         slots = (self.next + torch.arange(len(entering), device=index.device)) % self.rows
-        self.held[slots] = entering
-        self.next.add_(len(entering)).remainder_(self.rows)
+        self._pending = slots, entering
         return Draw(slots=slots)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Record the last batch and move on to the next oldest rows."""
+        if self._pending is not None:
+            slots, entering = self._pending
+            self.held[slots] = entering
+            self.next.add_(len(entering)).remainder_(self.rows)
+            self._pending = None
 
     def check_batch(self, batch: int) -> None:
         """A batch enters at once."""

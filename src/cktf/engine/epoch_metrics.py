@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from cktf.batch import Batch
 from cktf.contrast import Footprint
 from cktf.errors import TrainingError
-from cktf.objectives import Loss, Objective
+from cktf.objectives import Loss
 
 _LOOK_EVERY = 20
 # So many in a row are no accident: the student itself is no longer finite.
@@ -190,36 +191,23 @@ def _cause(batch: Batch | None, parameters: Sequence[Tensor]) -> str:
     )
 
 
-class Undo:
-    """Puts a student and its objective back to before a step, but for their parameters.
+class BufferCopies:
+    """Copies of the buffers that a forward pass changes, to restore where its step is skipped.
 
-    Buffers are copied before the step; rows of memories, which may be large, are put back by the
-    objectives themselves.
+    These are the student's, and those of the objective's BatchNorm layers. Memories change in
+    `Objective.after_step`, which a skipped step does not reach.
     """
 
-    def __init__(self, student: nn.Module, objective: Objective) -> None:
-        self._parts = [m for m in objective.modules() if isinstance(m, Objective)]
-        rows = {id(tensor) for part in self._parts for tensor in part.memory_rows()}
-        # What an objective does not save may be as long as the data set, and no step changes it: a
-        # run that is continued would not know. A network of others may not keep to that.
-        saved = {id(tensor) for tensor in objective.state_dict(keep_vars=True).values()}
-        own = (buffer for buffer in objective.buffers() if id(buffer) in saved - rows)
-        self._buffers = [*student.buffers(), *own]
-        for part in self._parts:
-            part.remembers = True
+    def __init__(self, student: nn.Module, objective: nn.Module) -> None:
+        norms = (module for module in objective.modules() if isinstance(module, _NormBase))
+        buffers = [*student.buffers(), *(buffer for norm in norms for buffer in norm.buffers())]
+        self._copies = [(buffer, buffer.clone()) for buffer in buffers]
 
     @torch.no_grad()
-    def before(self) -> None:
-        """Take note of what a step may change."""
-        self._kept = [buffer.clone() for buffer in self._buffers]
-
-    @torch.no_grad()
-    def back(self) -> None:
-        """As it was."""
-        for buffer, kept in zip(self._buffers, self._kept, strict=True):
-            buffer.copy_(kept)
-        for part in self._parts:
-            part.undo()
+    def restore(self) -> None:
+        """Put the buffers back to before the step."""
+        for buffer, copy in self._copies:
+            buffer.copy_(copy)
 
 
 @contextmanager

@@ -20,7 +20,13 @@ from cktf.data import Loader
 from cktf.engine.best_checkpoint import BestCheckpoint
 from cktf.engine.checkpoint_schedule import Saver, TrainingPosition
 from cktf.engine.devices import device_of, to_device
-from cktf.engine.epoch_metrics import EpochMetrics, Undo, enough_memory, gradient_norm, not_finite
+from cktf.engine.epoch_metrics import (
+    BufferCopies,
+    EpochMetrics,
+    enough_memory,
+    gradient_norm,
+    not_finite,
+)
 from cktf.engine.evaluate import Accuracy, evaluate
 from cktf.engine.phase import MAIN, Stage, schedule, statistics_kept
 from cktf.engine.progress import TrainingProgress, announce
@@ -117,8 +123,6 @@ class Trainer:
         self._epoch_now, self._random = 0, dict[str, Any]()
         # Nothing waits for the CPU; and what is to be skipped has to be known before the update.
         self._looks_at_once = self.device.type == "cpu" or training.on_nonfinite == "skip"
-        skips = training.on_nonfinite == "skip"
-        self._undo = Undo(student, self.objective) if skips else None
 
     def steps(self) -> Iterator[None]:
         """Train to the end, from the newest checkpoint if the run folder has one.
@@ -297,25 +301,26 @@ class Trainer:
 
     def _step(self, stage: Stage, batch: Batch) -> None:
         """One batch: its loss, its gradient, and unless these are not finite the update."""
-        if self._undo is not None:
-            self._undo.before()
+        skips = self.training.on_nonfinite == "skip"
+        copies = BufferCopies(self.student, stage.objective) if skips else None
         loss = self._loss(stage, batch)
         torch.autograd.backward(stage.weight * loss.total)
         norm = gradient_norm(self._parameters, self.training.clip)
         numbers, lr = self.tally.numbers(loss, norm), self.optimizer.param_groups[0]["lr"]
         look = self.tally.note(self.place.step + 1, lr, numbers) or self._looks_at_once
         if look and (bad := self.tally.first_bad()) is not None:
-            if self._undo is None:
+            if copies is None:
                 # On a GPU, numbers are looked at some steps later.
                 known = batch if bad[0] == self.place.step + 1 else None
                 raise not_finite(bad, self._epoch_now, known, self.student, self._parameters)
-            self._undo.back()
+            copies.restore()
             self.run.log(f"skipped step {bad[0]} of epoch {self._epoch_now}: {bad[2]} not finite")
             self.tally.skip(self._epoch_now, bad[0])
             # The schedule goes by steps, whether they are taken or not; PyTorch warns of it.
             self.optimizer._opt_called = True  # type: ignore[attr-defined]
         else:
             self.optimizer.step()
+            stage.objective.after_step()
             self.tally.add(numbers, lr)
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()

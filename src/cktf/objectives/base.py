@@ -89,21 +89,20 @@ class Objective(nn.Module, ABC):
     """Base of all objectives; a class is either abstract or final.
 
     An objective owns its adapters, heads and banks: `parameters()` train with the student, and
-    `state_dict()` holds all that a resumed run needs.
+    `state_dict()` holds all that a resumed run needs. `forward` computes the loss of a batch, and
+    `after_step` updates the memories from it: a step is skipped by not calling `after_step`.
 
     Attributes:
         needs: names of the `Features` that it reads, from both networks.
         needs_teacher: whether the teacher runs at all.
         only_initializes: whether it is minimized in its phases, and no part of the sum after them.
         filling: whether `fill` wants a pass over the training set before training.
-        remembers: whether it keeps what `undo` needs.
     """
 
     needs: frozenset[str] = frozenset({"logits"})
     needs_teacher: bool = True
     only_initializes: bool = False
     filling: bool = False
-    remembers: bool = False
 
     @abstractmethod
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
@@ -143,12 +142,8 @@ class Objective(nn.Module, ABC):
         """What it takes of memory for batches of a size, beside its parameters."""
         return Footprint()
 
-    def memory_rows(self) -> list[Tensor]:
-        """Buffers of its own of which a batch changes some rows, and `undo` puts them back."""
-        return []
-
-    def undo(self) -> None:
-        """Put back the rows that the last batch changed; its parts do so themselves."""
+    def after_step(self) -> None:
+        """Update the memories from the last training batch, after the optimizer's step."""
 
 
 class WeightedSum(Objective):
@@ -220,6 +215,11 @@ class WeightedSum(Objective):
         """Tell every term."""
         for part in self._parts():
             part.begin_epoch(epoch)
+
+    def after_step(self) -> None:
+        """Update the memories of every term."""
+        for part in self._parts():
+            part.after_step()
 
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
         """Take a batch into the memories that want it."""

@@ -104,7 +104,7 @@ class CKTF(Objective):
         index: Tensor,
         contrast_index: Tensor | None = None,
     ) -> Loss:
-        """Loss of one batch; the banks are updated.
+        """Loss of one batch; in training, `after_step` then updates the banks.
 
         Args:
             student: its features of a batch of images.
@@ -147,15 +147,21 @@ class CKTF(Objective):
         for pair in self._pairs():
             pair.begin_epoch(epoch)
 
+    def after_step(self) -> None:
+        """Update the banks of every pair, and the memory that they share."""
+        for pair in self._pairs():
+            pair.after_step()
+
     @torch.no_grad()
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
         """Put a batch's rows into the memories of all pairs."""
         vectors = self._vectors(student, present(teacher, "CKTF's teacher"))
         memory = self._pairs()[0].memory
         _check.indices("CKTF", batch.index, len(student.logits), memory.dataset_size)
-        draw = memory.enter(batch.index)
+        draw = memory.reserve(batch.index)
         for pair, (s, t) in zip(self._pairs(), vectors.values(), strict=True):
             pair.fill_rows(s, t, draw)
+        memory.after_step()
 
     def full_after(self, samples: int) -> bool:
         """Whether so many samples have filled the memory."""

@@ -15,6 +15,7 @@ class. Other memories and critics than the paper's are options too: see
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,6 +49,17 @@ from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
 from cktf.objectives.pairs import embeddings
 from cktf.processes import averaged, gathered
 from cktf.taps import Features
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """What `after_step` stores of a batch: unit rows, the bank rows they go to, normalizers."""
+
+    student: Tensor
+    teacher: Tensor
+    slots: Tensor | None
+    student_normalizer: Tensor
+    teacher_normalizer: Tensor
 
 
 class CRD(Objective):
@@ -150,8 +162,8 @@ class CRD(Objective):
             self.register_buffer(f"{side}_bank", rows)
             self.register_buffer(f"{side}_normalizer", torch.zeros(()))
         # Known to Python, so that no step waits for the device to say whether they are set.
-        self._normalized = self._was_normalized = False
-        self._before: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._normalized = False
+        self._pending: _Pending | None = None
         self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
 
     def loss(
@@ -163,7 +175,9 @@ class CRD(Objective):
         *,
         draw: Draw | None = None,
     ) -> Tensor:
-        """Loss of one batch; in training the memory then holds its rows, and the first one sets Z.
+        """Loss of one batch; in training, `after_step` then stores its rows and the first one's Z.
+
+        A second call in training without `after_step` between discards what the first would store.
 
         Args:
             student_embedding: [B, student_dim].
@@ -186,14 +200,30 @@ class CRD(Objective):
             draw = given or memory.draw(index)
         with torch.autocast(student_embedding.device.type, enabled=False):
             student, teacher = self._rows(student_embedding, teacher_embedding)
-            loss = self._side(student, teacher, self.teacher_bank, draw, self.student_normalizer)
-            loss = loss + self._side(
+            loss, student_normalizer = self._side(
+                student, teacher, self.teacher_bank, draw, self.student_normalizer
+            )
+            teacher_loss, teacher_normalizer = self._side(
                 teacher, student, self.student_bank, draw, self.teacher_normalizer
             )
+            loss = loss + teacher_loss
         if self.training:
-            self._was_normalized, self._normalized = self._normalized, True
-            self._store(student, teacher, draw, self.momentum if self.memory.mixes else 0.0)
+            rows = student.detach(), teacher.detach()
+            self._pending = _Pending(*rows, draw.slots, student_normalizer, teacher_normalizer)
         return loss
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Store the rows of the last training batch, and the normalizers that it set."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            momentum = self.momentum if self.memory.mixes else 0.0
+            self._store(pending.student, pending.teacher, pending.slots, momentum)
+            if not self._normalized:
+                self.student_normalizer.copy_(pending.student_normalizer)
+                self.teacher_normalizer.copy_(pending.teacher_normalizer)
+                self._normalized = True
+        self.memory.after_step()
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The contrastive loss between the two embeddings of one batch."""
@@ -209,12 +239,13 @@ class CRD(Objective):
         """Put a batch's rows into the memory."""
         own, other = embeddings("CRD", student, teacher)
         _check.indices("CRD", batch.index, len(own), self.memory.dataset_size)
-        self.fill_rows(own, other, self.memory.enter(batch.index))
+        self.fill_rows(own, other, self.memory.reserve(batch.index))
+        self.memory.after_step()
 
     def fill_rows(self, student_embedding: Tensor, teacher_embedding: Tensor, draw: Draw) -> None:
         """Put the rows of embeddings [B, dim] into the memory, as they are."""
         student, teacher = self._rows(student_embedding, teacher_embedding)
-        self._store(student, teacher, draw, momentum=0.0)
+        self._store(student, teacher, draw.slots, momentum=0.0)
 
     def full_after(self, samples: int) -> bool:
         """Whether so many samples have filled the memory."""
@@ -230,18 +261,6 @@ class CRD(Objective):
             place=self.place, batch=batch,
         )  # fmt: skip
 
-    def memory_rows(self) -> list[Tensor]:
-        """Both banks."""
-        return [self.student_bank, self.teacher_bank]
-
-    @torch.no_grad()
-    def undo(self) -> None:
-        """Put back the rows that the last batch changed, and know its normalizers anew."""
-        for bank, slots, rows in self._before:
-            bank.index_copy_(0, slots, rows)
-        self._before = []
-        self._normalized = self._was_normalized
-
     def _rows(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """[B, embedding_dim] rows of unit length."""
         own = self.student_head(student.float())
@@ -250,19 +269,20 @@ class CRD(Objective):
             own, other = centered(own), centered(other)
         return F.normalize(own, dim=1), F.normalize(other, dim=1)
 
-    def _store(self, student: Tensor, teacher: Tensor, draw: Draw, momentum: float) -> None:
-        self._before = []
-        if draw.slots is not None:
-            if self.remembers:
-                kept = [(b, draw.slots.to(b.device)) for b in self.memory_rows()]
-                self._before = [(b, s, b.index_select(0, s)) for b, s in kept]
-            update_bank(self.student_bank, draw.slots, gathered(student), momentum)
-            update_bank(self.teacher_bank, draw.slots, gathered(teacher), momentum)
+    def _store(
+        self, student: Tensor, teacher: Tensor, slots: Tensor | None, momentum: float
+    ) -> None:
+        if slots is not None:
+            update_bank(self.student_bank, slots, gathered(student), momentum)
+            update_bank(self.teacher_bank, slots, gathered(teacher), momentum)
 
     def _side(
         self, anchor: Tensor, other: Tensor, bank: Tensor, draw: Draw, normalizer: Tensor
-    ) -> Tensor:
-        """One anchor's loss; `other` is the batch seen by the other network, `bank` its memory."""
+    ) -> tuple[Tensor, Tensor]:
+        """One anchor's loss, and its normalizer, of this batch where none is set yet.
+
+        `other` is the batch seen by the other network, `bank` its memory.
+        """
         device, tau = anchor.device, self.temperature
         # Z is of all rows of a memory; of the batch, which may be of another size, it is of one.
         normalized = self.memory.rows or 1
@@ -277,16 +297,12 @@ class CRD(Objective):
             return dense_contrast(anchor, positive, keys, draw.candidates, tau, critic)
 
         if self.critic == "infonce":
-            return contrast(anchor, InfoNCECritic())
+            return contrast(anchor, InfoNCECritic()), normalizer
         negatives = draw.negatives
         if not self._normalized:
-            mean = averaged(contrast(anchor.detach(), MeanScore(negatives)))
-            if self.training:
-                normalizer.copy_(mean * normalized)
-            else:
-                normalizer = mean * normalized
+            normalizer = averaged(contrast(anchor.detach(), MeanScore(negatives))) * normalized
         whole = normalizer * (size // normalized)
-        return contrast(anchor, NCECritic(whole.log(), negatives, size))
+        return contrast(anchor, NCECritic(whole.log(), negatives, size)), normalizer
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CRD":
         # Banks in host memory or in files stay where they are when the objective moves.
