@@ -228,7 +228,7 @@ def test_a_narrow_terminal_holds_all_of_the_methods(run_cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = run_cli("methods").output.splitlines()
     assert max(map(len, lines)) <= 80
-    assert any(line.endswith(" if staged ") for line in lines)
+    assert any(line.rstrip().endswith(" if staged") for line in lines)
     assert any(line.split()[-1] == "stage" for line in lines if line.strip())
 
 

@@ -76,12 +76,12 @@ def test_what_a_recipe_is_compared_with(name):
     methods = {}
     for line in found:
         _, method, *more = shlex.split(line)
-        made = build_run_request(
-            "transfer", {"method": method, "data.dir": "/data"},
-            recipe=Path(f"paper/transfer-{name}"), settings=more[1:], out=None, resume=None,
-            trust_code=False,
+        request = build_run_request(
+            "transfer",
+            {"method": method, "data_dir": Path("/data"), "set": more[1:],
+             "recipe": Path(f"paper/transfer-{name}")},
         )  # fmt: skip
-        recipe = parse_transfer_recipe(made.fields).distilling()
+        recipe = parse_transfer_recipe(request.fields).distilling()
         problems = check_recipe(recipe).messages
         assert not [problem for problem in problems if not problem.startswith("teacher")], problems
         methods[recipe.method] = recipe.options

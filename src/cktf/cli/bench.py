@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cktf.cli.command import reports_errors
-from cktf.cli.options import DataDirOption, DebugOption, SetOption, TrustCodeOption
+from cktf.cli.command import make_command
+from cktf.cli.options import DataDirOption, TrustCodeOption
 from cktf.errors import CktfError, RecipeError
 from cktf.user_paths import expand_user_path
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cktf.bench import Bench, Cell, Cost
 
 
-@reports_errors
+@make_command
 def bench(
     matrix: Annotated[
         str, typer.Argument(help="A matrix by name (cpu-cifar10), or its YAML file.")
@@ -38,7 +38,10 @@ def bench(
         str | None, typer.Option(metavar="NAME,NAME,…", help="Only these methods.")
     ] = None,
     seeds: Annotated[str | None, typer.Option(metavar="N,N,…", help="Only these seeds.")] = None,
-    settings: SetOption = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of every cell's recipe."),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 1,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Only the I-th of N shares of the cells.")
@@ -49,7 +52,9 @@ def bench(
     ] = None,
     reuse: Annotated[
         list[Path] | None,
-        typer.Option(help="A folder with finished runs of equal recipes, which are taken over."),
+        typer.Option(
+            metavar="DIR", help="Folder of finished runs to take over where recipes are equal."
+        ),
     ] = None,
     results: Annotated[
         Path | None, typer.Option(help="Where results are kept; by default in --out.")
@@ -61,9 +66,8 @@ def bench(
         bool, typer.Option("--dry-run", help="Print cells and estimated hours; train nothing.")
     ] = False,
     trust_code: TrustCodeOption = False,
-    debug: DebugOption = False,
 ) -> None:
-    """Train all cells of a matrix: pairs, methods and seeds; skip what is done."""
+    """Train the cells of a benchmark matrix that are not done."""
     from cktf.bench import Bench, cells_of, check_bench, chosen, read_matrix, run_bench
     from cktf.recipes import apply_assignments, refuse_code
 
@@ -102,7 +106,7 @@ def bench(
 FORMS = {"md": "table.md", "csv": "table.csv", "latex": "table.tex"}
 
 
-@reports_errors
+@make_command
 def table(
     folder: Annotated[Path, typer.Argument(help="What cktf bench was given as --out.")],
     baseline: Annotated[
@@ -114,9 +118,8 @@ def table(
     write: Annotated[
         bool, typer.Option("--write/--no-write", help="Write all three beside the results.")
     ] = True,
-    debug: DebugOption = False,
 ) -> None:
-    """Methods down, pairs across: means, spreads, differences, costs, and published figures."""
+    """Print the table of a benchmark: methods down, pairs across."""
     from cktf.bench import compare, csv_rows, latex, markdown, results_in
     from cktf.files import write_atomically
 

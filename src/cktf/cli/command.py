@@ -1,16 +1,18 @@
-"""What the commands do alike: errors, recipes from the command line, training by them."""
+"""Commands: their options, their errors, and runs from the command line."""
 
 import functools
+import inspect
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cktf.cli.options import Option, options_of_command
 from cktf.errors import CktfError, Interrupted, RecipeError
 from cktf.signals import interrupt_on_signals
 from cktf.user_paths import expand_user_path
@@ -18,62 +20,86 @@ from cktf.user_paths import expand_user_path
 if TYPE_CHECKING:
     from cktf.workflows import Run
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 USER_MISTAKE = 2
-# That of a service that asks to be tried again: `EX_TEMPFAIL` of sysexits.h.
-CAN_BE_CONTINUED = 75
-_CONTINUED = ("train", "distill", "transfer")
+# `EX_TEMPFAIL` of sysexits.h: the same command may be tried again.
+CAN_BE_RESUMED = 75
+_RESUMABLE_COMMANDS = ("train", "distill", "transfer")
+_DEBUG = Option("", "--debug", None, bool, "Show the traceback of an error.")
 
 
-def reports_errors(command: Callable[P, T]) -> Callable[P, T]:
-    """A user's mistake becomes one message and exit code 2; `--debug` lets it through."""
+class GroupedHelpCommand(typer.core.TyperCommand):
+    """A command whose help text lists arguments first, then options under their headings."""
 
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the sections of the help text."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            heading = getattr(parameter, "rich_help_panel", None) or "Options"
+            if parameter.param_type_name == "argument":
+                heading = "Arguments"
+            if (record := parameter.get_help_record(ctx)) is not None:
+                sections.setdefault(heading, []).append(record)
+        # The options without a heading of their own come last.
+        for heading in sorted(sections, key=lambda heading: heading == "Options"):
+            with formatter.section(heading):
+                formatter.write_dl(sections[heading])
+
+
+def make_command(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn a function into a command.
+
+    Its parameter `**options` stands for the options of the table that its command has. `--debug`
+    is added. A user's mistake becomes one message and exit code 2; `--debug` raises it instead.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
+    if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        options = options_of_command(function.__name__)
+        parameters[-1:] = [option.parameter(heading) for heading, option in options]
+
+    @functools.wraps(function)
+    def command(*, debug: bool = False, **arguments: Any) -> None:
         try:
             with interrupt_on_signals():
-                given: dict[str, Any] = {name: _expanded(value) for name, value in kwargs.items()}
-                return command(*args, **given)
-        except Interrupted as stopped:
-            how = _how_to_continue(command.__name__, stopped.folder)
-            print(f"cktf: {stopped} {how}", file=sys.stderr)
-            raise typer.Exit(CAN_BE_CONTINUED) from stopped
-        except KeyboardInterrupt as stopped:
+                function(**{name: _expand_paths(value) for name, value in arguments.items()})
+        except Interrupted as stop:
+            advice = _resume_advice(function.__name__, stop.folder)
+            print(f"cktf: {stop} {advice}", file=sys.stderr)
+            raise typer.Exit(CAN_BE_RESUMED) from stop
+        except KeyboardInterrupt as stop:
             print("cktf: Stopped before anything was trained.", file=sys.stderr)
-            raise typer.Exit(128 + signal.SIGINT) from stopped
-        except CktfError as error:
-            if kwargs.get("debug"):
+            raise typer.Exit(128 + signal.SIGINT) from stop
+        except (CktfError, OSError) as error:
+            if debug:
                 raise
-            print(f"cktf: {error}", file=sys.stderr)
-            raise typer.Exit(USER_MISTAKE) from error
-        except OSError as error:
-            if kwargs.get("debug"):
-                raise
-            at = f": {error.filename}" if error.filename else ""
-            print(
-                f"cktf: A file cannot be read or written ({error.strerror or error}{at}). Look at "
-                "the path, its permissions and the room on its disk.",
-                file=sys.stderr,
-            )
+            message = error if isinstance(error, CktfError) else _file_error_message(error)
+            print(f"cktf: {message}", file=sys.stderr)
             raise typer.Exit(USER_MISTAKE) from error
 
-    return wrapped
+    signature = inspect.Signature([*parameters, _DEBUG.parameter()])
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    return command
 
 
-def _expanded(value: Any) -> Any:
-    """What an option gives, its paths expand_user_path."""
+def _expand_paths(value: Any) -> Any:
+    """Expand `~` in the paths of an option's value."""
     if isinstance(value, list):
-        return [_expanded(item) for item in value]
+        return [_expand_paths(item) for item in value]
     return expand_user_path(value) if isinstance(value, Path) else value
 
 
-def _how_to_continue(command: str, folder: Path) -> str:
-    """The command by which a run that was stopped goes on."""
+def _file_error_message(error: OSError) -> str:
+    path = f": {error.filename}" if error.filename else ""
+    return (
+        f"A file cannot be read or written ({error.strerror or error}{path}). Look at the path, "
+        "its permissions and the room on its disk."
+    )
+
+
+def _resume_advice(command: str, folder: Path) -> str:
+    """The command that resumes a stopped run."""
     from cktf.recipes import find_code, read_recipe
 
-    if command not in _CONTINUED:
+    if command not in _RESUMABLE_COMMANDS:
         return "Continue with the same command again."
     recipe = folder / "recipe.yaml"
     trust = " --trust-code" if recipe.is_file() and find_code(read_recipe(recipe)) else ""
@@ -82,118 +108,116 @@ def _how_to_continue(command: str, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What a command line asks for.
+    """A run that a command line asks for.
 
     Attributes:
         fields: of the recipe, not yet checked.
-        out: the run folder.
-        continued: whether a run in it is continued.
+        out: the run folder; None for a new one.
+        resume: whether to resume the run in it.
+        dry_run: whether to only check the run.
+        trust_code: whether code that the recipe or weights name may run.
     """
 
     fields: dict[str, Any]
     out: Path | None
-    continued: bool
+    resume: bool
+    dry_run: bool
+    trust_code: bool
 
 
 def build_run_request(
-    kind: str,
-    given: dict[str, Any],
-    *,
-    recipe: Path | None,
-    settings: list[str] | None,
-    out: Path | None,
-    resume: str | None,
-    trust_code: bool,
+    command: str, options: Mapping[str, Any], fields: Mapping[str, Any] | None = None
 ) -> RunRequest:
-    """Put a recipe's fields together.
+    """Build the fields of a recipe: of `--recipe`, then of the options, then of `--set`.
 
     Args:
-        kind: `train`, `distill` or `transfer`.
-        given: values of command-line options by recipe field; None where not given.
-        recipe: a YAML file whose fields the options override.
-        settings: `field=value` assignments, which come last.
-        out: the run folder.
-        resume: `auto` or a run folder.
-        trust_code: whether code that the recipe names may run.
+        command: `train`, `distill`, `transfer` or `probe`.
+        options: values of its options; None, or left out, where not typed.
+        fields: by dotted name, fields that no option sets; they override the options.
     """
-    from cktf.recipes import apply_assignments, find_recipe, read_recipe, refuse_code, set_field
+    from cktf.recipes import apply_assignments, read_recipe, refuse_code, set_fields
 
-    if resume is not None and resume != "auto":
+    kind = "train" if command == "probe" else command
+    trust_code = bool(options.get("trust_code"))
+    recipe, out = _find_recipe_and_folder(options)
+    recipe_fields: dict[str, Any] = {"kind": kind} if recipe is None else read_recipe(recipe)
+    if recipe_fields.setdefault("kind", kind) != kind:
+        raise RecipeError(
+            [f"kind: {recipe} says {recipe_fields['kind']!r}, and this is cktf {kind}."]
+        )
+    option_fields: dict[str, Any] = {}
+    for _, option in options_of_command(command):
+        if (value := options.get(option.key)) is not None:
+            option_fields |= option.recipe_fields(str(value) if isinstance(value, Path) else value)
+    option_fields |= {name: value for name, value in (fields or {}).items() if value is not None}
+    if recipe is not None and not trust_code:
+        # The user may name code in an option; a recipe may come from a stranger.
+        refuse_code({n: v for n, v in recipe_fields.items() if n not in option_fields}, recipe)
+    set_fields(recipe_fields, option_fields)
+    if "method" in option_fields:
+        _remove_options_of_other_methods(recipe_fields)
+    apply_assignments(recipe_fields, options.get("set") or [])
+    resume = options.get("resume") is not None
+    return RunRequest(recipe_fields, out, resume, bool(options.get("dry_run")), trust_code)
+
+
+def _find_recipe_and_folder(options: Mapping[str, Any]) -> tuple[Path | None, Path | None]:
+    """The recipe file to read and the run folder, by `--recipe`, `--out` and `--resume`."""
+    from cktf.recipes import find_recipe
+
+    recipe, out, resume = (options.get(name) for name in ("recipe", "out", "resume"))
+    if resume is None:
+        return recipe, out
+    if resume != "auto":
         if out is not None:
             raise RecipeError(["--resume RUN continues in RUN itself; leave --out away."])
         out = expand_user_path(resume)
-        recipe = recipe or find_recipe(out)
-    elif resume is not None:
-        if out is None:
-            raise RecipeError(["--resume auto continues what is in --out; give --out."])
-        if recipe is None and (out / "recipe.yaml").is_file():
-            recipe = out / "recipe.yaml"
-    fields: dict[str, Any] = {"kind": kind} if recipe is None else read_recipe(recipe)
-    if fields.setdefault("kind", kind) != kind:
-        raise RecipeError([f"kind: {recipe} says {fields['kind']!r}, and this is cktf {kind}."])
-    if recipe is not None and not trust_code:
-        # What is typed is the user's own word; what a file says may be a stranger's.
-        refuse_code({n: v for n, v in fields.items() if given.get(n) is None}, recipe)
-    for name, value in given.items():
-        if value is not None:
-            set_field(fields, name, str(value) if isinstance(value, Path) else value)
-    _leave_out_options(fields, given.get("method"))
-    apply_assignments(fields, settings or [])
-    return RunRequest(fields, out, resume is not None)
+        return recipe or find_recipe(out), out
+    if out is None:
+        raise RecipeError(["--resume auto continues what is in --out; give --out."])
+    if recipe is None and (out / "recipe.yaml").is_file():
+        recipe = out / "recipe.yaml"
+    return recipe, out
 
 
-def _leave_out_options(fields: dict[str, Any], method: str | None) -> None:
-    """Of a recipe those of terms that the method which takes its own one's place does not have."""
-    options = fields.get("options")
-    if method is not None and isinstance(options, dict):
-        from cktf.objectives import term_names
+def _remove_options_of_other_methods(fields: dict[str, Any]) -> None:
+    """Remove method options that `--recipe` has for methods which `--method` replaced."""
+    from cktf.objectives import term_names
 
-        named = term_names(method)
-        fields["options"] = {name: own for name, own in options.items() if name in named}
+    if isinstance(fields.get("options"), dict):
+        names = term_names(fields["method"])
+        fields["options"] = {n: values for n, values in fields["options"].items() if n in names}
 
 
-def train_from_options(
-    kind: str,
-    given: dict[str, Any],
-    *,
-    recipe: Path | None,
-    settings: list[str] | None,
-    out: Path | None,
-    resume: str | None,
-    dry_run: bool,
-    trust_code: bool,
-) -> None:
-    """Put a recipe together, carry it out and say what came of it; with `dry_run` only try it."""
+def run_and_report(request: RunRequest) -> None:
+    """Train by a recipe and print the result; a dry run checks it and prints the recipe."""
     from cktf.cli.doctor import show_dry_run
     from cktf.recipes import parse_recipe, to_yaml
     from cktf.workflows import prepare, preview_run, run_recipe
 
-    wanted = build_run_request(
-        kind, given, recipe=recipe, settings=settings, out=out, resume=resume,
-        trust_code=trust_code,
-    )  # fmt: skip
-    parsed = parse_recipe(wanted.fields)
-    if dry_run:
-        parts = prepare(parsed, wanted.out, resume=wanted.continued, trust_code=trust_code)[1]
-        show_dry_run(preview_run(parsed, parts))
-        print(to_yaml(parsed), end="")
+    recipe = parse_recipe(request.fields)
+    resume, trust_code = request.resume, request.trust_code
+    if request.dry_run:
+        components = prepare(recipe, request.out, resume=resume, trust_code=trust_code)[1]
+        show_dry_run(preview_run(recipe, components))
+        print(to_yaml(recipe), end="")
         return
-    report(run_recipe(parsed, wanted.out, resume=wanted.continued, trust_code=trust_code))
+    report_run(run_recipe(recipe, request.out, resume=resume, trust_code=trust_code))
 
 
-def report(run: "Run") -> None:
-    """Say what a finished run came to, and where it is."""
+def report_run(run: "Run") -> None:
+    """Print the accuracy, size and speed of a finished run, and its folder."""
     summary = run.summary
     print(f"{summary['student']}: {summary['student_parameters']:,} parameters")
     if summary["test_top1"] is not None:
         error = summary["test_standard_error"]
         print(f"top-1 {summary['test_top1']:.2f} % ± {error:.2f} (standard error of the test set)")
     if summary.get("validation_top1") is not None:
-        tested = summary["kept_test_top1"]
+        test_top1 = summary["kept_test_top1"]
         print(
             f"kept: epoch {summary['kept_epoch']}, the best on held-out images "
             f"({summary['validation_top1']:.2f} %)"
-            + ("" if tested is None else f": top-1 {tested:.2f} %")
+            + ("" if test_top1 is None else f": top-1 {test_top1:.2f} %")
         )
     if summary["teacher_top1"] is not None:
         ratio = summary["compression_ratio"]

@@ -15,7 +15,10 @@ FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 
 
 def doctor(context: typer.Context) -> None:
-    """Try two batches of a planned run: `cktf doctor distill …` is `cktf distill … --dry-run`."""
+    """Check a run on two batches: `doctor distill …`.
+
+    `cktf doctor distill …` is `cktf distill … --dry-run`.
+    """
     assert context.parent is not None
     group, arguments = context.parent.command, list(context.args)
     assert isinstance(group, typer.core.TyperGroup)

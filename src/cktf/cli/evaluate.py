@@ -5,23 +5,24 @@ from typing import Annotated
 
 import typer
 
-from cktf.cli.command import reports_errors
-from cktf.cli.options import DataDirOption, DataOption, DebugOption, TrustCodeOption
+from cktf.cli.command import make_command
+from cktf.cli.options import DataDirOption, TrustCodeOption
 
 
-@reports_errors
+@make_command
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    data: DataOption = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set, see cktf datasets. By default the run's.")
+    ] = None,
     data_dir: DataDirOption = None,
     trust_code: TrustCodeOption = False,
-    debug: DebugOption = False,
 ) -> None:
-    """Classify the test images of the run's data set, or of another."""
+    """Measure a run's accuracy on test images."""
     from cktf.workflows import evaluate as evaluate_run
 
-    where = None if data_dir is None else str(data_dir)
-    accuracy, name = evaluate_run(run, data, where, trust_code=trust_code)
+    directory = None if data_dir is None else str(data_dir)
+    accuracy, name = evaluate_run(run, data, directory, trust_code=trust_code)
     print(
         f"{name}: top-1 {accuracy.top1:.2f} % ± {accuracy.standard_error:.2f}, top-5 "
         f"{accuracy.top5:.2f} % of {accuracy.samples:,} test images (± the standard error)"

@@ -8,40 +8,41 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cktf.cli.command import reports_errors
-from cktf.cli.options import DataDirOption, DebugOption, TrustCodeOption
+from cktf.cli.command import make_command
+from cktf.cli.options import DataDirOption, TrustCodeOption
 
 
-@reports_errors
+@make_command
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The file; by default student.onnx in the run folder."),
+        typer.Option("--out", help="File. By default student.onnx in the run folder."),
     ] = None,
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="Write one with int8 weights and activations beside it."),
+        typer.Option("--int8", help="Also write a file with int8 weights and activations."),
     ] = False,
     data_dir: DataDirOption = None,
     trust_code: TrustCodeOption = False,
-    debug: DebugOption = False,
 ) -> None:
-    """Write a run's network as ONNX, and try it on the run's test images."""
+    """Export a run's network to ONNX, and check it."""
     from cktf.export import INPUT, OUTPUT, export_run
 
-    where = None if data_dir is None else str(data_dir)
-    found = export_run(run, out, int8=int8, data_dir=where, trust_code=trust_code)
+    directory = None if data_dir is None else str(data_dir)
+    exports = export_run(run, out, int8=int8, data_dir=directory, trust_code=trust_code)
     table = Table(box=box.SIMPLE)
     for name in ("", "MB", "ms an image", "top-1 %", "as PyTorch %"):
         table.add_column(name, justify="right" if name else "left")
-    for each in found:
-        top1 = "" if each.accuracy is None else f"{each.accuracy.top1:.2f}"
-        same = "" if each.agreement is None else f"{each.agreement:.2f}"
-        table.add_row(each.form, f"{each.megabytes:.2f}", f"{each.latency_ms:.2f}", top1, same)
+    for export in exports:
+        top1 = "" if export.accuracy is None else f"{export.accuracy.top1:.2f}"
+        agreement = "" if export.agreement is None else f"{export.agreement:.2f}"
+        table.add_row(
+            export.form, f"{export.megabytes:.2f}", f"{export.latency_ms:.2f}", top1, agreement
+        )
     Console().print(table)
-    if found[0].missing:
-        print(f"Not tried on test images: {found[0].missing}")
-    for each in found[1:]:
-        print(f"{each.form}: {each.path}")
+    if exports[0].missing:
+        print(f"Not checked on test images: {exports[0].missing}")
+    for export in exports[1:]:
+        print(f"{export.form}: {export.path}")
     print(f"Input `{INPUT}`: float32 images in [0, 1], any number at a time. Output `{OUTPUT}`.")

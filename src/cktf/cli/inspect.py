@@ -1,41 +1,45 @@
-"""`cktf inspect`: what would be compared of a network."""
+"""`cktf inspect`: the features of a network that methods compare."""
 
 from typing import Annotated
 
 import typer
 
-from cktf.cli.command import reports_errors
-from cktf.cli.options import DebugOption
+from cktf.cli.command import make_command
 from cktf.errors import ModelError
 
 
-@reports_errors
+@make_command
 def inspect(
     network: Annotated[
-        str, typer.Argument(help="Of cktf models, timm:NAME, torchvision:NAME, file.py:function.")
+        str,
+        typer.Argument(help="See cktf models; or timm:NAME, torchvision:NAME, FILE.py:FUNCTION."),
     ],
     images: Annotated[
-        str, typer.Option("--input", help="Channels, height and width of the images.")
+        str, typer.Option("--input", help="Channels, height and width of an image.")
     ] = "3x32x32",
     taps: Annotated[
-        str | None, typer.Option(metavar="PATH,PATH,…", help="Its stages; else they are found.")
+        str | None,
+        typer.Option(
+            metavar="PATH,PATH,…", help="Modules whose outputs are its stages. Found by default."
+        ),
     ] = None,
     embedding: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Its embedding; else it is found.")
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Input of its classifier, such as fc:input. Found by default."
+        ),
     ] = None,
-    debug: DebugOption = False,
 ) -> None:
-    """Show a network's stages, embedding, parameters and cost."""
+    """Show a network's stages, embedding and size."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from cktf.workflows import inspect as look
+    from cktf.workflows import inspect as inspect_network
 
-    found = look(
-        network, _shape(images), stages=taps.split(",") if taps else (), embedding=embedding
-    )
-    paths, features = found.paths, found.features
+    stages = taps.split(",") if taps else ()
+    inspection = inspect_network(network, _parse_shape(images), stages=stages, embedding=embedding)
+    paths, features = inspection.paths, inspection.features
     table = Table(box=box.SIMPLE)
     for column in ("feature", "path", "shape"):
         table.add_column(column, overflow="fold")
@@ -52,17 +56,17 @@ def inspect(
     row("logits", "", features.logits.shape)
     console = Console()
     console.print(table)
-    size = " x ".join(map(str, found.input))
+    size = " x ".join(map(str, inspection.input))
     console.print(
-        f"{found.parameters:,} parameters; {found.macs / 1e6:,.1f} million multiply-adds for an "
-        f"image of {size}.",
+        f"{inspection.parameters:,} parameters; {inspection.macs / 1e6:,.1f} million "
+        f"multiply-adds for an image of {size}.",
         highlight=False,
     )
     if not features.preacts:
-        console.print("Its maps before activation cannot be told, which method ab reads.")
+        console.print("Method ab cannot use it: its maps before activation were not found.")
 
 
-def _shape(text: str) -> tuple[int, int, int]:
+def _parse_shape(text: str) -> tuple[int, int, int]:
     parts = text.lower().split("x")
     if len(parts) != 3 or not all(p.isdigit() and int(p) for p in parts):
         raise ModelError(f"--input is CHANNELSxHEIGHTxWIDTH, such as 3x224x224; given {text!r}.")

@@ -1,4 +1,4 @@
-"""`cktf models`, `cktf methods`, `cktf datasets`: what can be named."""
+"""`cktf models`, `cktf methods`, `cktf datasets`: the names that options take."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cktf.cli.command import reports_errors
-from cktf.cli.options import DataDirOption, DebugOption
+from cktf.cli.command import make_command
+from cktf.cli.options import DataDirOption
 
-_BROKEN = 10
+_MAX_BROKEN_LISTED = 10
 
 
 def _print(columns: dict[str, str], rows: Sequence[tuple[str, ...]]) -> None:
@@ -60,25 +60,24 @@ def methods() -> None:
     Console().print(table)
 
 
-@reports_errors
+@make_command
 def datasets(
     data: Annotated[
-        str | None, typer.Argument(help="One of them, to look at every image: imagefolder:DIR.")
+        str | None, typer.Argument(help="A data set to check image by image: imagefolder:DIR.")
     ] = None,
     data_dir: DataDirOption = None,
-    debug: DebugOption = False,
 ) -> None:
-    """List the data sets, or say what is in one."""
+    """List the data sets, or describe one."""
     if data is not None:
-        _survey(data, data_dir)
+        _print_statistics(data, data_dir)
         return
     from cktf.data import DATASETS
 
-    def count(number: int | None) -> str:
+    def format_count(number: int | None) -> str:
         return "any" if number is None else f"{number:,}"
 
     rows = [
-        (d.name, count(d.classes), count(d.train), count(d.test), d.summary)
+        (d.name, format_count(d.classes), format_count(d.train), format_count(d.test), d.summary)
         for d in DATASETS.values()
     ]
     columns = {
@@ -91,7 +90,7 @@ def datasets(
     _print(columns, rows)
 
 
-def _survey(name: str, directory: Path | None) -> None:
+def _print_statistics(name: str, directory: Path | None) -> None:
     from cktf.data import compute_split_statistics, get_dataset_info, open_dataset
 
     found = [
@@ -123,7 +122,7 @@ def _survey(name: str, directory: Path | None) -> None:
     if note:
         print(note)
     for split in found:
-        for broken in split.broken[:_BROKEN]:
+        for broken in split.broken[:_MAX_BROKEN_LISTED]:
             print(f"broken: {broken}")
-        if len(split.broken) > _BROKEN:
-            print(f"broken: {len(split.broken) - _BROKEN:,} more in {split.split}")
+        if len(split.broken) > _MAX_BROKEN_LISTED:
+            print(f"broken: {len(split.broken) - _MAX_BROKEN_LISTED:,} more in {split.split}")

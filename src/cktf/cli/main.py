@@ -6,6 +6,7 @@ import typer
 
 from cktf import __version__
 from cktf.cli.bench import bench, table
+from cktf.cli.command import GroupedHelpCommand
 from cktf.cli.distill import distill
 from cktf.cli.doctor import FORWARDED, doctor
 from cktf.cli.evaluate import evaluate
@@ -28,8 +29,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(__version__)
         raise typer.Exit
 
@@ -37,7 +38,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Train a small classifier from a large one, by contrastive knowledge transfer."""
@@ -48,7 +52,7 @@ COMMANDS = (
     models, methods, datasets,
 )  # fmt: skip
 for command in COMMANDS:
-    app.command()(command)
+    app.command(cls=GroupedHelpCommand)(command)
 app.command(context_settings=FORWARDED)(doctor)
 
 

@@ -1,4 +1,4 @@
-"""`cktf quickstart`: the whole of it on a small real data set, in minutes."""
+"""`cktf quickstart`: all of cktf on a small real data set, in minutes."""
 
 import time
 from pathlib import Path
@@ -9,18 +9,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cktf.cli.command import reports_errors
-from cktf.cli.options import DebugOption
+from cktf.cli.command import make_command
 
 
-@reports_errors
+@make_command
 def quickstart(
-    out: Annotated[Path, typer.Option("--out", help="Where the four runs go.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the four runs.")] = Path(
         "runs/quickstart"
     ),
-    debug: DebugOption = False,
 ) -> None:
-    """Train a teacher, then one student alone, with KD and with CKTF+KD; compare them."""
+    """Compare KD and CKTF+KD on a small data set in minutes."""
     from cktf.workflows.quickstart import METHODS, run_quickstart
 
     print("A teacher, then the same student three times with the same budget. Data: fashion-mini,")
@@ -32,10 +30,10 @@ def quickstart(
     table = Table(box=box.SIMPLE)
     for name in ("network", "parameters", "compression", "top-1 %", "seconds"):
         table.add_column(name, justify="left" if name == "network" else "right")
-    for what, summary in zip(("teacher", *METHODS.values()), summaries, strict=True):
+    for role, summary in zip(("teacher", *METHODS.values()), summaries, strict=True):
         ratio = teacher["student_parameters"] / summary["student_parameters"]
         table.add_row(
-            f"{summary['student']} {what}",
+            f"{summary['student']} {role}",
             f"{summary['student_parameters']:,}",
             f"{ratio:.2f}x",
             f"{summary['test_top1']:.2f}",
