@@ -470,7 +470,7 @@ def test_a_network_of_two_classifiers_gets_two():
 
 
 def test_what_has_no_classifier_of_its_own_says_so():
-    with pytest.raises(ModelError, match=r"of more than one layer.*with 7 classes"):
+    with pytest.raises(ModelError, match=r"with more than one layer.*with 7 classes"):
         resize_classifier(Tail(nn.Linear(5, 5)), 7, IMAGES)
     with pytest.raises(ModelError, match="runs no linear layer or convolution"):
         resize_classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 7, IMAGES)

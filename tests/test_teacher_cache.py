@@ -110,7 +110,7 @@ def test_what_is_kept_for_cktf_leaves_its_loss_as_it_is(student, teacher):
     s, t = features(0, *student), features(1, *teacher, channels=6)
     torch.manual_seed(0)
     cktf = CKTF(s, t, 20, negatives=8, module_norm="none")
-    kept = cktf.cacheable().of(t)
+    kept = cktf.cacheable().reduce(t)
     assert all(m.shape[-1] <= 4 for m in (kept.stem, *kept.stages))
     index, chosen = torch.arange(6), torch.arange(6).view(6, 1) + torch.arange(9)
     state = {k: v.clone() for k, v in cktf.state_dict().items()}
@@ -337,7 +337,7 @@ def test_room_on_the_disk_is_looked_at_first(net, tmp_path, monkeypatch):
     monkeypatch.setattr("cktf.taps.cached.shutil.disk_usage", lambda path: usage(1, 1, 2**28 + 100))
     tap = cache(net, Counted(), tmp_path)
     with pytest.raises(DataError, match=r"20 images in 2 views take .* GB, and .* has 0.0 GB left"):
-        tap.check_room(tap._tap(torch.rand(2, 1, 8, 8)))
+        tap.check_disk_space(tap._tap(torch.rand(2, 1, 8, 8)))
 
 
 # In runs
@@ -370,9 +370,11 @@ def test_a_run_with_the_cache_is_that_without(teacher_dir, cifar_dir, tmp_path):
 
 def test_students_together_fill_it_once(teacher_dir, cifar_dir, tmp_path, monkeypatch):
     filled = []
-    fill = CachedTap._fill
+    fill = CachedTap._compute
     monkeypatch.setattr(
-        CachedTap, "_fill", lambda tap, view, names: filled.append(view) or fill(tap, view, names)
+        CachedTap,
+        "_compute",
+        lambda tap, view, names: filled.append(view) or fill(tap, view, names),
     )
     folder = str(tmp_path / "cache")
     distill_interleaved(

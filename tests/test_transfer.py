@@ -482,7 +482,7 @@ class TwoLayers(SmallNet):
     [
         ({"labeled": FromOne}, r"\[0, 100.* images of class 0"),
         ({"test": FromOne}, "test labels run from 1 to 10"),
-        ({"student": Scaled}, "does more to its logits"),
+        ({"student": Scaled}, "more than a linear layer"),
         ({"student": TwoLayers, "overrides": {"student_embedding": "fc:input"}}, "does more"),
         ({"overrides": {"student_embedding": "fc"}}, "linear classifier of 'fc'"),
         ({"absent": "sklearn"}, "needs scikit-learn"),

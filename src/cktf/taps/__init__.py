@@ -6,7 +6,8 @@ from cktf.taps.cached import CachedTap
 from cktf.taps.classifier import count_logits, new_classifier, resize_classifier
 from cktf.taps.features import FEATURES, Features
 from cktf.taps.folding import type_name
-from cktf.taps.infer import eval_mode, find_classifier, infer_paths, preserve_modes, to_device_of
+from cktf.taps.infer import find_classifier, infer_paths
+from cktf.taps.modes import eval_mode, preserve_modes, to_device_of
 from cktf.taps.shared import SharedTap
 from cktf.taps.tap import Tap
 

@@ -1,4 +1,4 @@
-"""Which of a network's features are enough for an objective, and how small they may be made."""
+"""Which of a network's features an objective reads, and how small its maps may be averaged."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """Logits, and what else of the features is enough.
+    """The features to cache: logits, and what is named here.
 
     Attributes:
         embedding: whether it is read.
         stem: height and width of the grid to which the stem's map may be averaged; None: not read.
-        stages: position and grid of each stage that is read; the others are left out.
+        stages: position and grid of each stage that is read.
     """
 
     embedding: bool = False
@@ -33,50 +33,41 @@ class CacheSpec:
             self.stages or other.stages,
         )
 
-    def named(self, paths: FeaturePaths) -> dict[str, "CacheSpec"]:
-        """Each tensor by itself, by what it is, where it is from and how it was averaged."""
-        found = {"logits": CacheSpec()}
+    def tensor_names(self, paths: FeaturePaths) -> list[str]:
+        """A name for each cached tensor: its kind, its path and its grid."""
+        names = ["logits"]
         if self.embedding:
-            found[f"embedding {paths.embedding}"] = CacheSpec(embedding=True)
+            names.append(f"embedding {paths.embedding}")
         if self.stem:
-            found[f"stem {paths.stem} {_by(self.stem)}"] = CacheSpec(stem=self.stem)
-        for position, grid in self.stages:
-            name = f"stage {paths.stages[position]} {_by(grid)}"
-            found[name] = CacheSpec(stages=((position, grid),))
-        return found
+            names.append("stem {} {}x{}".format(paths.stem, *self.stem))
+        return names + ["stage {} {}x{}".format(paths.stages[p], *grid) for p, grid in self.stages]
 
-    def tensor(self, features: Features) -> Tensor:
-        """The one tensor that this stands for."""
-        if self.stages:
-            ((position, grid),) = self.stages
-            return averaged(features.stages[position], grid)
+    def tensors(self, features: Features) -> list[Tensor]:
+        """The cached tensors, in the order of `tensor_names`."""
+        tensors = [features.logits]
+        if self.embedding:
+            assert features.embedding is not None
+            tensors.append(features.embedding)
         if self.stem:
             assert features.stem is not None
-            return averaged(features.stem, self.stem)
-        found = features.embedding if self.embedding else features.logits
-        assert found is not None
-        return found
+            tensors.append(_average(features.stem, self.stem))
+        return tensors + [_average(features.stages[p], grid) for p, grid in self.stages]
 
-    def assembled(self, rows: list[Tensor]) -> Features:
-        """Features from their tensors, in the order of `named`."""
-        given = iter(rows)
+    def assemble(self, tensors: list[Tensor]) -> Features:
+        """Features from their cached tensors."""
+        remaining = iter(tensors)
         return Features(
-            logits=next(given),
-            embedding=next(given) if self.embedding else None,
-            stem=next(given) if self.stem else None,
-            stages=tuple(next(given) for _ in self.stages),
+            logits=next(remaining),
+            embedding=next(remaining) if self.embedding else None,
+            stem=next(remaining) if self.stem else None,
+            stages=tuple(remaining),
         )
 
-    def of(self, features: Features) -> Features:
-        """Features as they are when they come from what was kept."""
-        empty = FeaturePaths(stages=tuple(str(p) for p in range(len(features.stages))))
-        return self.assembled([one.tensor(features) for one in self.named(empty).values()])
+    def reduce(self, features: Features) -> Features:
+        """Features as they would come from the cache."""
+        return self.assemble(self.tensors(features))
 
 
-def averaged(feature_map: Tensor, grid: Grid) -> Tensor:
+def _average(feature_map: Tensor, grid: Grid) -> Tensor:
     """A map average-pooled to a grid, in its own type."""
     return F.adaptive_avg_pool2d(feature_map.float(), grid).to(feature_map.dtype)
-
-
-def _by(grid: Grid) -> str:
-    return f"{grid[0]}x{grid[1]}"

@@ -1,18 +1,18 @@
 """A frozen network's features of a finite set of views, computed once and kept on disk.
 
-Every tensor of every view is a file of its own, whose rows are the samples in order, mapped into
-memory. It is written beside its place, flushed and renamed, and then described by a note with its
-size and check sum, so that it is either whole or not there. The folder's name is a hash of all
-that decides the contents: weights, images, how a view is drawn, and precision.
+Each tensor of a view is a file whose rows are the samples in order, and which is mapped into
+memory. A JSON note with its shape and checksum is written after it, so that a tensor with a note
+is whole. The folder's name is a hash of all that decides the contents: weights, images, how a view
+is drawn, and precision.
 """
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from cktf.batch import Batch, moved
 from cktf.errors import DataError
+from cktf.files import replace_atomically, write_atomically
 from cktf.locks import file_lock
 from cktf.models.feature_paths import FeaturePaths
 from cktf.taps.cache_spec import CacheSpec
@@ -30,114 +31,108 @@ from cktf.taps.tap import Tap
 
 _VERSION = 1
 _BLOCK = 1 << 24
-# Room that is left on the disk.
-_SPARE = 1 << 28
+# Bytes to leave free on the disk.
+_RESERVE = 1 << 28
 
 
 class CachedTap:
-    """Features of a frozen network by sample and view, from disk where they are there already.
+    """Features of a frozen network by sample and view, read from disk once they were computed.
 
     Args:
         tap: of the network.
-        kept: what is kept of its features.
-        view: all samples of a view, in order.
-        views: how many views there are.
-        samples: N.
-        decides: what decides the features, beside the network: of the images and their views.
-        folder: where the caches of all networks are.
+        spec: the features to keep.
+        load_view: all samples of a view, in order.
+        num_views: how many views there are.
+        num_samples: N.
+        identity: what decides the features beside the network: the images and their views.
+        folder: holds the caches of all networks.
 
     Attributes:
-        say: told what is done.
+        say: called with a line about each view that is computed.
     """
 
     def __init__(
         self,
         tap: Tap,
-        kept: CacheSpec,
-        view: Callable[[int], Iterator[Batch]],
-        views: int,
-        samples: int,
-        decides: Mapping[str, Any],
+        spec: CacheSpec,
+        load_view: Callable[[int], Iterator[Batch]],
+        num_views: int,
+        num_samples: int,
+        identity: Mapping[str, Any],
         folder: Path,
     ) -> None:
-        self.model, self._tap, self._kept, self._view = tap.model, tap, kept, view
-        self._views, self._samples = views, samples
+        self.model, self._tap, self._spec, self._load_view = tap.model, tap, spec, load_view
+        self._num_views, self._num_samples = num_views, num_samples
         self.say: Callable[[str], None] = lambda line: None
-        self._named = kept.named(tap.paths)
-        self._key = {"version": _VERSION, "teacher": hash_network(tap.model), **decides}
+        self._names = spec.tensor_names(tap.paths)
+        self._key = {"version": _VERSION, "teacher": hash_network(tap.model), **identity}
         name = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = folder / name
-        self._open: dict[int, list[Tensor]] = {}
+        self._views: dict[int, list[Tensor]] = {}
 
     @property
     def paths(self) -> FeaturePaths:
-        """Where the features that are kept come from."""
-        stages = tuple(self._tap.paths.stages[position] for position, _ in self._kept.stages)
+        """Paths of the cached features."""
+        stages = tuple(self._tap.paths.stages[position] for position, _ in self._spec.stages)
         return replace(self._tap.paths, stages=stages)
 
     def __call__(self, images: Tensor) -> Features:
-        """Features of any images [B, C, H, W], computed now, as those that are kept would be."""
-        return self._kept.of(self._tap(images))
+        """Features of images [B, C, H, W], computed now and reduced as cached ones are."""
+        return self._spec.reduce(self._tap(images))
 
     def extract(self, batch: Batch) -> Features:
-        """Features of a batch whose samples are all seen in one view."""
+        """Features of a batch, all of whose samples are seen in one view."""
         assert batch.view is not None
-        rows = self._rows(batch.view)
+        if batch.view not in self._views:
+            self._views[batch.view] = self._open_view(batch.view)
         index, device = batch.original.index.cpu(), batch.images.device
-        return self._kept.assembled([moved(row[index], device) for row in rows])
+        return self._spec.assemble([moved(rows[index], device) for rows in self._views[batch.view]])
 
-    def check_room(self, example: Features) -> None:
-        """Make sure that what is missing fits on the disk.
+    def check_disk_space(self, example: Features) -> None:
+        """Make sure that the missing tensors fit on the disk.
 
         Args:
             example: the network's features of a few images.
 
         Raises:
-            DataError: it does not.
+            DataError: they do not fit.
         """
-        rows = [one.tensor(example) for one in self._named.values()]
-        each = [self._samples * row[0].numel() * row.element_size() for row in rows]
         needed = sum(
-            size
-            for view in range(self._views)
-            for name, size in zip(self._named, each, strict=True)
+            self._num_samples * tensor[0].numel() * tensor.element_size()
+            for name, tensor in zip(self._names, self._spec.tensors(example), strict=True)
+            for view in range(self._num_views)
             if not self._note(view, name).is_file()
         )
-        there = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
-        free = shutil.disk_usage(there).free - _SPARE
+        parents = (self.folder, *self.folder.absolute().parents)
+        free = shutil.disk_usage(next(p for p in parents if p.exists())).free - _RESERVE
         if needed > free:
             raise DataError(
-                f"The teacher's features of {self._samples:,} images in {self._views} views take "
-                f"{needed / 1e9:.1f} GB, and {self.folder.parent} has {max(free, 0) / 1e9:.1f} GB "
-                "left. Keep fewer views, or name another folder: --teacher-cache views=…,dir=…"
+                f"The teacher's features of {self._num_samples:,} images in {self._num_views} "
+                f"views take {needed / 1e9:.1f} GB, and {self.folder.parent} has "
+                f"{max(free, 0) / 1e9:.1f} GB left. Keep fewer views, or name another folder: "
+                "--teacher-cache views=…,dir=…"
             )
 
-    def _rows(self, view: int) -> list[Tensor]:
-        if view not in self._open:
-            found = {name: self._read(view, name) for name in self._named}
-            if any(rows is None for rows in found.values()):
-                self._fill_alone(view)
-                found = {name: self._read(view, name, trusted=True) for name in self._named}
-            whole = [rows for rows in found.values() if rows is not None]
-            if len(whole) < len(found):
-                raise DataError(
-                    f"{self.folder} was written to while it was read. Nothing but a teacher cache "
-                    "is to change it; run again."
-                )
-            self._open[view] = whole
-        return self._open[view]
-
-    def _fill_alone(self, view: int) -> None:
-        """Compute what a view lacks; of several processes one does, and the others wait for it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with file_lock(self.folder / "lock"):
-            missing = [name for name in self._named if self._read(view, name) is None]
-            for name in missing:
-                if self._note(view, name).is_file():
-                    path = self._path(view, name)
-                    self.say(f"{path} is damaged, or of something else: it is computed anew")
-            if missing:
-                self._fill(view, missing)
+    def _open_view(self, view: int) -> list[Tensor]:
+        """Map a view's tensors into memory; compute missing ones first, in one process only."""
+        tensors = [self._read(view, name) for name in self._names]
+        if any(rows is None for rows in tensors):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with file_lock(self.folder / "lock"):
+                missing = [name for name in self._names if self._read(view, name) is None]
+                for name in missing:
+                    if self._note(view, name).is_file():
+                        self.say(f"{self._path(view, name)} is damaged: computing it again")
+                if missing:
+                    self._compute(view, missing)
+            tensors = [self._read(view, name, verify=False) for name in self._names]
+        complete = [rows for rows in tensors if rows is not None]
+        if len(complete) < len(tensors):
+            raise DataError(
+                f"{self.folder} changed while it was read. Nothing but a teacher cache may write "
+                "there; run again."
+            )
+        return complete
 
     def _path(self, view: int, name: str) -> Path:
         return self.folder / f"view-{view:03d}" / re.sub(r"[^\w.-]", "_", name)
@@ -146,87 +141,76 @@ class CachedTap:
         path = self._path(view, name)
         return path.with_name(f"{path.name}.json")
 
-    def _read(self, view: int, name: str, trusted: bool = False) -> Tensor | None:
-        """A tensor [N, …] mapped into memory; None where it is not there as it was written."""
-        path, note = self._path(view, name), self._note(view, name)
+    def _read(self, view: int, name: str, verify: bool = True) -> Tensor | None:
+        """A tensor [N, …] mapped into memory; None if it is missing or not as its note says."""
+        path = self._path(view, name)
         try:
-            said = json.loads(note.read_text())
-            dtype = getattr(torch, said["dtype"])
-            count = torch.Size(said["shape"]).numel()
-            whole = said["name"] == name and said["key"] == self._key
-            whole &= path.stat().st_size == count * dtype.itemsize
-            if not whole or not (trusted or _checksum(path) == said["crc32"]):
+            note = json.loads(self._note(view, name).read_text())
+            dtype = getattr(torch, note["dtype"])
+            count = torch.Size(note["shape"]).numel()
+            intact = note["name"] == name and note["key"] == self._key
+            intact &= path.stat().st_size == count * dtype.itemsize
+            if not intact or (verify and _checksum(path) != note["crc32"]):
                 return None
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return None
         mapped = torch.from_file(str(path), shared=False, size=count, dtype=dtype)
-        return mapped.view(said["shape"])
+        return mapped.view(note["shape"])
 
     @torch.no_grad()
-    def _fill(self, view: int, names: list[str]) -> None:
-        """Compute tensors of one view, each first beside its place."""
-        self.say(f"teacher cache: view {view + 1} of {self._views}: {', '.join(names)}")
-        partial = {n: _beside(self._path(view, n), "partial") for n in names}
-        partial[names[0]].parent.mkdir(parents=True, exist_ok=True)
+    def _compute(self, view: int, names: list[str]) -> None:
+        """Compute and write tensors of one view, then their notes."""
+        self.say(f"teacher cache: view {view + 1} of {self._num_views}: {', '.join(names)}")
+        self._path(view, names[0]).parent.mkdir(parents=True, exist_ok=True)
         device = next(self.model.parameters()).device
-        rows: dict[str, Tensor] = {}
-        done = 0
-        try:
-            for batch in self._view(view):
-                features = self._tap(batch.images.to(device))
-                for name in names:
-                    value = self._named[name].tensor(features).cpu()
-                    if not done:
-                        shape = (self._samples, *value.shape[1:])
-                        rows[name] = _mapped(partial[name], shape, value.dtype)
-                    rows[name][done : done + len(value)] = value
+        notes: dict[str, dict[str, Any]] = {}
+        with ExitStack() as stack:
+            temp_paths = {
+                name: stack.enter_context(replace_atomically(self._path(view, name)))
+                for name in names
+            }
+            rows: dict[str, Tensor] = {}
+            done = 0
+            for batch in self._load_view(view):
+                tensors = self._spec.tensors(self._tap(batch.images.to(device)))
+                for name, tensor in zip(self._names, tensors, strict=True):
+                    if name not in temp_paths:
+                        continue
+                    if name not in rows:
+                        shape = (self._num_samples, *tensor.shape[1:])
+                        rows[name] = torch.from_file(
+                            str(temp_paths[name]), shared=True, size=torch.Size(shape).numel(),
+                            dtype=tensor.dtype,
+                        ).view(shape)  # fmt: skip
+                    rows[name][done : done + len(tensor)] = tensor.cpu()
                 done += len(batch)
-            assert done == self._samples
+            assert done == self._num_samples
             for name in names:
-                self._finish(view, name, rows.pop(name), partial[name])
-        finally:
-            for path in partial.values():
-                path.unlink(missing_ok=True)
-
-    def _finish(self, view: int, name: str, rows: Tensor, partial: Path) -> None:
-        shape, dtype = list(rows.shape), str(rows.dtype).removeprefix("torch.")
-        del rows
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        note = {
-            "name": name, "shape": shape, "dtype": dtype, "crc32": _checksum(partial),
-            "key": self._key,
-        }  # fmt: skip
-        self._note(view, name).unlink(missing_ok=True)
-        partial.replace(self._path(view, name))
-        written = _beside(self._note(view, name), "partial")
-        written.write_text(json.dumps(note, indent=1) + "\n")
-        written.replace(self._note(view, name))
-
-
-def _beside(path: Path, what: str) -> Path:
-    """A place of this process's own beside a file's."""
-    return path.with_name(f"{path.name}.{what}-{os.getpid()}")
-
-
-def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A new file of a tensor's size, mapped into memory and written through."""
-    count = torch.Size(shape).numel()
-    return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
+                written = rows.pop(name)
+                sizes, dtype = list(written.shape), str(written.dtype).removeprefix("torch.")
+                # Unmaps the file, so that its checksum is that of the content on disk.
+                del written
+                notes[name] = {
+                    "name": name, "shape": sizes, "dtype": dtype,
+                    "crc32": _checksum(temp_paths[name]), "key": self._key,
+                }  # fmt: skip
+                self._note(view, name).unlink(missing_ok=True)
+        for name, note in notes.items():
+            write_atomically(self._note(view, name), f"{json.dumps(note, indent=1)}\n".encode())
 
 
 def _checksum(path: Path) -> int:
-    found = 0
+    checksum = 0
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
-            found = zlib.crc32(block, found)
-    return found
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def hash_network(network: nn.Module) -> str:
-    """SHA-256 of what a network computes by: its modules, weights and buffers, of whatever size."""
+    """SHA-256 of all that a network computes with: modules, weights, buffers, input size."""
     digest = hashlib.sha256(repr(network).encode())
-    # Buffers that a state dict leaves out, as mean and std, decide as well.
+    # Buffers outside the state dict, such as mean and std, count too.
     tensors = {**network.state_dict(), **dict(network.named_buffers())}
     digest.update(hash_tensors(tensors).encode())
     digest.update(str(getattr(network, "size", None)).encode())
@@ -234,7 +218,7 @@ def hash_network(network: nn.Module) -> str:
 
 
 def hash_tensors(state: Mapping[str, Any]) -> str:
-    """SHA-256 of named tensors; what else a state holds is left out."""
+    """SHA-256 of the named tensors of a state; other values are left out."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         if isinstance(value, Tensor) and not value.is_quantized:

@@ -1,4 +1,4 @@
-"""A new classifier in the place of a network's own."""
+"""Replace a network's classifier."""
 
 import torch
 from torch import Tensor, nn
@@ -7,12 +7,13 @@ from cktf.errors import ModelError
 from cktf.models.feature_paths import FeaturePaths
 from cktf.models.normalized import Normalized
 from cktf.taps.folding import type_name
-from cktf.taps.infer import eval_mode, find_classifier, to_device_of
+from cktf.taps.infer import find_classifier
+from cktf.taps.modes import eval_mode, to_device_of
 from cktf.taps.tap import Tap
 
 
 def count_logits(network: nn.Module, images: Tensor) -> int:
-    """How many a network gives for images [B, C, H, W]; its mode is left as it is."""
+    """The number of logits for images [B, C, H, W]; the network's mode is restored."""
     images = to_device_of(network, images)
     with torch.no_grad(), eval_mode(network):
         return Tap(network, FeaturePaths(), ())(images).logits.shape[1]
@@ -21,16 +22,16 @@ def count_logits(network: nn.Module, images: Tensor) -> int:
 def resize_classifier(
     network: nn.Module, classes: int, images: Tensor, *, anew: bool = False
 ) -> bool:
-    """Give a network a fresh classifier, if it has another number of logits.
+    """Give a network a fresh classifier if it has another number of logits.
 
     Args:
         network: changed in place.
-        classes: logits that it is to give.
+        classes: the number of logits.
         images: [B, C, H, W], an example by which the classifier is found.
-        anew: also if it gives as many.
+        anew: replace a classifier of the right size too.
 
     Returns:
-        Whether it has a fresh one.
+        Whether the classifier is fresh.
 
     Raises:
         ModelError: no single layer gives its logits, and it cannot replace its classifier itself.
@@ -47,13 +48,13 @@ def resize_classifier(
     else:
         new_classifier(network, classes, images)
     try:
-        given = count_logits(network, images)
+        count = count_logits(network, images)
     except RuntimeError:
-        given = 0
-    if given != classes:
+        count = 0
+    if count != classes:
         raise ModelError(
-            f"{type_name(network)} makes its logits of more than one layer, so that it cannot be "
-            f"given another classifier. Build it with {classes} classes."
+            f"{type_name(network)} computes its logits with more than one layer, so its classifier "
+            f"cannot be replaced. Build it with {classes} classes."
         )
     return True
 
@@ -61,13 +62,13 @@ def resize_classifier(
 def new_classifier(
     network: nn.Module, classes: int, images: Tensor, *, bias: bool | None = None
 ) -> nn.Linear | nn.Conv2d:
-    """Put a fresh layer of so many logits in the place of the one that gives a network's own.
+    """Replace the layer that gives a network's logits by a fresh one.
 
     Args:
         network: changed in place.
-        classes: logits of the new one.
-        images: [B, C, H, W], an example by which its place is found.
-        bias: whether the new one has one; by default as the old.
+        classes: logits of the new layer.
+        images: [B, C, H, W], an example by which the layer is found.
+        bias: whether the new layer has one; by default as the old.
 
     Raises:
         ModelError: no layer gives its logits.

@@ -1,4 +1,4 @@
-"""What one network gave for one batch."""
+"""One network's features of one batch."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ FEATURES = ("logits", "embedding", "stem", "stages", "blocks", "preacts")
 
 @dataclass(frozen=True)
 class Features:
-    """Features of one batch; empty where they were not asked for.
+    """Features of one batch; empty where no tap needed them.
 
     Attributes:
         logits: [B, classes].

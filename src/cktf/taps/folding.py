@@ -1,31 +1,31 @@
-"""Maps out of what networks call their features: tokens, and maps whose channels come last."""
+"""Feature maps from other layouts: tokens of transformers, and maps whose channels come last."""
 
 from torch import Size, Tensor, nn
 
 from cktf.models.normalized import Normalized
 
-# Tokens that stand for no place: of the class, of distillation, and registers.
-_MOST_EXTRA = 16
+# Leading tokens without a place in the image: class, distillation and register tokens.
+_MAX_EXTRA_TOKENS = 16
 
 
 def input_shape(model: nn.Module, images: Size) -> Size:
-    """The shape of images inside a model, which may resize them."""
+    """The shape in which images reach the network inside a `Normalized`, which may resize them."""
     return model.input_shape(images) if isinstance(model, Normalized) else images
 
 
 def type_name(model: nn.Module) -> str:
-    """What a user knows a network as: the class of what he gave."""
+    """The class name of the user's network, also inside a `Normalized`."""
     return type(model.network if isinstance(model, Normalized) else model).__name__
 
 
 def as_map(value: Tensor, images: Size) -> Tensor | None:
-    """A feature as [B, C, H, W]; None if it is no map.
+    """A feature as a map [B, C, H, W]; None if it is none.
 
     Tokens [B, T, C] are folded to a grid of the images' proportions, without the extra tokens in
-    front of it; [B, H, W, C] is told from [B, C, H, W] by the same proportions.
+    front of it. The same proportions distinguish [B, H, W, C] from [B, C, H, W].
 
     Args:
-        value: what a module gave.
+        value: a module's output.
         images: shape [B, C, H, W] of the images.
 
     >>> import torch
@@ -39,19 +39,15 @@ def as_map(value: Tensor, images: Size) -> Tensor | None:
     if value.dim() == 4:
         if _fits(value.shape[2], value.shape[3], images):
             return value
-        last = _fits(value.shape[1], value.shape[2], images)
-        return value.permute(0, 3, 1, 2) if last else None
-    if value.dim() == 3:
-        return _folded(value, images)
-    return None
-
-
-def _folded(tokens: Tensor, images: Size) -> Tensor | None:
-    count = tokens.shape[1]
-    for places in range(count, max(0, count - _MOST_EXTRA - 1), -1):
+        channels_last = _fits(value.shape[1], value.shape[2], images)
+        return value.permute(0, 3, 1, 2) if channels_last else None
+    if value.dim() != 3:
+        return None
+    count = value.shape[1]
+    for places in range(count, max(0, count - _MAX_EXTRA_TOKENS - 1), -1):
         height = round((places * images[2] / images[3]) ** 0.5)
         if height and places % height == 0 and _fits(height, places // height, images):
-            grid = tokens[:, count - places :].mT
+            grid = value[:, count - places :].mT
             return grid.reshape(*grid.shape[:2], height, places // height)
     return None
 

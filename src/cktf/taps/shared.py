@@ -1,4 +1,4 @@
-"""One tap of a frozen network for several readers of the same images, in turn."""
+"""One tap of a frozen network whose features several students read."""
 
 from collections.abc import Iterable
 
@@ -12,9 +12,9 @@ from cktf.taps.tap import Tap
 
 
 class SharedTap:
-    """Taps everything that any of its readers needs, and keeps the features of the last images.
+    """Taps all that any of its readers needs, and keeps the features of the last batch.
 
-    So several students that see the same batches cost one pass of their teacher.
+    Several students that train on the same batches so cost one forward pass of their teacher.
 
     Args:
         model: the frozen network.
@@ -26,31 +26,28 @@ class SharedTap:
         self._needs: frozenset[str] = frozenset()
         self._paths = FeaturePaths()
         self._tap: Tap | None = None
-        self._original: Tensor | None = None
-        self._features: Features | None = None
+        self._last: tuple[Tensor, Features] | None = None
 
     def add_reader(self, paths: FeaturePaths, needs: Iterable[str]) -> "SharedTap":
-        """The same tap, with what another reader needs too; the last images are forgotten.
+        """Tap what another reader needs too, and forget the last batch.
 
         A reader of logits alone knows no paths; those of the others stay.
         """
         self._needs |= frozenset(needs)
         self._paths = self._paths.updated(paths)
         self._tap = Tap(self.model, self._paths, self._needs, compile=self.compile)
-        self._original = None
+        self._last = None
         return self
 
     def __call__(self, images: Tensor) -> Features:
-        """Features of any images [B, C, H, W]."""
+        """Features of images [B, C, H, W], computed now."""
         if self._tap is None:
             raise RuntimeError("Call SharedTap.add_reader before the first use.")
         return self._tap(images)
 
     def extract(self, batch: Batch) -> Features:
-        """Features of a batch's images: those of the last batch if its images were the same."""
+        """Features of a batch, computed once for successive readers of the same images."""
         images = batch.original.images
-        known = self._original is not None and torch.equal(images, self._original)
-        if not known or self._features is None:
-            self._features = self(batch.images)
-            self._original = images
-        return self._features
+        if self._last is None or not torch.equal(images, self._last[0]):
+            self._last = images, self(batch.images)
+        return self._last[1]

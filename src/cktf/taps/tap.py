@@ -1,7 +1,7 @@
 """Features from any network, without editing it.
 
-A `Tap` hooks the modules that `FeaturePaths` names for the length of one forward pass and takes the
-hooks away again, so that the network is the user's own before and after.
+A `Tap` hooks the modules that `FeaturePaths` names for one forward pass and removes the hooks after
+it, so that the network itself is unchanged.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,38 +21,38 @@ from cktf.taps.infer import infer_paths
 
 
 class _Recorder:
-    """The tensors of one forward pass, by path, and what went wrong with them."""
+    """The tapped tensors of one forward pass by path, with the version of each."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, tuple[Tensor, int]] = {}
-        self.twice: set[str] = set()
+        self.tensors: dict[str, tuple[Tensor, int]] = {}
+        self.repeated: set[str] = set()
         self.without_gradient: set[str] = set()
 
     def record(self, path: str, value: Any) -> None:
         if not isinstance(value, Tensor):
             raise TapError(
-                f"{path!r} gives a {type(value).__name__}, and a tap needs one tensor. Tap a "
-                "module inside it, or behind it."
+                f"A tap needs one tensor; {path!r} gives a {type(value).__name__}. Tap a module "
+                "inside it, or after it."
             )
-        if path in self.seen:
-            self.twice.add(path)
+        if path in self.tensors:
+            self.repeated.add(path)
         if not torch.is_grad_enabled():
             self.without_gradient.add(path)
-        # Inference tensors keep no version; nothing can then be said about being overwritten.
-        self.seen[path] = value, -1 if value.is_inference() else value._version
+        # Inference tensors have no version, so that overwriting them goes unnoticed.
+        self.tensors[path] = value, -1 if value.is_inference() else value._version
 
     def take(self, path: str) -> Tensor:
-        if path not in self.seen:
+        if path not in self.tensors:
             raise TapError(
                 f"{path!r} exists but did not run in this forward pass. Tap a module that every "
                 "image passes through."
             )
-        if path in self.twice:
+        if path in self.repeated:
             raise TapError(
                 f"{path!r} runs more than once in a forward pass, so its output is ambiguous. Tap "
                 "a module that runs once, for example the one that holds it."
             )
-        value, version = self.seen[path]
+        value, version = self.tensors[path]
         if version >= 0 and value._version != version:
             raise TapError(
                 f"The output of {path!r} is overwritten in place by a later layer. Tap that layer "
@@ -62,13 +62,13 @@ class _Recorder:
 
 
 class Tap:
-    """Runs a network and keeps the features that were asked for.
+    """Runs a network and returns the features that are needed.
 
     Args:
         model: any module from images [B, C, H, W] to logits [B, classes], compiled or not.
-        paths: where its features are; by default what the model says in `feature_paths`.
-        needs: names of the `Features` to keep; `logits` is always kept.
-        compile: run the network through `torch.compile`. What was overwritten is then not noticed:
+        paths: where its features are; by default the model's attribute `feature_paths`.
+        needs: names of the `Features` to return; `logits` always is.
+        compile: run the network through `torch.compile`. Overwritten outputs are then not noticed:
             try the tap without it first.
 
     Raises:
@@ -93,14 +93,14 @@ class Tap:
     ) -> None:
         inner = getattr(model, "_orig_mod", None)
         if inner is not None:
-            # Hooks are for the network itself; it is compiled with them.
+            # The network itself is hooked, and compiled with its hooks.
             model, compile = inner, True
         if paths is None:
             paths = getattr(model, "feature_paths", None)
             if paths is None:
                 raise TapError(
                     f"{type_name(model)} does not say where its features are. Use "
-                    "Tap.infer(model, example_images), or give paths=FeaturePaths(...)."
+                    "Tap.infer(model, example_images), or pass paths=FeaturePaths(...)."
                 )
         self.model = model
         self.paths = paths
@@ -114,7 +114,7 @@ class Tap:
                     f"{type_name(model)} has no path for its {name}. Give one in "
                     f"FeaturePaths({name}=...), or use a method that does not need it."
                 )
-        self._modules = {path: self._find(path) for path in self._wanted()}
+        self._modules = {path: self._find_module(path) for path in self._needed_paths()}
         self._compiled: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]] | None = None
         if compile:
             self._compiled = self._compile()
@@ -126,13 +126,13 @@ class Tap:
         example: Tensor,
         needs: Iterable[str] = ("embedding", "stem", "stages"),
     ) -> "Tap":
-        """A tap whose paths are found by running the model once on example images.
+        """Build a tap, running the model once on example images to find the paths.
 
-        See `cktf.taps.infer_paths` for the rules.
+        `cktf.taps.infer` explains the rules.
         """
         return cls(model, infer_paths(getattr(model, "_orig_mod", model), example), needs)
 
-    def _wanted(self) -> set[str]:
+    def _needed_paths(self) -> set[str]:
         paths: set[str] = set()
         for name in self.needs - {"logits"}:
             value = getattr(self.paths, name)
@@ -140,7 +140,7 @@ class Tap:
                 paths.update((item,) if isinstance(item, str) else item)
         return paths
 
-    def _find(self, path: str) -> nn.Module:
+    def _find_module(self, path: str) -> nn.Module:
         name = path.removesuffix(":input")
         modules: dict[str, nn.Module] = dict(self.model.named_modules())
         if name not in modules or not name:
@@ -152,8 +152,8 @@ class Tap:
         """Run the network on images [B, C, H, W]."""
         recorder = _Recorder()
         if self._compiled is not None:
-            logits, found = self._compiled(images)
-            for path, value in found.items():
+            logits, tensors = self._compiled(images)
+            for path, value in tensors.items():
                 recorder.record(path, value)
         else:
             with self._hooked(recorder.record):
@@ -169,7 +169,7 @@ class Tap:
 
     @contextmanager
     def _hooked(self, record: Callable[[str, Any], None]) -> Iterator[None]:
-        """Inside, every forward pass of the network records what is tapped."""
+        """Record the tapped tensors of every forward pass inside the block."""
         handles = [self._hook(path, record) for path in self._modules]
         try:
             yield
@@ -178,50 +178,50 @@ class Tap:
                 handle.remove()
 
     def _hook(self, path: str, record: Callable[[str, Any], None]) -> RemovableHandle:
-        """Have a module's input or output recorded in each forward pass."""
+        """Record a module's input or output in each forward pass."""
         module = self._modules[path]
         if not path.endswith(":input"):
             return module.register_forward_hook(lambda _, __, out: record(path, out))
 
-        def before(_: nn.Module, args: tuple[Any, ...]) -> None:
-            given = args[0] if args else None
-            if isinstance(given, Tensor) and getattr(module, "inplace", False):
+        def record_input(_: nn.Module, args: tuple[Any, ...]) -> None:
+            value = args[0] if args else None
+            if isinstance(value, Tensor) and getattr(module, "inplace", False):
                 # The module is about to overwrite it.
-                given = given.clone()
-            record(path, given)
+                value = value.clone()
+            record(path, value)
 
-        return module.register_forward_pre_hook(before)
+        return module.register_forward_pre_hook(record_input)
 
     def _compile(self) -> Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]:
-        """The network as a compiled function that gives its logits and what was recorded."""
-        seen: dict[str, Tensor] = {}
-        # What is compiled for one tap also runs for another of a like network, whose hooks are not
-        # compared; that it looks up the paths by name sets apart those that tap elsewhere.
+        """A compiled function from images to the network's logits and tapped tensors."""
+        recorded: dict[str, Tensor] = {}
+        # PyTorch reuses code that it compiled for another tap of the same class of network, and
+        # does not compare hooks. Looking up the paths by name tells such taps apart.
         paths = tuple(self._modules)
 
         def run(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            logits, found = self.model(images), {path: seen[path] for path in paths}
-            seen.clear()
-            return logits, found
+            logits, tensors = self.model(images), {path: recorded[path] for path in paths}
+            recorded.clear()
+            return logits, tensors
 
         compiled = torch.compile(run)
 
         def hooked(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            # The hooks are a part of what is compiled, and have to be there when that is done anew.
-            with self._hooked(seen.__setitem__):
+            # The hooks are compiled too, and must be in place whenever PyTorch recompiles.
+            with self._hooked(recorded.__setitem__):
                 return compiled(images)
 
         return hooked
 
-    def _check_gradients(self, without: set[str]) -> None:
-        """What is to be trained gets no gradient through a feature that has none."""
-        for path in without:
+    def _check_gradients(self, without_gradient: set[str]) -> None:
+        """Refuse a module with trainable parameters whose feature carries no gradient."""
+        for path in without_gradient:
             if any(p.requires_grad for p in self._modules[path].parameters()):
                 raise TapError(
-                    f"{path!r} is to be trained and runs without a gradient within "
-                    f"{type_name(self.model)}, which would learn nothing from its features. Give "
-                    "torch.utils.checkpoint use_reentrant=False, tap a module around what runs "
-                    "so, or freeze its weights."
+                    f"{path!r} has trainable weights but runs without a gradient in "
+                    f"{type_name(self.model)}, so it would learn nothing from its features. Call "
+                    "torch.utils.checkpoint with use_reentrant=False, tap a module around the "
+                    "checkpoint, or freeze its weights."
                 )
 
     def _assemble(self, logits: Tensor, recorder: _Recorder, images: torch.Size) -> Features:
@@ -229,21 +229,24 @@ class Tap:
 
         def take(path: str) -> Tensor:
             value = recorder.take(path)
-            found = as_map(value, images)
-            if found is None:
+            feature_map = as_map(value, images)
+            if feature_map is None:
                 raise TapError(
                     "A map is [B, C, H, W] or [B, H, W, C], or tokens [B, T, C], of the images' "
                     f"proportions; {path!r} gives {tuple(value.shape)} for images "
                     f"{tuple(images)}. Tap another module."
                 )
-            return found
+            return feature_map
 
         embedding = recorder.take(paths.embedding) if "embedding" in needs else None
-        classified = paths.embedding.endswith(":input")
-        if embedding is not None and embedding.dim() == 4:
-            # What a convolution classifies, place by place; elsewhere a map may be one pixel.
-            single = embedding.shape[2:] == (1, 1)
-            embedding = embedding.mean((2, 3)) if classified or single else embedding
+        # The input of a convolution that classifies every place, or a map of one pixel.
+        is_input = paths.embedding.endswith(":input")
+        if (
+            embedding is not None
+            and embedding.dim() == 4
+            and (is_input or embedding.shape[2:] == (1, 1))
+        ):
+            embedding = embedding.mean((2, 3))
         if embedding is not None and embedding.dim() != 2:
             raise TapError(
                 f"The embedding is one vector per image, [B, D]; {paths.embedding!r} gives "
@@ -262,8 +265,8 @@ class Tap:
 
 def _check_logits(model: nn.Module, logits: Any, batch: int) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != batch:
-        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise TapError(
-            f"A classifier gives logits [B, classes]; {type_name(model)} gave {given} for "
+            f"A classifier gives logits [B, classes]; {type_name(model)} gave {output} for "
             f"{batch} images. Wrap it in a module that returns only its logits."
         )

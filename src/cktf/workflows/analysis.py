@@ -1,4 +1,4 @@
-"""What a finished run's student and its teacher do on the test images, side by side."""
+"""Outputs of a finished run's student and teacher on the test images."""
 
 import json
 import statistics
@@ -32,34 +32,34 @@ from cktf.recipes import (
     refuse_code,
     set_input_size,
 )
-from cktf.taps import Tap, eval_mode
+from cktf.taps import Features, Tap, eval_mode
 from cktf.workflows.evaluation import load_test_section
 from cktf.workflows.inspection import inspect
 from cktf.workflows.teacher_ref import check_teacher_ref
 
-# Maps are compared at this many places of a side: linear CKA is of all units together.
+# Maps are averaged to this many places a side before they are compared.
 _GRID = 4
 _TIMED, _WARM_UP = 30, 5
-# What of a data section says nothing of the images of a test set.
-_OF_TRAINING = {"augment", "batch_size", "per_class", "validation", "views", "workers"}
-# Paths of the stages and of the embedding, where the recipe names them.
-_Named = tuple[Sequence[str], str | None]
+# Fields of a data section that do not affect its test images.
+_TRAINING_FIELDS = {"augment", "batch_size", "per_class", "validation", "views", "workers"}
+# Paths of the stages and of the embedding that a recipe names.
+_TapPaths = tuple[Sequence[str], str | None]
 
 
 @dataclass(frozen=True)
 class NetworkOutputs:
-    """One network on the test images.
+    """One network's outputs on the test images, and its cost.
 
     Attributes:
         name: of the network.
-        parameters: how many.
-        macs: multiplications and additions for one image.
+        parameters: trainable ones.
+        macs: multiply-adds for one image.
         latency_ms: median for one image at a time, on `device`.
-        device: where that was measured.
+        device: where the network ran.
         logits: [N, classes].
         embedding: [N, D]; None for a network whose features are not found.
-        features: at each tap [M, units], of M images that lie evenly over the set.
-        classes: names of those that its logits are of, where they are known.
+        features: for each tap rows [M, units] of M images, evenly spaced over the set.
+        classes: names of the logits' classes, where they are known.
     """
 
     name: str
@@ -85,19 +85,19 @@ class NetworkOutputs:
 
 @dataclass(frozen=True)
 class Analysis:
-    """A run, and what its networks do on the test images.
+    """A run and its networks' outputs on the test images.
 
     Attributes:
         folder: of the run.
         recipe: its fields.
-        summary: what it came to.
-        rows: a row for each epoch.
-        classes: their names.
+        summary: the fields of its summary.json.
+        rows: its record, a row for each epoch.
+        classes: names of the test images' classes.
         labels: [N] of the test images.
         images: the test images as they are stored.
-        student, teacher: on them; None where there is none, or where it cannot be loaded.
-        missing: why something is not there; empty where nothing is missing.
-        data_dir: where the images are by now, if not where the recipe has them.
+        student, teacher: their outputs; None if there is none, or if it cannot be loaded.
+        missing: why an output is missing; empty if none is.
+        data_dir: where the images are now, if not where the recipe says.
     """
 
     folder: Path
@@ -114,35 +114,35 @@ class Analysis:
 
     @property
     def teacher_knows_classes(self) -> bool:
-        """Whether the teacher's logits are of the student's classes, as far as is known.
+        """Whether the teacher's logits are of the student's classes in the student's order.
 
-        As many classes may be others, or the same in another order.
+        A teacher whose class names are unknown needs as many logits as the student.
         """
         if self.teacher is None or self.student is None:
             return False
-        told = self.teacher.classes
-        same = told is None or tuple(told) == tuple(self.classes)
-        return same and self.teacher.logits.shape == self.student.logits.shape
+        names = self.teacher.classes
+        same_names = names is None or tuple(names) == tuple(self.classes)
+        return same_names and self.teacher.logits.shape == self.student.logits.shape
 
     @property
     def test_data_name(self) -> str:
-        """The data set of the test images, which a transfer does not learn from."""
+        """The data set of the test images; of a transfer the labeled one."""
         section = self.recipe.get("labeled" if self.recipe["kind"] == "transfer" else "data") or {}
-        named: str = section.get("test") or self.summary.get("labeled") or self.summary["dataset"]
-        # Every folder of images is a data set of its own.
-        place = self.data_dir or section.get("dir")
-        return f"{named}:{place}" if named == FOLDER_PREFIX and place else named
+        name: str = section.get("test") or self.summary.get("labeled") or self.summary["dataset"]
+        # Every folder of images is its own data set.
+        folder = self.data_dir or section.get("dir")
+        return f"{name}:{folder}" if name == FOLDER_PREFIX and folder else name
 
 
 def read_run(folder: Path, data_dir: str | None = None) -> Analysis:
-    """What a run's folder says, without its networks.
+    """Read a run's recipe, record and summary, without its networks.
 
     Args:
         folder: of the run.
-        data_dir: where its images are by now; None where its recipe has them.
+        data_dir: where its images are now; None if where its recipe says.
 
     Raises:
-        RunFolderError: no finished run there.
+        RunFolderError: there is no finished run.
     """
     run = RunFolder(folder)
     fields = read_recipe(find_recipe(folder))
@@ -155,13 +155,13 @@ def read_run(folder: Path, data_dir: str | None = None) -> Analysis:
 
 
 class RunAnalyzer:
-    """Analyses runs; what several have in common is done once.
+    """Runs the networks of finished runs on their test images; shared teachers run once.
 
     Args:
-        images: at most so many test images are classified.
-        compared: so many of them at most for what compares every pair of images.
+        images: the largest number of test images to classify.
+        compared: the largest number of images of which features are kept.
         data_dir: folder of the data set, where the runs name another.
-        trust_code: whether code by which networks are built may run.
+        trust_code: whether code that builds the networks may run.
     """
 
     def __init__(
@@ -174,77 +174,76 @@ class RunAnalyzer:
         self.images, self.compared, self.data_dir = images, compared, data_dir
         self.trust_code = trust_code
         self._data: dict[str, ImageSet[Any]] = {}
-        self._seen: dict[tuple[str, str], NetworkOutputs] = {}
+        self._teachers: dict[str, NetworkOutputs] = {}
         self._latency: dict[tuple[object, ...], float] = {}
 
     def analyze(self, folder: Path) -> Analysis:
-        """One run, and its networks; RunFolderError for no finished run there."""
-        plain = read_run(folder, self.data_dir)
+        """Analyze one run; RunFolderError if the folder holds no finished run."""
+        analysis = read_run(folder, self.data_dir)
         try:
-            return self._with_networks(plain)
+            return self._add_networks(analysis)
         except CktfError as error:
-            return replace(plain, missing=str(error))
+            return replace(analysis, missing=str(error))
 
-    def _with_networks(self, plain: Analysis) -> Analysis:
-        recipe = parse_any_recipe(plain.recipe)
-        _, section = load_test_section(plain.folder, data_dir=self.data_dir)
+    def _add_networks(self, analysis: Analysis) -> Analysis:
+        recipe = parse_any_recipe(analysis.recipe)
+        _, section = load_test_section(analysis.folder, data_dir=self.data_dir)
         if section.name == CUSTOM:
             raise RunFolderError("The data set was made in Python, and cannot be read again here.")
-        key = section.model_dump_json(exclude=_OF_TRAINING)
-        if key not in self._data:
+        data_key = section.model_dump_json(exclude=_TRAINING_FIELDS)
+        if data_key not in self._data:
             test = load_split(section, "test")
-            self._data[key] = test.subset(evenly_spaced_indices(len(test), self.images))
-        test, classes = self._data[key], tuple(self._data[key].classes)
-        student = load_teacher(
-            str(plain.folder.absolute()), classes, trust_code=self.trust_code
+            self._data[data_key] = test.subset(evenly_spaced_indices(len(test), self.images))
+        test, classes = self._data[data_key], tuple(self._data[data_key].classes)
+        network = load_teacher(
+            str(analysis.folder.absolute()), classes, trust_code=self.trust_code
         ).network
-        named: _Named = ((), None)
+        paths: _TapPaths = ((), None)
         if not isinstance(recipe, TrainRecipe):
-            named = recipe.student_taps, recipe.student_embedding
-        seen = self._see(student, plain.summary["student"], test, recipe, named)
+            paths = recipe.student_taps, recipe.student_embedding
+        student = self._run_network(network, analysis.summary["student"], test, recipe, paths)
         teacher = None
         missing = ""
         if not isinstance(recipe, TrainRecipe):
             try:
                 if not self.trust_code:
-                    refuse_code({"teacher": recipe.teacher}, find_recipe(plain.folder))
-                check_teacher_ref(recipe, plain.folder)
-                teacher = self._teacher(recipe, key, test)
+                    refuse_code({"teacher": recipe.teacher}, find_recipe(analysis.folder))
+                check_teacher_ref(recipe, analysis.folder)
+                teacher = self._run_teacher(recipe, data_key, test)
             except CktfError as error:
                 missing = f"The teacher cannot be loaded: {error}"
         return replace(
-            plain, classes=classes, labels=test.labels, images=test.images, student=seen,
+            analysis, classes=classes, labels=test.labels, images=test.images, student=student,
             teacher=teacher, missing=missing,
         )  # fmt: skip
 
-    def _teacher(
-        self, recipe: DistillRecipe | TransferRecipe, data: str, test: Any
+    def _run_teacher(
+        self, recipe: DistillRecipe | TransferRecipe, data_key: str, test: Any
     ) -> NetworkOutputs:
-        # All that decides what is seen of it: runs may read the same weights in several ways.
-        named = recipe.teacher_taps, recipe.teacher_embedding
-        lines = recipe.teacher, recipe.teacher_weights
-        weights = [identify_weights(line) for line in lines if line]
-        computes = [recipe.runtime.precision, recipe.runtime.channels_last]
-        how = json.dumps([recipe.teacher_size, named, weights, *computes])
-        if (how, data) not in self._seen:
+        # All that decides a teacher's outputs: runs may use the same weights in several ways.
+        paths = recipe.teacher_taps, recipe.teacher_embedding
+        weights = [identify_weights(w) for w in (recipe.teacher, recipe.teacher_weights) if w]
+        runtime = [recipe.runtime.precision, recipe.runtime.channels_last]
+        key = json.dumps([recipe.teacher_size, paths, weights, runtime, data_key])
+        if key not in self._teachers:
             if recipe.teacher == CUSTOM:
                 raise RunFolderError("it was made in Python.")
-            found = load_teacher(
+            teacher = load_teacher(
                 recipe.teacher, None, test, recipe.teacher_weights, trust_code=self.trust_code
             )
-            network = set_input_size(found.network, recipe.teacher_size)
-            seen = self._see(network, found.name, test, recipe, named)
-            self._seen[how, data] = replace(seen, classes=_classes_of(recipe))
-        return self._seen[how, data]
+            network = set_input_size(teacher.network, recipe.teacher_size)
+            outputs = self._run_network(network, teacher.name, test, recipe, paths)
+            self._teachers[key] = replace(outputs, classes=_read_class_names(recipe))
+        return self._teachers[key]
 
     @torch.no_grad()
-    def _see(
+    def _run_network(
         self,
         network: nn.Module,
         name: str,
         test: Any,
         recipe: Recipe | TransferRecipe,
-        named: _Named,
+        tap_paths: _TapPaths,
     ) -> NetworkOutputs:
         training = recipe.training()
         if not torch.cuda.is_available():
@@ -253,13 +252,16 @@ class RunAnalyzer:
         loader = build_test_loader(test)
         example = next(iter(loader.epoch(0))).images[:2]
         channels, height, width = example.shape[1:]
-        stages, embedding = named
-        looked = inspect(network, (channels, height, width), stages=stages, embedding=embedding)
+        stages, embedding = tap_paths
+        inspection = inspect(network, (channels, height, width), stages=stages, embedding=embedding)
         to_device(network, training, device)
-        there = {n for n in ("stem", "stages", "embedding") if getattr(looked.paths, n)}
-        tap = Tap(network, looked.paths, there)
-        logits, embeddings, maps = [], [], []
-        compared, seen = evenly_spaced_indices(len(test), self.compared), 0
+        tap = Tap(
+            network,
+            inspection.paths,
+            [n for n in ("stem", "stages", "embedding") if getattr(inspection.paths, n)],
+        )
+        logits, embeddings, rows = [], [], []
+        compared, done = evenly_spaced_indices(len(test), self.compared), 0
         with eval_mode(network):
             for batch in loader.epoch(0):
                 with autocast(training.precision, device):
@@ -267,47 +269,47 @@ class RunAnalyzer:
                 logits.append(features.logits.float().cpu())
                 if features.embedding is not None:
                     embeddings.append(features.embedding.float().cpu())
-                inside = (compared >= seen) & (compared < seen + len(batch))
-                maps.append(_pooled(features, compared[inside] - seen))
-                seen += len(batch)
-            together = torch.cat(logits)
-            if together.softmax(dim=1).isnan().any():
+                in_batch = (compared >= done) & (compared < done + len(batch))
+                rows.append(_feature_rows(features, compared[in_batch] - done))
+                done += len(batch)
+            all_logits = torch.cat(logits)
+            if all_logits.softmax(dim=1).isnan().any():
                 raise RunFolderError(f"{name} gives numbers that are not finite.")
-            # Two networks of one kind take the same time, whatever a clock says.
-            cost = looked.parameters, looked.macs
+            # Networks of one kind are timed once, so that noise does not tell them apart.
+            cost = inspection.parameters, inspection.macs
             kind = name, *cost, training.precision, training.channels_last
             if kind not in self._latency:
                 with autocast(training.precision, device):
                     self._latency[kind] = measure_latency_ms(network, example[:1].to(device))
         return NetworkOutputs(
-            name, *cost, self._latency[kind], str(device), together,
+            name, *cost, self._latency[kind], str(device), all_logits,
             torch.cat(embeddings) if embeddings else None,
-            {tapped: torch.cat([part[tapped] for part in maps]) for tapped in maps[0]},
+            {tap_name: torch.cat([part[tap_name] for part in rows]) for tap_name in rows[0]},
         )  # fmt: skip
 
 
-def identify_weights(line: str) -> str:
-    """A file of weights by what is in it, so that a copy is the same; any other line as it is."""
-    if not is_weights_path(line):
-        return line
+def identify_weights(source: str) -> str:
+    """A weights file by its hash, so that a copy of it is the same; any other source unchanged."""
+    if not is_weights_path(source):
+        return source
     try:
-        return f"sha256 {short_sha256(find_weights_file(line))}"
+        return f"sha256 {short_sha256(find_weights_file(source))}"
     except (CktfError, OSError):
-        return line
+        return source
 
 
-def _classes_of(recipe: DistillRecipe | TransferRecipe) -> tuple[str, ...] | None:
-    """Names of a teacher's classes, where its file says and a data set has given them."""
-    line = recipe.teacher_weights or recipe.teacher
-    if not is_weights_path(line) or not is_cktf_weights_file(find_weights_file(line)):
+def _read_class_names(recipe: DistillRecipe | TransferRecipe) -> tuple[str, ...] | None:
+    """A teacher's class names, if its file has those of a named data set."""
+    source = recipe.teacher_weights or recipe.teacher
+    if not is_weights_path(source) or not is_cktf_weights_file(find_weights_file(source)):
         return None
-    described = read_metadata(find_weights_file(line))
-    told = described["classes"]
-    return tuple(told) if isinstance(told, list) and described["dataset"] != CUSTOM else None
+    metadata = read_metadata(find_weights_file(source))
+    names = metadata["classes"]
+    return tuple(names) if isinstance(names, list) and metadata["dataset"] != CUSTOM else None
 
 
 def evenly_spaced_indices(size: int, count: int) -> Tensor:
-    """Positions of so many images, or of all, evenly over a set: [min(count, size)], rising.
+    """Indices of `count` images, or of all, evenly spaced over a set: [min(count, size)].
 
     A set that is sorted by class is met in all its classes.
 
@@ -318,22 +320,20 @@ def evenly_spaced_indices(size: int, count: int) -> Tensor:
     return torch.arange(count) * (size - 1) // max(1, count - 1)
 
 
-def _pooled(features: Any, chosen: Tensor) -> dict[str, Tensor]:
-    """Every tap of some images as rows [M, units]."""
-    found: dict[str, Tensor] = {}
-    maps = {"stem": features.stem} | {
-        f"stage {number}": stage for number, stage in enumerate(features.stages, 1)
-    }
-    chosen = chosen.to(features.logits.device)
+def _feature_rows(features: Features, indices: Tensor) -> dict[str, Tensor]:
+    """Each tap's features of some images, as rows [M, units]; maps are averaged to a grid."""
+    indices = indices.to(features.logits.device)
+    maps = {"stem": features.stem} if features.stem is not None else {}
+    maps |= {f"stage {number}": stage for number, stage in enumerate(features.stages, 1)}
+    rows: dict[str, Tensor] = {}
     for name, value in maps.items():
-        if value is not None:
-            size = (min(_GRID, value.shape[2]), min(_GRID, value.shape[3]))
-            pooled = F.adaptive_avg_pool2d(value[chosen].float(), size)
-            found[name] = pooled.flatten(1).cpu()
+        grid = (min(_GRID, value.shape[2]), min(_GRID, value.shape[3]))
+        pooled = F.adaptive_avg_pool2d(value[indices].float(), grid)
+        rows[name] = pooled.flatten(1).cpu()
     if features.embedding is not None:
-        found["embedding"] = features.embedding[chosen].float().cpu()
-    found["logits"] = features.logits[chosen].float().cpu()
-    return found
+        rows["embedding"] = features.embedding[indices].float().cpu()
+    rows["logits"] = features.logits[indices].float().cpu()
+    return rows
 
 
 @torch.no_grad()
@@ -348,11 +348,11 @@ def measure_latency_ms(network: Callable[[Tensor], Tensor], image: Tensor) -> fl
 
 
 def find_disagreements(student: NetworkOutputs, teacher: NetworkOutputs, count: int) -> Tensor:
-    """Positions of images on which two networks choose different classes, the furthest apart first.
+    """Indices of images that two networks classify differently, the furthest apart first.
 
-    How far apart is the total variation between their probabilities.
+    Their distance is the total variation between their probabilities.
     """
-    apart = (student.probabilities - teacher.probabilities).abs().sum(dim=1) / 2
-    apart[student.predicted == teacher.predicted] = -1
-    order = apart.argsort(descending=True, stable=True)[:count]
-    return order[apart[order] > 0]
+    distance = (student.probabilities - teacher.probabilities).abs().sum(dim=1) / 2
+    distance[student.predicted == teacher.predicted] = -1
+    order = distance.argsort(descending=True, stable=True)[:count]
+    return order[distance[order] > 0]

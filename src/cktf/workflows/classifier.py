@@ -1,4 +1,4 @@
-"""A linear classifier on a network's features, and its place in the network."""
+"""A linear classifier on a network's features, and its installation in the network."""
 
 import copy
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from cktf.errors import ModelError
-from cktf.taps import FeaturePaths, Tap, eval_mode, new_classifier, to_device_of, type_name
+from cktf.taps import Tap, eval_mode, new_classifier, to_device_of, type_name
 from cktf.workflows.inspection import find_feature_paths
 
 
 @dataclass(frozen=True)
 class EmbeddedImages:
-    """A data set as a network sees it.
+    """A data set as a network's embeddings.
 
     Attributes:
         features: [N, D] float32, what the classifier reads.
@@ -23,9 +23,9 @@ class EmbeddedImages:
     features: Tensor
     labels: Tensor
 
-    def take(self, positions: Tensor) -> "EmbeddedImages":
-        """Some of its images."""
-        return EmbeddedImages(self.features[positions], self.labels[positions])
+    def take(self, indices: Tensor) -> "EmbeddedImages":
+        """A subset of the images."""
+        return EmbeddedImages(self.features[indices], self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class LinearClassifier:
     Attributes:
         weight: [classes, D] float32.
         bias: [classes] float32.
-        strength: inverse of the regularization's, as chosen.
+        strength: inverse strength of the regularization (scikit-learn's C).
     """
 
     weight: Tensor
@@ -43,31 +43,28 @@ class LinearClassifier:
     strength: float
 
     def accuracy(self, data: EmbeddedImages) -> float:
-        """Share of images classified rightly, in per cent."""
-        found = (data.features @ self.weight.T + self.bias).argmax(1)
-        return round(100 * float((found == data.labels).float().mean()), 4)
+        """Share of images that are classified correctly, in per cent."""
+        predicted = (data.features @ self.weight.T + self.bias).argmax(1)
+        return round(100 * float((predicted == data.labels).float().mean()), 4)
 
 
 def compute_embedding(network: nn.Module, images: Tensor, embedding: str | None = None) -> Tensor:
-    """What a network's classifier reads of images [B, C, H, W], as [B, D].
+    """The input of a network's classifier for images [B, C, H, W], as [B, D].
 
     Args:
         network: from images to logits.
         images: that it takes.
-        embedding: the path of it, where the user gives one.
+        embedding: its path, if the user names one.
 
     Raises:
         TapError: it cannot be found.
     """
     images = to_device_of(network, images)
-    return _embedded(network, images, find_feature_paths(network, images, embedding=embedding))
-
-
-def _embedded(network: nn.Module, images: Tensor, paths: FeaturePaths) -> Tensor:
+    paths = find_feature_paths(network, images, embedding=embedding)
     with eval_mode(network), torch.no_grad():
-        found = Tap(network, paths, ["embedding"])(images).embedding
-    assert found is not None
-    return found.cpu()
+        features = Tap(network, paths, ["embedding"])(images).embedding
+    assert features is not None
+    return features.cpu()
 
 
 def install_classifier(
@@ -76,19 +73,21 @@ def install_classifier(
     images: Tensor,
     embedding: str | None = None,
 ) -> nn.Module:
-    """The network with a linear classifier in the place of its own; changed in place.
+    """Replace a network's classifier by a linear one that was fitted on its features, in place.
 
     Args:
-        network: whose features the classifier reads.
-        classifier: as fitted on them.
-        images: [B, C, H, W], an example by which its place is found.
-        embedding: the path of what it reads, where the user gives one.
+        network: its features are the classifier's input.
+        classifier: fitted on them.
+        images: [B, C, H, W], an example by which the network's own classifier is found.
+        embedding: path of the features, if the user names one.
 
     Raises:
-        ModelError: something is between what it reads and the classifier, or follows that.
+        ModelError: the network's logits are no linear function of these features.
     """
     images = to_device_of(network, images)
     paths = find_feature_paths(network, images, embedding=embedding)
+    expected = compute_embedding(network, images, embedding) @ classifier.weight.T
+    expected += classifier.bias
     new = new_classifier(network, len(classifier.bias), images, bias=True)
     fits = new.weight.numel() == classifier.weight.numel()
     if fits:
@@ -98,13 +97,12 @@ def install_classifier(
             new.bias.copy_(classifier.bias)
         with eval_mode(network), torch.no_grad():
             logits = network(images).cpu()
-        expected = _embedded(network, images, paths) @ classifier.weight.T + classifier.bias
         fits = torch.allclose(logits, expected, rtol=1e-3, atol=1e-3)
     if not fits:
         raise ModelError(
-            f"{type_name(network)} does more to its logits than a linear classifier of "
-            f"{paths.embedding!r}, so that a probe's cannot take its place. Train it: cktf train "
-            "--model RUN --set trains=classifier."
+            f"{type_name(network)} computes its logits with more than a linear layer on "
+            f"{paths.embedding!r}, so a probe's classifier cannot replace its own. Train it: cktf "
+            "train --model RUN --set trains=classifier."
         )
     return network
 
@@ -112,12 +110,12 @@ def install_classifier(
 def check_classifier(
     network: nn.Module, classes: int, images: Tensor, embedding: str | None = None
 ) -> None:
-    """Try on a copy of the network whether a linear classifier can take the place of its own.
+    """Check on a copy of the network that `install_classifier` works.
 
     Raises:
-        ModelError, TapError: it cannot, as `install_classifier` would say it.
+        ModelError, TapError: it does not.
     """
-    tried = copy.deepcopy(network)
-    length = compute_embedding(tried, images, embedding).shape[1]
-    steps = torch.linspace(-1, 1, classes * length).view(classes, length)
-    install_classifier(tried, LinearClassifier(steps, steps[:, 0], 0.0), images, embedding)
+    network = copy.deepcopy(network)
+    length = compute_embedding(network, images, embedding).shape[1]
+    weight = torch.linspace(-1, 1, classes * length).view(classes, length)
+    install_classifier(network, LinearClassifier(weight, weight[:, 0], 0.0), images, embedding)

@@ -1,4 +1,4 @@
-"""Accuracy of a finished run's network, from its folder."""
+"""Evaluate the network of a finished run."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,17 +36,16 @@ def evaluate(
 
     Args:
         run: a run folder.
-        data: a named data set; by default the one that the run was tested on. Of a folder without
-            test images, it is the fifth of each class that training leaves out.
-        data_dir: its folder; by default the run's own. A run's folder of images may have moved
-            there.
-        trust_code: whether the user's own code, by which the run's network is built, may run.
+        data: a data set; by default the one that the run was tested on. In a folder without test
+            images, the test images are the fifth of each class that training leaves out.
+        data_dir: its folder, for example if the run's data has moved; by default the run's own.
+        trust_code: whether the user's own code that builds the network may run.
 
     Returns:
-        The accuracy, and the name of the data set whose test images it is of.
+        The accuracy, and the name of the data set.
 
     Raises:
-        CktfError: no finished run, or data that does not fit it.
+        CktfError: there is no finished run, or the data does not fit it.
     """
     run = expand_user_path(run)
     training, section = load_test_section(run, data, data_dir)
@@ -57,10 +56,9 @@ def evaluate(
         )
     test = load_split(section, "test")
     loader, classes = build_test_loader(test, section.workers), tuple(test.classes)
-    where = str(run.absolute())
-    network = load_teacher(where, classes, trust_code=trust_code).network
+    network = load_teacher(str(run.absolute()), classes, trust_code=trust_code).network
     if not torch.cuda.is_available():
-        # A run from a machine with a GPU can be measured on one without.
+        # A run from a machine with a GPU can be evaluated on one without.
         training = replace(training, device="cpu")
     device = device_of(training)
     with enough_memory(loader.batch_size, device):
@@ -73,46 +71,45 @@ def evaluate(
 def load_test_section(
     run: Path, data: str | None = None, data_dir: str | None = None
 ) -> tuple[Training, DataSection]:
-    """How a run computes, and the data whose test images are its own, or those of another set.
+    """Load a run's settings and the section of the data whose test images evaluate it.
+
+    Args:
+        run: a run folder.
+        data: another data set; by default the one that the run was tested on.
+        data_dir: its folder, if not the run's own.
 
     Raises:
-        CktfError: no run.
+        CktfError: there is no run.
     """
     recipe = parse_any_recipe(read_recipe(find_recipe(run)))
     section = recipe.labeled if isinstance(recipe, TransferRecipe) else recipe.data
     if section.test == section.name:
-        # Held-out images stay those that were held out.
+        # The test images are the ones held out of the training set.
         section = section.model_copy(update={"test": None})
     # A recipe names folders by their absolute paths.
     data = None if data is None else resolve_dataset_name(data)
     if data is not None and data != (section.test or section.name):
-        # Classes that were chosen stay: they are those that the network knows.
+        # A selection of classes stays: the network knows those.
         if data != section.name:
             section = section.model_copy(update={"name": data, "dir": data_dir})
             data_dir = None
         section = section.model_copy(update={"test": None})
     if data_dir is not None and section.name != CUSTOM:
-        section = _moved(section, data_dir)
+        field = "name" if section.test is None else "test"
+        kind, _, folder = str(getattr(section, field)).partition(":")
+        moved = {"dir": data_dir}
+        if kind == FOLDER_PREFIX and folder:
+            moved = {field: resolve_dataset_name(f"{FOLDER_PREFIX}:{data_dir}")}
+        section = section.model_copy(update=moved)
     if section.name == CUSTOM:
         return recipe.training(), section
-    # Images in a folder decide their size: there may be others by now.
+    # A folder's images decide the size, and may have changed since training.
     size = section.image_size or training_image_size(run)
     return recipe.training(), section.model_copy(update={"image_size": size})
 
 
-def _moved(section: DataSection, data_dir: str) -> DataSection:
-    """The same data where it is now."""
-    field = "name" if section.test is None else "test"
-    kind, _, place = str(getattr(section, field)).partition(":")
-    if kind == FOLDER_PREFIX and place:
-        return section.model_copy(
-            update={field: resolve_dataset_name(f"{FOLDER_PREFIX}:{data_dir}")}
-        )
-    return section.model_copy(update={"dir": data_dir})
-
-
 def training_image_size(run: Path) -> int | None:
-    """Pixels of a side of the images that a run was trained on; None where it does not say."""
+    """The side in pixels of the images that a run was trained on; None if it is not recorded."""
     file = find_weights_file(str(run.absolute()))
     size = read_metadata(file).get("image_size") if is_cktf_weights_file(file) else None
     return int(size[0]) if isinstance(size, list) and len(set(size)) == 1 else None

@@ -1,4 +1,4 @@
-"""What would be compared of a network: where its features are, and what it costs."""
+"""Inspect a network: where its features are, and what it costs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,20 +19,20 @@ from cktf.models.normalized import Normalized
 from cktf.taps import FeaturePaths, Features, Tap, eval_mode, infer_paths, to_device_of
 
 _BATCH = 2
-# How paths begin in a network that normalizes its images first.
-_INSIDE = "network."
+# The name of the user's network inside a `Normalized`.
+_PREFIX = "network"
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A network as it shows itself on images of a size.
+    """A network's features and cost for images of one size.
 
     Attributes:
         paths: where its features are.
         features: of a batch of two images.
-        input: shape [C, H, W] of the images that reach it.
+        input: shape [C, H, W] of the images that reach it, after any resizing.
         parameters: trainable ones.
-        macs: multiplications and additions for one image.
+        macs: multiply-adds for one image.
     """
 
     paths: FeaturePaths
@@ -45,60 +45,60 @@ class Inspection:
 def find_feature_paths(
     network: nn.Module, example: Tensor, stages: Sequence[str] = (), embedding: str | None = None
 ) -> FeaturePaths:
-    """Where a network's features are: what the user names, what it says itself, what is found.
+    """Find a network's feature paths: the user's, else the network's own, else inferred ones.
 
     Args:
         network: from images to logits.
         example: [B, C, H, W], images that it takes.
-        stages: paths that the user gives, as his network names its modules.
-        embedding: likewise.
+        stages: paths of the stages that the user names.
+        embedding: path of the embedding that the user names.
     """
-    stages = tuple(stage.removeprefix(_INSIDE) for stage in stages)
-    given = FeaturePaths(
-        stages=stages,
-        embedding=(embedding or "").removeprefix(_INSIDE),
+    user_paths = FeaturePaths(
+        stages=tuple(stage.removeprefix(f"{_PREFIX}.") for stage in stages),
+        embedding=(embedding or "").removeprefix(f"{_PREFIX}."),
     )
     if isinstance(network, Normalized):
-        given = given.prefixed(_INSIDE.rstrip("."))
-    known: FeaturePaths | None = getattr(network, "feature_paths", None)
-    return known.updated(given) if known else infer_paths(network, example, given)
+        user_paths = user_paths.prefixed(_PREFIX)
+    own_paths: FeaturePaths | None = getattr(network, "feature_paths", None)
+    if own_paths:
+        return own_paths.updated(user_paths)
+    return infer_paths(network, example, user_paths)
 
 
 @contextmanager
 def explain_rejected_images(images: Tensor, who: str = "network") -> Iterator[None]:
-    """What is inside gives images to a network; that it cannot take them is told as that."""
+    """Report an error of the network's own code as one about the images it was given."""
     try:
         yield
     except Exception as error:
-        # Whatever a network's own code raises.
         if isinstance(error, CktfError) or is_out_of_memory(error):
             raise
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"The {who} cannot take images {tuple(images.shape)}: {why}. Check channels and size, "
-            "or give another network."
+            f"The {who} cannot take images {tuple(images.shape)}: {cause}. Check channels and "
+            "size, or give another network."
         ) from error
 
 
-def _flops(network: nn.Module, images: Tensor) -> int:
-    """Floating-point operations on images, those of attention too."""
+def _count_flops(network: nn.Module, images: Tensor) -> int:
+    """Floating-point operations for images, with those of attention."""
     state = chain(network.named_parameters(), network.named_buffers())
     shapes = {name: tensor.to("meta") for name, tensor in state}
     try:
-        # By shapes alone: a graph of all layers' attention may be larger than memory.
-        return _counted(lambda: functional_call(network, shapes, (images.to("meta"),)))
+        # Shapes suffice; the graph of all layers' attention may be larger than memory.
+        return _count_forward(lambda: functional_call(network, shapes, (images.to("meta"),)))
     except Exception:
-        # Its own code reads numbers, or holds some that are no buffers.
-        return _counted(lambda: network(images))
+        # The network reads values, or holds tensors that are no buffers.
+        return _count_forward(lambda: network(images))
 
 
-def _counted(forward: Callable[[], Any]) -> int:
+def _count_forward(forward: Callable[[], Any]) -> int:
     counter: Any = FlopCounterMode(display=False)
     fast = torch.backends.mha.get_fastpath_enabled()
-    # The counter knows products, and none of the kernels that do all of an attention at once.
+    # The counter misses fused attention kernels.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        # It follows the graph of gradients.
+        # The counter needs the graph of gradients.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             forward()
     finally:
@@ -113,17 +113,17 @@ def inspect(
     stages: Sequence[str] = (),
     embedding: str | None = None,
 ) -> Inspection:
-    """Run a network on random images and note what a transfer would read.
+    """Run a network on random images and find the features that distillation would compare.
 
     Args:
-        network: a module, or a line that names one.
-        images: shape [C, H, W]; a network of one size resizes them.
-        stages: paths of them, where those that are found are not what is meant.
-        embedding: likewise.
+        network: a module, or the name of one.
+        images: shape [C, H, W]; a network of a fixed size resizes them.
+        stages: paths of the stages; by default they are found.
+        embedding: path of the embedding; by default it is found.
 
     Raises:
-        CktfError: it cannot be built, does not take such images, or its features cannot be found:
-            the message says how to name them.
+        CktfError: it cannot be built, does not take such images, or its features cannot be found
+            and have to be named.
     """
     if isinstance(network, str):
         built = build_network(parse_network_spec(network), None)
@@ -132,9 +132,9 @@ def inspect(
     with eval_mode(network), explain_rejected_images(example):
         with torch.no_grad():
             paths = find_feature_paths(network, example, stages, embedding)
-            wanted = ("embedding", "stem", "stages", "preacts")
-            features = Tap(network, paths, {n for n in wanted if getattr(paths, n)})(example)
-        flops = _flops(network, example)
+            names = ("embedding", "stem", "stages", "preacts")
+            features = Tap(network, paths, [n for n in names if getattr(paths, n)])(example)
+        flops = _count_flops(network, example)
     shape = network.input_shape(example.shape) if isinstance(network, Normalized) else example.shape
     return Inspection(
         paths,

@@ -1,4 +1,4 @@
-"""The plot of a label curve."""
+"""The plot of accuracy over the number of labels."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ CURVE = "curve.png"
 
 
 def check_plots() -> None:
-    """Raise unless plots can be drawn.
+    """Check that plots can be drawn.
 
     Raises:
         RecipeError: matplotlib is not installed.
@@ -24,13 +24,12 @@ def check_plots() -> None:
 def draw_curve(
     points: Mapping[str, Sequence[Mapping[str, Any]]], levels: Mapping[str, float], path: Path
 ) -> None:
-    """Accuracy over labels of each class, a line with its spread for each network.
+    """Draw accuracy over labels per class, a line with error bars for each network.
 
     Args:
-        points: for each line `labels_per_class`, `mean` and `sd` of its points, as
-            `ProbeResult.points` gives them.
-        levels: accuracies with the most labels, each a mark there.
-        path: a file that matplotlib knows how to write, such as .png or .svg.
+        points: the points of each line, as `ProbeResult.points` gives them.
+        levels: accuracies with the most labels, each drawn as a mark.
+        path: a file in a format of matplotlib, such as .png or .svg.
 
     Raises:
         RecipeError: matplotlib is not installed.
@@ -40,7 +39,7 @@ def draw_curve(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    # Without pyplot: no window, and nothing of the user's own figures is touched.
+    # Without pyplot no window opens, and the user's figures are untouched.
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
     counts: list[int] = []
@@ -57,5 +56,5 @@ def draw_curve(
     axis.set_ylabel("top-1 on the test images, %")
     axis.grid(alpha=0.3)
     axis.legend(loc="best")
-    # The same picture is the same file.
+    # No date: the same figure gives the same file.
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -1,8 +1,7 @@
-"""Linear probes: what a network's features are worth, by a linear classifier on them.
+"""Linear probes: the accuracy of a linear classifier on a network's frozen features.
 
-The features are computed once, in eval mode and without gradient, so that they are frozen to the
-last buffer; the classifier is a multinomial logistic regression, whose regularization is chosen by
-cross-validation on the labeled images alone.
+The features are computed once, in eval mode and without gradient. The classifier is a multinomial
+logistic regression, whose regularization is chosen by cross-validation on the labeled images alone.
 """
 
 import statistics
@@ -37,11 +36,11 @@ from cktf.workflows.user_objects import check_map_style
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
-# Inverse strengths of the regularization that are tried, on features of unit variance.
+# Candidates for the inverse strength of the regularization, on features of unit variance.
 _STRENGTHS = tuple(10.0**k for k in range(-4, 3))
 _FOLDS = 5
-# Labels of a class are too few for cross-validation below this; the strength is then this one.
-_FEWEST, _UNTRIED = 2, 0.1
+# With fewer labels of a class than this, no cross-validation is possible: use the default strength.
+_MIN_FOR_FOLDS, _DEFAULT_STRENGTH = 2, 0.1
 
 
 @torch.no_grad()
@@ -51,17 +50,17 @@ def embed_images(
     training: Training | None = None,
     embedding: str | None = None,
 ) -> EmbeddedImages:
-    """The embedding of every image of a loader, in its order; the network stays as it is.
+    """Compute the embedding of every image of a loader, in its order.
 
     Args:
-        network: from images to logits.
+        network: from images to logits; its device and mode are restored.
         loader: labeled batches, neither shuffled nor augmented.
-        training: precision and device; by default those that are fastest here.
-        embedding: the path of what the classifier reads, where the user gives one.
+        training: precision and device; by default the fastest here.
+        embedding: path of the classifier's input, if the user names one.
 
     Raises:
         DataError: images without labels.
-        TapError: what the classifier reads cannot be found.
+        TapError: the classifier's input cannot be found.
     """
     training = training or Training(epochs=1)
     device = device_of(training)
@@ -76,43 +75,40 @@ def embed_images(
                 paths = find_feature_paths(network, batch.images[:2], embedding=embedding)
                 tap = Tap(network, paths, ["embedding"])
             with autocast(training.precision, device):
-                found = tap(batch.images).embedding
-            assert found is not None
-            features.append(found.float().cpu())
-            assert batch.labels is not None
+                embedded = tap(batch.images).embedding
+            assert embedded is not None and batch.labels is not None
+            features.append(embedded.float().cpu())
             labels.append(batch.labels.cpu())
     return EmbeddedImages(torch.cat(features), torch.cat(labels))
 
 
 def fit_classifier(data: EmbeddedImages, seed: int = 0) -> LinearClassifier:
-    """The logistic regression that generalizes best, by cross-validation within the data.
+    """Fit a logistic regression; choose its regularization by cross-validation within the data.
 
     Args:
-        data: labeled features; features are brought to unit variance inside.
+        data: labeled features, which are scaled to unit variance for the fit.
         seed: of the folds.
 
     Raises:
         DataError: a single class.
-        RecipeError: scikit-learn is not installed.
     """
     check_classes(data.labels)
-    fewest = int(data.labels.bincount().min())
     mean, std = data.features.mean(0), data.features.std(0, unbiased=False)
-    # A feature that never changes tells nothing.
+    # A constant feature gets weight 0.
     scale = torch.where(std > 0, 1 / std.clamp_min(1e-12), 0)
     scaled = ((data.features - mean) * scale).numpy()
-    model, strength = _regression(scaled, data.labels.numpy(), fewest, seed)
+    model = _fit_logistic_regression(scaled, data.labels, seed)
     weight = torch.from_numpy(model.coef_).float()
     bias = torch.from_numpy(model.intercept_).float()
     if len(weight) == 1:
-        # Of two classes it has the second's side only.
+        # For two classes scikit-learn gives the second's weights only.
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     weight = weight * scale
-    return LinearClassifier(weight, bias - weight @ mean, strength)
+    return LinearClassifier(weight, bias - weight @ mean, float(model.C))
 
 
 def check_classes(labels: Tensor) -> None:
-    """Raise unless a classifier can be fitted on these labels [N].
+    """Check that a classifier can be fitted on these labels [N].
 
     Raises:
         DataError: a single class, one without images, or a label below 0.
@@ -131,13 +127,13 @@ def check_classes(labels: Tensor) -> None:
 
 
 def check_probes(curve: bool) -> None:
-    """Raise unless what probes are made with is installed.
+    """Check that the libraries of probes are installed.
 
     Args:
-        curve: whether there are several points, which are drawn.
+        curve: whether a curve will be drawn.
 
     Raises:
-        RecipeError: scikit-learn or matplotlib is not.
+        RecipeError: scikit-learn or matplotlib is missing.
     """
     try:
         import sklearn  # noqa: F401
@@ -147,34 +143,33 @@ def check_probes(curve: bool) -> None:
         check_plots()
 
 
-def _regression(
-    features: Any, labels: Any, fewest: int, seed: int
-) -> tuple["LogisticRegression", float]:
+def _fit_logistic_regression(features: Any, labels: Tensor, seed: int) -> "LogisticRegression":
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
+    fewest = int(labels.bincount().min())
     with warnings.catch_warnings():
-        # At the weakest regularization it goes on for ever on separable data, and loses.
+        # The weakest regularization does not converge on separable data, and loses.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        if fewest < _FEWEST:
-            return LogisticRegression(C=_UNTRIED, max_iter=500).fit(features, labels), _UNTRIED
+        if fewest < _MIN_FOR_FOLDS:
+            model = LogisticRegression(C=_DEFAULT_STRENGTH, max_iter=500)
+            return model.fit(features, labels.numpy())
         folds = StratifiedKFold(min(_FOLDS, fewest), shuffle=True, random_state=seed)
         model = LogisticRegression(max_iter=500)
         search = GridSearchCV(model, {"C": list(_STRENGTHS)}, cv=folds)
-        search.fit(features, labels)
-    return search.best_estimator_, float(search.best_params_["C"])
+        return search.fit(features, labels.numpy()).best_estimator_
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What probes of a network's features came to.
+    """The accuracies of linear probes of one network.
 
     Attributes:
-        labels: of each class, in each point; None for all.
-        top1: in per cent, for each point one of each draw.
+        labels: the number of labels per class at each point of the curve; None for all.
+        top1: the accuracies in per cent at each point, one for each draw of labels.
         classifier: of the last point's first draw.
-        test_images: how many it was tested on.
+        test_images: the number of test images.
     """
 
     labels: list[int | None]
@@ -184,29 +179,29 @@ class ProbeResult:
 
     @property
     def final(self) -> float:
-        """Mean over the draws of the last point, in per cent."""
+        """Mean accuracy at the last point, in per cent."""
         return statistics.fmean(self.top1[-1])
 
     def points(self) -> list[dict[str, Any]]:
-        """For the record: labels a class, each draw's accuracy, mean and spread."""
+        """The points for a record: labels per class, accuracies, mean and standard deviation."""
         return [
             {
                 "labels_per_class": count,
-                "top1": found,
-                "mean": statistics.fmean(found),
-                "sd": statistics.stdev(found) if len(found) > 1 else None,
+                "top1": top1,
+                "mean": statistics.fmean(top1),
+                "sd": statistics.stdev(top1) if len(top1) > 1 else None,
             }
-            for count, found in zip(self.labels, self.top1, strict=True)
+            for count, top1 in zip(self.labels, self.top1, strict=True)
         ]
 
 
 @dataclass(frozen=True)
 class LabelSubset:
-    """Labels of one point of a curve.
+    """The labeled images of one point of a curve.
 
     Attributes:
-        labels: of each class; None for all.
-        draws: positions of the labeled images, for each random choice; one where all are taken.
+        labels: the number per class; None for all.
+        draws: indices of the labeled images in each random draw; a single draw of all images.
     """
 
     labels: int | None
@@ -216,44 +211,44 @@ class LabelSubset:
 def choose_label_subsets(
     labels: Tensor, per_class: Sequence[int], draws: int, seed: int
 ) -> list[LabelSubset]:
-    """Labels for each point of a curve; a draw's smaller choices are within its larger ones.
+    """Draw labeled images for each point of a curve; a draw's small subsets are in its large ones.
 
     Args:
         labels: [N] int64.
-        per_class: numbers of labels of each class; empty for one point, of all labels.
-        draws: random choices at each point, of which no two seeds have any in common.
-        seed: of the first draw, which is that of `data.per_class`; the others follow from it.
+        per_class: numbers of labels per class; empty for one point with all labels.
+        draws: random draws at each point; no two seeds share a draw.
+        seed: of the first draw, which equals that of `data.per_class`; the others derive from it.
 
     Raises:
         DataError: a class with fewer images than asked for.
     """
     if not per_class:
         return [LabelSubset(None, [torch.arange(len(labels))])]
-    counts, found = labels.bincount(), []
+    counts, subsets = labels.bincount(), []
     for count in sorted(set(per_class)):
         times = 1 if bool((counts == count).all()) else draws
         seeds = [seed, *(derive_seed(seed, draw) for draw in range(1, times))]
-        chosen = [sample_per_class(labels, count, own) for own in seeds]
-        found.append(LabelSubset(count, chosen))
-    return found
+        indices = [sample_per_class(labels, count, draw_seed) for draw_seed in seeds]
+        subsets.append(LabelSubset(count, indices))
+    return subsets
 
 
 def probe_features(
-    labeled: EmbeddedImages, test: EmbeddedImages, choices: Sequence[LabelSubset], seed: int = 0
+    labeled: EmbeddedImages, test: EmbeddedImages, subsets: Sequence[LabelSubset], seed: int = 0
 ) -> ProbeResult:
-    """Fit and test classifiers on few labels and on more.
+    """Fit and test a classifier on each subset of the labels.
 
     Args:
         labeled: features to fit on.
         test: features to test on.
-        choices: which of the labels, for each point of the curve.
+        subsets: the labeled images of each point of the curve.
         seed: of the cross-validation.
     """
     fitted = [
-        [fit_classifier(labeled.take(draw), seed) for draw in choice.draws] for choice in choices
+        [fit_classifier(labeled.take(draw), seed) for draw in subset.draws] for subset in subsets
     ]
     top1 = [[classifier.accuracy(test) for classifier in point] for point in fitted]
-    return ProbeResult([choice.labels for choice in choices], top1, fitted[-1][0], len(test.labels))
+    return ProbeResult([subset.labels for subset in subsets], top1, fitted[-1][0], len(test.labels))
 
 
 def probe(
@@ -266,22 +261,22 @@ def probe(
     seed: int = 0,
     runtime: Mapping[str, Any] | None = None,
 ) -> ProbeResult:
-    """Measure what a network's features are worth; it is left as it is, to the last buffer.
+    """Measure the accuracy of a linear classifier on a network's features.
 
-    So is the state of the caller's random generators.
+    The network and the caller's random generators are left unchanged.
 
     Args:
         network: from images to logits.
-        labeled: map-style data set of `(image, label)` to fit a linear classifier on.
-        test: likewise, to test it on.
+        labeled: map-style data set of `(image, label)` to fit the classifier on.
+        test: map-style data set of `(image, label)` to test it on.
         labels_per_class: numbers of labels, each a point of a curve; empty for all labels.
-        draws: random choices of labels at each point.
-        seed: of the choices and of the cross-validation.
-        runtime: `device`, `precision` and `channels_last`, where not the defaults.
+        draws: random draws of labels at each point.
+        seed: of the draws and of the cross-validation.
+        runtime: `device`, `precision` and `channels_last`; by default those of a recipe.
 
     Raises:
-        CktfError: a mistake in `runtime`, no data sets, images without labels, too few of a class,
-            features that cannot be found.
+        CktfError: a mistake in `runtime`, unsuitable data sets, images without labels, too few of a
+            class, features that cannot be found.
     """
     check_probes(curve=False)
     fields = {"kind": "train", "model": CUSTOM, "seed": seed, "runtime": dict(runtime or {})}
@@ -293,8 +288,8 @@ def probe(
         embed_images(network, build_test_loader(data), training) for data in (labeled, test)
     )
     check_classes(fitted.labels)
-    choices = choose_label_subsets(fitted.labels, labels_per_class, draws, seed)
-    return probe_features(fitted, tested, choices, seed)
+    subsets = choose_label_subsets(fitted.labels, labels_per_class, draws, seed)
+    return probe_features(fitted, tested, subsets, seed)
 
 
 def probe_run(
@@ -305,17 +300,17 @@ def probe_run(
     *,
     trust_code: bool = False,
 ) -> ProbeResult:
-    """Probe the network that a recipe goes on from, on the data that it names.
+    """Probe the network and the data that a recipe names, and write the result to a folder.
 
     Args:
-        recipe: of training a classifier on frozen features, which is not done here.
+        recipe: names the network as `model`, the data, the seed and the runtime.
         labels_per_class: numbers of labels, each a point of a curve; empty for all labels.
-        draws: random choices of labels at each point.
+        draws: random draws of labels at each point.
         out: a folder for `summary.json` and the plot.
         trust_code: whether code that weights name may run.
 
     Raises:
-        RecipeError: everything that is wrong with it.
+        RecipeError: all mistakes in the recipe.
     """
     problems = check_recipe(recipe)
     with problems.collect("out"):
@@ -326,16 +321,16 @@ def probe_run(
     data = build_data(recipe.data.model_copy(update={"batch_size": 2}), recipe.seed)
     network = load_teacher(recipe.model, None, data.raw_train, trust_code=trust_code).network
     runtime = {n: getattr(recipe.runtime, n) for n in ("device", "precision", "channels_last")}
-    found = probe(
+    result = probe(
         network, labeled=data.raw_train, test=data.raw_test, labels_per_class=labels_per_class,
         draws=draws, seed=recipe.seed, runtime=runtime,
     )  # fmt: skip
     summary = {
         "network": recipe.model, "dataset": data.name, "seed": recipe.seed,
-        "test_top1": found.final, "test_images": found.test_images, "points": found.points(),
+        "test_top1": result.final, "test_images": result.test_images, "points": result.points(),
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    if len(found.labels) > 1:
-        draw_curve({"features": found.points()}, {}, out / CURVE)
+    if len(result.labels) > 1:
+        draw_curve({"features": result.points()}, {}, out / CURVE)
     RunFolder(out).write_summary(summary)
-    return found
+    return result

@@ -1,4 +1,4 @@
-"""The comparison that a new user sees first."""
+"""The demo: one teacher, and one student trained alone, with KD and with CKTF+KD."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ DATA = "fashion-mini"
 TEACHER, STUDENT = "resnet20", "resnet8"
 TEACHER_EPOCHS, STUDENT_EPOCHS = 5, 3
 METHODS = {"ce": "alone", "kd": "with KD", "cktf+kd": "with CKTF+KD"}
-# A sixteenth of the paper's negatives, for a data set that is a fifth of its own; drawn once for
-# the whole batch, for the time it takes.
+# 1/16 of the paper's negatives, since the data set is a fifth of the paper's; shared by the batch,
+# which saves time.
 _CKTF = {"cktf": {"negatives": 1024, "estimator": "shared"}}
 
 
 def run_quickstart(out: Path, show: bool = True) -> list[dict[str, Any]]:
-    """Train a teacher, then the same student by each of METHODS; continue what is in `out`.
+    """Train a teacher, then the same student by each of METHODS, resuming runs in `out`.
 
     Returns:
         The summaries: the teacher's, then one for each method.

@@ -1,4 +1,4 @@
-"""How networks are compared by what they give for the same images."""
+"""Compare networks by their outputs for the same images."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def linear_cka(first: Tensor, second: Tensor) -> float:
-    """Linear centered kernel alignment, 1 for representations alike up to rotation and scale.
+    """Linear centered kernel alignment: 1 for representations equal up to rotation and scale.
 
     Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019,
     equation 7 in the form of Gram matrices.
@@ -16,14 +16,10 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
         first: [N, D], a row for each image.
         second: [N, E], rows of the same images.
     """
-
-    def gram(rows: Tensor) -> Tensor:
-        centered = rows.double() - rows.double().mean(dim=0)
-        return centered @ centered.T
-
-    a, b = gram(first), gram(second)
-    size = a.norm() * b.norm()
-    return float((a * b).sum() / size) if size > 0 else 0.0
+    centered = [rows.double() - rows.double().mean(dim=0) for rows in (first, second)]
+    a, b = (rows @ rows.T for rows in centered)
+    norm = a.norm() * b.norm()
+    return float((a * b).sum() / norm) if norm > 0 else 0.0
 
 
 def logit_correlations(logits: Tensor) -> Tensor:
@@ -35,11 +31,11 @@ def logit_correlations(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Confidence against accuracy.
+    """Accuracy against confidence.
 
     Attributes:
-        confidence, accuracy: mean of each bin that has images.
-        count: images in it.
+        confidence, accuracy: means of each bin that has images.
+        count: images in each of these bins.
         error: expected calibration error, in points.
     """
 
@@ -50,7 +46,7 @@ class Calibration:
 
 
 def measure_calibration(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Calibration:
-    """How far a network's confidence is from its accuracy, in bins of equal width.
+    """Compare a network's confidence with its accuracy, in bins of equal width.
 
     Args:
         probabilities: [N, classes].
@@ -58,17 +54,16 @@ def measure_calibration(probabilities: Tensor, labels: Tensor, bins: int = 15) -
         bins: over confidences from 0 to 1.
     """
     confidence, predicted = probabilities.double().max(dim=1)
-    right = (predicted == labels).double()
-    place = (confidence * bins).long().clamp(max=bins - 1)
-    count = torch.bincount(place, minlength=bins)
-    there = count > 0
-    sums = [torch.bincount(place, weights=v, minlength=bins)[there] for v in (confidence, right)]
-    mean, accuracy = (total / count[there] for total in sums)
-    error = float((count[there] * (mean - accuracy).abs()).sum() / len(labels))
-    return Calibration(mean.tolist(), accuracy.tolist(), count[there].tolist(), 100 * error)
+    correct = (predicted == labels).double()
+    bin_index = (confidence * bins).long().clamp(max=bins - 1)
+    position = torch.unique(bin_index, return_inverse=True)[1]
+    count = torch.bincount(position)
+    mean, accuracy = (torch.bincount(position, weights=v) / count for v in (confidence, correct))
+    error = float((count * (mean - accuracy).abs()).sum() / len(labels))
+    return Calibration(mean.tolist(), accuracy.tolist(), count.tolist(), 100 * error)
 
 
 def accuracy_by_class(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Accuracy of every class in per cent, NaN for one without images: [classes]."""
-    right = torch.bincount(labels[predicted == labels], minlength=classes)
-    return 100 * right / torch.bincount(labels, minlength=classes)
+    """Accuracy of each class in per cent, NaN for a class without images: [classes]."""
+    correct = torch.bincount(labels[predicted == labels], minlength=classes)
+    return 100 * correct / torch.bincount(labels, minlength=classes)

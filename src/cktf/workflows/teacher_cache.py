@@ -40,7 +40,7 @@ def cached(
         tap, kept, loader.view, data.views if data.augment else 1, loader.samples, decides,
         _folder(recipe),
     )  # fmt: skip
-    found.check_room(example)
+    found.check_disk_space(example)
     return found
 
 
