@@ -1,19 +1,30 @@
-# `make demo` shows what cktf does; `make test` is what decides whether a change is good.
+# `make demo` shows what cktf does; `make test` is the check before every commit, and `make test-all`
+# adds the slow tests, as continuous integration does.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test format soak benchmarks clean
+.PHONY: demo lint test test-slow test-all format soak benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cktf quickstart --out runs/quickstart
 
-test: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-# A thread for each of the processes, which would wait for each other otherwise.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
+
+# One thread per test process: more would wait for each other.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
+
+test: lint
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
+
+test-all: lint
+	$(PYTEST)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -48,6 +48,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not settings._FORGET.exists() or not settings._STATUS.exists(), reason="Linux can forget"
 )
@@ -57,6 +58,7 @@ def test_a_peak_is_of_one_run() -> None:
     assert json.loads(done.stdout) == [pytest.approx(256, abs=8), pytest.approx(64, abs=8)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own setting")
 def test_a_step_takes_the_memory_of_the_step_before() -> None:
     environment = {k: v for k, v in os.environ.items() if k not in allocator.CHOSEN_BY}

@@ -168,6 +168,7 @@ def test_figure_two_is_what_its_recipes_say(pair):
     assert result_fields(cell.teacher.recipe) == teacher
 
 
+@pytest.mark.slow
 def test_transfers_are_cells_too(weights, tmp_path):
     matrix = {
         "kind": "transfer", "data": {"name": "fashion-mini", "classes": CLASSES},
@@ -234,6 +235,7 @@ def test_options_of_recipes_and_settings_count():
     assert found == {"alone": {}, "KD": {}, "CKTF": {"cktf": {"negatives": 4}}}
 
 
+@pytest.mark.slow
 def test_a_users_own_networks(tmp_path):
     """Of a file: trained where it is trusted, and the table knows them by their names."""
     (tmp_path / "mine.py").write_text(
@@ -305,6 +307,7 @@ def test_nobody_waits_for_a_teacher_while_there_is_other_work(weights, tmp_path)
     assert plan.done(of_a)
 
 
+@pytest.mark.slow
 def test_turns_give_what_single_runs_give(done, weights, tmp_path):
     """With a shard for each seed; what is done is not done again."""
     for number in (1, 2):
@@ -351,6 +354,7 @@ def test_a_matrix_that_is_stopped_between_cells_can_be_continued(weights, tmp_pa
         run_bench(bench(tmp_path, weights))
 
 
+@pytest.mark.slow
 def test_a_table_to_choose_by_is_of_held_out_images(weights, tmp_path):
     data = TINY["data"] | {"validation": 0.25}
     with pytest.raises(RecipeError, match="held_out: no images are"):
@@ -410,6 +414,7 @@ def written(weights, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_two_shards_in_two_processes_give_the_table_of_one(done, written, tmp_path):
     shards = [start(written, tmp_path / "shared", "--shard", f"{n}/2") for n in (1, 2)]
     for shard in shards:
@@ -441,6 +446,7 @@ def test_processes_that_die_are_told(weights, tmp_path, monkeypatch):
         run_bench(bench(tmp_path, weights, reuse=[Path("/nowhere")]), jobs=2)
 
 
+@pytest.mark.slow
 def test_sigterm_reaches_the_processes(done, written, tmp_path):
     """They save and end; the same command goes on to the same results."""
     parent = start(written, tmp_path / "out", "--jobs", "2")
@@ -550,6 +556,7 @@ def test_what_cannot_be_written_is_named(weights, tmp_path):
         prepare_bench(replace(plan, out=tmp_path / "file" / "out"))
 
 
+@pytest.mark.slow
 def test_killed_and_continued(done, weights, written, tmp_path):
     """SIGKILL in the middle of a cell, with others done and not begun."""
     out = tmp_path / "killed"
@@ -567,6 +574,7 @@ def test_killed_and_continued(done, weights, written, tmp_path):
     assert values(out) == values(done)
 
 
+@pytest.mark.slow
 def test_a_failure_is_recorded_and_the_rest_goes_on(weights, tmp_path):
     """FSP refuses networks of unequal widths; its companions in turn are done all the same."""
     methods = {"alone": "ce", "FSP": "fsp", "KD": "kd"}

@@ -167,6 +167,7 @@ def test_help_does_not_wait_for_pytorch():
         assert word in result.stdout
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_process_of_its_own():
     result = python("-m", "cktf", "train", "--model", "resnet8", "--epochs", "0")
     assert result.returncode == 2

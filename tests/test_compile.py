@@ -37,6 +37,7 @@ def test_a_compiled_tap_gives_the_same_features_and_gradients():
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_tapped_and_compiled_with_its_taps():
     network = create("resnet8", 10).eval()
     images, expected = torch.rand(2, 3, 32, 32), Tap(network)(torch.zeros(2, 3, 32, 32))
@@ -46,6 +47,7 @@ def test_a_compiled_network_is_tapped_and_compiled_with_its_taps():
         torch.testing.assert_close(found.stem, expected.stem, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_tap_leaves_no_hooks_and_compiles_once():
     network, images = create("resnet8", 4), torch.rand(4, 3, 32, 32)
     tap = Tap(network, compile=True)
@@ -57,6 +59,7 @@ def test_a_compiled_tap_leaves_no_hooks_and_compiles_once():
     pickle.dumps(network)
 
 
+@pytest.mark.slow
 def test_one_process_compiles_for_several_taps():
     """Networks of one class, tapped at different places, one after another."""
     images = torch.rand(4, 3, 32, 32)
@@ -68,6 +71,7 @@ def test_one_process_compiles_for_several_taps():
             torch.testing.assert_close(getattr(compiled, name), getattr(plain, name))
 
 
+@pytest.mark.slow
 def test_a_run_with_networks_that_the_user_compiled(tmp_path):
     """They train compiled, and what is saved loads into the plain network."""
     torch.manual_seed(0)
@@ -86,6 +90,7 @@ def test_a_run_with_networks_that_the_user_compiled(tmp_path):
     assert torch.equal(saved["conv1.weight"], student.conv1.weight)
 
 
+@pytest.mark.slow
 def test_a_transfer_and_a_probe_of_networks_that_the_user_compiled(tmp_path):
     """What counts is the plain network; here it also trains uncompiled, to save time."""
     torch.manual_seed(0)

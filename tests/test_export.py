@@ -81,6 +81,7 @@ def test_a_file_says_what_it_is(run, exported):
         assert "preparation" not in about
 
 
+@pytest.mark.slow
 def test_the_page_says_how_to_feed_it(tmp_path, monkeypatch, capsys):
     """Its code, on photos that lie on their side, gives what PyTorch does."""
     names = "ant", "bee", "cat"
@@ -134,6 +135,7 @@ class Resized(nn.Module):
         return self.linear(maps.reshape(images.shape[0], -1))
 
 
+@pytest.mark.slow
 def test_mean_std_and_size_are_in_the_file(tmp_path):
     torch.manual_seed(0)
     network = Normalized(Resized(), (0.4, 0.5, 0.6), (0.2, 0.3, 0.1), size=8)
@@ -194,6 +196,7 @@ def test_what_cannot_be_int8_is_said(run, exported, tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_without_its_data_set_a_run_is_still_written(tmp_path):
     images = [(torch.rand(3, 16, 16), i % 3) for i in range(64)]
     network = cktf.models.create("resnet8", num_classes=3)
@@ -205,6 +208,7 @@ def test_without_its_data_set_a_run_is_still_written(tmp_path):
         export_run(made.folder, int8=True)
 
 
+@pytest.mark.slow
 def test_a_student_without_labels_knows_its_teachers_classes(tmp_path):
     """It is tried on the labels that it did not read, and written where they are not at hand."""
     names = "ant", "bee", "cat"

@@ -33,6 +33,8 @@ from cktf.errors import CktfError
 from cktf.models import create, load_network, read_state_dict, save_network
 from cktf.recipes import load_teacher
 
+pytestmark = pytest.mark.slow
+
 CASES = int(os.environ.get("CKTF_FUZZ", "500"))
 COUNTS = Path(os.environ["CKTF_FUZZ_COUNTS"]) if "CKTF_FUZZ_COUNTS" in os.environ else None
 SECONDS, MEGABYTES = 60, 2048

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from kill_resume import CASES
+
+pytestmark = pytest.mark.slow
 
 KILLS = 4
 

@@ -117,6 +117,7 @@ class TestInfoNCE:
 
 
 class TestShared:
+    @pytest.mark.slow
     def test_mean_over_draws_is_the_exact_expectation(self, labels):
         """Value and gradient, within a few of their standard errors."""
         bank, index, anchor = rows(N), torch.randperm(N)[:B], rows(B).requires_grad_()

@@ -59,6 +59,7 @@ def test_value_and_gradient_by_definition_whatever_the_chunk(case, chunk, monkey
     torch.testing.assert_close(fused.grad, naive.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_mean_of_sampled_losses_converges_to_it(case):
     anchor, bank, index, classes = case
     sampler = NegativeSampler(N, classes)

@@ -326,6 +326,7 @@ class TestCRD:
         error = (found["bfloat16"][1] - found["float32"][1]).norm() / found["float32"][1].norm()
         assert error < 0.03
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("labeled", [True, False])
     def test_all_is_the_mean_of_many_sampled(self, labeled):
         torch.manual_seed(0)

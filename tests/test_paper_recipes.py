@@ -44,12 +44,13 @@ def go(line):
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("teacher", "student"),
     [
         ("vgg19", "vgg8"),
         ("ResNet18", "ResNet18"),
-        pytest.param("vgg19", "vgg19", marks=pytest.mark.slow),
+        ("vgg19", "vgg19"),
     ],
 )
 def test_transfer_to_stl10(teacher, student, tiny_imagenet_dir, stl, tmp_path, monkeypatch):

@@ -87,7 +87,9 @@ def test_each_stage_trains_what_is_its_own(images, tmp_path, monkeypatch):
     assert not [k for k in in_train if "paraphraser" in k or ".ab." in k]
 
 
-@pytest.mark.parametrize("cut", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize(
+    "cut", [3, 6, *(pytest.param(cut, marks=pytest.mark.slow) for cut in (2, 4, 5))]
+)
 def test_a_run_continues_from_within_every_stage(images, whole, tmp_path, monkeypatch, cut):
     epoch = Trainer._epoch
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from cktf.objectives import CKTF
 from cktf.taps import Features
 
+pytestmark = pytest.mark.slow
+
 B, N, WORLD, STEPS = 6, 50, 2, 3
 CHOICES = {
     "given": {"negatives": 20},

@@ -730,6 +730,7 @@ def shown(browser, path, width, scheme):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (420, "dark")])
 def test_in_a_browser(browser, report, width, scheme):
     browser.get_log("browser"), browser.get_log("performance")
@@ -774,6 +775,7 @@ def test_in_a_browser(browser, report, width, scheme):
     assert light == (scheme == "light")
 
 
+@pytest.mark.slow
 def test_a_change_of_scheme_redraws(browser, report):
     shown(browser, report, 1280, "light")
     ink = "return getComputedStyle(document.querySelector('#plot-accuracy .xtick text')).fill"

@@ -28,7 +28,9 @@ def wait_for(path, process):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_says_how_to_continue(tmp_path, number):
     process = start(f"{SHOP} --out run", tmp_path)
     wait_for(tmp_path / "run" / "metrics.jsonl", process)
@@ -63,6 +65,7 @@ def _continues_and_ends_at_once(said, folder):
     assert process.returncode in (-signal.SIGTERM, -signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_signal_before_training_ends_without_a_traceback(tmp_path):
     script = (
         "import os, signal, sys\n"

@@ -126,6 +126,7 @@ def test_infer_on_preactivation_networks_finds_the_activated_maps():
     assert [tuple(m.shape[1:]) for m in f.stages] == [(32, 32, 32), (64, 16, 16), (128, 8, 8)]
 
 
+@pytest.mark.slow
 def test_infer_on_torchvision():
     from torchvision.models import mobilenet_v2, resnet18, vgg11_bn
 

@@ -264,6 +264,7 @@ def memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+@pytest.mark.slow
 def test_a_packed_file_is_not_unpacked_to_any_size(here):
     before = memory()
     with gzip.open("train-images-idx3-ubyte.gz", "wb", compresslevel=1) as file:
@@ -327,6 +328,7 @@ def test_a_network_is_not_built_that_memory_does_not_hold(here, line):
     assert memory() - before < 400
 
 
+@pytest.mark.slow
 def test_networks_that_do_not_take_grey_images(here):
     """Where a network is asked for its logits or classifier before any rehearsal."""
     line = ["--data", "fashion-mini", "--set", "data.channels=1", "--dry-run"]

@@ -16,6 +16,7 @@ from cktf.taps import Tap
 
 FAMILIES = json.loads((Path(__file__).parent / "facts" / "zoo.json").read_text())
 NETWORKS = [(family, name) for family, facts in FAMILIES.items() for name in facts]
+DEEP = {"ResNet101", "ResNet152", "resnet110"}
 # Where the rows are not the images' two, the published network took every image for four.
 LOGITS = [
     (family, name, size)
@@ -81,7 +82,16 @@ def test_the_facts_cover_every_network():
     assert set(list_networks()) == {name for _, name in NETWORKS}
 
 
-@pytest.mark.parametrize(("family", "name"), NETWORKS)
+def mark_deep(cases):
+    """The parameters of a test, those of deep networks marked slow."""
+    tuples = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [
+        pytest.param(*values, marks=pytest.mark.slow if {*values} & DEEP else ())
+        for values in tuples
+    ]
+
+
+@pytest.mark.parametrize(("family", "name"), mark_deep(NETWORKS))
 def test_keys_shapes_and_parameters_are_the_published_ones(family, name):
     network = on_paper(name)
     shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
@@ -92,7 +102,7 @@ def test_keys_shapes_and_parameters_are_the_published_ones(family, name):
     assert parameters == FAMILIES[family][name]["parameters"]
 
 
-@pytest.mark.parametrize(("family", "name", "size"), LOGITS)
+@pytest.mark.parametrize(("family", "name", "size"), mark_deep(LOGITS))
 def test_logits_are_the_published_ones(family, name, size, capsys):
     network = with_published_weights(family, name)
     with torch.no_grad():
@@ -118,7 +128,7 @@ def test_only_the_vggs_are_named_otherwise_by_the_other_family():
         to_published_keys({}, "vgg14")
 
 
-@pytest.mark.parametrize("name", list_networks())
+@pytest.mark.parametrize("name", mark_deep(list_networks()))
 def test_features_fit_together(name):
     """With numbers: what the classifier reads, blocks and stages, before and after activation."""
     family = "crd_family" if name in FAMILIES["crd_family"] else "cktf_family"
@@ -142,7 +152,7 @@ def test_features_fit_together(name):
                 torch.testing.assert_close(before.relu(), after)
 
 
-@pytest.mark.parametrize("name", list_networks())
+@pytest.mark.parametrize("name", mark_deep(list_networks()))
 @pytest.mark.parametrize("size", [32, 64, 96])
 def test_resolutions_of_the_features(name, size):
     f = Tap(on_paper(name), needs=ALL)(torch.empty(2, 3, size, size, device="meta"))
@@ -158,7 +168,7 @@ def test_resolutions_of_the_features(name, size):
     assert f.logits.shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", list_networks())
+@pytest.mark.parametrize("name", mark_deep(list_networks()))
 def test_every_module_runs_and_none_works_in_place(name):
     network, ran = on_paper(name), set()
     for path, module in network.named_modules():
