@@ -131,7 +131,7 @@ class Work:
         self.name, self.study = name, STUDIES[name]
         self.data_dir, self.out = data_dir, out / name
         splits = [load_dataset("cifar10", data_dir, split) for split in ("train", "test")]
-        self.train, self.test = (data.of_classes(self.study.target) for data in splits)
+        self.train, self.test = (data.select_classes(self.study.target) for data in splits)
         self.pool = self.train.subset(sample_per_class(self.train.labels, self.study.pool, 0))
 
     def data(self, classes: Sequence[str], **more: Any) -> dict[str, Any]:

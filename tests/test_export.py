@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import cktf
 from cktf.cli.main import app
 from cktf.data import load_dataset
-from cktf.data.image_decoding import decode, resize_and_center_crop, to_uint8_tensor
+from cktf.data.image_decoding import decode_image, resize_and_center_crop, to_uint8_tensor
 from cktf.errors import DataError, ModelError, RecipeError, RunFolderError
 from cktf.export import export_run, write_int8, write_onnx
 from cktf.export import network as files
@@ -104,9 +104,9 @@ def test_the_page_says_how_to_feed_it(tmp_path, monkeypatch, capsys):
         known: dict[str, Any] = {}
         exec(code, known)
         pixels = (
-            to_uint8_tensor(resize_and_center_crop(decode(Image.open("photo.jpg")), 32)).permute(
-                2, 0, 1
-            )
+            to_uint8_tensor(
+                resize_and_center_crop(decode_image(Image.open("photo.jpg")), 32)
+            ).permute(2, 0, 1)
             / 255
         )
         with torch.no_grad():

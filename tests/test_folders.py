@@ -26,8 +26,8 @@ from cktf.data import (
     open_dataset,
     split_validation,
 )
-from cktf.data.image_decoding import convert_to_8bit, decode, resize_and_center_crop
-from cktf.data.image_folder import usual_size
+from cktf.data.image_decoding import convert_to_8bit, decode_image, resize_and_center_crop
+from cktf.data.image_folder import choose_image_size
 from cktf.data.stored_images import ImageFiles
 from cktf.errors import DataError
 from cktf.models import create, save_network
@@ -125,14 +125,16 @@ def test_a_fifth_of_each_class_is_held_out(plain, tmp_path, below):
     assert train.classes == ("ant", "cat", "dog")
     assert train.labels.bincount().tolist() == [4, 8, 12]
     assert test.labels.bincount().tolist() == [1, 2, 3]
-    names = [{s.pictures.name(i) for i in range(len(s.pictures))} for s in (train, test)]
+    names = [{s.stored.image_name(i) for i in range(len(s.stored))} for s in (train, test)]
     assert not names[0] & names[1]
     assert len(names[0] | names[1]) == 30
     for source in (train, test):
         for i, label in enumerate(source.labels):
-            assert f"/{source.classes[label]}/" in source.pictures.name(i)
+            assert f"/{source.classes[label]}/" in source.stored.image_name(i)
     again = open_dataset(f"imagefolder:{root}", None, "test")
-    assert [again.pictures.name(i) for i in range(6)] == [test.pictures.name(i) for i in range(6)]
+    assert [again.stored.image_name(i) for i in range(6)] == [
+        test.stored.image_name(i) for i in range(6)
+    ]
 
 
 def test_the_folder_may_also_be_the_directory(plain):
@@ -154,7 +156,7 @@ def test_names_of_any_case_and_format_in_folders_below(tmp_path):
     (tmp_path / ".git").mkdir()
     source = open_dataset(f"imagefolder:{tmp_path}", None, "train")
     assert source.classes == ("a", "b")
-    assert len(source.pictures) + len(load(tmp_path, "test")) == 2 * 9
+    assert len(source.stored) + len(load(tmp_path, "test")) == 2 * 9
 
 
 def test_folders_that_are_links_are_followed_once(tmp_path):
@@ -344,7 +346,7 @@ def test_an_image_more_moves_one_other_at_most(plain):
 
     def held():
         source = open_dataset(f"imagefolder:{plain}", None, "test")
-        return {source.pictures.name(i) for i in range(len(source.pictures))}
+        return {source.stored.image_name(i) for i in range(len(source.stored))}
 
     before = held()
     for number in range(300, 306):
@@ -359,7 +361,7 @@ def test_an_image_more_moves_one_other_at_most(plain):
 def test_skipping_does_not_change_what_is_held_out(plain):
     def names(**reading):
         source = open_dataset(f"imagefolder:{plain}", None, "test", ReadOptions(**reading))
-        return [source.pictures.name(i) for i in range(len(source.pictures))]
+        return [source.stored.image_name(i) for i in range(len(source.stored))]
 
     before = names()
     bad = plain / "dog" / "205.jpg"
@@ -460,15 +462,15 @@ KINDS = {
 
 @pytest.mark.parametrize(("raw", "expected"), KINDS.values(), ids=KINDS)
 def test_every_kind_becomes_rgb(raw, expected):
-    found = decode(Image.open(io.BytesIO(raw)))
+    found = decode_image(Image.open(io.BytesIO(raw)))
     assert found.mode == "RGB"
     assert np.abs(np.asarray(found) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("raw", [raw for raw, _ in KINDS.values()], ids=KINDS)
 def test_and_grey_on_request(raw):
-    found = decode(Image.open(io.BytesIO(raw)), channels=1)
-    colors = np.asarray(decode(Image.open(io.BytesIO(raw)))) @ np.array([0.299, 0.587, 0.114])
+    found = decode_image(Image.open(io.BytesIO(raw)), channels=1)
+    colors = np.asarray(decode_image(Image.open(io.BytesIO(raw)))) @ np.array([0.299, 0.587, 0.114])
     assert found.mode == "L"
     assert np.abs(np.asarray(found) - colors).max() <= 1
 
@@ -476,7 +478,7 @@ def test_and_grey_on_request(raw):
 def test_cmyk_of_a_jpeg_keeps_its_colors(tmp_path):
     color = picture(3)
     raw = encoded(color.convert("CMYK"), "JPEG", quality=95)
-    found = np.asarray(decode(Image.open(io.BytesIO(raw)))).astype(int)
+    found = np.asarray(decode_image(Image.open(io.BytesIO(raw)))).astype(int)
     assert np.abs(found - np.asarray(color)).max() < 20
 
 
@@ -491,7 +493,7 @@ def test_a_camera_may_be_held_any_way(orientation):
     stored = upright if undone is None else upright.transpose(undone)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = decode(Image.open(io.BytesIO(encoded(stored, "PNG", exif=exif.tobytes()))))
+    found = decode_image(Image.open(io.BytesIO(encoded(stored, "PNG", exif=exif.tobytes()))))
     assert (np.asarray(found) == np.asarray(upright)).all()
 
 
@@ -502,7 +504,7 @@ def test_a_camera_s_note_may_be_damaged():
     note += b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries) + bytes(4)
     stored = Image.fromarray(RNG(1).integers(0, 256, (4, 8, 3), dtype=np.uint8))
     raw = encoded(stored, exif=note)
-    found = decode(Image.open(io.BytesIO(raw)))
+    found = decode_image(Image.open(io.BytesIO(raw)))
     expected = Image.open(io.BytesIO(raw)).transpose(Image.Transpose.ROTATE_270)
     assert (np.asarray(found) == np.asarray(expected)).all()
 
@@ -536,7 +538,7 @@ def test_the_median_of_the_shorter_sides_decides_the_size(tmp_path, sizes, expec
 def test_the_size_is_that_of_what_can_be_read(tmp_path):
     write(tmp_path, 3, sizes=[(64, 90)])
     (tmp_path / "0.jpg").write_bytes(b"")
-    assert usual_size(ImageFiles(sorted(tmp_path.iterdir())))[0] == 64
+    assert choose_image_size(ImageFiles(sorted(tmp_path.iterdir())))[0] == 64
 
 
 @pytest.mark.parametrize(("width", "height"), [(37, 90), (90, 37), (48, 48), (300, 20), (32, 32)])
@@ -553,9 +555,9 @@ def test_the_centre_is_scaled_as_by_torchvision(width, height):
 
 def test_a_large_jpeg_is_decoded_reduced_but_not_too_far():
     image = Image.open(io.BytesIO(encoded(picture(2, 640, 480))))
-    assert min(decode(image, at_least=64).size) == 120
+    assert min(decode_image(image, min_side=64).size) == 120
     image = Image.open(io.BytesIO(encoded(picture(2, 640, 480), "PNG")))
-    assert decode(image, at_least=64).size == (640, 480)
+    assert decode_image(image, min_side=64).size == (640, 480)
 
 
 # Streamed
@@ -617,10 +619,10 @@ def test_augmented_images_are_torchvisions(many, flip):
     crop = v2.RandomResizedCrop(32)
     transform = v2.Compose([crop, v2.RandomHorizontalFlip()]) if flip else crop
     for position in range(6):
-        with Image.open(data.images.pictures.name(position)) as image:
+        with Image.open(data.images.stored.image_name(position)) as image:
             torch.manual_seed(position)
             expected = np.asarray(transform(image.convert("RGB")))
-        found = data.images.augmented(position, position, flip)
+        found = data.images.read_augmented(position, position, flip)
         assert (found.numpy() == expected).all()
 
 

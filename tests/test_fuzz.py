@@ -371,7 +371,7 @@ def test_idx_files(shop, data):
     path = shop / ("fuzzed.gz" if packed else "fuzzed-idx")
     path.write_bytes(content)
     with outcome("IDX files"):
-        assert fashion._read(path, 3).dtype == np.uint8
+        assert fashion._read_idx(path, 3).dtype == np.uint8
 
 
 @fuzz(0.1)
@@ -402,7 +402,7 @@ def test_cifar_pickles(shop, data):
     path.write_bytes(data.draw(mutated(cifar_pickle())))
     with outcome("CIFAR pickles"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pixels, labels = cifar._plain(cifar._TEN, path)
+        pixels, labels = cifar._read_pickle(cifar._CIFAR10, path)
         assert pixels.shape == (len(labels), 3072)
 
 

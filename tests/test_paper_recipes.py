@@ -113,7 +113,7 @@ def test_images_are_cut_at_random_from_what_is_stored(stl):
     assert data.raw_train.images.shape == (8, 64, 64, 3)
     assert not data.labeled
     # Of 96 stored pixels, not of 64: the whole image is scaled down.
-    assert data.raw_train.images.pictures.size == (96, 96)
+    assert data.raw_train.images.stored.size == (96, 96)
     assert recipe.labeled.resized_crops
 
 

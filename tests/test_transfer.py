@@ -210,7 +210,7 @@ def test_mistakes_in_a_probes_runtime(images, runtime, message):
 
 def test_a_probe_needs_labels(images):
     with pytest.raises(DataError, match="labels"):
-        cktf.probe(create("resnet8", 10), labeled=images[0].unlabeled(), test=images[1])
+        cktf.probe(create("resnet8", 10), labeled=images[0].without_labels(), test=images[1])
 
 
 def test_a_probe_reads_data_sets(images):

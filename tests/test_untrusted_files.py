@@ -219,7 +219,7 @@ def test_timm_opens_no_pickle(here):
 def test_a_pickle_of_images_runs_no_code(here):
     Path("batch").write_bytes(pickle.dumps({"data": MakesFolder(here / "escaped"), "labels": []}))
     with pytest.raises(DataError, match="which images do not need"):
-        cifar._plain(cifar._TEN, Path("batch"))
+        cifar._read_pickle(cifar._CIFAR10, Path("batch"))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_a_packed_file_is_not_unpacked_to_any_size(here):
         for _ in range(600):
             file.write(bytes(1 << 20))
     with pytest.raises(DataError, match="holds more than"):
-        fashion._read(Path("train-images-idx3-ubyte.gz"), 3)
+        fashion._read_idx(Path("train-images-idx3-ubyte.gz"), 3)
     assert memory() - before < 1200
 
 

@@ -1,22 +1,20 @@
-"""Data sets by name, batches with their index, batched augmentation."""
+"""Data sets by name, batches with the positions of their samples, batched augmentation."""
 
 from cktf.data.augment import crop_and_flip
-from cktf.data.augmented_views import hash_images
-from cktf.data.image_set import NO_LABEL, UNLABELED_SPLIT, Images, ImageSet
+from cktf.data.image_set import NO_LABEL, UNLABELED_SPLIT, Images, ImageSet, hash_images
 from cktf.data.loaders import DatasetLoader, Loader, MemoryLoader, get_labels, has_stored_labels
 from cktf.data.registry import (
     DATASETS,
     FOLDER_PREFIX,
     HUB_PREFIX,
-    DatasetInfo,
     get_dataset_info,
     load_dataset,
     load_splits,
     open_dataset,
     resolve_dataset_name,
 )
-from cktf.data.split_loading import BrokenImagesError, ReadOptions
-from cktf.data.split_statistics import SplitStatistics, compute_split_statistics
+from cktf.data.split_loading import ReadOptions
+from cktf.data.split_statistics import compute_split_statistics
 from cktf.data.splits import VALIDATION_SEED, sample_per_class, split_validation
 from cktf.data.streamed_images import StreamedImages
 from cktf.data.worker_datasets import derive_seed
@@ -28,15 +26,12 @@ __all__ = [
     "NO_LABEL",
     "UNLABELED_SPLIT",
     "VALIDATION_SEED",
-    "BrokenImagesError",
-    "DatasetInfo",
     "DatasetLoader",
     "ImageSet",
     "Images",
     "Loader",
     "MemoryLoader",
     "ReadOptions",
-    "SplitStatistics",
     "StreamedImages",
     "compute_split_statistics",
     "crop_and_flip",

@@ -1,7 +1,7 @@
 """Crop and flip a whole batch at once.
 
-The usual augmentation of 32-pixel images, pad by 4, crop, mirror, written as one gather for the
-batch: per image it costs microseconds, so that feeding never holds back training.
+The usual augmentation of 32-pixel images (pad by 4, crop, mirror) is one gather for the batch. It
+takes microseconds per image, so loading never holds back training.
 """
 
 import torch
@@ -12,22 +12,27 @@ from torch.nn import functional as F
 def crop_and_flip(
     images: Tensor, generator: torch.Generator, padding: int = 4, flip: bool = True
 ) -> Tensor:
-    """Every image padded with zeros, crop_at to its size at random, and mirrored half the time.
+    """Pad every image with zeros, crop it to its size at random, mirror it half the time.
 
     Args:
         images: [B, H, W, C] of any type.
-        generator: draws the offsets; of the CPU.
+        generator: draws the offsets; on the CPU.
         padding: pixels added on every side, and the largest offset.
         flip: mirror left and right with probability one half.
 
     Returns:
-        [B, H, W, C], as given.
+        [B, H, W, C] of the same type.
     """
-    return crop_at(images, *draw_crops(len(images), generator, padding), padding, flip)
+    return _crop_at(images, *draw_crops(len(images), generator, padding), padding, flip)
 
 
-def crop_at(images: Tensor, offset: Tensor, mirrored: Tensor, padding: int, flip: bool) -> Tensor:
-    """Images [B, H, W, C] padded, crop_at at [2, B, 1] offsets, and some mirrored: [B, 1] bool."""
+def draw_crops(batch: int, generator: torch.Generator, padding: int) -> tuple[Tensor, Tensor]:
+    """Draw offsets [2, B, 1] from 0 to twice the padding, and which images to mirror, [B, 1]."""
+    offset = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator)
+    return offset, torch.randint(2, (batch, 1), generator=generator).bool()
+
+
+def _crop_at(images: Tensor, offset: Tensor, mirrored: Tensor, padding: int, flip: bool) -> Tensor:
     batch, height, width, _ = images.shape
     rows = torch.arange(height) + offset[0]
     columns = torch.arange(width) + offset[1]
@@ -35,11 +40,29 @@ def crop_at(images: Tensor, offset: Tensor, mirrored: Tensor, padding: int, flip
         columns = torch.where(mirrored, columns.flip(1), columns)
     sample = torch.arange(batch).view(-1, 1, 1)
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
-    place = (sample, rows.unsqueeze(2), columns.unsqueeze(1))
-    return padded[tuple(p.to(images.device) for p in place)]
+    pixel_index = (sample, rows.unsqueeze(2), columns.unsqueeze(1))
+    return padded[tuple(index.to(images.device) for index in pixel_index)]
 
 
-def draw_crops(batch: int, generator: torch.Generator, padding: int) -> tuple[Tensor, Tensor]:
-    """Where images are crop_at, [2, B, 1] from 0 to twice the padding, and which are mirrored."""
-    offset = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator)
-    return offset, torch.randint(2, (batch, 1), generator=generator).bool()
+class FixedViews:
+    """A finite set of crops and flips of every image, the same in every run.
+
+    The position of an image and the number of the view decide its crop.
+
+    Args:
+        samples: N.
+        padding: pixels added on every side.
+        flip: whether images are mirrored.
+    """
+
+    def __init__(self, samples: int, padding: int, flip: bool) -> None:
+        self.samples, self.padding, self.flip = samples, padding, flip
+        self._drawn_view: tuple[int, Tensor, Tensor] | None = None
+
+    def apply(self, images: Tensor, index: Tensor, view: int) -> Tensor:
+        """Crop images [B, H, W, C], whose positions are `index` [B], as view `view` has them."""
+        if self._drawn_view is None or self._drawn_view[0] != view:
+            generator = torch.Generator().manual_seed(view)
+            self._drawn_view = (view, *draw_crops(self.samples, generator, self.padding))
+        _, offset, mirrored = self._drawn_view
+        return _crop_at(images, offset[:, index], mirrored[index], self.padding, self.flip)

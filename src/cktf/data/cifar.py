@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their binary and in their Python layout.
+"""CIFAR-10 and CIFAR-100 in their binary and their Python layout.
 
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. 50,000 training
 and 10,000 test images, 32x32, of ten classes, or of a hundred in twenty coarse ones.
@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,21 +18,21 @@ from cktf.data.image_set import ImageSet
 from cktf.errors import DataError
 
 _PIXELS = 3 * 32 * 32
-_COARSE = 20
+_COARSE_CLASSES = 20
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where one of the two data sets keeps what.
+    """Files and constants of one data set.
 
     Attributes:
-        name, title: for users, and in messages.
-        classes, mean, std: of its images.
-        binary, python: folders that its two archives make.
-        files: names of the files of each split, without the binary layout's `.bin`.
-        coarse: whether a binary record begins with a byte for the coarse class.
-        key: of the labels in a file of the Python layout.
-        published: the class in torchvision that knows address and check sums.
+        name, title: the data set's name for users, and in messages.
+        classes, mean, std: class names; statistics of the training images in [0, 1].
+        binary_folder, python_folder: folders in its two archives.
+        files: file names of each split, without the binary layout's `.bin`.
+        has_coarse_label: whether a binary record begins with a byte for the coarse class.
+        label_key: key of the labels in a file of the Python layout.
+        torchvision_class: the class in torchvision with the address and the check sums.
     """
 
     name: str
@@ -40,21 +40,21 @@ class _Layout:
     classes: Sequence[str]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    binary: str
-    python: str
+    binary_folder: str
+    python_folder: str
     files: dict[str, list[str]]
-    coarse: bool
-    key: str
-    published: str
+    has_coarse_label: bool
+    label_key: str
+    torchvision_class: str
 
 
-_TEN = _Layout(
+_CIFAR10 = _Layout(
     "cifar10", "CIFAR-10", CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616),
     "cifar-10-batches-bin", "cifar-10-batches-py",
     {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
     False, "labels", "CIFAR10",
 )  # fmt: skip
-_HUNDRED = _Layout(
+_CIFAR100 = _Layout(
     "cifar100", "CIFAR-100", CIFAR100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761),
     "cifar-100-binary", "cifar-100-python", {"train": ["train"], "test": ["test"]},
     True, "fine_labels", "CIFAR100",
@@ -62,101 +62,103 @@ _HUNDRED = _Layout(
 
 
 def load_cifar10(directory: Path | None, split: str) -> ImageSet:
-    """CIFAR-10 from `directory`, or from the folder that its archive makes below it.
+    """Load CIFAR-10 from `directory`, or from the archive's folder below it.
 
-    The binary layout is preferred. Where neither is whole, the Python layout is downloaded.
+    The binary layout is preferred. Where neither is complete, the Python layout is downloaded.
 
     Raises:
-        DataError: no directory given, a damaged file, or nothing found and no network.
+        DataError: no directory, a damaged file, or no files and no network.
     """
-    return _load(_TEN, directory, split)
+    return _load(_CIFAR10, directory, split)
 
 
 def load_cifar100(directory: Path | None, split: str) -> ImageSet:
-    """CIFAR-100 with its hundred fine classes, found as `load_cifar10` finds CIFAR-10.
+    """Load CIFAR-100 with its hundred fine classes, as `load_cifar10` loads CIFAR-10.
 
     Raises:
-        DataError: no directory given, a damaged file, or nothing found and no network.
+        DataError: no directory, a damaged file, or no files and no network.
     """
-    return _load(_HUNDRED, directory, split)
+    return _load(_CIFAR100, directory, split)
 
 
 def _load(layout: _Layout, directory: Path | None, split: str) -> ImageSet:
     if directory is None:
         raise DataError(
-            f"{layout.title} needs --data-dir: the folder that holds it, or is to hold it."
+            f"{layout.title} needs --data-dir: the folder with its files, or for its download."
         )
     if not directory.is_dir():
         raise DataError(
-            f"{layout.title}: there is no folder {directory}. Make it, if it is to be downloaded "
-            "there."
+            f"{layout.title}: there is no folder {directory}. Create it to download the "
+            "data set there."
         )
-    for folder in (directory, directory / layout.binary):
+    for folder in (directory, directory / layout.binary_folder):
         if (folder / f"{layout.files[split][0]}.bin").is_file():
             return _read_binary(layout, folder, split)
     return _read_python(layout, directory, split)
 
 
 def _read_binary(layout: _Layout, folder: Path, split: str) -> ImageSet:
-    head = 2 if layout.coarse else 1
-    parts = [
-        _records(layout, folder / f"{name}.bin", head + _PIXELS) for name in layout.files[split]
-    ]
-    records = np.concatenate(parts)
-    if layout.coarse and records[:, 0].max() >= _COARSE:
+    label_bytes = 2 if layout.has_coarse_label else 1
+    paths = [folder / f"{name}.bin" for name in layout.files[split]]
+    records = np.concatenate([_read_records(layout, path, label_bytes + _PIXELS) for path in paths])
+    if layout.has_coarse_label and records[:, 0].max() >= _COARSE_CLASSES:
         raise DataError(
-            f"{folder}: coarse labels of {layout.title} are from 0 to {_COARSE - 1}, found "
+            f"{folder}: coarse labels of {layout.title} are from 0 to {_COARSE_CLASSES - 1}, found "
             f"{records[:, 0].max()}. The files may be damaged, or of another data set."
         )
-    return _image_set(layout, records[:, head:], records[:, head - 1])
+    return _image_set(layout, records[:, label_bytes:], records[:, label_bytes - 1])
 
 
-def _records(layout: _Layout, path: Path, record: int) -> np.ndarray:
+def _read_records(layout: _Layout, path: Path, record_bytes: int) -> np.ndarray:
     if not path.is_file():
         raise DataError(
             f"{layout.title}: {path.parent} has no {path.name}. Fetch the archive again."
         )
     size = path.stat().st_size
-    if not size or size % record:
+    if not size or size % record_bytes:
+        expected = -(-max(size, 1) // record_bytes) * record_bytes
         raise DataError(
-            f"{path} is cut short or damaged: expected {-(-max(size, 1) // record) * record:,} "
-            f"bytes, whole records of {record:,}, found {size:,}. Fetch it again."
+            f"{path} is cut short or damaged: expected {expected:,} bytes, complete records of "
+            f"{record_bytes:,}, found {size:,}. Fetch it again."
         )
-    return np.fromfile(path, dtype=np.uint8).reshape(-1, record)
+    return np.fromfile(path, dtype=np.uint8).reshape(-1, record_bytes)
 
 
 def _read_python(layout: _Layout, directory: Path, split: str) -> ImageSet:
-    root = directory.parent if directory.name == layout.python else directory
-    _complete(layout, root, directory)
-    contents = [_plain(layout, root / layout.python / name) for name in layout.files[split]]
-    rows = np.concatenate([pixels for pixels, _ in contents])
-    return _image_set(layout, rows, np.concatenate([labels for _, labels in contents]))
+    root = directory.parent if directory.name == layout.python_folder else directory
+    _download_if_incomplete(layout, root, directory)
+    paths = [root / layout.python_folder / name for name in layout.files[split]]
+    pixels, labels = zip(*(_read_pickle(layout, path) for path in paths), strict=True)
+    return _image_set(layout, np.concatenate(pixels), np.concatenate(labels))
 
 
-def _complete(layout: _Layout, root: Path, directory: Path) -> None:
-    """Download the Python layout, unless its files are there with the published check sums."""
-    from torchvision import datasets  # a second to import, and rarely needed
+def _download_if_incomplete(layout: _Layout, root: Path, directory: Path) -> None:
+    """Download the Python layout unless all files have the published check sums."""
+    from torchvision import datasets  # the import takes a second
     from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
-    known = getattr(datasets, layout.published)
-    folder = root / layout.python
-    if all(check_integrity(folder / n, md5) for n, md5 in [*known.train_list, *known.test_list]):
+    dataset = getattr(datasets, layout.torchvision_class)
+    folder = root / layout.python_folder
+    if all(
+        check_integrity(folder / n, md5) for n, md5 in [*dataset.train_list, *dataset.test_list]
+    ):
         return
     try:
-        download_and_extract_archive(known.url, root, filename=known.filename, md5=known.tgz_md5)
-    except Exception as error:
-        # torchvision lets through what its archives and sockets raise.
+        download_and_extract_archive(
+            dataset.url, root, filename=dataset.filename, md5=dataset.tgz_md5
+        )
+    except Exception as error:  # torchvision passes on errors of archives and sockets
         raise DataError(
-            f"{layout.title}: {directory} has no whole {layout.binary} or {layout.python}, and "
-            f"downloading it failed ({error}). Put the archive's folder there."
+            f"{layout.title}: {directory} has no complete {layout.binary_folder} or "
+            f"{layout.python_folder}, and downloading it failed ({error}). Unpack it there."
         ) from error
 
 
-class _Restricted(pickle.Unpickler):
-    """Reads arrays, numbers, strings and their containers; any other object is refused."""
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads arrays, numbers, strings and their containers; any other object raises."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The few functions that NumPy's arrays are made by."""
+        """Allow only the functions that build NumPy arrays."""
         if (module, name) == ("numpy", "dtype"):
             return lambda kind, *_: np.dtype(kind, align=False, copy=True)
         if (module, name) == ("numpy", "ndarray"):
@@ -165,34 +167,30 @@ class _Restricted(pickle.Unpickler):
             return np.zeros(0).__reduce__()[0]
         if (module, name) == ("_codecs", "encode"):
             return lambda text, encoding: str(text).encode(str(encoding))
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which images do not need")
+        raise pickle.UnpicklingError(f"it calls {module}.{name}, which images do not need")
 
 
-def _plain(layout: _Layout, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Planes of pixels [N, 3072] and labels [N] of one pickled file."""
+def _read_pickle(layout: _Layout, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read pixels [N, 3072] and labels [N] of one pickled file."""
     try:
         with path.open("rb") as file:
-            found = _unpickle(file)
-        pixels, labels = found["data"], found[layout.key]
-        # Lists in lists could name more numbers than there is memory for.
+            content = _ArrayUnpickler(file, encoding="latin1").load()
+        pixels, labels = content["data"], content[layout.label_key]
+        # Nested lists could expand to more numbers than fit into memory.
         if not isinstance(pixels, np.ndarray) or not all(type(label) is int for label in labels):
-            raise ValueError("its data is no array, or its labels no numbers")
+            raise ValueError("its data is not an array, or its labels are not numbers")
         labels = np.asarray(labels)
-    except Exception as error:  # a pickle can raise anything
+    except Exception as error:  # unpickling raises errors of many types
         raise DataError(
             f"{path} is not a file of {layout.title}'s Python layout ({error}). Fetch it again."
         ) from error
-    whole = pixels.dtype == np.uint8 and pixels.shape == (len(labels), _PIXELS)
-    if not whole or labels.shape != (len(labels),) or labels.dtype.kind not in "iu":
+    expected_shape = (len(labels), _PIXELS)
+    if pixels.dtype != np.uint8 or pixels.shape != expected_shape or labels.dtype.kind not in "iu":
         raise DataError(
             f"{path}: expected {_PIXELS:,} bytes and a label for each image, found {pixels.shape} "
             f"of {pixels.dtype} and {len(labels)} labels. Fetch it again."
         )
     return pixels, labels
-
-
-def _unpickle(file: BinaryIO) -> dict[str, Any]:
-    return dict(_Restricted(file, encoding="latin1").load())
 
 
 def _image_set(layout: _Layout, planes: np.ndarray, labels: np.ndarray) -> ImageSet:

@@ -26,68 +26,70 @@ CLASSES = (
 # Of all 60,000 padded training images.
 MEAN, STD = (0.2190,) * 3, (0.3318,) * 3
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-# Bytes of a file; a packed one may unpack to anything.
-_MOST = 10 * 60_000 * 28 * 28
+# Ten times the largest file: a gzipped file may unpack to any size.
+_MAX_BYTES = 10 * 60_000 * 28 * 28
 _PREFIX = {"train": "train", "test": "t10k"}
 
 
-def image_set(name: str, pixels: np.ndarray, labels: np.ndarray) -> ImageSet:
-    """Gray images [N, 28, 28] as 32x32 with three equal channels."""
+def _pad_to_32(name: str, pixels: np.ndarray, labels: np.ndarray) -> ImageSet:
+    """Pad gray images [N, 28, 28] to 32x32 and repeat them in three channels."""
     padded = F.pad(torch.from_numpy(pixels), (2, 2, 2, 2))
     images = padded.unsqueeze(3).expand(-1, -1, -1, 3).contiguous()
     return ImageSet(images, torch.from_numpy(labels).long(), CLASSES, MEAN, STD, name=name)
 
 
 def load_fashion_mini(directory: Path | None, split: str) -> ImageSet:
-    """10,000 training or 5,000 test images that ship with the package; needs no directory."""
+    """Load 10,000 training or 5,000 test images that ship with the package."""
     packed = files("cktf.data").joinpath("fashion_mini", f"{split}.xz").read_bytes()
     raw = np.frombuffer(lzma.decompress(packed), dtype=np.uint8).reshape(-1, 1 + 28 * 28)
-    return image_set("fashion-mini", raw[:, 1:].reshape(-1, 28, 28).copy(), raw[:, 0].copy())
+    return _pad_to_32("fashion-mini", raw[:, 1:].reshape(-1, 28, 28).copy(), raw[:, 0].copy())
 
 
 def load_fashion_mnist(directory: Path | None, split: str) -> ImageSet:
-    """60,000 training or 10,000 test images from IDX files, gzipped or not.
+    """Load 60,000 training or 10,000 test images from IDX files, gzipped or not.
 
-    They are looked for in `directory`, in torchvision's `FashionMNIST/raw` below it, and where
-    Debian's package dataset-fashion-mnist puts them.
+    They are in `directory`, in torchvision's `FashionMNIST/raw` below it, or without a directory
+    where Debian's package dataset-fashion-mnist puts them.
 
     Raises:
-        DataError: no file, or one that is not what its name says.
+        DataError: a missing or malformed file.
     """
     prefix = _PREFIX[split]
-    pixels = _read(_find(directory, f"{prefix}-images-idx3-ubyte"), 3)
-    labels = _read(_find(directory, f"{prefix}-labels-idx1-ubyte"), 1)
+    pixels = _read_idx(_find_file(directory, f"{prefix}-images-idx3-ubyte"), 3)
+    labels = _read_idx(_find_file(directory, f"{prefix}-labels-idx1-ubyte"), 1)
     if pixels.shape[1:] != (28, 28) or len(pixels) != len(labels):
         raise DataError(
             f"Fashion-MNIST has 28x28 images and a label for each; found images {pixels.shape} and "
             f"{len(labels)} labels. The files may be of another data set."
         )
-    return image_set("fashion-mnist", pixels, labels)
+    return _pad_to_32("fashion-mnist", pixels, labels)
 
 
-def _find(directory: Path | None, name: str) -> Path:
-    places = [DEBIAN] if directory is None else [directory, directory / "FashionMNIST" / "raw"]
-    for place in places:
-        for path in (place / name, place / f"{name}.gz"):
+def _find_file(directory: Path | None, name: str) -> Path:
+    folders = [DEBIAN] if directory is None else [directory, directory / "FashionMNIST" / "raw"]
+    for folder in folders:
+        for path in (folder / name, folder / f"{name}.gz"):
             if path.is_file():
                 return path
     raise DataError(
         f"Fashion-MNIST: no {name} or {name}.gz in "
-        f"{' or '.join(map(str, places))}. Give --data-dir, the folder with the four IDX files; or "
-        "give none and install Debian's package dataset-fashion-mnist."
+        f"{' or '.join(map(str, folders))}. Give --data-dir, the folder with the four IDX files, "
+        "or install Debian's package dataset-fashion-mnist."
     )
 
 
-def _read(path: Path, dimensions: int) -> np.ndarray:
-    """An IDX file of bytes: two zeros, type 8, the number of axes, their lengths, the values."""
-    opened = gzip.open if path.suffix == ".gz" else Path.open
+def _read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """Read an IDX file: two zeros, type 8, the number of axes, their lengths, the values."""
+    open_file = gzip.open if path.suffix == ".gz" else Path.open
     try:
-        with opened(path, "rb") as file:
-            raw = file.read(_MOST + 1)
+        with open_file(path, "rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}). Fetch it again.") from error
-    if len(raw) > _MOST:
-        raise DataError(f"{path} holds more than {_MOST:,} bytes, ten times what there is of them.")
+    if len(raw) > _MAX_BYTES:
+        raise DataError(
+            f"{path} holds more than {_MAX_BYTES:,} bytes, ten times the data set. Fetch it again."
+        )
     head = 4 + 4 * dimensions
     shape = tuple(np.frombuffer(raw[4:head].ljust(4 * dimensions, b"\0"), dtype=">i4").tolist())
     if raw[:4] != bytes([0, 0, 8, dimensions]) or len(raw) - head != math.prod(shape):

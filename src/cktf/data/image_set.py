@@ -1,9 +1,11 @@
-"""A named data set: its images, as bytes in one tensor or read when asked for, and their labels."""
+"""A data set of images, in one tensor or read when asked for, with their labels."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import TypeVar
@@ -11,14 +13,13 @@ from typing_extensions import TypeVar
 from cktf.data.streamed_images import StreamedImages
 from cktf.errors import DataError, nearest
 
-# The label of every image of a split that has no labels.
+# The label of every image in a split without labels.
 NO_LABEL = -1
-# What a data set calls its split of such images.
 UNLABELED_SPLIT = "unlabeled"
 
 
 class Images(Protocol):
-    """Images [N, H, W, C] uint8: a tensor, or what reads one image when it is asked for."""
+    """Images [N, H, W, C] uint8: a tensor, or an object that reads one image at a time."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -39,13 +40,13 @@ class ImageSet(Generic[ImagesT]):
     """Images and labels; also a map-style data set of `(image, label)`.
 
     Attributes:
-        images: [N, H, W, C] uint8; a tensor, or `StreamedImages` for what is too large for memory.
+        images: [N, H, W, C] uint8; a tensor, or `StreamedImages` for what exceeds memory.
         labels: [N] int64; all of them NO_LABEL for images without labels.
-        classes: the names of the classes, in the order of the labels.
-        mean, std: per channel, of images in [0, 1], for networks that are trained on it.
-        flip: whether a mirrored image is still one of its class.
-        name: what users call it.
-        note: what was found when it was read, beside its numbers.
+        classes: class names, in the order of the labels.
+        mean, std: per channel of images in [0, 1], for networks that train on this set.
+        flip: whether a mirrored image still belongs to its class.
+        name: the data set's name for users.
+        note: remarks on the files, for the log.
     """
 
     images: ImagesT
@@ -60,7 +61,7 @@ class ImageSet(Generic[ImagesT]):
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels) or not len(self.images):
             raise DataError(
-                f"{self.name}: as many labels as images, and at least one; given "
+                f"{self.name}: a data set has at least one image and a label for each; given "
                 f"{len(self.images)} images and {len(self.labels)} labels."
             )
         low, high = int(self.labels.min()), int(self.labels.max())
@@ -82,21 +83,19 @@ class ImageSet(Generic[ImagesT]):
         return self.images[position].permute(2, 0, 1).float() / 255, int(self.labels[position])
 
     def subset(self, positions: Tensor) -> "ImageSet[Images]":
-        """The images at some positions, in that order."""
-        images = self.images
-        chosen: Images = (
-            images.take(positions.tolist())
-            if isinstance(images, StreamedImages)
-            else images[positions]
-        )
-        return replace(cast("ImageSet[Images]", self), images=chosen, labels=self.labels[positions])
+        """Select the images at some positions, in that order."""
+        images: Images
+        if isinstance(self.images, StreamedImages):
+            images = self.images.subset(positions.tolist())
+        else:
+            images = self.images[positions]
+        return replace(cast("ImageSet[Images]", self), images=images, labels=self.labels[positions])
 
-    def of_classes(self, names: Sequence[str]) -> "ImageSet[Images]":
-        """Only the images of some classes, which are then numbered in the order given.
+    def select_classes(self, names: Sequence[str]) -> "ImageSet[Images]":
+        """Select the images of some classes, which are renumbered in the order of `names`.
 
         Raises:
-            DataError: a name that is not one of the classes or is given twice, fewer than two, or
-                images without labels.
+            DataError: an unknown or repeated name, fewer than two, or images without labels.
         """
         unknown = [name for name in names if name not in self.classes]
         if unknown:
@@ -108,18 +107,18 @@ class ImageSet(Generic[ImagesT]):
                 f"{self.name}: two classes or more, each once, are chosen from labeled images; "
                 f"given {', '.join(names)}{'' if self.labeled else ', and no labels'}."
             )
-        number = torch.full((len(self.classes),), NO_LABEL)
-        number[[list(self.classes).index(name) for name in names]] = torch.arange(len(names))
-        labels = number[self.labels]
+        new_labels = torch.full((len(self.classes),), NO_LABEL)
+        new_labels[[list(self.classes).index(name) for name in names]] = torch.arange(len(names))
+        labels = new_labels[self.labels]
         positions = torch.flatten((labels != NO_LABEL).nonzero())
         return replace(self.subset(positions), labels=labels[positions], classes=tuple(names))
 
-    def unlabeled(self) -> "ImageSet[ImagesT]":
-        """The same images without labels, and without classes."""
+    def without_labels(self) -> "ImageSet[ImagesT]":
+        """The same images without labels and classes."""
         return replace(self, labels=torch.full_like(self.labels, NO_LABEL), classes=())
 
     def describe(self) -> str:
-        """How many there are, of what size, where they are, and what was found.
+        """Summarize count, classes, size, storage and remarks in one line.
 
         >>> import torch
         >>> images, labels = torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.tensor([0, 1])
@@ -127,12 +126,28 @@ class ImageSet(Generic[ImagesT]):
         '2 images of 2 classes, 32x32, in memory (0.0 MB)'
         """
         count, height, width, channels = self.images.shape
-        of = f"of {len(self.classes)} classes" if self.labeled else "without labels"
-        where = (
+        labels = f"of {len(self.classes)} classes" if self.labeled else "without labels"
+        storage = (
             "read from disk batch by batch"
             if isinstance(self.images, StreamedImages)
             else f"in memory ({count * height * width * channels / 1e6:,.1f} MB)"
         )
         gray = ", gray" if channels == 1 else ""
         note = f"; {self.note}" if self.note else ""
-        return f"{count:,} images {of}, {height}x{width}{gray}, {where}{note}"
+        return f"{count:,} images {labels}, {height}x{width}{gray}, {storage}{note}"
+
+
+def hash_images(data: ImageSet[Images]) -> str:
+    """SHA-256 of the pixels in memory, or of the names and the ends of image files."""
+    digest = hashlib.sha256(f"{data.name} {tuple(data.images.shape)}".encode())
+    if isinstance(data.images, StreamedImages):
+        stored = data.images.stored
+        for position in range(len(stored)):
+            digest.update(stored.image_name(position).encode())
+            if stored.size is None:
+                digest.update(stored.read_tail(position))
+            else:
+                digest.update(np.asarray(stored.read(position)).tobytes())
+    else:
+        digest.update(np.ascontiguousarray(data.images.numpy()).data)  # type: ignore[attr-defined]
+    return digest.hexdigest()

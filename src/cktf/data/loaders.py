@@ -1,8 +1,8 @@
-"""BatchDataset with their index, from memory or from any map-style data set.
+"""Batches with the positions of their samples, from memory or from any map-style data set.
 
-Both loaders give the same sequence of samples for the same seed and epoch, whatever was drawn
-elsewhere in the program: that is what makes a run repeatable and resumable. A training epoch leaves
-out the last, shorter batch; each epoch leaves out other samples.
+Seed and epoch alone decide the order and the augmentation of an epoch, so that a run can be
+repeated and resumed. A training epoch drops the last, incomplete batch; each epoch drops other
+samples.
 """
 
 from collections.abc import Callable, Iterator, Sized
@@ -22,51 +22,51 @@ from torch.utils.data import (
 )
 
 from cktf.batch import Batch
-from cktf.data.augment import crop_and_flip, draw_crops
-from cktf.data.augmented_views import Views
+from cktf.data.augment import FixedViews, crop_and_flip, draw_crops
 from cktf.data.image_set import ImageSet
 from cktf.data.streamed_images import StreamedImages
 from cktf.data.worker_datasets import (
     BatchDataset,
     IndexedDataset,
-    Pixels,
+    IndexedImageSet,
     collate_samples,
     derive_seed,
-    label_of,
+    label_of_sample,
 )
 from cktf.errors import DataError
 
+_MIN_PADDING = 4
+
 
 class Loader(Protocol):
-    """BatchDataset of one data set, epoch by epoch."""
+    """Batches of one data set, epoch by epoch."""
 
     samples: int
     batch_size: int
 
     def __len__(self) -> int:
-        """BatchDataset in an epoch."""
+        """Batches in an epoch."""
 
     def epoch(self, number: int, *, cover: bool = False, start: int = 0) -> Iterator[Batch]:
-        """The batches of epoch `number`, which with the seed decides order and augmentation.
+        """Yield the batches of epoch `number`, which with the seed decides order and augmentation.
 
-        The first `start` are left out, and the others are what they are without that.
-        With `cover` one more batch takes up the samples that are left out otherwise, filled up to
-        its size with some that came before.
+        Args:
+            number: of the epoch.
+            cover: add a batch with the samples that a training epoch drops, filled up to the batch
+                size with some that came before.
+            start: skip this many batches; the others are the same as without skipping.
         """
 
 
-def _generator(seed: int, epoch: int) -> torch.Generator:
+def _epoch_generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, epoch))
 
 
-_PADDING = 4
-
-
-def _batches(samples: int, batch_size: int, train: bool) -> int:
+def _count_batches(samples: int, batch_size: int, train: bool) -> int:
     return samples // batch_size if train else -(-samples // batch_size)
 
 
-def _order(
+def _draw_order(
     loader: "MemoryLoader | DatasetLoader", generator: torch.Generator, cover: bool
 ) -> list[Tensor]:
     """Positions [B] of each batch of an epoch."""
@@ -80,29 +80,29 @@ def _order(
     return batches
 
 
-def _scaled(pixels: Tensor) -> Tensor:
+def _to_unit_range(pixels: Tensor) -> Tensor:
     """Bytes [B, H, W, C] as floats [B, C, H, W] in [0, 1]."""
     # A permuted view of [B, H, W, C] is channels-last without a copy.
     return pixels.permute(0, 3, 1, 2).float().div_(255)
 
 
-def _scaled_by_one(pixels: Tensor) -> Tensor:
-    """The same by one thread: waiting threads would slow the workers that make the next batch."""
+def _to_unit_range_single_threaded(pixels: Tensor) -> Tensor:
+    # PyTorch's idle threads spin and would slow the workers that load the next batch.
     values = np.divide(pixels.numpy(), np.float32(255), dtype=np.float32)
     return torch.from_numpy(values).permute(0, 3, 1, 2)
 
 
 class MemoryLoader:
-    """BatchDataset of an `ImageSet` in memory, crop_at and flipped if it is for training.
+    """Batches of an `ImageSet` in memory.
 
     Args:
         data: the images.
         batch_size: B.
-        train: shuffle and leave out the last short batch; otherwise in order, all of them.
+        train: shuffle and drop the last incomplete batch; otherwise in order and complete.
         augment: crop and flip each batch, padded by an eighth of a side and at least by 4.
         seed: decides the order and the augmentation.
-        views: of each image so many augmentations, the same for every seed, an epoch each in turn;
-            0 for new ones in every epoch.
+        views: number of fixed augmentations of each image, the same for every seed; epochs use
+            them in turn. 0 draws new ones in every epoch.
     """
 
     def __init__(
@@ -119,58 +119,57 @@ class MemoryLoader:
         self.train, self.augment = train, augment
         self.samples = len(data)
         self._labels = data.labels if data.labeled else None
-        self._padding = max(_PADDING, min(data.images.shape[1:3]) // 8)
+        self._padding = max(_MIN_PADDING, min(data.images.shape[1:3]) // 8)
         self.views = views if augment else 1
-        self._views = Views(len(data), self._padding, data.flip)
+        self._fixed_views = FixedViews(len(data), self._padding, data.flip)
 
     def __len__(self) -> int:
-        return _batches(self.samples, self.batch_size, self.train)
+        return _count_batches(self.samples, self.batch_size, self.train)
 
     def epoch(self, number: int, *, cover: bool = False, start: int = 0) -> Iterator[Batch]:
-        """The batches of epoch `number` from `start` on; with `cover` none is left out."""
-        generator = _generator(self.seed, number)
-        order = _order(self, generator, cover)
+        """Yield the batches of epoch `number`; see `Loader.epoch`."""
+        generator = _epoch_generator(self.seed, number)
+        order = _draw_order(self, generator, cover)
         if self.views:
-            yield from self._in_view(order[start:], number % self.views)
+            yield from self._batches_of_view(order[start:], number % self.views)
             return
         for index in order[:start]:
             draw_crops(len(index), generator, self._padding)
         for index in order[start:]:
             pixels = self.data.images[index]
             pixels = crop_and_flip(pixels, generator, self._padding, self.data.flip)
-            yield Batch(_scaled(pixels), _at(self._labels, index), index)
+            yield Batch(_to_unit_range(pixels), _select_labels(self._labels, index), index)
 
     def view(self, number: int) -> Iterator[Batch]:
-        """All images in order, in one of a finite set of views."""
-        yield from self._in_view(
-            list(torch.split(torch.arange(self.samples), self.batch_size)), number
-        )
+        """Yield all images in order, in fixed augmentation `number`."""
+        order = torch.split(torch.arange(self.samples), self.batch_size)
+        yield from self._batches_of_view(list(order), number)
 
-    def _in_view(self, order: list[Tensor], view: int) -> Iterator[Batch]:
+    def _batches_of_view(self, order: list[Tensor], view: int) -> Iterator[Batch]:
         for index in order:
             pixels = self.data.images[index]
             if self.augment:
-                pixels = self._views.of(pixels, index, view)
-            yield Batch(_scaled(pixels), _at(self._labels, index), index, view)
+                pixels = self._fixed_views.apply(pixels, index, view)
+            yield Batch(_to_unit_range(pixels), _select_labels(self._labels, index), index, view)
 
 
-def _at(labels: Tensor | None, index: Tensor) -> Tensor | None:
+def _select_labels(labels: Tensor | None, index: Tensor) -> Tensor | None:
     return None if labels is None else labels[index]
 
 
 class DatasetLoader:
-    """BatchDataset of any map-style data set of `(image, label)`, loaded by PyTorch's workers.
+    """Batches of any map-style data set of `(image, label)`, loaded by PyTorch's workers.
 
     Args:
-        data: has `__len__` and `__getitem__`; images as tensors [C, H, W], pictures or arrays.
+        data: has `__len__` and `__getitem__`; images are tensors [C, H, W], PIL images or arrays.
         batch_size: B.
-        train: shuffle and leave out the last short batch.
-        augment: crop, scale and flip at random, of an `ImageSet` that is streamed; the same for
-            any number of workers.
-        workers: processes; 0 loads in this one.
+        train: shuffle and drop the last incomplete batch.
+        augment: crop, scale and flip at random; only for an `ImageSet` that is streamed. The
+            number of workers does not change the result.
+        workers: processes; 0 loads in the main process.
         seed: decides the order and the augmentation.
         labeled: whether labels are read; without, samples may be images alone.
-        views: of each image so many augmentations, as of `MemoryLoader`.
+        views: number of fixed augmentations of each image, as in `MemoryLoader`.
 
     Raises:
         DataError: augmentation of a data set that is not streamed.
@@ -200,45 +199,46 @@ class DatasetLoader:
             )
 
     def __len__(self) -> int:
-        return _batches(self.samples, self.batch_size, self.train)
+        return _count_batches(self.samples, self.batch_size, self.train)
 
     def epoch(self, number: int, *, cover: bool = False, start: int = 0) -> Iterator[Batch]:
-        """The batches of epoch `number` from `start` on; with `cover` none is left out."""
-        generator = _generator(self.seed, number)
-        order = [b.tolist() for b in _order(self, generator, cover)[start:]]
+        """Yield the batches of epoch `number`; see `Loader.epoch`."""
+        generator = _epoch_generator(self.seed, number)
+        order = [b.tolist() for b in _draw_order(self, generator, cover)[start:]]
         if not isinstance(self.data, ImageSet):
             indexed = IndexedDataset(self.data, self.labeled, (self.seed, number))
-            for images, labels, index in self._loaded(indexed, order, generator, collate_samples):
+            for images, labels, index in self._load(indexed, order, generator, collate_samples):
                 images = images.contiguous(memory_format=torch.channels_last)
                 yield Batch(images, labels if self.labeled else None, index)
             return
         if self.views:
-            yield from self._pixels(order, generator, (0, number % self.views), number % self.views)
+            view = number % self.views
+            yield from self._load_image_set(order, generator, (0, view), view)
         else:
-            yield from self._pixels(order, generator, (self.seed, number), None)
+            yield from self._load_image_set(order, generator, (self.seed, number), None)
 
     def view(self, number: int) -> Iterator[Batch]:
-        """All images in order, in one of a finite set of views."""
-        order = torch.split(torch.arange(self.samples), self.batch_size)
-        batches = [batch.tolist() for batch in order]
-        yield from self._pixels(batches, _generator(0, number), (0, number), number)
+        """Yield all images in order, in fixed augmentation `number`."""
+        order = [b.tolist() for b in torch.split(torch.arange(self.samples), self.batch_size)]
+        yield from self._load_image_set(order, _epoch_generator(0, number), (0, number), number)
 
-    def _pixels(
+    def _load_image_set(
         self,
         order: list[list[int]],
         generator: torch.Generator,
-        draw: tuple[int, int],
+        augment_seed: tuple[int, int],
         view: int | None,
     ) -> Iterator[Batch]:
         assert isinstance(self.data, ImageSet)
-        kept = self.data.labels if self.data.labeled else None
+        labels = self.data.labels if self.data.labeled else None
         if self.augment:
-            cast(StreamedImages, self.data.images).prepare(self.data.flip)
-        data = Pixels(self.data, draw if self.augment else None)
-        for pixels, index in self._loaded(data, order, generator, default_collate):
-            yield Batch(_scaled_by_one(pixels), _at(kept, index), index, view)
+            cast(StreamedImages, self.data.images).load_transform(self.data.flip)
+        data = IndexedImageSet(self.data, augment_seed if self.augment else None)
+        for pixels, index in self._load(data, order, generator, default_collate):
+            images = _to_unit_range_single_threaded(pixels)
+            yield Batch(images, _select_labels(labels, index), index, view)
 
-    def _loaded(
+    def _load(
         self,
         data: Dataset,
         order: list[list[int]],
@@ -247,7 +247,7 @@ class DatasetLoader:
     ) -> Iterator[Any]:
         loader = DataLoader(
             BatchDataset(data, collate),
-            # Positions of a batch are one sample to PyTorch.
+            # Without automatic batching; the positions of a batch are one sample.
             batch_size=None,
             sampler=order,
             num_workers=self.workers,
@@ -260,44 +260,43 @@ class DatasetLoader:
 
 
 def get_labels(data: Any) -> Tensor:
-    """All labels of a data set, [N] int64.
+    """Get all labels of a data set, [N] int64.
 
-    Taken from its `targets` or `labels`, through a `Subset`, `ConcatDataset` or `TensorDataset`;
-    where there is nothing of the kind, every sample is read once.
+    They come from its attribute `targets` or `labels`, through a `Subset`, `ConcatDataset` or
+    `TensorDataset`; a data set without such an attribute is read sample by sample.
 
     Raises:
-        DataError: a sample that is no pair of image and label, or a label that is no number.
+        DataError: a sample that is not a pair of image and label, or a label that is no number.
     """
     if isinstance(data, Subset) and has_stored_labels(data.dataset):
         return get_labels(data.dataset)[torch.as_tensor(data.indices)]
     if isinstance(data, TensorDataset) and len(data.tensors) == 2:
         return data.tensors[1].long()
-    found = _stated(data)
-    if found is not None:
-        return found
+    labels = _labels_attribute(data)
+    if labels is not None:
+        return labels
     if isinstance(data, ConcatDataset) and has_stored_labels(data):
         return torch.cat([get_labels(part) for part in data.datasets])
-    return torch.tensor([label_of(data[i], i) for i in range(len(data))])
+    return torch.tensor([label_of_sample(data[i], i) for i in range(len(data))])
 
 
-def _stated(data: Any) -> Tensor | None:
-    """The labels that a data set keeps in one place; None if it does not."""
-    # A target_transform of torchvision changes what samples hold, not what targets hold.
+def _labels_attribute(data: Any) -> Tensor | None:
+    # A target_transform of torchvision changes the labels of samples but not `targets`.
     if getattr(data, "target_transform", None) is not None:
         return None
     for name in ("labels", "targets"):
-        found = getattr(data, name, None)
-        if found is None or isinstance(found, str) or len(found) != len(data):
+        values = getattr(data, name, None)
+        if values is None or isinstance(values, str) or len(values) != len(data):
             continue
         with suppress(ValueError, TypeError, RuntimeError):
-            values = torch.as_tensor(found)
-            if values.dim() == 1 and not values.is_floating_point():
-                return values.long()
+            labels = torch.as_tensor(values)
+            if labels.dim() == 1 and not labels.is_floating_point():
+                return labels.long()
     return None
 
 
 def has_stored_labels(data: Any) -> bool:
-    """Whether a data set says its labels in one place, so that no sample is read for them."""
+    """Whether `get_labels` needs to read no sample of a data set."""
     if isinstance(data, ConcatDataset) and all(map(has_stored_labels, data.datasets)):
         return True
-    return isinstance(data, Subset | TensorDataset) or _stated(data) is not None
+    return isinstance(data, Subset | TensorDataset) or _labels_attribute(data) is not None

@@ -1,28 +1,27 @@
-"""What is in a data set: counts, sizes, balance, broken files."""
+"""Statistics of one split: class counts, image sizes, broken files."""
 
 import statistics
 from dataclasses import dataclass
 
-from cktf.data.image_decoding import decode, describe_error
+from cktf.data.image_decoding import decode_image, describe_error
 from cktf.data.image_set import NO_LABEL
 from cktf.data.split_loading import SplitSource
-from cktf.data.stored_images import StoredImages
 
 
 @dataclass(frozen=True)
 class SplitStatistics:
-    """One split, looked at image by image.
+    """Statistics of one split.
 
     Attributes:
-        split: its name.
-        classes: names.
-        counts: images of each class; empty for a split without labels.
-        images: all of them, broken ones included.
-        sizes: width and height of each image that can be read, at least the smallest, the one in
-            the middle and the largest by their shorter sides.
-        size: pixels of a side that training takes unless told otherwise.
-        broken: a name and a reason for each image that cannot be read.
-        note: what was found beside these.
+        split: the split's name.
+        classes: class names.
+        counts: images per class; empty for a split without labels.
+        images: count of all images, broken ones included.
+        sizes: width and height of each readable image, by the shorter side; a single entry where
+            all images are stored in one size.
+        size: pixels of a side that training uses by default.
+        broken: the name of each broken image, with the reason in brackets.
+        note: remarks on the files.
     """
 
     split: str
@@ -43,7 +42,7 @@ class SplitStatistics:
 
     @property
     def pixels(self) -> str:
-        """Width and height: of all, or the range of them and the median of the shorter sides."""
+        """The size of all images, or the range of sizes and the median of the shorter sides."""
         if not self.sizes:
             return "none"
         first, last = self.sizes[0], self.sizes[-1]
@@ -54,33 +53,27 @@ class SplitStatistics:
 
 
 def compute_split_statistics(source: SplitSource) -> SplitStatistics:
-    """Look at every image of a split; each is decoded whole."""
-    sizes, broken = _look(source.pictures)
+    """Decode every image of a split and count what is in it."""
+    stored = source.stored
+
+    def measure(position: int) -> tuple[int, int] | str:
+        try:
+            with stored.open_image(position) as image:
+                return decode_image(image).size
+        except Exception as error:  # Pillow's decoders raise errors of many types
+            return f"{stored.image_name(position)} ({describe_error(error)})"
+
+    measured = [stored.size] if stored.size is not None else list(stored.map_positions(measure))
+    sizes = [size for size in measured if not isinstance(size, str)]
     labels = source.labels[source.labels != NO_LABEL]
     counts = labels.bincount(minlength=len(source.classes)).tolist() if len(labels) else []
     return SplitStatistics(
         source.split,
         tuple(source.classes),
         tuple(counts),
-        len(source.pictures),
+        len(stored),
         tuple(sorted(sizes, key=lambda size: (min(size), max(size)))),
         source.size,
-        tuple(broken),
+        tuple(name for name in measured if isinstance(name, str)),
         source.note,
     )
-
-
-def _look(pictures: StoredImages) -> tuple[list[tuple[int, int]], list[str]]:
-    if pictures.size is not None:
-        return [pictures.size], []
-
-    def look(position: int) -> tuple[int, int] | str:
-        try:
-            with pictures.open(position) as image:
-                return decode(image).size
-        except Exception as error:  # decoders let through what they meet
-            return f"{pictures.name(position)} ({describe_error(error)})"
-
-    found = list(pictures.each(look))
-    sizes = [size for size in found if not isinstance(size, str)]
-    return sizes, [name for name in found if isinstance(name, str)]

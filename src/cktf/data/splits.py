@@ -1,4 +1,4 @@
-"""Part of a labeled set held out, class by class."""
+"""Hold out part of a labeled set, class by class."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -9,22 +9,22 @@ from torch import Tensor
 
 from cktf.errors import DataError
 
-# The same images are held out whatever a run's seed, for its teacher may have another.
+# A run and its teacher may have different seeds; both must hold out the same images.
 VALIDATION_SEED = 0
 
 
 def sample_per_class(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Positions of so many images of each class, ascending.
+    """Draw the positions of `count` images of each class, ascending.
 
-    For one seed those of a smaller count are among those of a larger one.
+    With one seed, the images of a smaller count are among those of a larger one.
 
     Args:
         labels: [N] int64.
-        count: of each class.
-        seed: decides which.
+        count: images of each class.
+        seed: decides the draw.
 
     Raises:
-        DataError: a class with fewer.
+        DataError: a class with fewer images.
 
     >>> sample_per_class(torch.tensor([0, 0, 1, 1]), 1, seed=0).shape
     torch.Size([2])
@@ -33,29 +33,29 @@ def sample_per_class(labels: Tensor, count: int, seed: int) -> Tensor:
     random = np.random.default_rng(seed)
     chosen = []
     for label in np.unique(values):
-        own = np.flatnonzero(values == label)
-        if len(own) < count:
+        members = np.flatnonzero(values == label)
+        if len(members) < count:
             raise DataError(
-                f"{count} images of each class were asked for, and class {label} has {len(own)}. "
-                "Ask for fewer."
+                f"{count} images of each class were requested, and class {label} has "
+                f"{len(members)}. Request fewer."
             )
-        chosen.append(random.permutation(own)[:count])
+        chosen.append(random.permutation(members)[:count])
     return torch.from_numpy(np.sort(np.concatenate(chosen)))
 
 
 def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Positions that stay for training, and positions that are held out.
+    """Draw the positions that are held out; the others stay for training.
 
-    Every class gives the same fraction, rounded to the nearest number of images, but at least one,
-    and keeps at least one.
+    Every class gives the same fraction, rounded to the nearest number of images; it gives at least
+    one image and keeps at least one.
 
     Args:
         labels: [N] int64.
         fraction: of each class, from 0 to below 1; 0 holds out nothing.
-        seed: decides which.
+        seed: decides the draw.
 
     Returns:
-        Two tensors of positions, each ascending; together every position once.
+        Positions for training and positions held out, each ascending.
 
     Raises:
         DataError: a fraction out of range, or a class with a single image.
@@ -67,23 +67,24 @@ def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     if not 0 <= fraction < 1:
         raise DataError(f"A fraction to hold out is from 0 to below 1, given {fraction:g}.")
     values = labels.numpy()
-    held = np.zeros(len(values), dtype=bool)
+    held_out = np.zeros(len(values), dtype=bool)
     random = np.random.default_rng(seed)
     for label in np.unique(values) if fraction else ():
-        own = np.flatnonzero(values == label)
-        if len(own) < 2:
+        members = np.flatnonzero(values == label)
+        if len(members) < 2:
             raise DataError(
                 f"To hold out a fraction of {fraction:g}, each class gives at least one image and "
-                f"keeps one; class {label} has a single image. Add images of it, or leave it out."
+                f"keeps one; class {label} has a single image. Add images to it, or remove it."
             )
-        held[random.choice(own, _share(len(own), fraction), replace=False)] = True
-    return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
+        share = _count_held_out(len(members), fraction)
+        held_out[random.choice(members, share, replace=False)] = True
+    return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
 
 
 def split_by_name(labels: Tensor, names: Sequence[str], fraction: float) -> tuple[Tensor, Tensor]:
-    """As `split_validation`, but an image is held out or not by its name's hash among its class's.
+    """Hold out the images of each class whose names have the smallest hashes.
 
-    So an image more or less moves one other at most.
+    When an image is added or removed, at most one other image changes sides.
 
     Args:
         labels: [N] int64, two or more of each class.
@@ -91,17 +92,17 @@ def split_by_name(labels: Tensor, names: Sequence[str], fraction: float) -> tupl
         fraction: of each class.
 
     Returns:
-        Two tensors of positions, each ascending; together every position once.
+        Positions for training and positions held out, each ascending.
     """
-    marks = np.array([sha256(n.encode("utf-8", "surrogateescape")).digest() for n in names])
+    hashes = np.array([sha256(n.encode("utf-8", "surrogateescape")).digest() for n in names])
     values = labels.numpy()
-    held = np.zeros(len(values), dtype=bool)
+    held_out = np.zeros(len(values), dtype=bool)
     for label in np.unique(values):
-        own = np.flatnonzero(values == label)
-        held[own[np.argsort(marks[own])[: _share(len(own), fraction)]]] = True
-    return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
+        members = np.flatnonzero(values == label)
+        share = _count_held_out(len(members), fraction)
+        held_out[members[np.argsort(hashes[members])[:share]]] = True
+    return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
 
 
-def _share(count: int, fraction: float) -> int:
-    """How many of a class are held out: at least one, and not all."""
+def _count_held_out(count: int, fraction: float) -> int:
     return min(max(1, int(fraction * count + 0.5)), count - 1)

@@ -10,12 +10,11 @@ from typing import final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from cktf.data.image_set import NO_LABEL, UNLABELED_SPLIT
 from cktf.data.split_loading import ReadOptions, SplitSource
-from cktf.data.stored_images import StoredImages, array_image
+from cktf.data.stored_images import StoredImages
 from cktf.errors import DataError
 
 CLASSES = (
@@ -24,32 +23,33 @@ CLASSES = (
 # Of all pixels of the 5,000 training images.
 MEAN, STD = (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)
 _SIZE = 96
-_RECORD = 3 * _SIZE * _SIZE
+_IMAGE_BYTES = 3 * _SIZE * _SIZE
 
 
-def open_stl10(directory: Path | None, split: str, reading: ReadOptions) -> SplitSource:
-    """One split, "train", "test" or "unlabeled", from `directory` or `stl10_binary` below it.
+def open_stl10(directory: Path | None, split: str, _: ReadOptions) -> SplitSource:
+    """Locate one split, "train", "test" or "unlabeled", in `directory` or `stl10_binary` below it.
 
     Raises:
         DataError: no directory, files that are missing or of the wrong size, labels out of range.
     """
-    folder = _folder(directory, split)
+    folder = _find_folder(directory, split)
     path = folder / f"{split}_X.bin"
-    labels = None if split == UNLABELED_SPLIT else _labels(folder / f"{split}_y.bin")
+    labels = None if split == UNLABELED_SPLIT else _read_labels(folder / f"{split}_y.bin")
     size = path.stat().st_size
-    count = size // _RECORD if labels is None else len(labels)
-    if size != max(count, 1) * _RECORD:
-        of = "whole images" if labels is None else f"{count:,} images, as many as labels,"
+    count = size // _IMAGE_BYTES if labels is None else len(labels)
+    if size != max(count, 1) * _IMAGE_BYTES:
+        images = "complete images" if labels is None else f"{count:,} images, as many as labels,"
         raise DataError(
-            f"{path} is cut short or damaged: expected {max(count, 1) * _RECORD:,} bytes, {of} of "
-            f"{_RECORD:,}, found {size:,}. Fetch it again."
+            f"{path} is cut short or damaged: expected {max(count, 1) * _IMAGE_BYTES:,} bytes, "
+            f"{images} of {_IMAGE_BYTES:,}, found {size:,}. Fetch it again."
         )
     if labels is None:
         labels = torch.full((count,), NO_LABEL)
-    return SplitSource("stl10", split, _Columns(path), labels, _classes(folder), MEAN, STD, _SIZE)
+    classes = _read_class_names(folder / "class_names.txt")
+    return SplitSource("stl10", split, _BinaryFile(path), labels, classes, MEAN, STD, _SIZE)
 
 
-def _folder(directory: Path | None, split: str) -> Path:
+def _find_folder(directory: Path | None, split: str) -> Path:
     if directory is None:
         raise DataError("STL-10 needs --data-dir: the folder that holds stl10_binary.")
     for folder in (directory, directory / "stl10_binary"):
@@ -61,7 +61,7 @@ def _folder(directory: Path | None, split: str) -> Path:
     )
 
 
-def _labels(path: Path) -> Tensor:
+def _read_labels(path: Path) -> Tensor:
     if not path.is_file():
         raise DataError(f"STL-10: {path.parent} has no {path.name}. Fetch the archive again.")
     labels = np.fromfile(path, dtype=np.uint8)
@@ -74,51 +74,34 @@ def _labels(path: Path) -> Tensor:
     return torch.from_numpy(labels.astype(np.int64) - 1)
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
-    path = folder / "class_names.txt"
+def _read_class_names(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         return CLASSES
     names = tuple(path.read_text(encoding="utf-8").split())
     if len(names) != len(CLASSES):
         raise DataError(
             f"{path}: STL-10 has {len(CLASSES)} classes, found {len(names)} names. Fetch it again, "
-            "or delete it, and the usual names are taken."
+            "or delete it to use the usual names."
         )
     return names
 
 
 @final
-class _Columns(StoredImages):
-    """The images of one file, read one by one or all at once."""
+class _BinaryFile(StoredImages):
+    """The images of one file; each is read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.count = path, path.stat().st_size // _RECORD
+        self.path, self.count = path, path.stat().st_size // _IMAGE_BYTES
+        self.size = _SIZE, _SIZE
 
     def __len__(self) -> int:
         return self.count
 
-    def open(self, position: int) -> Image.Image:
-        """One image."""
-        return array_image(self._read(position, 1)[0])
+    def read(self, position: int) -> np.ndarray:
+        """The pixels of an image, [96, 96, 3] uint8."""
+        planes = np.fromfile(self.path, np.uint8, _IMAGE_BYTES, offset=position * _IMAGE_BYTES)
+        return np.ascontiguousarray(planes.reshape(3, _SIZE, _SIZE).transpose(2, 1, 0))
 
-    def name(self, position: int) -> str:
-        """Its number in the file."""
+    def image_name(self, position: int) -> str:
+        """The file and the position in it."""
         return f"{self.path}[{position}]"
-
-    def tail(self, position: int) -> bytes:
-        """Pixels have no end mark."""
-        return b""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of all of them."""
-        return _SIZE, _SIZE
-
-    def whole(self) -> np.ndarray:
-        """The whole file."""
-        return self._read(0, self.count)
-
-    def _read(self, first: int, count: int) -> np.ndarray:
-        raw = np.fromfile(self.path, np.uint8, count * _RECORD, offset=first * _RECORD)
-        columns = raw.reshape(count, 3, _SIZE, _SIZE)
-        return np.ascontiguousarray(columns.transpose(0, 3, 2, 1))

@@ -1,9 +1,8 @@
-"""Many images on disk or in memory, each decoded when it is asked for."""
+"""Many images on disk or in memory, each read and decoded when it is asked for."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from os import cpu_count
 from pathlib import Path
 from typing import TypeVar, final
@@ -11,88 +10,93 @@ from typing import TypeVar, final
 import numpy as np
 from PIL import Image
 
-from cktf.data.image_decoding import RGB, decode, describe_error, open_image_file
+from cktf.data.image_decoding import RGB, decode_image, describe_error, open_image_file
 
 T = TypeVar("T")
 
 _TAIL = 64
-# What a whole file ends with; zeros behind it do no harm.
-_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+# The last bytes of a complete file; zeros may follow them.
+_END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _THREADS = min(8, cpu_count() or 1)
 _CHUNK = 64
 
 
 class StoredImages(ABC):
-    """Images by position."""
+    """Images by position.
+
+    Attributes:
+        size: width and height of images stored as pixels, all alike; None for encoded files, each
+            of which has its own size.
+    """
+
+    size: tuple[int, int] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many."""
+        """Count the images."""
 
     @abstractmethod
-    def open(self, position: int) -> Image.Image:
-        """An image of which the header is read."""
+    def read(self, position: int) -> Path | bytes | np.ndarray:
+        """The image's file, the file's bytes, or its pixels [H, W, C] uint8."""
 
     @abstractmethod
-    def name(self, position: int) -> str:
-        """What a user would look for."""
+    def image_name(self, position: int) -> str:
+        """The path or the number by which a user finds the image."""
 
-    @abstractmethod
-    def tail(self, position: int) -> bytes:
-        """The last bytes of what is stored."""
+    def open_image(self, position: int) -> Image.Image:
+        """Open an image; of an encoded file only the header is read."""
+        stored = self.read(position)
+        if isinstance(stored, np.ndarray):
+            return Image.fromarray(stored[:, :, 0] if stored.shape[2] == 1 else stored)
+        return open_image_file(stored)
 
-    @property
-    @abstractmethod
-    def size(self) -> tuple[int, int] | None:
-        """Width and height of all images; None where each has its own."""
-
-    @abstractmethod
-    def whole(self) -> np.ndarray | None:
-        """All of them, [N, H, W, C] uint8, where they are stored so; None otherwise."""
-
-    def decoded(
-        self, position: int, channels: int = RGB, at_least: int | None = None
+    def load_image(
+        self, position: int, channels: int = RGB, min_side: int | None = None
     ) -> Image.Image:
-        """One image with eight bits in each channel; see `picture.decode`."""
-        with self.open(position) as image:
-            return decode(image, channels, at_least)
+        """Open and decode an image; see `image_decoding.decode_image`."""
+        with self.open_image(position) as image:
+            return decode_image(image, channels, min_side)
 
-    def flaw(self, position: int, thorough: bool = False) -> str | None:
-        """Why an image cannot be read; None where its header and its end are as they should be.
+    def read_tail(self, position: int) -> bytes:
+        """Read the last 64 bytes of an encoded image."""
+        stored = self.read(position)
+        if isinstance(stored, Path):
+            with stored.open("rb") as file:
+                file.seek(max(0, file.seek(0, 2) - _TAIL))
+                return file.read()
+        return bytes(stored[-_TAIL:])
 
-        The end of a JPEG or PNG is where truncation shows; without it, and in other formats, all
-        of the image is decoded.
+    def find_defect(self, position: int, decode_png: bool = False) -> str | None:
+        """Say why an image cannot be read; None where its header and its end are intact.
+
+        A truncated JPEG or PNG lacks its end marker. Without the marker, and in other formats, the
+        whole image is decoded.
 
         Args:
             position: of the image.
-            thorough: decode all of a PNG, which is not read where it is damaged inside; a JPEG is,
-                as something.
+            decode_png: decode every PNG too, which takes many times as long; it fails where a PNG
+                is damaged inside, while a damaged JPEG decodes to something.
         """
         try:
-            with self.open(position) as image:
-                # That takes many times as long as a look at header and end.
-                whole = thorough and image.format == "PNG"
-                end = None if whole else _ENDS.get(image.format or "")
-                if end is None or not self.tail(position).rstrip(b"\0").endswith(end):
-                    decode(image)
-        except Exception as error:  # decoders let through what they meet
+            with self.open_image(position) as image:
+                skip_marker = decode_png and image.format == "PNG"
+                marker = None if skip_marker else _END_MARKERS.get(image.format or "")
+                if marker is None or not self.read_tail(position).rstrip(b"\0").endswith(marker):
+                    decode_image(image)
+        except Exception as error:  # Pillow's decoders raise errors of many types
             return describe_error(error)
         return None
 
-    def take(self, positions: Sequence[int]) -> "StoredImages":
-        """Those at some positions, in that order."""
-        return StoredSubset(self, positions)
+    def read_all_pixels(self) -> np.ndarray:
+        """Read images that are stored as pixels: [N, H, W, C] uint8."""
+        return np.stack([np.asarray(self.read(i)) for i in range(len(self))])
 
-    def each(self, job: Callable[[int], T]) -> Iterator[T]:
-        """What `job` makes of each position, in order, computed by several threads."""
+    def map_positions(self, function: Callable[[int], T]) -> Iterator[T]:
+        """Yield `function(position)` for every position, in order, computed by several threads."""
         chunks = [range(i, min(i + _CHUNK, len(self))) for i in range(0, len(self), _CHUNK)]
         with ThreadPoolExecutor(_THREADS) as threads:
-            for found in threads.map(partial(_all, job), chunks):
-                yield from found
-
-
-def _all(job: Callable[[int], T], positions: range) -> list[T]:
-    return [job(position) for position in positions]
+            for results in threads.map(lambda chunk: [function(i) for i in chunk], chunks):
+                yield from results
 
 
 @final
@@ -105,100 +109,55 @@ class ImageFiles(StoredImages):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def open(self, position: int) -> Image.Image:
-        """The file, its header read."""
-        return open_image_file(Path(self.paths[position]))
+    def read(self, position: int) -> Path:
+        """The path of a file."""
+        return Path(self.paths[position])
 
-    def name(self, position: int) -> str:
-        """Its path."""
+    def image_name(self, position: int) -> str:
+        """The path of a file."""
         return self.paths[position]
-
-    def tail(self, position: int) -> bytes:
-        """Its last bytes."""
-        with open(self.paths[position], "rb") as file:
-            end = file.seek(0, 2)
-            file.seek(max(0, end - _TAIL))
-            return file.read()
-
-    @property
-    def size(self) -> None:
-        """Each has its own."""
-
-    def whole(self) -> None:
-        """They are not stored as pixels."""
 
 
 @final
 class ImageArrays(StoredImages):
-    """Images that are in memory already.
+    """Images in memory.
 
     Args:
         pixels: [N, H, W, C] uint8, C 1 or 3.
-        title: for messages.
+        title: precedes the position in messages.
     """
 
     def __init__(self, pixels: np.ndarray, title: str) -> None:
         self.pixels, self.title = pixels, title
+        self.size = pixels.shape[2], pixels.shape[1]
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def open(self, position: int) -> Image.Image:
-        """One of them."""
-        return array_image(self.pixels[position])
+    def read(self, position: int) -> np.ndarray:
+        """The pixels of an image."""
+        return np.asarray(self.pixels[position])
 
-    def name(self, position: int) -> str:
-        """Its number."""
+    def image_name(self, position: int) -> str:
+        """The title and the position."""
         return f"{self.title}[{position}]"
-
-    def tail(self, position: int) -> bytes:
-        """Pixels have no end mark."""
-        return b""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of all of them."""
-        return self.pixels.shape[2], self.pixels.shape[1]
-
-    def whole(self) -> np.ndarray:
-        """All of them."""
-        return self.pixels
 
 
 @final
 class StoredSubset(StoredImages):
-    """Some of other pictures."""
+    """Images at some positions of other stored images, in the order of the positions."""
 
-    def __init__(self, pictures: StoredImages, positions: Sequence[int]) -> None:
-        self.pictures = pictures
+    def __init__(self, images: StoredImages, positions: Sequence[int]) -> None:
+        self.images, self.size = images, images.size
         self.positions = np.asarray(positions, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def open(self, position: int) -> Image.Image:
-        """One of them."""
-        return self.pictures.open(int(self.positions[position]))
+    def read(self, position: int) -> Path | bytes | np.ndarray:
+        """What the full set stores for the image."""
+        return self.images.read(int(self.positions[position]))
 
-    def name(self, position: int) -> str:
-        """What it is called among the others."""
-        return self.pictures.name(int(self.positions[position]))
-
-    def tail(self, position: int) -> bytes:
-        """The last bytes of what is stored."""
-        return self.pictures.tail(int(self.positions[position]))
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """As of the others."""
-        return self.pictures.size
-
-    def whole(self) -> np.ndarray | None:
-        """All of them, where they are stored as pixels."""
-        whole = self.pictures.whole()
-        return None if whole is None else whole[self.positions]
-
-
-def array_image(pixels: np.ndarray) -> Image.Image:
-    """[H, W, C] uint8 as a picture."""
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    def image_name(self, position: int) -> str:
+        """The name of the image in the full set."""
+        return self.images.image_name(int(self.positions[position]))

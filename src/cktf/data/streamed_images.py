@@ -1,4 +1,4 @@
-"""Images that are read when they are asked for, because memory does not hold them."""
+"""Images that are decoded when they are asked for, because they do not fit into memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,93 +9,92 @@ from PIL import Image
 from torch import Tensor
 
 from cktf.data.image_decoding import describe_error, resize_and_center_crop, to_uint8_tensor
-from cktf.data.stored_images import StoredImages
+from cktf.data.stored_images import StoredImages, StoredSubset
 from cktf.errors import DataError
 
-# How many times larger than needed a JPEG is decoded: the smallest crop that is drawn at random is
-# about a quarter of a side, and a reduction by two is left to a proper filter.
-_FOR_CROPS, _FOR_WHOLE = 4, 2
+# A JPEG is decoded at least this many times larger than needed: the smallest random crop is about a
+# quarter of a side, and a reduction by two is left to the resampling filter.
+_RANDOM_CROP_SCALE, _CENTER_CROP_SCALE = 4, 2
 
 
 class StreamedImages:
-    """Square images [N, S, S, C] from pictures of any size.
+    """Square images [N, S, S, C] made from stored images of any size.
 
     Args:
-        pictures: where they come from.
+        stored: the images on disk.
         size: S, pixels of a side.
         channels: C, 3 or 1.
     """
 
-    def __init__(self, pictures: StoredImages, size: int, channels: int) -> None:
-        self.pictures, self.size, self.channels = pictures, size, channels
+    def __init__(self, stored: StoredImages, size: int, channels: int) -> None:
+        self.stored, self.size, self.channels = stored, size, channels
 
     @property
     def shape(self) -> tuple[int, ...]:
         """N, S, S, C."""
-        return len(self.pictures), self.size, self.size, self.channels
+        return len(self.stored), self.size, self.size, self.channels
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.stored)
 
     def __getitem__(self, position: int) -> Tensor:
-        """[S, S, C] uint8: the shorter side scaled to S, the center crop_at.
+        """Read one image, [S, S, C] uint8: its shorter side scaled to S, its center cropped.
 
         Raises:
             DataError: an image that cannot be decoded.
         """
-        return to_uint8_tensor(
-            resize_and_center_crop(self._decoded(position, _FOR_WHOLE), self.size)
-        )
+        image = self._load(position, _CENTER_CROP_SCALE)
+        return to_uint8_tensor(resize_and_center_crop(image, self.size))
 
-    def augmented(self, position: int, seed: int, flip: bool = True) -> Tensor:
-        """[S, S, C] uint8: a part of the image of random place, area and aspect, scaled to S.
+    def read_augmented(self, position: int, seed: int, flip: bool = True) -> Tensor:
+        """Read a random crop of one image, scaled to [S, S, C] uint8.
 
-        The part has 8 to 100 % of the area, and is mirrored half the time.
+        The crop has 8 to 100 % of the image's area.
 
         Args:
             position: of the image.
-            seed: decides what is drawn; nothing else does, and nothing else is touched.
+            seed: alone decides the crop and the flip; the global generator is left unchanged.
             flip: mirror left and right with probability one half.
         """
-        image = self._decoded(position, _FOR_CROPS)
+        image = self._load(position, _RANDOM_CROP_SCALE)
         with _seeded(seed):
             return to_uint8_tensor(_transform(self.size, flip)(image))
 
-    def prepare(self, flip: bool = True) -> None:
-        """Load what `augmented` uses: a second that each forked worker would take otherwise."""
+    def load_transform(self, flip: bool = True) -> None:
+        """Import the augmentation before workers fork; each would take a second to import it."""
         _transform(self.size, flip)
 
-    def take(self, positions: Sequence[int]) -> "StreamedImages":
-        """The images at some positions, in that order."""
-        return StreamedImages(self.pictures.take(positions), self.size, self.channels)
+    def subset(self, positions: Sequence[int]) -> "StreamedImages":
+        """Select the images at some positions, in that order."""
+        return StreamedImages(StoredSubset(self.stored, positions), self.size, self.channels)
 
-    def _decoded(self, position: int, times: int) -> Image.Image:
+    def _load(self, position: int, scale: int) -> Image.Image:
         try:
-            return self.pictures.decoded(position, self.channels, times * self.size)
-        except Exception as error:  # decoders let through what they meet
+            return self.stored.load_image(position, self.channels, scale * self.size)
+        except Exception as error:  # Pillow's decoders raise errors of many types
             raise DataError(
-                f"{self.pictures.name(position)} cannot be decoded ({describe_error(error)}), "
-                "though its header can be read. Mend it or take it out of the data set."
+                f"{self.stored.image_name(position)} cannot be decoded ({describe_error(error)}), "
+                "though its header can be read. Repair the file or remove it from the data set."
             ) from error
 
 
 @cache
 def _transform(size: int, flip: bool) -> Callable[[Image.Image], Image.Image]:
-    from torchvision.transforms import v2  # a second to import
+    from torchvision.transforms import v2  # the import takes a second
 
     crop = v2.RandomResizedCrop(size)
-    made: Callable[[Image.Image], Image.Image] = (
+    transform: Callable[[Image.Image], Image.Image] = (
         v2.Compose([crop, v2.RandomHorizontalFlip()]) if flip else crop
     )
-    return made
+    return transform
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The CPU's generator begins at `seed`, and afterwards is as it was."""
-    before = torch.get_rng_state()
+    """Seed the CPU's generator for the block and restore its state afterwards."""
+    state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        torch.set_rng_state(before)
+        torch.set_rng_state(state)

@@ -19,36 +19,36 @@ _SIZE = 64
 _ADVICE = "Fetch and unpack tiny-imagenet-200.zip again."
 
 
-def open_tiny_imagenet(directory: Path | None, split: str, reading: ReadOptions) -> SplitSource:
-    """One split from `directory`, or from `tiny-imagenet-200` below it.
+def open_tiny_imagenet(directory: Path | None, split: str, _: ReadOptions) -> SplitSource:
+    """Locate one split in `directory` or in `tiny-imagenet-200` below it.
 
     Raises:
-        DataError: no directory, or a file of the layout that is missing or not as it should be.
+        DataError: no directory, or files of the layout that are missing or malformed.
     """
     if directory is None:
         raise DataError("Tiny ImageNet needs --data-dir: the folder with tiny-imagenet-200.")
-    places = (directory, directory / "tiny-imagenet-200")
-    folder = next((place for place in places if (place / "wnids.txt").is_file()), None)
+    folders = (directory, directory / "tiny-imagenet-200")
+    folder = next((f for f in folders if (f / "wnids.txt").is_file()), None)
     if folder is None:
         raise DataError(
-            f"Tiny ImageNet: no wnids.txt in {places[0]} or {places[1]}. Give as --data-dir the "
+            f"Tiny ImageNet: no wnids.txt in {folders[0]} or {folders[1]}. Give as --data-dir the "
             "folder that tiny-imagenet-200.zip was unpacked in."
         )
     wnids = (folder / "wnids.txt").read_text(encoding="utf-8").split()
-    twice = [wnid for wnid, count in Counter(wnids).items() if count > 1]
-    if len(wnids) < 2 or twice:
-        what = f"twice {abbreviate(twice)}" if twice else f"{len(wnids)}"
+    repeated = [wnid for wnid, count in Counter(wnids).items() if count > 1]
+    if len(wnids) < 2 or repeated:
+        found = f"twice {abbreviate(repeated)}" if repeated else f"{len(wnids)}"
         raise DataError(
-            f"{folder / 'wnids.txt'} names each class once, two or more; found {what}. {_ADVICE}"
+            f"{folder / 'wnids.txt'} names each class once, two or more; found {found}. {_ADVICE}"
         )
-    found = _train(folder, wnids) if split == "train" else _validation(folder, wnids)
-    paths, labels = [path for path, _ in found], torch.tensor([label for _, label in found])
-    classes = _words(folder, wnids)
+    list_images = _list_train if split == "train" else _list_validation
+    paths, numbers = zip(*list_images(folder, wnids), strict=True)
+    labels, classes = torch.tensor(numbers), _read_class_names(folder, wnids)
     return SplitSource("tiny-imagenet", split, ImageFiles(paths), labels, classes, MEAN, STD, _SIZE)
 
 
-def _words(folder: Path, wnids: list[str]) -> tuple[str, ...]:
-    """The first word for each class, with its number where two classes share one."""
+def _read_class_names(folder: Path, wnids: list[str]) -> tuple[str, ...]:
+    """The first word for each class, followed by its WordNet ID where two classes share it."""
     path = folder / "words.txt"
     if not path.is_file():
         raise DataError(f"Tiny ImageNet: {folder} has no words.txt. {_ADVICE}")
@@ -58,44 +58,44 @@ def _words(folder: Path, wnids: list[str]) -> tuple[str, ...]:
     if missing:
         raise DataError(f"{path} has no words for {abbreviate(missing)} of wnids.txt. {_ADVICE}")
     names = [words[wnid].split(",")[0].strip() for wnid in wnids]
-    shared = Counter(names)
+    counts = Counter(names)
     return tuple(
-        name if shared[name] == 1 else f"{name} ({wnid})"
+        name if counts[name] == 1 else f"{name} ({wnid})"
         for name, wnid in zip(names, wnids, strict=True)
     )
 
 
-def _train(folder: Path, wnids: list[str]) -> list[tuple[Path, int]]:
-    found, empty = [], []
+def _list_train(folder: Path, wnids: list[str]) -> list[tuple[Path, int]]:
+    images, empty = [], []
     for label, wnid in enumerate(wnids):
         paths = sorted((folder / "train" / wnid / "images").glob("*.JPEG"))
-        found += [(path, label) for path in paths]
+        images += [(path, label) for path in paths]
         empty += [] if paths else [wnid]
     if empty:
         raise DataError(
             f"Tiny ImageNet: each class of wnids.txt has images in {folder}/train/WNID/images; "
             f"none for {abbreviate(empty)}. {_ADVICE}"
         )
-    return found
+    return images
 
 
-def _validation(folder: Path, wnids: list[str]) -> list[tuple[Path, int]]:
+def _list_validation(folder: Path, wnids: list[str]) -> list[tuple[Path, int]]:
     path = folder / "val" / "val_annotations.txt"
     if not path.is_file():
         raise DataError(f"Tiny ImageNet: {folder}/val has no val_annotations.txt. {_ADVICE}")
-    label_of = {wnid: label for label, wnid in enumerate(wnids)}
-    found = []
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
+    images = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         name, wnid, *_ = [*line.split("\t"), "", ""]
-        if wnid not in label_of:
+        if wnid not in labels:
             raise DataError(
                 f"{path}, line {number}: a file, a tab and a class of wnids.txt are expected, "
                 f"found {line!r}. {_ADVICE}"
             )
-        found.append((folder / "val" / "images" / name, label_of[wnid]))
+        images.append((folder / "val" / "images" / name, labels[wnid]))
     present = {entry.name for entry in (folder / "val" / "images").glob("*")}
-    missing = [image.name for image, _ in found if image.name not in present]
-    if missing or not found:
-        what = f"no {abbreviate(missing)}" if missing else "no line in it"
-        raise DataError(f"{path} names every validation image; {what} in val/images. {_ADVICE}")
-    return found
+    missing = [image.name for image, _ in images if image.name not in present]
+    if missing or not images:
+        problem = f"no {abbreviate(missing)} in val/images" if missing else "no line in it"
+        raise DataError(f"{path} names every validation image; {problem}. {_ADVICE}")
+    return images

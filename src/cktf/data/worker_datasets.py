@@ -1,4 +1,4 @@
-"""What worker processes do: samples with their positions, made into batches."""
+"""Data sets that DataLoader's workers read: samples with their positions, collated to batches."""
 
 import random
 from collections.abc import Callable
@@ -17,91 +17,85 @@ from cktf.errors import CktfError, DataError
 
 
 def derive_seed(*entropy: int) -> int:
-    """A seed from numbers of which each decides it."""
-    # Words of entropy, hashed: neighboring seeds and epochs must not give related streams.
+    """Derive a seed from several numbers, such as a seed and an epoch."""
+    # SeedSequence hashes its input, so that neighboring seeds and epochs give unrelated streams.
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
 
 
-class Pixels(Dataset[tuple[Tensor, int]]):
-    """The images of an `ImageSet` with their positions, as bytes, a quarter of what floats take.
+class IndexedImageSet(Dataset[tuple[Tensor, int]]):
+    """The images of an `ImageSet` with their positions, as bytes (a quarter of float32's size).
 
     Args:
         data: the images.
-        draw: seed and epoch, which with the position decide the augmentation; None for none.
+        augment_seed: seed and epoch; with the position they decide the augmentation. None: none.
     """
 
-    def __init__(self, data: ImageSet[Images], draw: tuple[int, int] | None) -> None:
-        self.data, self.draw = data, draw
+    def __init__(self, data: ImageSet[Images], augment_seed: tuple[int, int] | None) -> None:
+        self.data, self.augment_seed = data, augment_seed
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         images = self.data.images
-        if self.draw is None:
+        if self.augment_seed is None:
             return images[position], position
-        seed = derive_seed(*self.draw, position)
-        return cast(StreamedImages, images).augmented(position, seed, self.data.flip), position
+        seed = derive_seed(*self.augment_seed, position)
+        streamed = cast(StreamedImages, images)
+        return streamed.read_augmented(position, seed, self.data.flip), position
 
 
 class IndexedDataset(Dataset[tuple[Tensor, int, int]]):
-    """A user's data set with each sample's position, checked sample by sample.
+    """A user's data set with the position of each sample, checked sample by sample.
 
-    In a process of its own, what a sample draws at random follows from `draw`, seed and epoch, and
-    its position: it does not depend on what that process read before, as after a resume.
+    In a worker process the global generators are seeded for each sample by seed, epoch and
+    position, so that its random transforms do not depend on the samples read before, for instance
+    after a resume.
     """
 
-    def __init__(self, data: Any, labeled: bool, draw: tuple[int, int]) -> None:
-        self.data, self.labeled, self.draw = data, labeled, draw
+    def __init__(self, data: Any, labeled: bool, seed: tuple[int, int]) -> None:
+        self.data, self.labeled, self.seed = data, labeled, seed
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
         if get_worker_info() is not None:
-            _seed_all(derive_seed(*self.draw, position))
+            seed = derive_seed(*self.seed, position)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
         sample = self.data[position]
-        label = label_of(sample, position) if self.labeled else NO_LABEL
+        label = label_of_sample(sample, position) if self.labeled else NO_LABEL
         image = to_tensor(sample[0] if isinstance(sample, (tuple, list)) else sample, position)
         if not bool(image.isfinite().all()):
             raise DataError(
-                f"The image of sample {position} holds NaN or infinity. Mend or leave out that "
-                "sample, and look at the transform that made it."
+                f"The image of sample {position} holds NaN or infinity. Correct or remove the "
+                "sample, and check the transform that made it."
             )
         return image, label, position
 
 
-def _seed_all(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def label_of(sample: Any, position: int) -> int:
-    """The number of the class of a sample, which is a pair of image and label."""
+def label_of_sample(sample: Any, position: int) -> int:
+    """The class number in a sample, which is a pair of image and label."""
     if not (isinstance(sample, (tuple, list)) and len(sample) == 2):
         raise DataError(
             f"A data set gives (image, label); sample {position} is a {type(sample).__name__}. "
             "Wrap it so that it gives pairs."
         )
-    return to_label(sample[1], position)
-
-
-def to_label(label: Any, position: int) -> int:
-    """The number of a sample's class."""
     try:
-        return int(label)
+        return int(sample[1])
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"The label of sample {position} is {label!r}; a label is the number of its class, "
+            f"The label of sample {position} is {sample[1]!r}; a label is the number of its class, "
             "from 0. Number the classes in the data set."
         ) from error
 
 
 def to_tensor(image: Any, position: int) -> Tensor:
-    """An image as float32 [C, H, W]: bytes and pictures are scaled to [0, 1], floats kept."""
+    """Convert an image to float32 [C, H, W]; bytes and PIL images are scaled to [0, 1]."""
     if isinstance(image, Image.Image):
-        image = _eight_bits(image, position)
+        image = _convert_picture(image, position)
     if not isinstance(image, Tensor):
         try:
             array = np.asarray(image)
@@ -110,7 +104,7 @@ def to_tensor(image: Any, position: int) -> Tensor:
         except (TypeError, ValueError, IndexError) as error:
             raise DataError(
                 f"The image of sample {position} is a {type(image).__name__}, not a tensor "
-                "[C, H, W], a picture or an array [H, W, C]. Convert it in the data set."
+                "[C, H, W], a PIL image or an array [H, W, C]. Convert it in the data set."
             ) from error
     if image.dim() != 3:
         raise DataError(
@@ -127,8 +121,8 @@ def to_tensor(image: Any, position: int) -> Tensor:
     return values
 
 
-def _eight_bits(picture: Image.Image, position: int) -> Image.Image:
-    """A picture in RGB, or gray where it has no colors; one of floats is taken as they are."""
+def _convert_picture(picture: Image.Image, position: int) -> Image.Image:
+    """Convert to RGB, or to gray where there are no colors; floats (mode F) stay unchanged."""
     if picture.mode == "F":
         return picture
     try:
@@ -136,15 +130,16 @@ def _eight_bits(picture: Image.Image, position: int) -> Image.Image:
         return convert_to_8bit(picture, channels)
     except ValueError as error:
         raise DataError(
-            f"The image of sample {position} cannot be taken ({error}). Convert it in the data set."
+            f"The image of sample {position} cannot be converted ({error}). Convert it in the data "
+            "set."
         ) from error
 
 
 class BatchDataset(Dataset[Any]):
-    """BatchDataset of a data set by the positions of their samples.
+    """Collated batches of a data set, indexed by the list of their samples' positions.
 
-    In a process of its own, a mistake that the user can mend becomes the batch: PyTorch would put
-    that process's traceback into its message.
+    In a worker process a user's mistake is returned as the batch, because PyTorch would put the
+    worker's traceback into the message of an exception.
     """
 
     def __init__(self, data: Dataset[Any], collate: Callable[[list[Any]], Any]) -> None:
@@ -160,12 +155,12 @@ class BatchDataset(Dataset[Any]):
 
 
 def collate_samples(samples: list[tuple[Tensor, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Images [B, C, H, W], labels and positions of samples as a batch."""
+    """Stack samples to images [B, C, H, W], labels [B] and positions [B]."""
     images, labels, positions = zip(*samples, strict=True)
     for image, position in zip(images, positions, strict=True):
         if image.shape != images[0].shape:
             raise DataError(
-                f"Images of one size make a batch: sample {positions[0]} is "
+                f"The images of a batch have one size: sample {positions[0]} is "
                 f"{tuple(images[0].shape)}, sample {position} is {tuple(image.shape)}. Resize or "
                 "crop them in the data set's transform."
             )

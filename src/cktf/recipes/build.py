@@ -249,7 +249,7 @@ def _load(section: DataSection, *splits: str) -> list[ImageSet[Images]]:
             for split in splits
         ]
         check_same_classes(loaded)
-    return [data.of_classes(section.classes) if section.classes else data for data in loaded]
+    return [data.select_classes(section.classes) if section.classes else data for data in loaded]
 
 
 def check_same_classes(sets: Sequence[ImageSet[Images]]) -> None:
@@ -311,7 +311,7 @@ def build_data(section: DataSection, seed: int) -> Data:
 def _unlabeled(section: DataSection, seed: int) -> Data:
     """Training images without labels: of a split of such images, or of the training images."""
     # Classes are chosen by labels, which are then forgotten.
-    train = load_split(section, "train" if section.classes else UNLABELED_SPLIT).unlabeled()
+    train = load_split(section, "train" if section.classes else UNLABELED_SPLIT).without_labels()
     return Data(
         train=build_train_loader(train, section, seed),
         test=None,

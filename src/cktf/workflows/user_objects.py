@@ -106,7 +106,7 @@ def load_data(section: DataSection, seed: int, objects: UserObjects) -> Data:
     if section.name != CUSTOM:
         return build_data(section, seed)
     if isinstance(train, ImageSet) and not section.labels:
-        train = train.unlabeled()
+        train = train.without_labels()
     named = isinstance(train, ImageSet) and train.labeled
     held = None
     if section.validation:
