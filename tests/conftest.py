@@ -6,7 +6,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from image_files import VALIDATION, WNIDS, WORDS, jpeg, write_cifar10
+from image_files import VALIDATION, WNIDS, WORDS, jpeg, write_cifar10, write_jpegs
 from safetensors.torch import save_file
 from small_runs import SmallNet
 from typer.testing import CliRunner
@@ -136,3 +136,22 @@ def tiny_imagenet_dir(tmp_path):
     (folder / "wnids.txt").write_text("\n".join(WNIDS))
     (folder / "words.txt").write_text(WORDS)
     return folder
+
+
+@pytest.fixture
+def class_folders(tmp_path):
+    """DIR/CLASS alone: 30 JPEGs of three classes."""
+    root = tmp_path / "photos"
+    for label, (name, count) in enumerate({"cat": 10, "dog": 15, "ant": 5}.items()):
+        write_jpegs(root / name, count, first=100 * label)
+    return root
+
+
+@pytest.fixture
+def split_folders(tmp_path):
+    """DIR/train/CLASS and DIR/val/CLASS: 8 and 4 JPEGs of two classes."""
+    root = tmp_path / "photos"
+    for part, count in (("train", 4), ("val", 2)):
+        for label, name in enumerate(("cat", "dog")):
+            write_jpegs(root / part / name, count, first=100 * label + (50 if part == "val" else 0))
+    return root

@@ -27,6 +27,28 @@ def jpeg(seed, width=64, height=64, gray=False):
     return file.getvalue()
 
 
+def smooth_image(seed, width=40, height=40):
+    """An RGB image that JPEG keeps nearly unchanged."""
+    corners = pixels(seed, 3, 3, 3)
+    return Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
+
+
+def encode_image(image, kind="JPEG", **options):
+    """The bytes of an image file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def write_jpegs(folder, count, *, sizes=((40, 40),), first=0, ending=".jpg"):
+    """`count` JPEGs in a folder, whose sizes alternate."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        image = smooth_image(first + i, *sizes[i % len(sizes)])
+        (folder / f"{first + i:03}{ending}").write_bytes(encode_image(image))
+    return folder
+
+
 def write_colored_images(folder, names, counts, side):
     """`FOLDER/SPLIT/CLASS/N.png`, at most three classes that differ by color.
 

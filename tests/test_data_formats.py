@@ -138,7 +138,7 @@ class Command:
 
 
 BAD_PICKLES = {
-    "code": (pickle.dumps({"data": Command()}, 2), "it asks for .*eval, which images do not need"),
+    "code": (pickle.dumps({"data": Command()}, 2), "it calls .*eval, which images do not need"),
     "cut": (python2_pickle(ROWS, FINE, COARSE)[:-500], "is not a file of CIFAR-100's Python"),
     "no labels": (pickle.dumps({"data": ROWS}, 2), "fine_labels"),
     "fewer labels": (
@@ -161,7 +161,7 @@ def test_pickles_are_read_without_running_code(python100, raw, words):
 def test_a_file_with_another_check_sum_is_fetched_again_or_reported(python100):
     path = python100.folder / "train"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"no whole cifar-100-binary or.*-python.*no network"):
+    with pytest.raises(DataError, match=r"no complete cifar-100-binary or.*-python.*no network"):
         load_dataset("cifar100", python100.folder.parent, "train")
 
 
@@ -341,12 +341,3 @@ def test_grey_on_request(stl):
     assert (gray.images[..., 0] - expected).abs().max() <= 1
     assert len(gray.mean) == len(gray.std) == 1
     assert gray.mean[0] == pytest.approx(0.299 * 0.4467 + 0.587 * 0.4398 + 0.114 * 0.4066)
-
-
-def test_memory_is_asked_for_before_it_is_taken(stl, monkeypatch):
-    class Little:
-        available = 1000
-
-    monkeypatch.setattr("cktf.data.split_loading.psutil.virtual_memory", Little)
-    with pytest.raises(DataError, match=r"3 images of 96x96 take .*GB are free.*data.image_size"):
-        load_dataset("stl10", stl, "train")

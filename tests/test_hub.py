@@ -63,11 +63,11 @@ def test_classes_that_training_does_not_know(tmp_path):
         ),
     )
     name = saved(tmp_path / "a", train=split(NAMES * 2, NAMES), test=other)
-    with pytest.raises(DataError, match=r"test has classes in 'label' of those.*elk"):
+    with pytest.raises(DataError, match=r"classes of test in 'label' must be among.*elk"):
         load_dataset(name, None, "train")
     numbers = split(NAMES, NAMES).cast_column("label", datasets.Value("int64"))
     name = saved(tmp_path / "b", train=split(NAMES * 2, NAMES), test=numbers)
-    with pytest.raises(DataError, match=r"there are none"):
+    with pytest.raises(DataError, match="found: none"):
         load_dataset(name, None, "train")
 
 

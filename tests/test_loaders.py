@@ -273,7 +273,7 @@ def test_pictures_are_of_their_colors(picture, expected):
 
 
 def test_a_picture_of_unknown_range_is_named():
-    with pytest.raises(DataError, match=r"sample 0 cannot be taken .*32-bit integers"):
+    with pytest.raises(DataError, match=r"sample 0 cannot be converted .*32-bit integers"):
         batches(DatasetLoader([(Image.new("I", (2, 1), -1), 0)], 1, train=False))
 
 

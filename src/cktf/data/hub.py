@@ -65,7 +65,9 @@ def open_hub_dataset(
 
 def is_saved_dataset(name: str) -> bool:
     """Whether a name is that of a folder written by `save_to_disk`."""
-    return any(os.path.isfile(expand_user_path(name) / f) for f in ("dataset_dict.json", "state.json"))
+    return any(
+        os.path.isfile(expand_user_path(name) / f) for f in ("dataset_dict.json", "state.json")
+    )
 
 
 def _load_splits(title: str, name: str, directory: Path | None) -> dict[str, Any]:

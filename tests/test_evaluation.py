@@ -1,0 +1,150 @@
+"""The data set on which a run is evaluated, and the size of its images."""
+
+from pathlib import Path
+
+import pytest
+from image_files import write_jpegs
+from typer.testing import CliRunner
+
+import cktf
+from cktf.cli.main import app
+from cktf.data import load_dataset
+from cktf.errors import DataError
+from cktf.models import create, save_network
+from cktf.recipes import (
+    DataSection,
+    build_data,
+    load_split,
+    parse_recipe,
+    parse_transfer_recipe,
+    to_yaml,
+)
+from cktf.workflows import evaluation, plan
+from cktf.workflows.analysis import RunAnalyzer
+from cktf.workflows.user_objects import UserObjects
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Folders of the same two classes, of a side and a number of test images that tell them."""
+    for name, (side, count) in {"a": (64, 3), "b": (96, 4), "c": (128, 5)}.items():
+        for part, images in (("train", 2), ("test", count)):
+            for label in ("cat", "dog"):
+                write_jpegs(tmp_path / name / part / label, images, sizes=[(side, side)])
+    return {name: f"imagefolder:{tmp_path / name}" for name in "abc"}
+
+
+def finished(folder, recipe):
+    """What evaluation reads of a run: its recipe, and a network of its classes."""
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(to_yaml(recipe))
+    save_network(
+        create("resnet8", 2), folder / "student.safetensors", name="resnet8",
+        classes=["cat", "dog"], dataset="photos",
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["train", "transfer"])
+def test_the_set_that_is_named_is_measured(sets, tmp_path, monkeypatch, kind):
+    section = {"name": sets["a"], "test": sets["b"], "classes": ["cat", "dog"]}
+    if kind == "train":
+        recipe = parse_recipe({"kind": kind, "model": "resnet8", "data": section})
+    else:
+        fields = {"teacher": "resnet8", "student": "resnet8", "data": {"name": sets["a"]}}
+        recipe = parse_transfer_recipe({"kind": kind, "labeled": section, **fields})
+    monkeypatch.chdir(tmp_path)
+    # A run folder may be called like a network.
+    run = finished(Path("resnet8"), recipe)
+    for data, (measured, images) in {
+        None: ("b", 8), sets["a"]: ("a", 6), sets["b"]: ("b", 8), sets["c"]: ("c", 10),
+    }.items():  # fmt: skip
+        accuracy, name = cktf.evaluate(run, data)
+        assert (name, accuracy.samples) == (sets[measured], images)
+
+
+def test_a_folder_named_from_where_one_is_is_the_same_folder(sets, tmp_path, monkeypatch):
+    section = {"name": sets["a"], "test": sets["b"], "dir": "images"}
+    recipe = parse_recipe({"kind": "train", "model": "resnet8", "data": section})
+    run = finished(tmp_path / "run", recipe)
+    monkeypatch.chdir(tmp_path)
+    assert evaluation.load_test_section(run, "imagefolder:b")[1] == recipe.data
+    assert evaluation.load_test_section(run, "imagefolder:a")[1].dir == "images"
+    assert evaluation.load_test_section(run, "imagefolder:c")[1].name == sets["c"]
+
+
+def test_a_run_is_evaluated_at_the_size_of_its_training(sets, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    line = f"train --model resnet8 --data {sets['a']} --epochs 1 --out {out}"
+    assert CliRunner().invoke(app, [*line.split(), "--set", "data.batch_size=4"]).exit_code == 0
+    seen = []
+
+    def accuracy_of(forward, loader, *others):
+        seen.append(tuple(next(iter(loader.epoch(0))).images.shape))
+        return accuracy(forward, loader, *others)
+
+    accuracy = evaluation.accuracy_of
+    monkeypatch.setattr(evaluation, "accuracy_of", accuracy_of)
+    for data in (None, sets["a"], sets["c"]):
+        cktf.evaluate(out, data)
+    assert seen == [(6, 3, 64, 64), (6, 3, 64, 64), (10, 3, 64, 64)]
+
+
+@pytest.mark.parametrize("tested", ["a", "b"])
+def test_a_folder_may_have_moved(sets, tmp_path, tested):
+    """It is where --data-dir says, and images that came later change no size."""
+    out, moved = tmp_path / "run", tmp_path / "elsewhere"
+    line = f"train --model resnet8 --data {sets['a']} --epochs 1 --out {out}"
+    options = ["--set", "data.batch_size=4", "--set", f"data.test={sets[tested]}"]
+    assert CliRunner().invoke(app, [*line.split(), *options]).exit_code == 0
+    log = (out / "log.txt").read_text()
+    assert f"{sets['a']}: train: 4 images of 2 classes, 64x64, in memory" in log
+    expected = cktf.evaluate(out)[0]
+    (tmp_path / tested).rename(moved)
+    for label in ("cat", "dog"):
+        write_jpegs(moved / "train" / label, 9, first=20, sizes=[(256, 256)])
+    accuracy, name = cktf.evaluate(out, data_dir=str(moved))
+    assert (accuracy, name) == (expected, f"imagefolder:{moved}")
+    with pytest.raises(DataError, match="there is no such folder"):
+        cktf.evaluate(out)
+    trained_on, there = (
+        evaluation.load_test_section(out, sets["a"], str(moved))[1],
+        f"imagefolder:{moved}",
+    )
+    assert (trained_on.name, trained_on.test) == (there, None)
+    found = RunAnalyzer(data_dir=str(moved)).analyze(out)
+    assert (found.missing, tuple(found.images.shape[1:])) == ("", (64, 64, 3))
+
+
+def test_a_folder_of_test_images_alone(sets, tmp_path):
+    recipe = parse_recipe({"kind": "train", "model": "resnet8", "data": {"name": sets["a"]}})
+    run = finished(tmp_path / "run", recipe)
+    (tmp_path / "b" / "train").rename(tmp_path / "aside")
+    assert cktf.evaluate(run, sets["b"])[0].samples == 8
+    words = "found test, and no class folders in train"
+    with pytest.raises(DataError, match=words):
+        load_dataset(sets["b"], None, "train")
+
+
+def test_another_set_is_tested_at_the_size_of_training(sets):
+    section = DataSection(name=sets["a"], test=sets["c"], batch_size=2)
+    data = build_data(section, 0)
+    assert data.raw_train.images.shape[1:] == data.raw_test.images.shape[1:] == (64, 64, 3)
+    assert load_split(section, "test").images.shape == (10, 64, 64, 3)
+
+
+@pytest.mark.parametrize(("given", "size"), [({}, 64), ({"image_size": 32}, 32)])
+def test_a_transfer_probes_at_the_size_it_distils_at(sets, tmp_path, given, size):
+    fields = {
+        "teacher": "custom", "student": "custom", "labeled": {"name": sets["c"]} | given,
+        "data": {"name": sets["a"], "batch_size": 2},
+    }  # fmt: skip
+    recipe, out = parse_transfer_recipe({"kind": "transfer", **fields}), tmp_path / "run"
+    networks = UserObjects(create("resnet8", 2), create("resnet8", 2))
+    planned = plan(recipe, out, networks)
+    assert planned.labeled.raw_train.images.shape[1] == size
+    assert planned.parts.data.raw_train.images.shape[1] == 64
+    # What is evaluated or reported of it later, and what goes on, is of that size too.
+    assert planned.recipe.labeled.image_size == size
+    finished(out, planned.recipe)
+    assert plan(recipe, out, networks, resume=True).recipe == planned.recipe

@@ -1,0 +1,45 @@
+"""Positions held out of a labeled set, class by class."""
+
+import pytest
+import torch
+
+from cktf.data import split_validation
+from cktf.errors import DataError
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("counts", [(10, 10, 10), (100, 7, 2), (3, 50)])
+def test_every_class_gives_the_same_fraction(fraction, counts):
+    labels = torch.cat([torch.full((n,), c) for c, n in enumerate(counts)])
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
+    train, held = split_validation(labels, fraction, seed=0)
+    assert sorted([*train.tolist(), *held.tolist()]) == list(range(len(labels)))
+    assert train.tolist() == sorted(train.tolist())
+    for label, count in enumerate(counts):
+        given = int((labels[held] == label).sum())
+        assert abs(given - fraction * count) <= 0.5 or given in (1, count - 1)
+        assert 1 <= given <= count - 1
+
+
+def test_the_seed_decides_who_is_held_out():
+    labels = torch.arange(200) % 4
+    one, again, other = (split_validation(labels, 0.2, seed)[1].tolist() for seed in (1, 1, 2))
+    assert one == again
+    assert one != other
+    assert len(one) == len(other) == 40
+
+
+def test_nothing_is_held_out_of_nothing():
+    train, held = split_validation(torch.tensor([2, 0, 1]), 0.0, seed=0)
+    assert (train.tolist(), held.tolist()) == ([0, 1, 2], [])
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.0])
+def test_impossible_fractions(fraction):
+    with pytest.raises(DataError, match="from 0 to below 1, given"):
+        split_validation(torch.tensor([0, 0]), fraction, seed=0)
+
+
+def test_a_class_of_one_cannot_be_split():
+    with pytest.raises(DataError, match="class 1 has a single image"):
+        split_validation(torch.tensor([0, 0, 1]), 0.3, seed=0)
