@@ -316,7 +316,7 @@ def test_an_image_is_given_to_no_other_program(here, monkeypatch):
     monkeypatch.setenv("PATH", f"{here / 'bin'}:{os.environ['PATH']}")
     eps = io.BytesIO()
     Image.new("RGB", (16, 16)).save(eps, "EPS")
-    with pytest.raises(BrokenImagesError, match="format EPS are not read"):
+    with pytest.raises(BrokenImagesError, match="format EPS are not supported"):
         load_dataset("imagefolder", folder_with(here, "drawn.png", eps.getvalue()), "train")
 
 
