@@ -521,7 +521,7 @@ def test_images_lie_evenly_over_sorted_classes(runs, tmp_path, monkeypatch):
     shutil.copytree(runs[2], named)
     recipe = (named / "recipe.yaml").read_text().replace("precision: auto", "precision: bfloat16")
     (named / "recipe.yaml").write_text(recipe)
-    monkeypatch.setattr("cktf.recipes.build._TEST_BATCH", 7)
+    monkeypatch.setattr("cktf.recipes.build._MAX_TEST_BATCH", 7)
     batches, inside = MemoryLoader.epoch, []
 
     def watched(self, number):

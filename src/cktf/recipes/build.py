@@ -1,4 +1,4 @@
-"""From names to objects: the only place where a recipe becomes networks and data."""
+"""Recipes checked, and their data sets built. Only this package turns names into objects."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -40,10 +40,10 @@ from cktf.recipes.schema import (
     TransferRecipe,
 )
 
-# Images in a batch without gradients, and pixels, for larger images.
-_TEST_BATCH, _TEST_PIXELS = 500, 500 * 64 * 64
-# What a named data set does, and a user's own does itself.
-_NAMED_ONLY = (
+# Largest test batch, in images and in pixels.
+_MAX_TEST_BATCH, _MAX_TEST_PIXELS = 500, 500 * 64 * 64
+# Fields for data sets by name: a user's own data set does these things itself.
+_NAMED_DATASET_FIELDS = (
     "image_size",
     "channels",
     "resized_crops",
@@ -56,18 +56,18 @@ _NAMED_ONLY = (
 
 @dataclass(frozen=True)
 class Data:
-    """The images of a run, ready to be fed.
+    """The images of a run and their loaders.
 
     Attributes:
         train: training batches.
-        test: test batches, None where a user gave none.
-        raw_train, raw_test: what the batches are made from.
-        name: for the record.
-        classes: their names; None for a user's own data, whose networks decide.
-        validation: batches of what was held out of the training images; None where nothing was.
-        raw_validation: what these are made from.
+        test: test batches; None without test images.
+        raw_train, raw_test: data sets that the batches come from.
+        name: of the data set, for the summary.
+        classes: their names; None for a user's own data set, whose networks decide.
+        validation: batches held out of the training images; None without any.
+        raw_validation: the data set that these come from.
         labeled: whether the training images have labels that may be read.
-        description: one line on what was read, and how it is fed; empty for a user's own data.
+        description: one line on the images, for the log; empty for a user's own data set.
     """
 
     train: Loader
@@ -83,34 +83,38 @@ class Data:
 
 
 class Problems:
-    """Collects mistakes, so that the user hears of all of them at once."""
+    """Problems with a recipe, collected so that all are reported at once.
+
+    Attributes:
+        messages: one per problem, each beginning with the name of its field.
+    """
 
     def __init__(self) -> None:
         self.messages: list[str] = []
 
     @contextmanager
     def collect(self, field: str = "") -> Iterator[None]:
-        """Note what goes wrong inside, under a field's name if it is of one field."""
-        before = f"{field}: " if field else ""
+        """Collect errors raised inside the block, under a field's name if it has one."""
+        prefix = f"{field}: " if field else ""
         try:
             yield
         except RecipeError as error:
-            self.messages += [f"{before}{problem}" for problem in error.problems]
+            self.messages += [f"{prefix}{problem}" for problem in error.problems]
         except CktfError as error:
-            self.messages.append(f"{before}{error}")
+            self.messages.append(f"{prefix}{error}")
 
     def mention(self, field: str) -> bool:
-        """Whether something was found for a field or one inside it."""
-        return any(problem.startswith((f"{field}:", f"{field}.")) for problem in self.messages)
+        """Whether a problem is of a field, or of one inside it."""
+        return any(message.startswith((f"{field}:", f"{field}.")) for message in self.messages)
 
     def raise_if_any(self) -> None:
-        """Raise all that was found."""
+        """Raise all problems in one error."""
         if self.messages:
             raise RecipeError(self.messages)
 
 
 def check_recipe(recipe: Recipe) -> Problems:
-    """Every mistake in a recipe that can be seen without reading images or weights."""
+    """Find every problem with a recipe that shows without reading images or weights."""
     problems = Problems()
     if recipe.data.name != CUSTOM:
         with problems.collect("data.name"):
@@ -123,7 +127,7 @@ def check_recipe(recipe: Recipe) -> Problems:
         problems.messages += [
             f"data.{field}: is for data sets by name, given {getattr(recipe.data, field)!r}. Do it "
             "in your own data set."
-            for field in _NAMED_ONLY
+            for field in _NAMED_DATASET_FIELDS
             if getattr(recipe.data, field) != DataSection.model_fields[field].default
         ]
     network = recipe.model if isinstance(recipe, TrainRecipe) else recipe.student
@@ -131,9 +135,9 @@ def check_recipe(recipe: Recipe) -> Problems:
         with problems.collect("model" if isinstance(recipe, TrainRecipe) else "student"):
             check_network(network)
     if not recipe.data.labels:
-        problems.messages += _without_labels(recipe)
+        problems.messages += _check_unlabeled(recipe)
     if isinstance(recipe, DistillRecipe):
-        problems.messages += _of_cache(recipe)
+        problems.messages += _check_teacher_cache(recipe)
         with problems.collect("method"):
             _check_options(recipe, problems)
         if recipe.teacher != CUSTOM:
@@ -146,8 +150,8 @@ def check_recipe(recipe: Recipe) -> Problems:
     return problems
 
 
-def _without_labels(recipe: Recipe) -> Iterator[str]:
-    """What cannot be done with images that have no labels."""
+def _check_unlabeled(recipe: Recipe) -> Iterator[str]:
+    """Yield problems of a recipe whose images have no labels."""
     if isinstance(recipe, TrainRecipe):
         yield "data.labels: training without a teacher needs labels."
     else:
@@ -162,26 +166,27 @@ def _without_labels(recipe: Recipe) -> Iterator[str]:
             )
     for field in ("validation", "per_class"):
         if getattr(recipe.data, field):
-            yield f"data.{field}: goes by labels, and there are none."
+            yield f"data.{field}: needs labels, and there are none."
 
 
-def _of_cache(recipe: DistillRecipe) -> Iterator[str]:
-    """What a teacher cache cannot be of."""
+def _check_teacher_cache(recipe: DistillRecipe) -> Iterator[str]:
+    """Yield problems of a teacher cache, which needs a finite set of views."""
     if recipe.teacher_cache is None:
         return
     if recipe.data.name == CUSTOM:
         yield (
-            "teacher_cache: your own data set augments its images itself, so that no view comes "
-            "again. Use a data set by name, or train without."
+            "teacher_cache: your own data set augments its images itself, so that no view "
+            "repeats. Use a data set by name, or train without a cache."
         )
     elif recipe.data.augment and not recipe.data.views:
         yield (
-            "teacher_cache: new augmentations in every epoch have no end. Give a number of views: "
-            "--teacher-cache views=8, or --set data.views=8."
+            "teacher_cache: every epoch has new augmentations, which no cache holds. Give a number "
+            "of views: --teacher-cache views=8, or --set data.views=8."
         )
 
 
 def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
+    """Check the options of each method, and convert their values."""
     named = parse(recipe.method)
     for name, values in recipe.options.items():
         if name not in named:
@@ -198,7 +203,7 @@ def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
                 )
                 continue
             try:
-                # YAML 1.1 reads 1e1 as a string: what validation makes of it is kept.
+                # The converted value is kept: YAML 1.1 reads 1e1 as a string.
                 values[option] = TypeAdapter(known[option].annotation).validate_python(value)
             except ValidationError as error:
                 message = error.errors()[0]["msg"]
@@ -206,46 +211,42 @@ def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
 
 
 def match_image_sizes(recipe: TransferRecipe) -> TransferRecipe:
-    """A transfer whose labeled images are of the size of those without labels.
+    """Resize the labeled images of a transfer to the size of the unlabeled ones.
 
-    That is, where no size is given.
+    A recipe with an `image_size` stays as it is.
     """
     data, labeled = recipe.data, recipe.labeled
     if CUSTOM in (data.name, labeled.name) or data.image_size or labeled.image_size:
         return recipe
     try:
-        size, own = (
-            open_dataset(section.name, _directory(section), split).size
+        size, labeled_size = (
+            open_dataset(section.name, Path(section.dir) if section.dir else None, split).size
             for section, split in ((data, UNLABELED_SPLIT), (labeled, "train"))
         )
     except DataError:
-        # What is wrong with them is told where they are read.
+        # Reading the data sets later reports the error.
         return recipe
-    if size == own:
+    if size == labeled_size:
         return recipe
     return recipe.model_copy(update={"labeled": labeled.model_copy(update={"image_size": size})})
 
 
-def _directory(section: DataSection) -> Path | None:
-    return None if section.dir is None else Path(section.dir)
-
-
-def _load(section: DataSection, *splits: str) -> list[ImageSet[Images]]:
-    directory = _directory(section)
-    reading = ReadOptions(
+def _load_splits(section: DataSection, *splits: str) -> list[ImageSet[Images]]:
+    directory = None if section.dir is None else Path(section.dir)
+    read_options = ReadOptions(
         section.image_size, section.channels, section.skip_broken, crops=section.resized_crops
     )
     if section.test in (None, section.name):
-        loaded = load_splits(section.name, directory, splits, reading)
+        loaded = load_splits(section.name, directory, splits, read_options)
     else:
-        reading = replace(reading, hold_out=False)
-        if reading.image_size is None and "test" in splits:
-            # Files may decide: those to test on come as those to train on.
-            size = open_dataset(section.name, directory, "train", reading).size
-            reading = replace(reading, image_size=size)
+        read_options = replace(read_options, hold_out=False)
+        if read_options.image_size is None and "test" in splits:
+            # Image files of many sizes: test images are resized as the training images are.
+            size = open_dataset(section.name, directory, "train", read_options).size
+            read_options = replace(read_options, image_size=size)
         names = {"test": section.test}
         loaded = [
-            load_dataset(names.get(split) or section.name, directory, split, reading)
+            load_dataset(names.get(split) or section.name, directory, split, read_options)
             for split in splits
         ]
         check_same_classes(loaded)
@@ -253,48 +254,49 @@ def _load(section: DataSection, *splits: str) -> list[ImageSet[Images]]:
 
 
 def check_same_classes(sets: Sequence[ImageSet[Images]]) -> None:
-    """Training and test images from different data sets have the same classes.
+    """Check that data sets to train and to test on have the same classes.
 
     Raises:
-        DataError: they have not.
+        DataError: their classes differ.
     """
     for other in sets[1:]:
         if tuple(other.classes) != tuple(sets[0].classes):
             different = sorted(set(sets[0].classes) ^ set(other.classes)) or ["their order"]
             raise DataError(
-                f"{sets[0].name} and {other.name} are trained and tested on and have the same "
-                f"classes; different: {', '.join(different[:5])}. Name another --test."
+                f"Training and test images have the same classes; those of {sets[0].name} and "
+                f"{other.name} differ in {', '.join(different[:5])}. Name another --test."
             )
 
 
 def load_split(section: DataSection, split: str) -> ImageSet[Images]:
-    """All of one split of a named data set, and none of its others.
+    """Load one split of a named data set.
 
     Raises:
         DataError: files that are missing or damaged.
     """
-    (data,) = _load(section, split)
+    (data,) = _load_splits(section, split)
     return data
 
 
 def build_data(section: DataSection, seed: int) -> Data:
-    """A named data set, in memory or read from disk batch by batch.
+    """Build the images and loaders of a named data set, in memory or streamed from disk.
 
     Raises:
         DataError: files that are missing or damaged.
     """
     if not section.labels:
-        return _unlabeled(section, seed)
-    train, test = _load(section, "train", "test")
+        return _build_unlabeled_data(section, seed)
+    train, test = _load_splits(section, "train", "test")
     if section.per_class is not None:
         train = train.subset(sample_per_class(train.labels, section.per_class, seed))
-    held = None
+    validation = None
     if section.validation:
-        kept, out = split_validation(train.labels, section.validation, VALIDATION_SEED)
-        train, held = train.subset(kept), replace(train.subset(out), note="")
-    named = {"train": train, "validation": held, "test": test}
-    found = [f"{split}: {data.describe()}" for split, data in named.items() if data is not None]
-    found += _slowly(train, section)
+        indices = split_validation(train.labels, section.validation, VALIDATION_SEED)
+        train, validation = (train.subset(split_indices) for split_indices in indices)
+        validation = replace(validation, note="")
+    splits = {"train": train, "validation": validation, "test": test}
+    lines = [f"{split}: {data.describe()}" for split, data in splits.items() if data is not None]
+    lines += _streaming_advice(train, section)
     return Data(
         train=build_train_loader(train, section, seed),
         test=build_test_loader(test, section.workers),
@@ -302,16 +304,17 @@ def build_data(section: DataSection, seed: int) -> Data:
         raw_test=test,
         name=section.name,
         classes=tuple(train.classes),
-        validation=None if held is None else build_test_loader(held, section.workers),
-        raw_validation=held,
-        description=f"{section.name}: {' | '.join(found)}",
+        validation=None if validation is None else build_test_loader(validation, section.workers),
+        raw_validation=validation,
+        description=f"{section.name}: {' | '.join(lines)}",
     )
 
 
-def _unlabeled(section: DataSection, seed: int) -> Data:
-    """Training images without labels: of a split of such images, or of the training images."""
-    # Classes are chosen by labels, which are then forgotten.
+def _build_unlabeled_data(section: DataSection, seed: int) -> Data:
+    """Build training images without labels, from the unlabeled or the training split."""
+    # Choosing classes needs labels, which are removed afterwards.
     train = load_split(section, "train" if section.classes else UNLABELED_SPLIT).without_labels()
+    lines = [train.describe(), *_streaming_advice(train, section)]
     return Data(
         train=build_train_loader(train, section, seed),
         test=None,
@@ -320,18 +323,18 @@ def _unlabeled(section: DataSection, seed: int) -> Data:
         name=section.name,
         classes=None,
         labeled=False,
-        description=f"{section.name}: {' | '.join([train.describe(), *_slowly(train, section)])}",
+        description=f"{section.name}: {' | '.join(lines)}",
     )
 
 
-def _slowly(train: ImageSet[Images], section: DataSection) -> list[str]:
+def _streaming_advice(train: ImageSet[Images], section: DataSection) -> list[str]:
     if isinstance(train.images, StreamedImages) and not section.workers:
-        return ["one process reads them: more do with --set data.workers=8"]
+        return ["read by one process; use several with --set data.workers=8"]
     return []
 
 
 def build_train_loader(train: Any, section: DataSection, seed: int) -> Loader:
-    """Training batches of a named data set, or of a user's own, which augments itself."""
+    """Build training batches of a named data set, or of a user's own, which augments itself."""
     size, workers = section.batch_size, section.workers
     check_batches(len(train), size)
     if not isinstance(train, ImageSet):
@@ -347,26 +350,26 @@ def build_train_loader(train: Any, section: DataSection, seed: int) -> Loader:
 
 
 def build_test_loader(test: Any, workers: int = 0) -> Loader:
-    """All of a test set, in order."""
+    """Build batches of all images of a test set, in order."""
     if not isinstance(test, ImageSet):
-        size = _test_batch(_pixels_of_first(test, workers))
+        size = _test_batch_size(_count_pixels(test, workers))
         return DatasetLoader(test, size, train=False, workers=workers)
     _, height, width, _ = test.images.shape
-    size = _test_batch(height * width)
+    size = _test_batch_size(height * width)
     if isinstance(test.images, StreamedImages):
         return DatasetLoader(test, size, train=False, workers=workers)
     return MemoryLoader(test, size, train=False)
 
 
-def _test_batch(pixels: int) -> int:
-    """How many images of so many pixels are in a batch without gradients."""
-    return max(1, min(_TEST_BATCH, _TEST_PIXELS // max(1, pixels)))
+def _test_batch_size(pixels: int) -> int:
+    """Return the batch size for test images of so many pixels."""
+    return max(1, min(_MAX_TEST_BATCH, _MAX_TEST_PIXELS // max(1, pixels)))
 
 
-def _pixels_of_first(data: Any, workers: int) -> int:
-    """Of the first image of a user's own data set; 0 where it is none, which is told later."""
+def _count_pixels(data: Any, workers: int) -> int:
+    """Count the pixels of the first image of a user's data set; 0 if it cannot be read."""
     first = Subset(data, range(min(1, len(data))))
-    # A data set that other processes read is not opened in this one before they are made.
+    # A data set that workers read must not be opened in this process before they fork.
     loader = DatasetLoader(first, 1, train=False, workers=min(workers, 1), labeled=False)
     with suppress(DataError), preserve_rng(torch.device("cpu")):
         for batch in loader.epoch(0):
@@ -375,7 +378,7 @@ def _pixels_of_first(data: Any, workers: int) -> int:
 
 
 def check_batches(samples: int, batch_size: int) -> None:
-    """An epoch has at least one whole batch."""
+    """Raise unless an epoch has at least one whole batch."""
     if samples < batch_size:
         raise DataError(
             f"The training set has {samples} images, fewer than one batch of {batch_size}. Use "

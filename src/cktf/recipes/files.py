@@ -4,6 +4,7 @@ import hashlib
 import json
 import types
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -24,31 +25,30 @@ _SCHEMAS: dict[str, type[TrainRecipe] | type[DistillRecipe] | type[TransferRecip
     "transfer": TransferRecipe,
 }
 
-_HERE = Path(__file__).parent
-
 AnyRecipe = TypeVar(
     "AnyRecipe", TrainRecipe, DistillRecipe, TransferRecipe, Recipe, Recipe | TransferRecipe
 )
 
-# Bytes of a recipe; and what PyYAML raises, by what it meets.
-_LONGEST = 1_000_000
-_NOT_YAML = (
+_PACKAGE_DIR = Path(__file__).parent
+_MAX_BYTES = 1_000_000
+# Exceptions that PyYAML raises for malformed text.
+_YAML_ERRORS = (
     yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError,
 )  # fmt: skip
 
 
-class _Plain(yaml.SafeLoader):
-    """Plain values only, written out: an alias could stand for more than memory holds."""
+class _RecipeLoader(yaml.SafeLoader):
+    """A YAML loader without aliases, whose expansion could take more memory than there is."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """A value that is there itself."""
+        """Refuse an alias; compose any other node."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not read; write the value out")
         return super().compose_node(parent, index)
 
 
-def _decimal(loader: _Plain, node: yaml.ScalarNode) -> int | str:
-    """A whole number as people write it: to YAML 1.1, 010 would be 8, and 1:30 be 90."""
+def _construct_decimal(loader: _RecipeLoader, node: yaml.ScalarNode) -> int | str:
+    """Read an integer as decimal: to YAML 1.1, 010 is 8, and 1:30 is 90."""
     text = str(loader.construct_scalar(node))
     try:
         return int(text)
@@ -56,15 +56,11 @@ def _decimal(loader: _Plain, node: yaml.ScalarNode) -> int | str:
         return text
 
 
-_Plain.add_constructor("tag:yaml.org,2002:int", _decimal)
-
-
-def _parsed(text: str) -> Any:
-    return yaml.load(text, Loader=_Plain)
+_RecipeLoader.add_constructor("tag:yaml.org,2002:int", _construct_decimal)
 
 
 def find_recipe(run: Path) -> Path:
-    """The recipe in a run folder.
+    """Return the path of the recipe in a run folder.
 
     Raises:
         RunFolderError: no run there.
@@ -76,32 +72,32 @@ def find_recipe(run: Path) -> Path:
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes inside this package: `paper/…`."""
-    return sorted(f"paper/{path.stem}" for path in (_HERE / "paper").glob("*.yaml"))
+    """List the names of the recipes inside this package: `paper/…`."""
+    return sorted(f"paper/{path.stem}" for path in (_PACKAGE_DIR / "paper").glob("*.yaml"))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The fields of a YAML file, or of a shipped recipe by its name, not yet checked.
+    """Read the fields of a YAML file, or of a shipped recipe by its name; they are not checked.
 
     Raises:
         RecipeError: no such file, or one that is not a YAML mapping.
     """
     if not path.exists() and path.with_suffix("").as_posix() in shipped_recipes():
-        path = _HERE / path.with_suffix(".yaml")
+        path = _PACKAGE_DIR / path.with_suffix(".yaml")
     try:
         with path.open("rb") as file:
-            text = file.read(_LONGEST + 1)
+            text = file.read(_MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         known = ", ".join(shipped_recipes())
         raise RecipeError(
             [f"{path} cannot be read ({reason}). Give a recipe.yaml, or one of: {known}."]
         ) from error
-    if len(text) > _LONGEST:
-        raise RecipeError([f"{path} has more than {_LONGEST:,} bytes, and no recipe has so many."])
+    if len(text) > _MAX_BYTES:
+        raise RecipeError([f"{path} is too large: a recipe has at most {_MAX_BYTES:,} bytes."])
     try:
-        fields = _parsed(text.decode())
-    except _NOT_YAML as error:
+        fields = yaml.load(text.decode(), Loader=_RecipeLoader)
+    except _YAML_ERRORS as error:
         raise RecipeError([f"{path} is not YAML: {' '.join(str(error).split())[:300]}"]) from error
     if not isinstance(fields, dict):
         raise RecipeError([f"{path} holds no fields; a recipe is a YAML mapping."])
@@ -109,33 +105,33 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def find_code(fields: Mapping[str, Any]) -> list[str]:
-    """Which fields name a Python file or module to build a network by, which would run it."""
-    found = []
-    for name in ("model", "student", "teacher"):
-        line = fields.get(name)
-        if isinstance(line, str) and not is_weights_path(line) and runs_user_code(line):
-            found.append(f"{name}: {line}")
-    return found
+    """List the fields that name a Python file or module, which building the network would run."""
+    specs = {name: fields.get(name) for name in ("model", "student", "teacher")}
+    return [
+        f"{name}: {spec}"
+        for name, spec in specs.items()
+        if isinstance(spec, str) and not is_weights_path(spec) and runs_user_code(spec)
+    ]
 
 
 def refuse_code(fields: Mapping[str, Any], path: Path) -> None:
-    """A recipe from a file may name code; it runs only where the user trusts it.
+    """Refuse a recipe from a file that names code; users may trust it with `--trust-code`.
 
     Raises:
-        RecipeError: it names some.
+        RecipeError: it names code.
     """
-    if named := find_code(fields):
+    if lines := find_code(fields):
         raise RecipeError(
             [
                 f"{line}: {path} names code, and building the network would run it. Read it, and "
                 "add --trust-code if you trust it."
-                for line in named
+                for line in lines
             ]
         )
 
 
 def apply_assignments(fields: dict[str, Any], assignments: Iterable[str]) -> None:
-    """Put `a.b=value` into nested fields; the value is read as YAML.
+    """Set nested fields by `a.b=value`; the value is read as YAML.
 
     >>> fields = {"optimizer": {"lr": 0.05}}
     >>> apply_assignments(fields, ["optimizer.lr=0.02", "epochs=3"])
@@ -143,50 +139,44 @@ def apply_assignments(fields: dict[str, Any], assignments: Iterable[str]) -> Non
     {'optimizer': {'lr': 0.02}, 'epochs': 3}
     """
     for assignment in assignments:
-        name, equals, value = assignment.partition("=")
+        name, equals, text = assignment.partition("=")
         if not equals or not all(name.split(".")):
             raise RecipeError([f"--set takes field.name=value, given {assignment!r}."])
         try:
-            parsed = _parsed(value)
-        except _NOT_YAML as error:
+            value = yaml.load(text, Loader=_RecipeLoader)
+        except _YAML_ERRORS as error:
             raise RecipeError([f"--set {assignment[:200]}: the value is not YAML."]) from error
-        set_field(fields, name, _number(parsed))
+        if isinstance(value, str) and "e" in value.lower():
+            # YAML 1.1 reads 1e-3 as a string.
+            with suppress(ValueError):
+                value = float(value)
+        set_field(fields, name, value)
 
 
 def set_field(fields: dict[str, Any], name: str, value: Any) -> None:
-    """Set one dotted field."""
+    """Set one field by its dotted name; missing sections are added."""
     *path, last = name.split(".")
     for part in path:
-        inner = fields.setdefault(part, {})
-        if not isinstance(inner, dict):
+        section = fields.setdefault(part, {})
+        if not isinstance(section, dict):
             raise RecipeError([f"{name}: {part!r} is a single value and has no fields."])
-        fields = inner
+        fields = section
     fields[last] = value
 
 
-def set_fields(fields: dict[str, Any], given: Mapping[str, Any], inside: str = "") -> None:
-    """Set dotted and nested fields; what they do not name stays.
+def set_fields(fields: dict[str, Any], values: Mapping[str, Any], prefix: str = "") -> None:
+    """Set fields by dotted or nested names; other fields stay as they are.
 
     >>> fields = {"data": {"name": "custom"}}
     >>> set_fields(fields, {"data": {"batch_size": 8}, "optimizer.lr": 0.1})
     >>> fields
     {'data': {'name': 'custom', 'batch_size': 8}, 'optimizer': {'lr': 0.1}}
     """
-    for name, value in given.items():
+    for name, value in values.items():
         if isinstance(value, Mapping):
-            set_fields(fields, value, f"{inside}{name}.")
+            set_fields(fields, value, f"{prefix}{name}.")
         else:
-            set_field(fields, f"{inside}{name}", value)
-
-
-def _number(value: Any) -> Any:
-    # YAML 1.1 reads 1e-3 as a string; every user means the number.
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() else value
-        except ValueError:
-            return value
-    return value
+            set_field(fields, f"{prefix}{name}", value)
 
 
 # Fields of `data` that are also those of `labeled`, where it does not set them.
@@ -242,44 +232,53 @@ def _with_labeled_section(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explain(schema: type[BaseModel], detail: ErrorDetails) -> str:
+    """Turn a validation error into a message that names the field and what to try."""
     path = [str(part) for part in detail["loc"]]
-    where = ".".join(path)
+    name = ".".join(path)
     if detail["type"] == "extra_forbidden":
-        known = _fields_at(schema, path[:-1])
-        return f"{where}: there is no such field. {nearest(path[-1], known)}"
+        return f"{name}: there is no such field. {nearest(path[-1], _fields_at(schema, path[:-1]))}"
     if detail["type"] == "missing":
-        return f"{where}: is needed. Give --{path[-1].replace('_', '-')}, or set it in the recipe."
-    return f"{where}: {detail['msg']}, given {repr(detail['input'])[:200]}."
+        return f"{name}: is needed. Give --{path[-1].replace('_', '-')}, or set it in the recipe."
+    return f"{name}: {detail['msg']}, given {repr(detail['input'])[:200]}."
 
 
 def _fields_at(schema: type[BaseModel], path: list[str]) -> list[str]:
+    """List the fields of the section at a path."""
     for part in path:
-        field = schema.model_fields[part].annotation
-        options = get_args(field) if isinstance(field, types.UnionType) else (field,)
-        schema = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        annotation = schema.model_fields[part].annotation
+        members = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        schema = next(m for m in members if isinstance(m, type) and issubclass(m, BaseModel))
     return list(schema.model_fields)
 
 
 def with_absolute_paths(recipe: AnyRecipe) -> AnyRecipe:
-    """The same recipe with absolute paths, so that it means the same in any folder."""
+    """Return the same recipe with absolute paths, so that it means the same in any folder."""
     data = recipe.data.model_copy(update={"dir": _absolute(recipe.data.dir)})
     update: dict[str, Any] = {"data": data}
     if isinstance(recipe, TransferRecipe):
         labeled = recipe.labeled.model_copy(update={"dir": _absolute(recipe.labeled.dir)})
         update["labeled"] = labeled
     if isinstance(recipe, DistillRecipe | TransferRecipe):
-        update["teacher"] = _located(recipe.teacher)
+        update["teacher"] = _absolute_network(recipe.teacher)
         update["teacher_weights"] = _absolute(recipe.teacher_weights)
-        update["student"] = _located(recipe.student)
+        update["student"] = _absolute_network(recipe.student)
         if recipe.teacher_cache not in (None, "auto"):
             update["teacher_cache"] = _absolute(recipe.teacher_cache)
     else:
-        update["model"] = _located(recipe.model)
+        update["model"] = _absolute_network(recipe.model)
     return recipe.model_copy(update=update)
 
 
-# Where a run computes, how often it saves itself and what it does at the unforeseen does not change
-# what it computes.
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(expand_user_path(path).absolute())
+
+
+def _absolute_network(spec: str) -> str | None:
+    """The absolute path of a run folder or weights file, or a spec with that of its Python file."""
+    return _absolute(spec) if is_weights_path(spec) else resolve_network_spec(spec)
+
+
+# Fields that do not change the result: where a run computes, how often it saves, what it reports.
 _IGNORED_FIELDS = (
     "data.dir",
     "data.workers",
@@ -294,50 +293,40 @@ _IGNORED_FIELDS = (
 )
 
 
-# Fields that came later, with the value that does what was done before.
+# Fields that older recipes lack, with the value that has the older behavior.
 _ADDED_FIELDS = {"new_classifier": False}
 
 
 def result_fields(recipe: Recipe | TransferRecipe) -> dict[str, Any]:
-    """Fields by dotted name, as a file has them, without those that do not change the result."""
-    flat: dict[str, Any] = {}
+    """Return the fields that decide the result, by dotted name, with values as in a file."""
+    fields: dict[str, Any] = {}
     for name, value in with_absolute_paths(recipe).model_dump(mode="json").items():
-        inner = value.items() if isinstance(value, dict) and name != "options" else [("", value)]
-        flat |= {f"{name}.{part}".rstrip("."): v for part, v in inner}
-    free = {name for name in _IGNORED_FIELDS if not _says_which(flat, name)}
-    # As it was before there was the field.
-    free |= {name for name in _ADDED_FIELDS if flat.get(name) == _ADDED_FIELDS[name]}
-    return {name: value for name, value in flat.items() if name not in free}
+        if isinstance(value, dict) and name != "options":
+            fields |= {f"{name}.{inner_name}": inner for inner_name, inner in value.items()}
+        else:
+            fields[name] = value
+    return {
+        name: value
+        for name, value in fields.items()
+        if (name not in _IGNORED_FIELDS or _names_images(fields, name))
+        and (name not in _ADDED_FIELDS or value != _ADDED_FIELDS[name])
+    }
 
 
-def _says_which(flat: dict[str, Any], name: str) -> bool:
-    """Whether a field is the folder of a user's own images, which nothing else names."""
+def _names_images(fields: dict[str, Any], name: str) -> bool:
+    """Whether a field is the folder of a user's own images, which no other field names."""
     section, _, field = name.partition(".")
-    return field == "dir" and FOLDER_PREFIX in (
-        flat.get(f"{section}.name"),
-        flat.get(f"{section}.test"),
-    )
+    dataset_names = fields.get(f"{section}.name"), fields.get(f"{section}.test")
+    return field == "dir" and FOLDER_PREFIX in dataset_names
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """A hash of what decides a recipe's result."""
+    """Return a hash of the fields that decide the result."""
     fields = json.dumps(result_fields(recipe), sort_keys=True, default=str)
     return hashlib.sha256(fields.encode()).hexdigest()
 
 
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(expand_user_path(path).absolute())
-
-
-def _located(line: str) -> str | None:
-    """The absolute path of a run folder or file, or a line with that of its Python file."""
-    if is_weights_path(line):
-        return _absolute(line)
-    return resolve_network_spec(line)
-
-
 def to_yaml(recipe: Recipe | TransferRecipe) -> str:
-    """The complete recipe as YAML, defaults included."""
+    """Return the complete recipe as YAML, defaults included."""
     fields = recipe.model_dump(mode="json")
-    kind = fields.pop("kind")
-    return yaml.safe_dump({"kind": kind, **fields}, sort_keys=False)
+    return yaml.safe_dump({"kind": fields.pop("kind"), **fields}, sort_keys=False)

@@ -1,4 +1,4 @@
-"""From names to networks: the student that a recipe asks for, and its trained teacher."""
+"""The networks that a recipe names: a student to train, and its trained teacher."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from cktf.recipes.schema import CUSTOM
 from cktf.taps import resize_classifier
 from cktf.user_paths import expand_user_path
 
-_STUDENT_FILE = "student.safetensors"
+_WEIGHTS_NAME = "student.safetensors"
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class LoadedNetwork:
 
     Attributes:
         network: from images in [0, 1] to logits.
-        name: for the record.
+        name: for the summary.
         note: what was loaded, for the log.
-        classes: names of those that its logits are of, where its file says.
+        classes: class names of its logits, where its file has them.
     """
 
     network: nn.Module
@@ -47,113 +47,116 @@ class LoadedNetwork:
     classes: tuple[str, ...] | None = None
 
 
-def build_student(line: str, data: ImageSet, num_classes: int | None = None) -> Normalized:
-    """A network for the classes of a data set, which normalizes and resizes images itself.
+def build_student(spec: str, data: ImageSet, num_classes: int | None = None) -> Normalized:
+    """Build a network for the classes of a data set; it normalizes and resizes images itself.
 
     Args:
-        line: which network.
+        spec: which network.
         data: whose mean and std it takes, unless it comes with its own.
         num_classes: of its logits; by default those of the data.
 
     Raises:
-        ModelError: it is not there, or cannot be built.
+        ModelError: there is no such network, or it cannot be built.
     """
-    classes = len(data.classes) if num_classes is None else num_classes
-    built = build_network(parse_network_spec(line), classes)
+    num_classes = len(data.classes) if num_classes is None else num_classes
+    built = build_network(parse_network_spec(spec), num_classes)
     mean, std = (data.mean, data.std) if built.mean is None else (built.mean, built.std)
     assert std is not None
     return Normalized(built.network, mean, std, built.size)
 
 
-def is_pretrained_spec(line: str) -> bool:
-    """Whether a line asks for a network with the weights that its library has for it."""
-    return bool(parse_network_spec(line).arguments.get("pretrained"))
+def is_pretrained_spec(spec: str) -> bool:
+    """Whether a spec asks for the pretrained weights of its library."""
+    return bool(parse_network_spec(spec).arguments.get("pretrained"))
 
 
 def set_input_size(network: nn.Module, size: int | None) -> nn.Module:
-    """The same network, which resizes images to a size before it sees them; None: as it is.
+    """Make a network resize its images to a size; None changes nothing.
 
     Raises:
-        ModelError: a user's own network, which sees images as they come.
+        ModelError: a user's own module.
     """
     if size is None:
         return network
     if not isinstance(network, Normalized):
         raise ModelError(
-            f"A size, given {size}, is of networks by name or from a run. Resize images in your "
+            f"A size, given {size}, is for networks by name or from a run. Resize images in your "
             "own module, or wrap it in cktf.models.Normalized."
         )
     network.size = size
     return network
 
 
-def is_weights_path(line: str) -> bool:
-    """Whether a line is of a run folder or a file, and not of a network.
+def is_weights_path(spec: str) -> bool:
+    """Whether a spec is a run folder or a weights file, not the name of a network.
 
-    A network's name is one wherever it is given; `./NAME` is the folder that is called so.
+    The name of a network takes precedence over a folder of that name, which is `./NAME`.
     """
-    return line != CUSTOM and not is_library_network(line) and expand_user_path(line).exists()
+    return spec != CUSTOM and not is_library_network(spec) and expand_user_path(spec).exists()
 
 
-def check_network(line: str) -> None:
-    """Make sure that there is a network to train, as far as that can be seen without loading it.
+def check_network(spec: str) -> None:
+    """Check that a network to train exists, without loading it.
 
     Raises:
-        CktfError: neither a network, nor a run folder or file of weights to go on from.
+        CktfError: neither a network, nor a run folder or weights file.
     """
-    if is_weights_path(line):
-        find_weights_file(line)
+    if is_weights_path(spec):
+        find_weights_file(spec)
     else:
-        parse_network_spec(line)
+        parse_network_spec(spec)
 
 
 def load_initial_network(
-    line: str,
+    path: str,
     data: ImageSet,
-    classes: int | None = None,
+    num_classes: int | None = None,
     *,
-    anew: bool = False,
+    new_classifier: bool = False,
     trust_code: bool = False,
 ) -> LoadedNetwork:
-    """A trained network with a classifier for a data set, new where it told other classes.
+    """Load a trained network to train it further.
 
-    Its own classifier stays where nobody names its classes, if it tells as many.
+    Its classifier is replaced by a new one where its classes differ from those of the data, by name
+    or, without names, in number.
 
     Args:
-        line: a run folder or a file of weights.
-        data: whose classes it is to tell.
-        classes: how many it is to tell, where nobody names those of the data.
-        anew: whether the classifier is new in any case.
+        path: a run folder or a weights file.
+        data: the data set to train on.
+        num_classes: of the data, where its classes have no names.
+        new_classifier: whether to replace the classifier in any case.
         trust_code: whether code that the weights name may run.
 
     Raises:
         CheckpointError: weights that are missing or damaged.
-        ModelError: no classifier that could be replaced.
+        ModelError: no classifier that can be replaced.
         RuntimeError: it cannot take the images.
     """
-    found = load_teacher(line, None, data, trust_code=trust_code)
-    told = _classes_told(expand_user_path(line)) if classes is None else None
-    others = anew or (told is not None and told != tuple(data.classes))
-    count = len(data.classes) if classes is None else classes
+    loaded = load_teacher(path, None, data, trust_code=trust_code)
+    if num_classes is None:
+        class_names = _read_class_names(expand_user_path(path))
+        new_classifier |= class_names is not None and class_names != tuple(data.classes)
+        num_classes = len(data.classes)
     images = data[0][0].expand(2, -1, -1, -1)
-    if resize_classifier(found.network, count, images, anew=others):
-        return replace(found, note=f"{found.note}; with a new classifier of {count} classes")
-    return found
+    if resize_classifier(loaded.network, num_classes, images, anew=new_classifier):
+        note = f"{loaded.note}; with a new classifier of {num_classes} classes"
+        return replace(loaded, note=note)
+    return loaded
 
 
-def _classes_told(path: Path) -> tuple[str, ...] | None:
-    """Names of a network's classes, where its file says."""
+def _read_class_names(path: Path) -> tuple[str, ...] | None:
+    """Read a network's class names; None where its file has none."""
     file = find_weights_file(str(path))
     if not is_cktf_weights_file(file):
         return None
     classes = read_metadata(file)["classes"]
     assert isinstance(classes, list)
-    told = tuple(classes)
-    return None if told == numbered_class_names(len(told)) else told
+    class_names = tuple(classes)
+    return None if class_names == numbered_class_names(len(class_names)) else class_names
 
 
 def numbered_class_names(count: int) -> tuple[str, ...]:
-    """What classes without names are called.
+    """Return names for classes without names.
 
     >>> numbered_class_names(2)
     ('class 0', 'class 1')
@@ -162,7 +165,7 @@ def numbered_class_names(count: int) -> tuple[str, ...]:
 
 
 def check_teacher(teacher: str, weights: str | None) -> None:
-    """Make sure that there is such a teacher, as far as that can be seen without loading it.
+    """Check that a teacher exists and has trained weights, without loading it.
 
     Raises:
         CheckpointError: no file, or no trained weights.
@@ -177,7 +180,7 @@ def check_teacher(teacher: str, weights: str | None) -> None:
             )
         return
     try:
-        source = parse_network_spec(teacher)
+        spec = parse_network_spec(teacher)
     except ModelError as error:
         raise CheckpointError(
             f"{teacher} is neither a run folder nor a file of weights nor a network. {error}"
@@ -185,10 +188,10 @@ def check_teacher(teacher: str, weights: str | None) -> None:
     if weights is not None:
         if not expand_user_path(weights).is_file():
             raise CheckpointError(f"teacher_weights: there is no file {weights}.")
-    elif not source.is_own_code and not source.arguments.get("pretrained"):
+    elif not spec.is_own_code and not spec.arguments.get("pretrained"):
         advice = "give its weights with --teacher-weights FILE"
-        if source.library:
-            advice += f", or ask for {source.line}(pretrained=True)"
+        if spec.library:
+            advice += f", or ask for {spec.line}(pretrained=True)"
         if Path(teacher).exists():
             advice += f", or name what is called so here: ./{teacher}"
         raise CheckpointError(
@@ -197,23 +200,23 @@ def check_teacher(teacher: str, weights: str | None) -> None:
         )
 
 
-def find_weights_file(teacher: str) -> Path:
-    """The weights that a teacher's name stands for: in a run folder, or the file itself.
+def find_weights_file(path_or_run: str) -> Path:
+    """Return the weights file of a run folder, or the file itself.
 
     Raises:
-        CheckpointError: nothing there.
+        CheckpointError: there is none.
     """
-    path = expand_user_path(teacher)
+    path = expand_user_path(path_or_run)
     if path.is_dir():
-        if not (path / _STUDENT_FILE).is_file():
+        if not (path / _WEIGHTS_NAME).is_file():
             raise CheckpointError(
-                f"{path} holds no {_STUDENT_FILE}: the run is unfinished, or it is no run folder. "
+                f"{path} holds no {_WEIGHTS_NAME}: the run is unfinished, or it is no run folder. "
                 "Finish it with --resume auto."
             )
-        return path / _STUDENT_FILE
+        return path / _WEIGHTS_NAME
     if path.is_file():
         return path
-    raise CheckpointError(f"{teacher} is neither a run folder nor a file of weights.")
+    raise CheckpointError(f"{path_or_run} is neither a run folder nor a file of weights.")
 
 
 def load_teacher(
@@ -224,14 +227,15 @@ def load_teacher(
     *,
     trust_code: bool = False,
 ) -> LoadedNetwork:
-    """A trained network.
+    """Load a trained network.
 
     Args:
-        teacher: a run folder, a file of weights, or a network.
-        classes: of the data; a network that was trained here has to know the same.
-        data: whose mean and std a network takes that does not say its own; None: it takes images
-            as they come.
-        weights: a file, for a network.
+        teacher: a run folder, a weights file, or a network.
+        classes: class names of the data, which a network that was trained here must share; None
+            for any.
+        data: whose mean and std a network takes that does not come with its own; None to normalize
+            nothing.
+        weights: a weights file, for a network by name.
         trust_code: whether code that weights name may run.
 
     Raises:
@@ -241,92 +245,87 @@ def load_teacher(
     check_teacher(teacher, weights)
     if is_weights_path(teacher):
         path = find_weights_file(teacher)
-        return (
-            _ours(path, classes, trust_code)
-            if is_cktf_weights_file(path)
-            else _published(path, data)
-        )
-    source = parse_network_spec(teacher)
-    if weights is None:
-        built = build_network(source, None)
-        mean = built.mean, built.std
-        return LoadedNetwork(
-            _seeing(built.network, *mean, built.size, data), teacher, f"built {teacher}"
-        )
-    return _with_weights(source, expand_user_path(weights), data)
+        if is_cktf_weights_file(path):
+            return _load_cktf_weights(path, classes, trust_code)
+        return _load_published_weights(path, data)
+    spec = parse_network_spec(teacher)
+    if weights is not None:
+        return _load_weights_into(spec, expand_user_path(weights), data)
+    built = build_network(spec, None)
+    network = _normalized(built.network, built.mean, built.std, built.size, data)
+    return LoadedNetwork(network, teacher, f"built {teacher}")
 
 
-def _ours(path: Path, classes: tuple[str, ...] | None, trust_code: bool) -> LoadedNetwork:
-    network, described = load_network(path, trust_code=trust_code)
-    own = described["classes"]
-    assert isinstance(own, list)
-    if classes is not None and len(own) != len(classes):
+def _load_cktf_weights(
+    path: Path, classes: tuple[str, ...] | None, trust_code: bool
+) -> LoadedNetwork:
+    """Load a network from a file that describes it."""
+    network, metadata = load_network(path, trust_code=trust_code)
+    dataset = metadata["dataset"]
+    assert isinstance(metadata["classes"], list)
+    network_classes = tuple(metadata["classes"])
+    if classes is not None and len(network_classes) != len(classes):
         raise ModelError(
-            f"{path} knows {len(own)} classes (it was trained on {described['dataset']}), and the "
+            f"{path} knows {len(network_classes)} classes (it was trained on {dataset}), and the "
             f"data has {len(classes)}. Use its own data set, or a network trained on this one."
         )
-    if classes is not None and described["dataset"] != CUSTOM and tuple(own) != classes:
+    if classes is not None and dataset != CUSTOM and network_classes != classes:
         raise ModelError(
-            f"{path} knows other classes (of {described['dataset']}: {own[0]}, {own[1]}, …) than "
-            f"the data has ({classes[0]}, {classes[1]}, …). Use its own data set, or a network "
-            "trained on this one."
+            f"{path} knows other classes (of {dataset}: {network_classes[0]}, "
+            f"{network_classes[1]}, …) than the data has ({classes[0]}, {classes[1]}, …). Use its "
+            "own data set, or a network trained on this one."
         )
-    name = str(described["network"])
+    name = str(metadata["network"])
     note = f"loaded {name} from {path}, sha256 {short_sha256(path)}…"
-    if isinstance(size := described.get("image_size"), list):
+    if isinstance(size := metadata.get("image_size"), list):
         note += f", trained on images of {'x'.join(map(str, size))}"
-    return LoadedNetwork(
-        network, name, note, None if described["dataset"] == CUSTOM else tuple(own)
-    )
+    return LoadedNetwork(network, name, note, None if dataset == CUSTOM else network_classes)
 
 
-def _published(path: Path, data: ImageSet | None) -> LoadedNetwork:
-    """A file that does not say whose weights it holds: of the network that has just these."""
+def _load_published_weights(path: Path, data: ImageSet | None) -> LoadedNetwork:
+    """Load a file without a description into the library's network that has the same tensors."""
     state = read_state_dict(path)
-    found = identify_network(state)
-    if found is None:
+    match = identify_network(state)
+    if match is None:
         raise CheckpointError(
             f"{path} holds {len(state)} tensors ({', '.join(list(state)[:3])}, …), and no network "
             "of this library has just these. Name the network of a teacher: --teacher NETWORK "
             f"--teacher-weights {path}; one to train comes with weights from a function of yours "
             "that loads them, FILE.py:FUNCTION."
         )
-    name, classes = found
-    network = create(name, classes)
+    name, num_classes = match
+    network = create(name, num_classes)
     load_checked_state_dict(network, state, path)
     note = f"loaded {name} from {path} by its weights, sha256 {short_sha256(path)}…"
-    return LoadedNetwork(_seeing(network, None, None, None, data), name, note)
+    return LoadedNetwork(_normalized(network, None, None, None, data), name, note)
 
 
-def _with_weights(source: NetworkSpec, path: Path, data: ImageSet | None) -> LoadedNetwork:
-    # A file of ours knows more than the weights.
-    said: dict[str, Any] = read_metadata(path) if is_cktf_weights_file(path) else {}
-    built = build_network(source, len(said["classes"]) if said else None)
+def _load_weights_into(spec: NetworkSpec, path: Path, data: ImageSet | None) -> LoadedNetwork:
+    """Load a weights file into a network by name, with as many classes as the file has."""
+    metadata: dict[str, Any] = read_metadata(path) if is_cktf_weights_file(path) else {}
+    built = build_network(spec, len(metadata["classes"]) if metadata else None)
     state = read_state_dict(path, built.network)
-    # The classifier's own rows say how many classes the weights know.
-    own = built.network.state_dict()
-    known = [k for k, v in state.items() if k in own and v.dim() == 1]
-    rows = {len(state[k]) for k in known if state[k].shape != own[k].shape}
-    if len(rows) == 1:
-        built = build_network(source, rows.pop())
+    # The bias of another length than the network's is the classifier's.
+    expected = built.network.state_dict()
+    vectors = [key for key, value in state.items() if key in expected and value.dim() == 1]
+    lengths = {len(state[key]) for key in vectors if state[key].shape != expected[key].shape}
+    if len(lengths) == 1:
+        built = build_network(spec, lengths.pop())
     load_checked_state_dict(built.network, state, path)
-    note = f"loaded {source.line} from {path}, sha256 {short_sha256(path)}…"
-    mean, std = said.get("mean", built.mean), said.get("std", built.std)
-    network = _seeing(built.network, mean, std, said.get("size", built.size), data)
-    return LoadedNetwork(network, source.line, note)
+    note = f"loaded {spec.line} from {path}, sha256 {short_sha256(path)}…"
+    mean, std = metadata.get("mean", built.mean), metadata.get("std", built.std)
+    network = _normalized(built.network, mean, std, metadata.get("size", built.size), data)
+    return LoadedNetwork(network, spec.line, note)
 
 
-def _seeing(
+def _normalized(
     network: nn.Module,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     size: int | None,
     data: ImageSet | None,
 ) -> Normalized:
-    """A network that normalizes as its source says, or as the data's own networks do.
-
-    A data set of the user's own gives images as its networks are to see them.
-    """
+    """Add normalization: by the network's own mean and std, else the data's, else none."""
     if mean is None or std is None:
         mean, std = ((0.0,), (1.0,)) if data is None else (data.mean, data.std)
     return Normalized(network, mean, std, size)

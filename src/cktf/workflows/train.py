@@ -336,7 +336,7 @@ def _student(
         anew = isinstance(recipe, TrainRecipe) and recipe.new_classifier
         with explain_rejected_images(data.raw_train[0][0][None]):
             found = load_initial_network(
-                name, data.raw_train, told, anew=anew, trust_code=trust_code
+                name, data.raw_train, told, new_classifier=anew, trust_code=trust_code
             )
         return found.network, found.name, found.note
     began = "begins with the weights it comes with" if is_pretrained_spec(name) else ""
