@@ -167,7 +167,7 @@ def test_doctor_tells_before_training(run_cli, cli_dir, line):
     assert result.exit_code == 0, result.output
     assert yaml.safe_load(result.stdout)["epochs"] == 3
     said = re.sub(r"\s+", " ", result.stderr)
-    assert re.search(r"a step [\d,]+ ms; an epoch of 156 steps .*; 3 epochs", said)
+    assert re.search(r"A step takes [\d,]+ ms, an epoch of 156 steps .*, and 3 epochs", said)
     if "teacher" in line:
         assert said.count("64 x 8 x 8") == 2
         assert "The teacher is right on" in said

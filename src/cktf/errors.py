@@ -1,7 +1,7 @@
-"""What can go wrong, by whose word it can be mended.
+"""Errors that users can fix.
 
-Every message states the rule, what was given and what to try. The command line prints it alone and
-exits with code 2; `--debug` shows the traceback as well.
+Every message states the rule, what was given and what to try. The command line prints the message
+alone and exits with code 2; `--debug` shows the traceback as well.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class CktfError(Exception):
-    """A mistake that the user can mend. Base of all errors raised on purpose."""
+    """A mistake that the user can fix. Base class of all errors raised on purpose."""
 
 
 class ShapeError(CktfError, ValueError):
@@ -18,15 +18,15 @@ class ShapeError(CktfError, ValueError):
 
 
 class TapError(CktfError):
-    """A network does not give the features that were asked of it."""
+    """A network without the features that a method reads."""
 
 
 class ModelError(CktfError):
-    """An unknown network, or one that cannot be built as asked."""
+    """An unknown network, or one that cannot be built with its arguments."""
 
 
 class CheckpointError(CktfError):
-    """A file of weights that is missing, damaged, or belongs to another network."""
+    """A weights file that is missing, damaged, or belongs to another network."""
 
 
 class DataError(CktfError):
@@ -34,33 +34,39 @@ class DataError(CktfError):
 
 
 class PathError(CktfError, ValueError):
-    """A path that leads nowhere on this machine."""
+    """A path in the home folder of an unknown user."""
 
 
 class MethodError(CktfError):
-    """A method string that names nothing, or a method that cannot work with what it is given."""
+    """An unknown method, or one that does not fit the networks, data or options."""
 
 
 class RecipeError(CktfError):
-    """Everything that is wrong with a recipe or an option, reported at once."""
+    """All problems with a recipe or with options, reported at once.
+
+    Attributes:
+        problems: one message each.
+    """
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = list(problems)
-        told = "\n".join(f"  - {problem}" for problem in self.problems)
-        several = f"{len(self.problems)} problems in the recipe:\n{told}"
-        super().__init__(self.problems[0] if len(self.problems) == 1 else several)
+        message = self.problems[0] if self.problems else ""
+        if len(self.problems) > 1:
+            lines = "\n".join(f"  - {problem}" for problem in self.problems)
+            message = f"{len(self.problems)} problems in the recipe:\n{lines}"
+        super().__init__(message)
 
 
 class RunFolderError(CktfError):
-    """A run folder that cannot be written, read or continued."""
+    """A run folder that cannot be written, read or resumed."""
 
 
 class TrainingError(CktfError):
-    """Training cannot go on: numbers that are not finite, or too little memory."""
+    """Training that cannot go on: numbers that are not finite, or too little memory."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked a run to stop; it can be continued.
+    """A signal asked a run to stop; the run can be resumed.
 
     Attributes:
         folder: of the run.
@@ -72,13 +78,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a name that is not known.
+    """Suggest the nearest known name for an unknown one.
 
     >>> nearest("resnet9", ["resnet8", "wrn_16_2"])
     "Did you mean 'resnet8'?"
     """
     known = sorted(known)
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"Did you mean {close[0]!r}?"
+    if matches := get_close_matches(name, known, n=1, cutoff=0.5):
+        return f"Did you mean {matches[0]!r}?"
     return f"Known: {', '.join(known)}." if known else "None is known."

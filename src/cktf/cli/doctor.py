@@ -1,4 +1,4 @@
-"""`cktf doctor` and `--dry-run`: two batches of a planned run, and what they told."""
+"""`cktf doctor` and `--dry-run`: check a planned run on two batches."""
 
 from typing import TYPE_CHECKING
 
@@ -22,84 +22,89 @@ def doctor(context: typer.Context) -> None:
     assert context.parent is not None
     group, arguments = context.parent.command, list(context.args)
     assert isinstance(group, typer.core.TyperGroup)
-    named = any(argument.partition("=")[0] == "--model" for argument in arguments)
-    name = "train" if named else "distill"
+    has_model = any(argument.partition("=")[0] == "--model" for argument in arguments)
+    name = "train" if has_model else "distill"
     if arguments and arguments[0] in group.commands.keys() - {context.info_name}:
         name = arguments.pop(0)
     command = group.commands[name]
-    # Not standalone: it returns the exit code in place of ending the process.
+    # With standalone_mode=False it returns the exit code instead of ending the process.
     code = command.main([*arguments, "--dry-run"], prog_name=f"cktf {name}", standalone_mode=False)
     raise typer.Exit(code or 0)
 
 
-def show_dry_run(found: "DryRun") -> None:
-    """Print what two batches told, on the error stream: the recipe goes to the output."""
+def show_dry_run(dry_run: "DryRun") -> None:
+    """Print the result of a dry run on the error stream; the recipe goes to standard output."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
-    console.print(f"data     {found.data}")
-    for role, network in (("student", found.student), ("teacher", found.teacher)):
+    console.print(f"Data: {dry_run.data}")
+    for role, network in (("Student", dry_run.student), ("Teacher", dry_run.teacher)):
         if network is not None:
-            text = f"{network.name}: {network.parameters:,} parameters; sees {network.input}"
-            console.print(f"{role}  {text}")
-    console.print(_compared(found))
-    for number, terms in enumerate(found.terms, 1):
+            console.print(
+                f"{role}: {network.name} has {network.parameters:,} parameters. Its input is "
+                f"{network.input}."
+            )
+    console.print(_feature_table(dry_run))
+    for number, terms in enumerate(dry_run.terms, 1):
         losses = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        console.print(f"batch {number}: {losses}")
-    console.print(f"gradient of the student: {found.gradient:.3g}")
-    epoch = found.step_seconds * found.steps
+        console.print(f"Losses of batch {number}: {losses}.")
+    console.print(f"Gradient norm of the student: {dry_run.gradient:.3g}.")
+    epoch_seconds = dry_run.step_seconds * dry_run.steps
     console.print(
-        f"a step {found.step_seconds * 1e3:,.0f} ms; an epoch of {found.steps:,} steps "
-        f"{_time(epoch)}; {found.epochs} epochs {_time(epoch * found.epochs)}"
+        f"A step takes {dry_run.step_seconds * 1e3:,.0f} ms, an epoch of {dry_run.steps:,} steps "
+        f"{_format_time(epoch_seconds)}, and {dry_run.epochs} epochs "
+        f"{_format_time(epoch_seconds * dry_run.epochs)}."
     )
-    contrast = f"; contrast: {found.contrast}" if found.contrast else ""
-    console.print(f"peak memory {found.peak_memory_mb:,.0f} MiB{contrast}")
-    for advice in found.advice:
-        console.print(f"! {advice}", markup=False)
-    if not found.advice:
-        console.print("Nothing looks wrong.")
+    contrast = f" Memory of contrast: {dry_run.contrast}." if dry_run.contrast else ""
+    console.print(f"Peak memory: {dry_run.peak_memory_mb:,.0f} MiB.{contrast}")
+    for advice in dry_run.advice:
+        console.print(f"Warning: {advice}", markup=False)
+    if not dry_run.advice:
+        console.print("No problems found.")
 
 
-def _compared(found: "DryRun") -> "Table":
-    """The features side by side, as the methods that compare stages pair them."""
+def _feature_table(dry_run: "DryRun") -> "Table":
+    """Build a table of the features, in the pairs that methods compare."""
     from rich import box
     from rich.table import Table
 
     from cktf.functional.maps import paired
 
-    networks = {"student": found.student} | ({"teacher": found.teacher} if found.teacher else {})
+    networks = {"student": dry_run.student}
+    if dry_run.teacher is not None:
+        networks["teacher"] = dry_run.teacher
     table = Table(box=box.SIMPLE)
     for column in ("feature", *networks):
         table.add_column(column, overflow="fold")
-    columns = [_named(network) for network in networks.values()]
-    for name in ("stem", "stage", "embedding", "logits"):
-        ends = [column.get(name, []) for column in columns]
-        rows = paired(*ends) if len(ends) == 2 else [(end,) for end in ends[0]]
+    columns = [_describe_features(network) for network in networks.values()]
+    for kind in ("stem", "stage", "embedding", "logits"):
+        cells = [column[kind] for column in columns]
+        rows = paired(*cells) if len(cells) == 2 else [(cell,) for cell in cells[0]]
         for number, row in enumerate(rows, 1):
-            table.add_row(f"stage {number}" if name == "stage" else name, *row)
+            table.add_row(f"stage {number}" if kind == "stage" else kind, *row)
     return table
 
 
-def _named(network: "NetworkPreview") -> dict[str, list[str]]:
-    """Path and shape of each kind of feature."""
+def _describe_features(network: "NetworkPreview") -> dict[str, list[str]]:
+    """List path and shape of the features of each kind."""
     paths, features = network.paths, network.features
-    found: dict[str, list[tuple[str, Tensor | None]]] = {
+    tensors: dict[str, list[tuple[str, Tensor | None]]] = {
         "stem": [(paths.stem, features.stem)],
         "stage": list(zip(paths.stages, features.stages, strict=False)),
         "embedding": [(paths.embedding, features.embedding)],
         "logits": [("", features.logits)],
     }
     return {
-        name: [
+        kind: [
             f"{path} {' x '.join(map(str, value.shape[1:]))}".strip()
-            for path, value in values
+            for path, value in pairs
             if value is not None
         ]
-        for name, values in found.items()
+        for kind, pairs in tensors.items()
     }
 
 
-def _time(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     for limit, unit, size in ((120, "s", 1), (7200, "min", 60)):
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}"

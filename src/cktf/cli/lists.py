@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,10 +16,10 @@ from cktf.cli.options import DataDirOption
 _MAX_BROKEN_LISTED = 10
 
 
-def _print(columns: dict[str, str], rows: Sequence[tuple[str, ...]]) -> None:
+def _print_table(columns: dict[str, JustifyMethod], rows: Sequence[tuple[str, ...]]) -> None:
     table = Table(box=box.SIMPLE)
-    for name, side in columns.items():
-        table.add_column(name, justify="right" if side == "right" else "left", overflow="fold")
+    for name, justify in columns.items():
+        table.add_column(name, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     Console().print(table)
@@ -33,18 +33,18 @@ def models() -> None:
 
     rows = []
     for name in list_networks():
-        # Counted without memory for the weights.
+        # The meta device takes no memory for the weights.
         with torch.device("meta"):
             network = create(name, num_classes=10)
         rows.append((name, f"{sum(p.numel() for p in network.parameters()):,}"))
-    _print({"network": "left", "parameters (10 classes)": "right"}, rows)
+    _print_table({"network": "left", "parameters (10 classes)": "right"}, rows)
 
 
 def methods() -> None:
     """List the methods; join them with +, for example cktf+kd."""
     from cktf.objectives import METHODS
 
-    # Two lines for a name and its paper, so that 80 columns hold all of a method.
+    # The paper has a line of its own, so that the table fits 80 columns.
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
     table.add_column("name, paper", min_width=21)
@@ -53,10 +53,10 @@ def methods() -> None:
     table.add_column("unlabeled", no_wrap=True)
     table.add_column("first\nstage", min_width=9)
     for m in METHODS.values():
-        named = "\n".join(part for part in (m.title, m.paper) if part)
+        description = "\n".join(part for part in (m.title, m.paper) if part)
         unlabeled = "yes" if m.accepts_unlabeled else "no"
         reads = ", ".join(m.reads)
-        table.add_row(m.name, named, reads, f"{m.weight:g}", unlabeled, m.first_stage)
+        table.add_row(m.name, description, reads, f"{m.weight:g}", unlabeled, m.first_stage)
     Console().print(table)
 
 
@@ -80,34 +80,34 @@ def datasets(
         (d.name, format_count(d.classes), format_count(d.train), format_count(d.test), d.summary)
         for d in DATASETS.values()
     ]
-    columns = {
+    columns: dict[str, JustifyMethod] = {
         "data set": "left",
         "classes": "right",
         "train": "right",
         "test": "right",
         "files": "left",
     }
-    _print(columns, rows)
+    _print_table(columns, rows)
 
 
 def _print_statistics(name: str, directory: Path | None) -> None:
     from cktf.data import compute_split_statistics, get_dataset_info, open_dataset
 
-    found = [
-        compute_split_statistics(open_dataset(name, directory, s))
-        for s in get_dataset_info(name).splits
+    splits = [
+        compute_split_statistics(open_dataset(name, directory, split))
+        for split in get_dataset_info(name).splits
     ]
     rows = []
-    for split in found:
-        balance = ("without labels", "", "")
+    for split in splits:
+        class_cells = ("without labels", "", "")
         if split.imbalance is not None:
             smallest, largest = min(split.counts), max(split.counts)
             per_class = f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
-            balance = f"{len(split.classes):,}", per_class, f"{split.imbalance:.2f}"
+            class_cells = f"{len(split.classes):,}", per_class, f"{split.imbalance:.2f}"
         trained = f"{split.size}x{split.size}"
         broken = f"{len(split.broken):,}"
-        rows.append((split.split, f"{split.images:,}", *balance, split.pixels, trained, broken))
-    columns = {
+        rows.append((split.split, f"{split.images:,}", *class_cells, split.pixels, trained, broken))
+    columns: dict[str, JustifyMethod] = {
         "split": "left",
         "images": "right",
         "classes": "right",
@@ -117,11 +117,10 @@ def _print_statistics(name: str, directory: Path | None) -> None:
         "trained at": "left",
         "broken": "right",
     }
-    _print(columns, rows)
-    note = found[0].note
-    if note:
-        print(note)
-    for split in found:
+    _print_table(columns, rows)
+    if splits[0].note:
+        print(splits[0].note)
+    for split in splits:
         for broken in split.broken[:_MAX_BROKEN_LISTED]:
             print(f"broken: {broken}")
         if len(split.broken) > _MAX_BROKEN_LISTED:
