@@ -17,10 +17,17 @@ from measure import alternate, keep, machine, median_ratio, table
 
 from cktf.batch import Batch
 from cktf.data import ImageSet, Loader, MemoryLoader, load_dataset
-from cktf.engine import MAIN, RunFolder, Stage, Trainer, Training
-from cktf.engine.checkpoint_schedule import TrainingPosition
+from cktf.engine import (
+    MAIN,
+    RunFolder,
+    Trainer,
+    TrainingConfig,
+    TrainPhase,
+    TrainStep,
+    start_runtime,
+)
+from cktf.engine.checkpointing import TrainingPosition
 from cktf.engine.epoch_metrics import EpochMetrics
-from cktf.engine.progress import TrainingProgress
 from cktf.models import Normalized, create
 from cktf.objectives import BuildContext, compose
 from cktf.taps import Tap, eval_mode
@@ -57,13 +64,11 @@ def trainer(method: str, data: ImageSet, folder: Path) -> Trainer:
     taps = [Tap(n, needs=objective.needs) for n in networks]
     run = RunFolder(folder / method)
     run.create(1.0)
-    pair = taps[0], taps[1] if objective.needs_teacher else None
-    stage = Stage(MAIN, objective, *pair, epochs=1000)
-    made = Trainer(
-        networks[0], [stage], loader, None, CLASSES, Training(epochs=1000), run, show=False
-    )
-    made._begin(stage, None)
-    return made
+    config = TrainingConfig(epochs=1000)
+    runtime = start_runtime(config.runtime)
+    teacher_tap = taps[1] if objective.needs_teacher else None
+    phase = TrainPhase(MAIN, TrainStep(objective, taps[0], teacher_tap, runtime), epochs=1000)
+    return Trainer([phase], loader, None, CLASSES, config, run, runtime, show=False)
 
 
 def rates(method: str, data: ImageSet, repeats: int) -> dict[str, list[float]]:
@@ -74,10 +79,10 @@ def rates(method: str, data: ImageSet, repeats: int) -> dict[str, list[float]]:
 
         def epoch(loader: Loader) -> None:
             whole.train = loader
-            with TrainingProgress("", 1, len(loader), 0, show=False) as progress:
-                whole.place, whole.tally = TrainingPosition(), EpochMetrics()
-                for _ in whole._epoch(whole.stages[0], 1, 1, progress):
-                    pass
+            whole.position, whole.metrics = TrainingPosition(), EpochMetrics()
+            whole.start_epoch(1)
+            while whole.position.step < len(loader):
+                whole.train_step()
 
         timed = {"epoch": lambda: epoch(loader), "steps": lambda: epoch(bare)}
         return alternate(timed, repeats, warmup=0)

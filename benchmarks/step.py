@@ -24,8 +24,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from cktf.batch import Batch
 from cktf.contrast import Draw, Memory
-from cktf.engine import Training, autocast, to_device
-from cktf.engine.settings import Precision
+from cktf.engine import RuntimeConfig, start_runtime
+from cktf.engine.config import Precision
 from cktf.models import create
 from cktf.objectives import BuildContext, Objective, WeightedSum, compose
 from cktf.taps import Tap, eval_mode
@@ -67,11 +67,10 @@ class Steps:
     def __init__(self, pair: str, batch: int, size: int, precision: Precision = "auto") -> None:
         torch.manual_seed(0)
         teacher, student = (create(name, CLASSES) for name in pair.split(":"))
-        training, device = Training(epochs=1), torch.device("cpu")
+        self.runtime = start_runtime(RuntimeConfig(device="cpu", precision=precision))
         for network in (teacher, student):
-            to_device(network, training, device)
+            self.runtime.to_device(network)
         self.teacher, self.student = teacher.eval().requires_grad_(False), student
-        self.precision = precision
         labels = torch.randint(CLASSES, (size,))
         index = torch.randperm(size)[:batch]
         images = torch.rand(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -91,7 +90,7 @@ class Steps:
 
     def autocast(self) -> AbstractContextManager[None]:
         """Within it, the networks compute in their precision."""
-        return autocast(self.precision, torch.device("cpu"))
+        return self.runtime.autocast()
 
     def compose(self, method: str, options: dict[str, dict[str, object]]) -> WeightedSum:
         """The objective of a method between the two networks."""

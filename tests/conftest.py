@@ -113,7 +113,7 @@ def run_cli(cli_dir, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("HOME", str(cli_dir))
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    monkeypatch.setattr("cktf.engine.Trainer.steps", train)
+    monkeypatch.setattr("cktf.engine.Trainer.fit", train)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return lambda line: CliRunner().invoke(app, shlex.split(line))
 

@@ -194,13 +194,13 @@ STEPPED = Clock()
 
 
 def _clocked() -> None:
-    step = Trainer._step
+    step = Trainer.train_step
 
-    def stepped(self, *args):
+    def stepped(self):
         STEPPED()
-        step(self, *args)
+        step(self)
 
-    Trainer._step = stepped
+    Trainer.train_step = stepped
 
 
 def begin(case: Callable[[Path], None], folder: Path) -> int:

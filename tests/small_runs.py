@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import cktf
 from cktf.cli.main import app
-from cktf.engine import Trainer
+from cktf.engine.callbacks import StepTimer
 
 OPTIONS = {"cktf": {"negatives": 64}}
 TIMES = {"seconds", "images_per_second"}
@@ -72,17 +72,27 @@ def read_untimed_metrics(run_dir):
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
+def after_each_step(monkeypatch, action):
+    """Call `action(trainer)` after each step, before the run looks for signals and saves itself."""
+    stop_timer = StepTimer.on_step_end
+
+    def on_step_end(self, trainer):
+        stop_timer(self, trainer)
+        action(trainer)
+
+    monkeypatch.setattr(StepTimer, "on_step_end", on_step_end)
+
+
 def stop_after_steps(monkeypatch, steps):
     """Send SIGTERM to this process after `steps` training steps."""
-    step, calls = Trainer._step, []
+    calls = []
 
-    def counted_step(self, *args):
-        step(self, *args)
+    def count(trainer):
         calls.append(1)
         if len(calls) == steps:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Trainer, "_step", counted_step)
+    after_each_step(monkeypatch, count)
 
 
 def run_command(line):

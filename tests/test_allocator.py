@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from cktf.engine import allocator, settings
+from cktf.engine import allocator, memory
 
 # Pages that the system maps while tensors of 8 and of 64 MiB come and go.
 PAGES = """
 import json, resource, torch
-from cktf.engine import Training, device_of
+from cktf.engine import RuntimeConfig, start_runtime
 from cktf.engine.allocator import keep_freed_memory
 
 def pages():
@@ -28,7 +28,7 @@ def pages():
 
 torch.set_num_threads(1)
 before = pages()
-device_of(Training(epochs=1, device="cpu"))
+start_runtime(RuntimeConfig(device="cpu"))
 # The heap may still grow once, and a system short of memory takes pages back.
 print(json.dumps([before, min(pages() for _ in range(3)), keep_freed_memory()]))
 """
@@ -36,7 +36,7 @@ print(json.dumps([before, min(pages() for _ in range(3)), keep_freed_memory()]))
 
 PEAK = """
 import json, torch
-from cktf.engine.settings import reset_peak_memory, peak_memory_mb
+from cktf.engine.memory import reset_peak_memory, peak_memory_mb
 
 cpu, found = torch.device("cpu"), []
 for numbers in (64 << 20, 16 << 20):
@@ -50,7 +50,7 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not settings._FORGET.exists() or not settings._STATUS.exists(), reason="Linux can forget"
+    not memory._RESET_PEAK.exists() or not memory._STATUS.exists(), reason="Linux can forget"
 )
 def test_a_peak_is_of_one_run() -> None:
     """256 MiB of the first are not the second's, which holds 64."""

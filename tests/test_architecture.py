@@ -20,7 +20,7 @@ LAYERS = [
     {"taps"},
     {"models", "data"},
     {"functional"},
-    {"_check", "batch", "files", "locks", "processes", "signals", "user_paths"},
+    {"_check", "batch", "config", "files", "locks", "processes", "signals", "user_paths"},
     {"errors"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

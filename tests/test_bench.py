@@ -749,13 +749,13 @@ def test_command_line(done, written, tmp_path):
 @pytest.mark.parametrize("method", ["ab", "ft"])
 def test_costs_are_of_the_main_stage(monkeypatch, method):
     """Hours count the first stage too: an epoch of four steps before two."""
-    stages, step = set(), Trainer._step
+    stages, step = set(), Trainer.train_step
 
-    def record_call(self, stage, batch):
-        stages.add(stage.name)
-        return step(self, stage, batch)
+    def record_call(self):
+        stages.add(self.phase.name)
+        return step(self)
 
-    monkeypatch.setattr(Trainer, "_step", record_call)
+    monkeypatch.setattr(Trainer, "train_step", record_call)
     methods = {"methods": {"A": method}, "options": {}, "baseline": None}
     cost = _measure(bench(Path("x"), matrix=methods).cells[0].recipe(), "resnet14")
     assert stages == {"train"}

@@ -17,6 +17,7 @@ import pytest
 import torch
 from small_runs import (
     SmallNet,
+    after_each_step,
     distill_few,
     equal_weights,
     read_untimed_metrics,
@@ -26,7 +27,7 @@ from small_runs import (
 from unsafe_pickle import MakesFolder
 
 import cktf
-from cktf.engine import RunFolder, Trainer, checkpoints, run_folder
+from cktf.engine import RunFolder, checkpoints, run_folder
 from cktf.engine.checkpoints import Checkpoints
 from cktf.errors import CheckpointError, Interrupted, RunFolderError, TrainingError
 
@@ -295,14 +296,13 @@ def fill_up(path: Path):
 
 def at_steps(monkeypatch, actions):
     """Do something after steps of a run, counted from 1."""
-    step, done = Trainer._step, []
+    done = []
 
-    def counted(self, *args):
-        step(self, *args)
+    def count(trainer):
         done.append(1)
         actions.get(len(done), lambda: None)()
 
-    monkeypatch.setattr(Trainer, "_step", counted)
+    after_each_step(monkeypatch, count)
 
 
 def kept_in(folder):
@@ -341,7 +341,7 @@ def test_a_full_disk(few_images, tmp_path, monkeypatch, capsys):
             seen.append(kept_in(run))
             ballast.unlink()
 
-        monkeypatch.setattr("cktf.engine.checkpoint_schedule._AGAIN_AFTER", 0.0)
+        monkeypatch.setattr("cktf.engine.checkpointing._RETRY_SECONDS", 0.0)
         at_steps(monkeypatch, {4: fill, 8: free})
         done = distill_few(few_images, run, method="kd", overrides=OFTEN)
         assert seen[0] == seen[1]
@@ -391,7 +391,7 @@ def test_a_folder_that_may_not_be_written(few_images, tmp_path, monkeypatch):
 
     for path in (tmp_path, *list(tmp_path.parents)[:2]):
         path.chmod(0o755)
-    monkeypatch.setattr("cktf.engine.checkpoint_schedule._AGAIN_AFTER", 0.0)
+    monkeypatch.setattr("cktf.engine.checkpointing._RETRY_SECONDS", 0.0)
     at_steps(monkeypatch, {4: forbid, 7: allow})
     try:
         done = distill_few(few_images, run, method="kd", overrides=OFTEN)

@@ -74,7 +74,7 @@ def test_a_student_that_has_learned_takes_a_smaller_rate(images, tmp_path):
         "resnet8", train="fashion-mini", epochs=1, out=tmp_path / "run", show=False,
         overrides={"data.per_class": 20},
     )  # fmt: skip
-    data, rate = {"name": "fashion-mini", "per_class": 20}, "goes on from trained weights"
+    data, rate = {"name": "fashion-mini", "per_class": 20}, "starts from trained weights"
     again = {"model": str(done.folder), "data": data}
     assert rate in advice(**again)[0]
     assert not advice(**again, optimizer={"lr": 0.01})

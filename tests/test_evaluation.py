@@ -12,7 +12,7 @@ from cktf.data import load_dataset
 from cktf.errors import DataError
 from cktf.models import create, save_network
 from cktf.recipes import (
-    DataSection,
+    DataConfig,
     build_data,
     load_split,
     parse_recipe,
@@ -127,7 +127,7 @@ def test_a_folder_of_test_images_alone(sets, tmp_path):
 
 
 def test_another_set_is_tested_at_the_size_of_training(sets):
-    section = DataSection(name=sets["a"], test=sets["c"], batch_size=2)
+    section = DataConfig(name=sets["a"], test=sets["c"], batch_size=2)
     data = build_data(section, 0)
     assert data.raw_train.images.shape[1:] == data.raw_test.images.shape[1:] == (64, 64, 3)
     assert load_split(section, "test").images.shape == (10, 64, 64, 3)

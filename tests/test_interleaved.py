@@ -132,7 +132,7 @@ def test_a_signal_stops_and_saves_all(teacher, cifar_dir, tmp_path, monkeypatch)
     }
     whole = distill_interleaved(jobs["whole"])
     with monkeypatch.context() as patch:
-        # In the second run's third step: the first has gone on before it hears.
+        # In the second run's third step.
         stop_after_steps(patch, 6)
         with pytest.raises(Interrupted):
             distill_interleaved(jobs["cut"])

@@ -93,15 +93,15 @@ class TestForward:
     def test_a_run_fills_before_it_trains_and_leaves_the_student_as_it_was(
         self, tmp_path, monkeypatch
     ):
-        fill = Trainer._fill
+        fill = Trainer._fill_memories
 
-        def checked(trainer, stage):
+        def checked(trainer, phase):
             before = {n: t.clone() for n, t in trainer.student.state_dict().items()}
-            fill(trainer, stage)
+            fill(trainer, phase)
             after = trainer.student.state_dict()
             assert all(torch.equal(before[name], after[name]) for name in before)
 
-        monkeypatch.setattr(Trainer, "_fill", checked)
+        monkeypatch.setattr(Trainer, "_fill_memories", checked)
         forward = distill(tmp_path / "forward", init="forward")
         assert "memories filled from 56 training images" in (forward.folder / "log.txt").read_text()
         plain = distill(tmp_path / "plain")

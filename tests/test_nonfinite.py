@@ -7,25 +7,26 @@ import torch
 from small_runs import SmallNet, distill_few, equal_weights, read_untimed_metrics, student_weights
 
 import cktf
-from cktf.contrast import Footprint
-from cktf.engine import Trainer
-from cktf.engine.epoch_metrics import BufferCopies, EpochMetrics, gradient_norm, out_of_memory
+from cktf.engine import Trainer, TrainStep
+from cktf.engine.epoch_metrics import EpochMetrics, gradient_norm
+from cktf.engine.memory import is_out_of_memory, out_of_memory
 from cktf.errors import TrainingError
 from cktf.objectives import CRD, Loss
+from cktf.taps import FeaturePaths, Tap
 
 SKIP = {"runtime.on_nonfinite": "skip"}
 
 
 def spoil(monkeypatch, steps, change):
     """Change what the objective gives in some steps, counted from 1."""
-    loss, done = Trainer._loss, []
+    forward, done = TrainStep.forward, []
 
-    def counted(self, stage, batch):
+    def counted(self, batch):
         done.append(1)
-        found = loss(self, stage, batch)
-        return change(found) if len(done) in steps else found
+        loss = forward(self, batch)
+        return change(loss) if len(done) in steps else loss
 
-    monkeypatch.setattr(Trainer, "_loss", counted)
+    monkeypatch.setattr(TrainStep, "forward", counted)
 
 
 def nan_in(term):
@@ -82,28 +83,28 @@ def test_a_gradient_that_is_not_finite_is_told(few_images, tmp_path, monkeypatch
 def test_numbers_on_a_device_are_looked_at_before_a_save(few_images, tmp_path, monkeypatch):
     """As on a GPU, where no step waits: told later, but with its own step, and never saved."""
     spoil(monkeypatch, {4}, nan_in("ce"))
-    begin = Trainer._begin
+    start_epoch = Trainer.start_epoch
 
-    def waits(self, *args):
-        self._looks_at_once = False
-        begin(self, *args)
+    def as_on_a_gpu(self, number):
+        self._check_every_step = False
+        start_epoch(self, number)
 
-    monkeypatch.setattr(Trainer, "_begin", waits)
+    monkeypatch.setattr(Trainer, "start_epoch", as_on_a_gpu)
     with pytest.raises(TrainingError, match=r"at step 4 of epoch 1; it comes from: ce") as caught:
         distill_few(few_images, tmp_path / "run", method="kd", overrides={"checkpoint.epochs": 1})
     # By then the weights are spoilt too, which says nothing of the cause.
-    assert "Likely cause: not known, for it was seen some steps later" in str(caught.value)
+    assert "Likely cause: not known, since it was seen some steps later" in str(caught.value)
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_images_are_blamed_where_they_are_the_cause(few_images, tmp_path, monkeypatch):
-    loss = Trainer._loss
+    forward = TrainStep.forward
 
-    def spoiled(self, stage, batch):
+    def spoiled(self, batch):
         batch.images[1] = math.nan
-        return loss(self, stage, batch)
+        return forward(self, batch)
 
-    monkeypatch.setattr(Trainer, "_loss", spoiled)
+    monkeypatch.setattr(TrainStep, "forward", spoiled)
     with pytest.raises(TrainingError, match=r"the images of samples \[\d+\] hold NaN"):
         distill_few(few_images, tmp_path / "run", method="kd")
 
@@ -117,20 +118,20 @@ def test_a_skipped_step_changes_nothing_but_the_schedule(
     if method == "queue":
         options |= {"memory": "queue", "queue_size": 96}
     states = []
-    step = Trainer._step
+    step = Trainer.train_step
 
-    def watched(self, stage, batch):
+    def watched(self):
         before = {k: v.clone() for k, v in self.objective.state_dict().items()}
         before |= {f"student.{k}": v.clone() for k, v in self.student.state_dict().items()}
-        skipped = self.tally.skipped
-        step(self, stage, batch)
-        if self.tally.skipped > skipped:
+        skipped = self.metrics.skipped
+        step(self)
+        if self.metrics.skipped > skipped:
             after = self.objective.state_dict() | {
                 f"student.{k}": v for k, v in self.student.state_dict().items()
             }
             states.append([k for k in before if not torch.equal(before[k], after[k])])
 
-    monkeypatch.setattr(Trainer, "_step", watched)
+    monkeypatch.setattr(Trainer, "train_step", watched)
     # The first step too: it would set the normalizers.
     spoil(monkeypatch, {1, 7}, change)
     run = distill_few(
@@ -150,14 +151,10 @@ def test_buffers_that_a_forward_pass_changes_are_restored():
     network.register_buffer("steps", torch.zeros(()), persistent=False)
     norm = torch.nn.BatchNorm2d(3)
     objective = torch.nn.ModuleList([CRD(4, 5, 1000, 8, 3), norm])
-    before = {name: buffer.clone() for name, buffer in objective.named_buffers()}
-    copies = BufferCopies(network, objective)
-    assert sum(copy.numel() for _, copy in copies._copies) < 10
-    network.steps += 1
-    norm(torch.rand(2, 3, 4, 4))
-    copies.restore()
-    assert network.steps == 0
-    assert all(torch.equal(b, before[n]) for n, b in objective.named_buffers())
+    paths = FeaturePaths(embedding="0:input")
+    step = TrainStep(objective, Tap(torch.nn.Sequential(network), paths, []), None, None)
+    buffers = step.forward_buffers()
+    assert {id(b) for b in buffers} == {id(network.steps), *map(id, norm.buffers())}
 
 
 def test_skipping_changes_nothing_where_all_is_finite(few_images, tmp_path):
@@ -168,10 +165,10 @@ def test_skipping_changes_nothing_where_all_is_finite(few_images, tmp_path):
 
 def test_skipping_ends_where_nothing_is_finite(few_images, tmp_path, monkeypatch):
     spoil(monkeypatch, set(range(3, 1000)), nan_in("ce"))
-    monkeypatch.setattr("cktf.engine.epoch_metrics._MOST_SKIPPED", 6)
+    monkeypatch.setattr("cktf.engine.epoch_metrics._MAX_SKIPPED_IN_A_ROW", 6)
     with pytest.raises(TrainingError, match="6 steps in a row were not finite"):
         distill_few(few_images, tmp_path / "run", method="kd", overrides=SKIP)
-    monkeypatch.setattr("cktf.engine.epoch_metrics._MOST_SKIPPED", 600)
+    monkeypatch.setattr("cktf.engine.epoch_metrics._MAX_SKIPPED_IN_A_ROW", 600)
     monkeypatch.undo()
     spoil(monkeypatch, set(range(1, 1000)), nan_in("ce"))
     with pytest.raises(TrainingError, match="all were skipped"):
@@ -235,10 +232,10 @@ def test_no_memory_is_told_with_what_is_not_set(options, advice):
 
 def test_memory_that_the_machine_does_not_have(few_images, tmp_path, monkeypatch):
     """The allocator's own error, on the CPU."""
-    monkeypatch.setattr(Trainer, "_loss", lambda *args: torch.empty(1 << 60, dtype=torch.uint8))
+    monkeypatch.setattr(TrainStep, "forward", lambda *args: torch.empty(1 << 60, dtype=torch.uint8))
     with pytest.raises(TrainingError, match="Memory of cpu is not enough for batches of 40"):
         distill_few(few_images, tmp_path / "run", method="kd")
-    assert out_of_memory(ValueError("x"), Footprint(), 2, torch.device("cpu")) is None
+    assert not is_out_of_memory(ValueError("x"))
 
 
 def test_no_memory_for_the_teacher_on_the_test_images(few_images, tmp_path, monkeypatch):
@@ -252,12 +249,12 @@ def test_no_memory_for_the_teacher_on_the_test_images(few_images, tmp_path, monk
     assert "batch_size" not in str(caught.value)
 
 
-def test_a_tally_is_taken_up_as_it_was():
-    tally, loss = EpochMetrics(), Loss(torch.tensor(2.0), {"ce": torch.tensor(1.0)})
-    tally.add(tally.numbers(loss, torch.tensor(3.0)), lr=0.1)
-    again = EpochMetrics.restored(tally.state(), torch.device("cpu"))
-    again.add(again.numbers(loss, torch.tensor(5.0)), lr=0.2)
-    assert again.row() == {
+def test_metrics_continue_from_their_saved_state():
+    metrics, loss = EpochMetrics(), Loss(torch.tensor(2.0), {"ce": torch.tensor(1.0)})
+    metrics.add(metrics.stack(loss, torch.tensor(3.0)), lr=0.1)
+    again = EpochMetrics.from_state_dict(metrics.state_dict(), torch.device("cpu"))
+    again.add(again.stack(loss, torch.tensor(5.0)), lr=0.2)
+    assert again.means() == {
         "loss": 2, "terms": {"ce": 1}, "gradient_norm": 4, "lr": 0.2, "skipped": 0
     }  # fmt: skip
 

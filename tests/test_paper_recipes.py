@@ -96,9 +96,9 @@ def test_every_shipped_recipe_is_whole_and_as_published():
         recipe = (
             parse_recipe(fields) if fields["kind"] == "train" else parse_transfer_recipe(fields)
         )
-        training = recipe.training()
-        assert (training.epochs, training.lr, training.weight_decay) == (240, 0.05, 5e-4)
-        assert training.milestones == (150 / 240, 180 / 240, 210 / 240)
+        optimizer = recipe.optimizer
+        assert (recipe.epochs, optimizer.lr, optimizer.weight_decay) == (240, 0.05, 5e-4)
+        assert recipe.schedule.milestones == (150 / 240, 180 / 240, 210 / 240)
 
 
 def test_images_are_cut_at_random_from_what_is_stored(stl):

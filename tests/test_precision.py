@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 import cktf
 from cktf.batch import Batch
-from cktf.engine import autocast, evaluate, in_precision, settings
+from cktf.engine import autocast, evaluate, in_precision, runtime
 from cktf.functional import precision
 from cktf.functional.precision import full_precision
 
@@ -51,7 +51,7 @@ class Types(TorchDispatchMode):
 
 @pytest.fixture(params=[True, False], ids=["multiplied", "emulated"])
 def multiplied(request, monkeypatch):
-    monkeypatch.setattr(settings, "multiplies_bfloat16", lambda _: request.param)
+    monkeypatch.setattr(runtime, "multiplies_bfloat16", lambda _: request.param)
     return request.param
 
 
@@ -133,7 +133,7 @@ def test_a_network_trains_alike_either_way(monkeypatch):
     images, labels = torch.randn(16, 3, 8, 8), torch.arange(16) % 5
     gradients = []
     for native in (True, False):
-        monkeypatch.setattr(settings, "multiplies_bfloat16", lambda _, native=native: native)
+        monkeypatch.setattr(runtime, "multiplies_bfloat16", lambda _, native=native: native)
         network.zero_grad()
         with autocast("bfloat16", CPU):
             logits = network(images)
@@ -144,7 +144,7 @@ def test_a_network_trains_alike_either_way(monkeypatch):
 
 def test_a_network_is_rounded_once(tmp_path, monkeypatch):
     """Each mode around a network is asked about all that it computes."""
-    monkeypatch.setattr(settings, "multiplies_bfloat16", lambda _: False)
+    monkeypatch.setattr(runtime, "multiplies_bfloat16", lambda _: False)
     train = TensorDataset(torch.rand(40, 3, 16, 16), torch.arange(40) % 10)
     depths = set()
 

@@ -112,24 +112,6 @@ def test_defaults_are_those_of_the_documentation():
     assert isinstance(parse_recipe(TRAIN), TrainRecipe)
 
 
-def test_training_says_what_the_recipe_says():
-    fields = TRAIN | {
-        "epochs": 7, "seed": 11,
-        "optimizer": {"lr": 0.3, "momentum": 0.8, "weight_decay": 0.1, "nesterov": True,
-                      "clip": 3},
-        "schedule": {"name": "multistep", "milestones": [0.2, 0.4], "gamma": 0.5},
-        "runtime": {"device": "cpu", "precision": "float32", "channels_last": False,
-                    "on_nonfinite": "skip"},
-        "checkpoint": {"epochs": 3, "minutes": 2.5},
-    }  # fmt: skip
-    assert vars(parse_recipe(fields).training()) == {
-        "epochs": 7, "seed": 11, "lr": 0.3, "momentum": 0.8, "weight_decay": 0.1, "nesterov": True,
-        "schedule": "multistep", "milestones": (0.2, 0.4), "gamma": 0.5, "device": "cpu",
-        "precision": "float32", "channels_last": False, "checkpoint_epochs": 3,
-        "checkpoint_minutes": 2.5, "clip": 3.0, "on_nonfinite": "skip",
-    }  # fmt: skip
-
-
 # Assignments
 
 

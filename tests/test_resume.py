@@ -235,23 +235,23 @@ def test_batches_from_any_start(few_images, augment):
 
 
 def test_two_runs_do_not_share_a_folder(few_images, tmp_path, monkeypatch):
-    step, found = Trainer._step, []
+    step, found = Trainer.train_step, []
 
-    def second(self, *args):
-        step(self, *args)
+    def second(self):
+        step(self)
         if not found:
             found.append(1)
             with pytest.raises(RunFolderError, match=r"being written by another run \(process"):
                 distill_few(few_images, tmp_path / "run", method="kd", resume=True)
 
-    monkeypatch.setattr(Trainer, "_step", second)
+    monkeypatch.setattr(Trainer, "train_step", second)
     distill_few(few_images, tmp_path / "run", method="kd")
     assert found
 
 
 def test_the_folder_is_free_after_a_failure(few_images, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", lambda *args: 1 / 0)
+        patch.setattr(Trainer, "train_step", lambda trainer: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             distill_few(few_images, tmp_path / "run", method="kd")
     assert distill_few(few_images, tmp_path / "run", method="kd").summary["epochs"] == 2

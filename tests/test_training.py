@@ -17,9 +17,17 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 import cktf
-from cktf.engine import Accuracy, RunFolder, Trainer, Training, device_of
-from cktf.engine.phase import schedule
+from cktf.engine import (
+    Accuracy,
+    RunFolder,
+    RuntimeConfig,
+    ScheduleConfig,
+    Trainer,
+    TrainStep,
+    start_runtime,
+)
 from cktf.engine.randomness import random_state, restore_random_state
+from cktf.engine.step import build_scheduler
 from cktf.errors import (
     CktfError,
     DataError,
@@ -32,7 +40,7 @@ from cktf.errors import (
 from cktf.models import Normalized, create
 from cktf.recipes import parse_recipe, read_recipe
 from cktf.workflows import run_recipe
-from cktf.workflows.run import executing
+from cktf.workflows.run import start_run
 from cktf.workflows.train import prepare
 from cktf.workflows.user_objects import UserObjects
 
@@ -83,13 +91,13 @@ def test_a_teacher_is_frozen_in_eval_mode_and_then_as_it_was(images, tmp_path, m
         trained = [p.requires_grad for p in teacher.parameters()]
         return trained, [m.training for m in teacher.modules()]
 
-    def spy(self, stage, batch):
+    def spy(self, batch):
         seen.append(as_it_is())
-        return loss(self, stage, batch)
+        return forward(self, batch)
 
-    loss, seen, given = Trainer._loss, [], as_it_is()
+    forward, seen, given = TrainStep.forward, [], as_it_is()
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
-    monkeypatch.setattr(Trainer, "_loss", spy)
+    monkeypatch.setattr(TrainStep, "forward", spy)
     for out, more in (("run", {}), ("failed", {"overrides": {"optimizer.lr": 1e9}})):
         with pytest.raises(TrainingError) if more else nullcontext():
             cktf.distill(
@@ -154,14 +162,15 @@ def test_frozen_batch_norm_keeps_its_statistics(images, tmp_path, student, metho
 
 def test_heads_train_with_the_student(images, tmp_path, monkeypatch):
     kept = []
-    steps = Trainer.steps
+    fit = Trainer.fit
 
     def spy(self):
         before = {k: v.detach().clone() for k, v in self.objective.named_parameters()}
-        yield from steps(self)
+        result = fit(self)
         kept.append((before, dict(self.objective.named_parameters())))
+        return result
 
-    monkeypatch.setattr(Trainer, "steps", spy)
+    monkeypatch.setattr(Trainer, "fit", spy)
     distill(images, tmp_path / "run", epochs=1)
     before, after = kept[0]
     assert len(before) > 8
@@ -178,17 +187,17 @@ def test_a_seed_fixes_everything(images, tmp_path):
 def test_an_interrupted_run_continues_to_the_same_result(images, tmp_path, monkeypatch):
     often = {"overrides": {"checkpoint.epochs": 1}}
     whole = distill(images, tmp_path / "whole", epochs=3)
-    epoch = Trainer._epoch
+    start_epoch = Trainer.start_epoch
 
-    def interrupted(self, stage, number, passes, progress):
+    def interrupted(self, number):
         if number == 3:
             raise KeyboardInterrupt
-        return epoch(self, stage, number, passes, progress)
+        start_epoch(self, number)
 
-    monkeypatch.setattr(Trainer, "_epoch", interrupted)
+    monkeypatch.setattr(Trainer, "start_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         distill(images, tmp_path / "cut", epochs=3, **often)
-    monkeypatch.setattr(Trainer, "_epoch", epoch)
+    monkeypatch.setattr(Trainer, "start_epoch", start_epoch)
     # The newest checkpoint is damaged: the one before it is used, and epoch 2 is trained again.
     *_, newest = sorted((tmp_path / "cut" / "checkpoints").glob("*.pt"))
     newest.write_bytes(newest.read_bytes()[:1000])
@@ -233,9 +242,9 @@ def test_what_a_run_goes_on_from_is_in_its_log(cifar_dir, tmp_path):
     torch.save(create("resnet8", 100).state_dict(), path)
     data = {"name": "cifar10", "dir": cifar_dir}
     recipe = parse_recipe({"kind": "train", "model": str(path), "epochs": 1, "data": data})
-    run, parts = prepare(recipe, tmp_path / "run")
-    # As far as to the first step.
-    next(executing(recipe, parts, run, show=False))
+    run, components = prepare(recipe, tmp_path / "run")
+    with start_run(recipe, components, run, show=False):
+        pass
     log = (run.path / "log.txt").read_text()
     assert f"student: loaded resnet8 from {path}" in log
     assert "new classifier of 10 classes" in log
@@ -301,11 +310,12 @@ def test_images_that_a_data_set_normalizes_are_not_normalized_again(images, tmp_
         "kind": "distill", "teacher": teacher if kind == "file" else "custom", "student": "custom",
         "method": "kd", "epochs": 1, "data": {"name": "custom"},
     })  # fmt: skip
-    run, parts = prepare(recipe, tmp_path / "run", UserObjects(teacher, SmallNet(), train))
+    run, components = prepare(recipe, tmp_path / "run", UserObjects(teacher, SmallNet(), train))
     if kind == "file":
         seen = train.tensors[0][:4]
-        torch.testing.assert_close(parts.teacher.eval()(seen), network(seen))
-    next(executing(recipe, parts, run, show=False))
+        torch.testing.assert_close(components.teacher.eval()(seen), network(seen))
+    with start_run(recipe, components, run, show=False):
+        pass
     log = run.path / "log.txt"
     told = log.exists() and "normalizes images from [0, 1] itself, and these run" in log.read_text()
     assert told == (kind == "normalized module")
@@ -323,9 +333,9 @@ def test_the_epoch_that_is_best_on_held_out_images_is_kept(images, tmp_path, mon
     data = images[0] if kind == "image set" else as_tensors(images[0], 1000)
     seen, accuracies = [], iter([50.0, 60.0, 55.0])
 
-    def evaluate(self, network, loader, between=None):
+    def evaluate(self, network, loader):
         if network is not self.student or loader is self.test:
-            return real(self, network, loader, between)
+            return real(self, network, loader)
         assert loader.samples == 200  # a fifth, and none of them trained on
         assert self.train.samples == 800
         seen.append({k: v.clone() for k, v in network.state_dict().items()})
@@ -439,7 +449,7 @@ def test_what_a_launcher_says(monkeypatch, said):
     monkeypatch.setenv(f"ACCELERATE_{said}", "bf16" if said == "MIXED_PRECISION" else "2")
     refused = pytest.raises(TrainingError, match="1 processes and 2 steps")
     with nullcontext() if said == "MIXED_PRECISION" else refused:
-        assert device_of(Training(epochs=1, device="cpu")).type == "cpu"
+        assert start_runtime(RuntimeConfig(device="cpu")).device.type == "cpu"
 
 
 def test_auto_is_cuda_or_the_cpu(monkeypatch):
@@ -447,7 +457,7 @@ def test_auto_is_cuda_or_the_cpu(monkeypatch):
     monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # where Accelerate takes one
     monkeypatch.setattr("accelerate.state.is_mps_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device_of(Training(epochs=1)).type == "cpu"
+    assert start_runtime(RuntimeConfig()).device.type == "cpu"
 
 
 def test_a_package_that_is_on_the_path_and_not_installed(images, tmp_path, monkeypatch):
@@ -477,7 +487,7 @@ def test_a_run_folder_below_a_file(images, tmp_path):
 
 def test_a_finished_run_is_read_not_repeated(images, tmp_path, monkeypatch):
     first = distill(images, tmp_path / "run", epochs=1)
-    monkeypatch.setattr(Trainer, "steps", None)
+    monkeypatch.setattr(Trainer, "fit", None)
     torch.manual_seed(5)
     again = distill(images, tmp_path / "run", epochs=1, resume=True, student=SmallNet())
     assert again.summary == first.summary
@@ -532,7 +542,7 @@ def test_numpy_draws_continue_where_they_were():
 def test_schedules(name, at, expected):
     """120 steps: the papers' 150, 180, 210 of 240 epochs are 75, 90, 105 of them."""
     optimizer = torch.optim.SGD(create("resnet8", 2).parameters(), lr=0.05)
-    rates = schedule(optimizer, Training(epochs=12, lr=0.05, schedule=name), steps=10)
+    rates = build_scheduler(optimizer, ScheduleConfig(name=name), lr=0.05, steps=120)
     for _ in range(at):
         optimizer.step()
         rates.step()

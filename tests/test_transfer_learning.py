@@ -296,17 +296,17 @@ def test_an_interrupted_transfer_continues_to_the_same_result(
         )  # fmt: skip
 
     whole = go(tmp_path / "whole")
-    epoch, calls = Trainer._epoch, []
+    start_epoch, calls = Trainer.start_epoch, []
 
-    def cut(trainer, stage, number, passes, progress):
+    def cut(trainer, number):
         calls.append(number)
         if len(calls) in stops:
             raise Interrupted("Stopped", trainer.run.path)
-        return (yield from epoch(trainer, stage, number, passes, progress))
+        start_epoch(trainer, number)
 
     # In the second epoch of the student, and then in the second of the one from scratch.
     stops = {2, 5}
-    monkeypatch.setattr(Trainer, "_epoch", cut)
+    monkeypatch.setattr(Trainer, "start_epoch", cut)
     with pytest.raises(Interrupted) as stopped:
         go(tmp_path / "cut")
     # Continued is the whole, not the part that was stopped.
@@ -326,9 +326,9 @@ def test_an_interrupted_transfer_continues_to_the_same_result(
              done.folder, resume=True)  # fmt: skip
 
 
-def untrained(recipe, parts, run, show):
+def untrained(recipe, components, run, show):
     """A run that is over at once."""
-    return Run(run.path, parts.student, {"test_top1": 50.0, "epochs": 1})
+    return Run(run.path, components.student, {"test_top1": 50.0, "epochs": 1})
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -530,15 +530,15 @@ def test_a_student_of_python_that_is_given_again_has_learned(images, tmp_path, m
         )  # fmt: skip
 
     whole = go(tmp_path / "whole", made(8))
-    epoch, calls = Trainer._epoch, []
+    start_epoch, calls = Trainer.start_epoch, []
 
-    def cut(trainer, stage, number, passes, progress):
+    def cut(trainer, number):
         calls.append(number)
         if len(calls) == 2:
             raise Interrupted("Stopped", trainer.run.path)
-        return (yield from epoch(trainer, stage, number, passes, progress))
+        start_epoch(trainer, number)
 
-    monkeypatch.setattr(Trainer, "_epoch", cut)
+    monkeypatch.setattr(Trainer, "start_epoch", cut)
     student = made(8)
     with pytest.raises(Interrupted):
         go(tmp_path / "cut", student)

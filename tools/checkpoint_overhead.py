@@ -14,17 +14,32 @@ import re
 import signal
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from cktf.engine import Callback, Trainer
 from cktf.errors import Interrupted
 from cktf.models import Normalized, create
 from cktf.recipes import parse_recipe
 from cktf.workflows import UserObjects, prepare
-from cktf.workflows.run import executing
+from cktf.workflows.run import execute
 
 RESULT = Path(__file__).parents[1] / "results" / "reliability" / "overhead.json"
+
+
+class StopAfter(Callback):
+    """Counts steps, and stops the run after some minutes."""
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes, self.began, self.steps = minutes, time.monotonic(), 0
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Count, and stop when it is time."""
+        self.steps += 1
+        if time.monotonic() - self.began > 60 * self.minutes:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> None:
@@ -44,16 +59,11 @@ def main() -> None:
     torch.manual_seed(0)
     teacher = Normalized(create("resnet20", 10), (0.2190,) * 3, (0.3318,) * 3)
     with tempfile.TemporaryDirectory() as folder:
-        run, parts = prepare(recipe, Path(folder) / "run", UserObjects(teacher=teacher))
-        began, steps = time.monotonic(), 0
-        try:
-            for _ in executing(recipe, parts, run, show=False):
-                steps += 1
-                if time.monotonic() - began > 60 * arguments.minutes:
-                    os.kill(os.getpid(), signal.SIGTERM)
-        except Interrupted:
-            pass
-        seconds = time.monotonic() - began
+        run, components = prepare(recipe, Path(folder) / "run", UserObjects(teacher=teacher))
+        clock = StopAfter(arguments.minutes)
+        with suppress(Interrupted):
+            execute(recipe, components, run, show=False, callbacks=[clock])
+        seconds, steps = time.monotonic() - clock.began, clock.steps
         saves = [float(s) for s in re.findall(r"saved .* in ([\d.]+) s", run.log_file.read_text())]
         size = max(p.stat().st_size for p in run.saved.folder.glob("*.pt"))
     # The last was asked for by the signal, not by the clock.

@@ -16,17 +16,19 @@ import signal
 import statistics
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from cktf.engine import Callback, Trainer
 from cktf.errors import Interrupted
 from cktf.models import Normalized, create
 from cktf.recipes import parse_recipe
 from cktf.workflows import UserObjects, prepare
-from cktf.workflows.run import executing
+from cktf.workflows.run import execute
 
 RESULTS = Path(__file__).parents[1] / "results" / "reliability"
 EVERY, LIMIT = 2.0, 1.0
@@ -34,6 +36,24 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "cktf": {"negatives": 4096},
     "queue": {"negatives": 4096, "memory": "queue", "queue_size": 8192},
 }
+
+
+class MemorySampler(Callback):
+    """Records resident memory every few seconds, and stops the run after some minutes."""
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes, self.samples = minutes, list[tuple[float, int, int]]()
+        self._process, self._began, self._next_at = psutil.Process(), time.monotonic(), 0.0
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Record, and stop when it is time."""
+        elapsed = time.monotonic() - self._began
+        if elapsed >= self._next_at:
+            rss = self._process.memory_info().rss
+            self.samples.append((round(elapsed, 1), len(trainer.run.rows()), rss))
+            self._next_at = elapsed + EVERY
+        if elapsed > 60 * self.minutes:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def soak(memory: str, minutes: float, folder: Path) -> dict[str, Any]:
@@ -46,18 +66,11 @@ def soak(memory: str, minutes: float, folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     torch.manual_seed(0)
     teacher = Normalized(create("resnet20", 10), (0.2190,) * 3, (0.3318,) * 3)
-    run, parts = prepare(recipe, folder / memory, UserObjects(teacher=teacher))
-    process, began, samples, next_at = psutil.Process(), time.monotonic(), [], 0.0
-    try:
-        for _ in executing(recipe, parts, run, show=False):
-            elapsed = time.monotonic() - began
-            if elapsed >= next_at:
-                samples.append((round(elapsed, 1), len(run.rows()), process.memory_info().rss))
-                next_at = elapsed + EVERY
-            if elapsed > 60 * minutes:
-                os.kill(os.getpid(), signal.SIGTERM)
-    except Interrupted:
-        pass
+    run, components = prepare(recipe, folder / memory, UserObjects(teacher=teacher))
+    sampler = MemorySampler(minutes)
+    began, samples = time.monotonic(), sampler.samples
+    with suppress(Interrupted):
+        execute(recipe, components, run, show=False, callbacks=[sampler])
     first = statistics.fmean(rss for _, epochs, rss in samples if epochs == 1)
     last = statistics.fmean(rss for _, _, rss in samples[-max(1, len(samples) // 4) :])
     return {
@@ -65,7 +78,7 @@ def soak(memory: str, minutes: float, folder: Path) -> dict[str, Any]:
         "options": MEMORIES[memory],
         "minutes": round((time.monotonic() - began) / 60, 1),
         "epochs": len(run.rows()),
-        "steps": len(run.rows()) * len(parts.data.train),
+        "steps": len(run.rows()) * len(components.data.train),
         "checkpoints_written_every_minutes": recipe.checkpoint.minutes,
         "second_epoch_mb": round(first / 2**20, 1),
         "last_quarter_mb": round(last / 2**20, 1),

@@ -10,6 +10,7 @@ import statistics
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from cktf.bench.cells import Cell, TeacherPlan
 from cktf.bench.results import COSTS, LOCK
 from cktf.data import get_labels
 from cktf.engine import (
+    Callback,
     RunFolder,
+    Trainer,
     describe_device,
-    device_of,
     peak_memory_mb,
+    start_runtime,
     synchronized_time,
 )
 from cktf.errors import TrainingError
@@ -40,7 +43,7 @@ from cktf.recipes import (
 from cktf.workflows.assembly import assemble
 from cktf.workflows.components import RunComponents
 from cktf.workflows.linear_probe import choose_label_subsets
-from cktf.workflows.run import executing
+from cktf.workflows.run import start_run
 from cktf.workflows.transfer_learning import scratch_epochs
 
 _WARM_UP, _STEPS = 3, 15
@@ -130,30 +133,46 @@ def _measure(given: Recipe | TransferRecipe, teacher_name: str | None) -> Cost:
         set_input_size(student, recipe.student_size)
         if teacher is not None:
             set_input_size(teacher, recipe.teacher_size)
-    runtime = recipe.runtime.model_copy(update={"track": ()})
-    recipe = recipe.model_copy(update={"runtime": runtime})
+    untracked = recipe.runtime.model_copy(update={"track": ()})
+    recipe = recipe.model_copy(update={"runtime": untracked})
     if isinstance(recipe, DistillRecipe):
         # Steps of initialization stages are others: some have no student. And features of an
         # untrained teacher are nothing to keep.
         recipe = recipe.model_copy(update={"init_epochs": 0, "teacher_cache": None})
-    parts = RunComponents(student, teacher, name, CUSTOM if distilled else None, data)
-    seconds, at, device = [], 0.0, device_of(recipe.training())
-    with tempfile.TemporaryDirectory() as folder:
-        steps = executing(recipe, parts, RunFolder(Path(folder)), show=False)
-        for number, _ in enumerate(steps):
-            now = synchronized_time(device)
-            if number:
-                seconds.append(now - at)
-            if number == _WARM_UP + _STEPS:
-                break
-            at = synchronized_time(device)
-        steps.close()
+    runtime = start_runtime(recipe.runtime, recipe.seed)
+    teacher_label = CUSTOM if distilled else None
+    components = RunComponents(runtime, student, teacher, name, teacher_label, data)
+    timer = _SynchronizedTimer()
+    with tempfile.TemporaryDirectory() as path:
+        run = start_run(recipe, components, RunFolder(Path(path)), False, [timer])
+        with suppress(_EnoughStepsError), run as started:
+            started.trainer.fit()
     # A run that ends before it is warm takes what its last step takes.
-    step, memory = statistics.median(seconds[_WARM_UP:] or seconds[-1:]), peak_memory_mb(device)
-    stages = len(assemble(recipe, parts).stages) - 1
+    step = statistics.median(timer.seconds[_WARM_UP:] or timer.seconds[-1:])
+    memory = peak_memory_mb(runtime.device)
+    phases = len(assemble(recipe, components).phases) - 1
     scratch = _scratch_batches(given) if isinstance(given, TransferRecipe) else 0
-    cost = Cost(step, memory, 0.0, describe_device(device), len(data.train), stages, scratch)
-    return cost.for_recipe(given)
+    device = describe_device(runtime.device)
+    return Cost(step, memory, 0.0, device, len(data.train), phases, scratch).for_recipe(given)
+
+
+class _EnoughStepsError(Exception):
+    """Enough steps were measured."""
+
+
+class _SynchronizedTimer(Callback):
+    """Measures the seconds of steps, and ends training after enough of them."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_start(self, trainer: Trainer) -> None:
+        self._started = synchronized_time(trainer.device)
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        self.seconds.append(synchronized_time(trainer.device) - self._started)
+        if len(self.seconds) == _WARM_UP + _STEPS:
+            raise _EnoughStepsError
 
 
 def _scratch_batches(recipe: TransferRecipe) -> int:

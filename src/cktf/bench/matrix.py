@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from typing_extensions import Self
 
+from cktf.data.config import Name
 from cktf.errors import RecipeError, nearest
 from cktf.recipes import read_recipe
-from cktf.recipes.schema import Name
 from cktf.user_paths import expand_user_path
 
 Fields = dict[str, Any]

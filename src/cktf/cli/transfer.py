@@ -20,7 +20,7 @@ def transfer(**options: Any) -> None:
     recipe = parse_transfer_recipe(request.fields)
     planned = plan(recipe, request.out, resume=request.resume, trust_code=request.trust_code)
     if request.dry_run:
-        show_dry_run(preview_run(recipe.distilling(), planned.parts))
+        show_dry_run(preview_run(recipe.distilling(), planned.components))
         print(to_yaml(planned.recipe), end="")
         return
     _report(carry_out(planned))

@@ -1,52 +1,66 @@
 """The training loop, evaluation and run folders."""
 
-from cktf.engine.devices import device_of, on_device, synchronized_time, to_device
+from cktf.engine.callbacks import Callback
+from cktf.engine.config import (
+    CheckpointConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    TrainingConfig,
+)
 from cktf.engine.environment import describe_device, environment
-from cktf.engine.epoch_metrics import enough_memory, gradient_norm, is_out_of_memory
+from cktf.engine.epoch_metrics import gradient_norm
 from cktf.engine.evaluate import Accuracy, evaluate, standard_error
-from cktf.engine.phase import MAIN, Stage, statistics_kept
+from cktf.engine.interleaved import fit_interleaved
+from cktf.engine.memory import enough_memory, is_out_of_memory, peak_memory_mb
 from cktf.engine.progress import announce
 from cktf.engine.randomness import preserve_rng, seeded
 from cktf.engine.run_folder import RunFolder
-from cktf.engine.settings import (
-    OnNonFinite,
-    Training,
+from cktf.engine.runtime import (
+    Runtime,
     autocast,
-    autocast_dtype,
     in_precision,
-    peak_memory_mb,
+    start_available_runtime,
+    start_runtime,
+    synchronized_time,
 )
-from cktf.engine.tracking import tracked, trackers_of
+from cktf.engine.step import MAIN, TrainPhase, TrainStep, preserve_buffers
+from cktf.engine.tracking import Trackers, trackers_of
 from cktf.engine.trainer import Trainer, TrainResult
 
 __all__ = [
     "MAIN",
     "Accuracy",
-    "OnNonFinite",
+    "Callback",
+    "CheckpointConfig",
+    "OptimizerConfig",
     "RunFolder",
-    "Stage",
+    "Runtime",
+    "RuntimeConfig",
+    "ScheduleConfig",
+    "Trackers",
+    "TrainPhase",
     "TrainResult",
+    "TrainStep",
     "Trainer",
-    "Training",
+    "TrainingConfig",
     "announce",
     "autocast",
-    "autocast_dtype",
     "describe_device",
-    "device_of",
     "enough_memory",
     "environment",
     "evaluate",
+    "fit_interleaved",
     "gradient_norm",
     "in_precision",
     "is_out_of_memory",
-    "on_device",
     "peak_memory_mb",
+    "preserve_buffers",
     "preserve_rng",
     "seeded",
     "standard_error",
-    "statistics_kept",
+    "start_available_runtime",
+    "start_runtime",
     "synchronized_time",
-    "to_device",
-    "tracked",
     "trackers_of",
 ]

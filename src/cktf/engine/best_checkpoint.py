@@ -1,4 +1,4 @@
-"""Which epoch's weights are kept, where images were held out of the training set to tell."""
+"""The weights of the best epoch, where images were held out of the training set to choose it."""
 
 from typing import Any
 
@@ -17,20 +17,20 @@ class BestCheckpoint:
         self.epoch, self.top1 = 0, -1.0
         self._weights: dict[str, Tensor] = {}
 
-    def consider(self, epoch: int, top1: float, network: nn.Module) -> None:
+    def update(self, epoch: int, top1: float, network: nn.Module) -> None:
         """Keep an epoch's weights if they are the best."""
         if top1 > self.top1:
             self.epoch, self.top1 = epoch, top1
             self._weights = {name: t.detach().clone() for name, t in network.state_dict().items()}
 
-    def put_into(self, network: nn.Module) -> None:
+    def load_into(self, network: nn.Module) -> None:
         """Give a network the weights of the best epoch."""
         network.load_state_dict(self._weights)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {"epoch": self.epoch, "top1": self.top1, "weights": self._weights}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
         self.epoch, self.top1, self._weights = state["epoch"], state["top1"], state["weights"]

@@ -1,65 +1,76 @@
 """What a user sees while a network trains."""
 
-from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cktf.engine.callbacks import Callback
+from cktf.engine.step import MAIN
+
+if TYPE_CHECKING:
+    from cktf.engine.trainer import Trainer
+
 
 def announce(text: str, show: bool) -> None:
-    """A line before training."""
+    """Print a line to standard error, where `show` is set."""
     if show:
         Console(stderr=True).print(text, highlight=False, markup=False)
 
 
-class TrainingProgress:
-    """A bar of epochs for one run, with its loss, accuracy and speed; a line on a plain console.
+class ProgressBar(Callback):
+    """A bar for each phase of a run, with loss, accuracy and speed; a line an epoch without tty.
 
     Args:
         title: what is trained.
-        epochs: how many there are.
-        steps: batches in an epoch.
-        done: epochs that an earlier run has done.
-        show: False prints nothing.
     """
 
-    def __init__(self, title: str, epochs: int, steps: int, done: int, show: bool) -> None:
-        self.console = Console(stderr=True)
-        self.epochs, self.steps, self.title = epochs, steps, title
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+
+    def on_phase_start(self, trainer: "Trainer") -> None:
+        """Begin a bar at the epochs and steps that are done."""
+        self.on_train_end(trainer)
+        assert trainer.phase is not None
+        name, epochs, steps = trainer.phase.name, trainer.phase.epochs, len(trainer.train)
+        self._label = self.title if name == MAIN else f"{self.title}: first {name}"
+        self._epochs, done = epochs, trainer.epoch - 1
+        if not self._console.is_terminal:
+            return
         self._bar = Progress(
             TextColumn("{task.description:<24}"),
             BarColumn(bar_width=24),
             TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
             TextColumn("{task.fields[state]}"),
             TimeRemainingColumn(compact=True),
-            console=self.console,
-            disable=not show or not self.console.is_terminal,
+            console=self._console,
         )
-        self._plain = show and not self.console.is_terminal
+        completed = done * steps + trainer.position.step
         self._task = self._bar.add_task(
-            title, total=epochs * steps, completed=done * steps, epoch=done, state=""
+            self._label, total=epochs * steps, completed=completed, epoch=done, state=""
         )
-
-    def __enter__(self) -> "TrainingProgress":
         self._bar.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
+    def on_step_end(self, trainer: "Trainer") -> None:
+        """Move on by one batch."""
+        if self._bar is not None:
+            self._bar.advance(self._task)
 
-    def step(self, count: int = 1) -> None:
-        """So many batches are done."""
-        self._bar.advance(self._task, count)
-
-    def epoch(self, number: int, loss: float, top1: float | None, rate: float) -> None:
-        """Epoch `number` is done."""
+    def on_epoch_end(self, trainer: "Trainer", row: dict[str, Any]) -> None:
+        """Show the epoch's numbers."""
+        top1 = row.get("test_top1")
         accuracy = "" if top1 is None else f"top-1 {top1:5.2f} %  "
-        state = f"loss {loss:7.3f}  {accuracy}{rate:,.0f} images/s"
-        self._bar.update(self._task, epoch=number, state=state)
-        if self._plain:
-            print(f"{self.title:<24} epoch {number}/{self.epochs}  {state}", flush=True)
+        state = f"loss {row['loss']:7.3f}  {accuracy}{row['images_per_second']:,.0f} images/s"
+        if self._bar is not None:
+            self._bar.update(self._task, epoch=trainer.epoch, state=state)
+        else:
+            line = f"{self._label:<24} epoch {trainer.epoch}/{self._epochs}  {state}"
+            print(line, flush=True)
+
+    def on_train_end(self, trainer: "Trainer") -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

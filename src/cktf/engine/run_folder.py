@@ -31,7 +31,6 @@ class RunFolder:
     Attributes:
         recipe, metrics, summary, weights, log_file: paths of its files.
         saved: the checkpoints.
-        followers: are told of every line of the metrics.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +44,6 @@ class RunFolder:
         self._rows: list[dict[str, Any]] | None = None
         self._incomplete = False
         self._unwritten: list[str] = []
-        self.followers: list[Callable[[dict[str, Any]], None]] = []
 
     def check(self, *, resume: bool) -> None:
         """Make sure that the run can be written here, without writing anything.
@@ -170,8 +168,6 @@ class RunFolder:
         except OSError as error:
             self._incomplete = True
             self._say(f"{self.metrics} could not be written ({error.strerror}); trying again later")
-        for follower in self.followers:
-            follower(row)
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, up to one that is not whole."""
@@ -180,12 +176,12 @@ class RunFolder:
         rows: list[dict[str, Any]] = []
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         with suppress(ValueError):
-            rows.extend(json.loads(line) for line in lines)
+            rows.extend(_with_phase(json.loads(line)) for line in lines)
         return rows
 
     def begin_rows(self, rows: list[dict[str, Any]]) -> None:
         """Start the record from those of a checkpoint: later ones are trained again."""
-        self._rows = rows
+        self._rows = list(map(_with_phase, rows))
         self.insist(lambda: write_atomically(self.metrics, _lines(rows)), "its record")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -218,3 +214,8 @@ class RunFolder:
 
 def _lines(rows: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _with_phase(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose phase may still be called `stage`."""
+    return {"phase" if name == "stage" else name: value for name, value in row.items()}

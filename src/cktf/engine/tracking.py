@@ -1,16 +1,19 @@
-"""What a run records, also to TensorBoard and other trackers, through Accelerate's.
+"""The record of a run in TensorBoard and other trackers, through Accelerate's.
 
 A tracker that fails is left out from then on: it is a view of a run, and no reason to end one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
+from cktf.engine.callbacks import Callback
 from cktf.engine.run_folder import RunFolder
 from cktf.errors import TrainingError, nearest
+
+if TYPE_CHECKING:
+    from cktf.engine.trainer import Trainer
 
 TENSORBOARD, PROJECT = "tensorboard", "cktf"
 
@@ -34,43 +37,43 @@ def trackers_of(names: Sequence[str] | None) -> list[str]:
     return list(names)
 
 
-@contextmanager
-def tracked(
-    run: RunFolder, names: Sequence[str] | None, config: Mapping[str, Any]
-) -> Iterator[None]:
-    """Have every row that a run records also sent to trackers.
+class Trackers(Callback):
+    """Sends the record of every epoch to trackers.
 
     Args:
-        run: TensorBoard's files go into its folder `tensorboard`.
         names: of trackers; None for the default.
         config: of the run, fields by dotted name.
     """
-    started: list[GeneralTracker] = []
-    for name in trackers_of(names):
-        try:
-            started.append(_start(name, run, config))
-        except Exception as error:
-            run.log(f"{name} cannot be used: {error}")
 
-    def follow(row: Mapping[str, Any]) -> None:
-        passes = len(run.rows())
-        for tracker in list(started):
+    def __init__(self, names: Sequence[str] | None, config: Mapping[str, Any]) -> None:
+        self.names, self.config = trackers_of(names), config
+        self._started: list[GeneralTracker] = []
+
+    def on_train_start(self, trainer: "Trainer") -> None:
+        """Start each; TensorBoard's files go into the run's folder `tensorboard`."""
+        for name in self.names:
             try:
-                tracker.log(values_of(row), step=passes)
+                self._started.append(_start(name, trainer.run, self.config))
             except Exception as error:
-                started.remove(tracker)
-                run.log(f"{tracker.name} is left out from here: {error}")
+                trainer.run.log(f"{name} cannot be used: {error}")
 
-    run.followers.append(follow)
-    try:
-        yield
-    finally:
-        run.followers.remove(follow)
-        for tracker in started:
+    def on_epoch_end(self, trainer: "Trainer", row: dict[str, Any]) -> None:
+        """Send an epoch's numbers."""
+        for tracker in list(self._started):
+            try:
+                tracker.log(values_of(row), step=len(trainer.run.rows()))
+            except Exception as error:
+                self._started.remove(tracker)
+                trainer.run.log(f"{tracker.name} is left out from here: {error}")
+
+    def on_train_end(self, trainer: "Trainer") -> None:
+        """End each."""
+        for tracker in self._started:
             try:
                 tracker.finish()
             except Exception as error:
-                run.log(f"{tracker.name} could not be ended: {error}")
+                trainer.run.log(f"{tracker.name} could not be ended: {error}")
+        self._started = []
 
 
 def _start(name: str, run: RunFolder, config: Mapping[str, Any]) -> GeneralTracker:
@@ -96,7 +99,7 @@ def _start(name: str, run: RunFolder, config: Mapping[str, Any]) -> GeneralTrack
 def values_of(row: Mapping[str, Any]) -> dict[str, float]:
     """A row's numbers by name.
 
-    >>> values_of({"stage": "train", "epoch": 1, "loss": 2.5, "terms": {"kd": 2.0}, "test_top1": 9})
+    >>> values_of({"phase": "train", "epoch": 1, "loss": 2.5, "terms": {"kd": 2.0}, "test_top1": 9})
     {'loss/kd': 2.0, 'loss': 2.5, 'test_top1': 9.0}
     """
     terms = {f"loss/{name}": float(value) for name, value in row["terms"].items()}

@@ -17,7 +17,7 @@ from cktf.export.network import OnnxNetwork, require_onnx, write_int8, write_onn
 from cktf.models import Normalized, read_metadata
 from cktf.recipes import (
     CUSTOM,
-    DataSection,
+    DataConfig,
     build_test_loader,
     find_weights_file,
     load_split,
@@ -120,7 +120,7 @@ def export_run(
     return found
 
 
-def _test_images(section: DataSection) -> tuple[ImageSet[Images] | None, str]:
+def _test_images(section: DataConfig) -> tuple[ImageSet[Images] | None, str]:
     """A run's test images, or None and why there are none."""
     if section.name == CUSTOM:
         return None, ""

@@ -1,5 +1,6 @@
 """Recipes: the typed description of an experiment, and what it is built from."""
 
+from cktf.data.config import DataConfig
 from cktf.recipes.build import (
     Data,
     Problems,
@@ -41,7 +42,6 @@ from cktf.recipes.networks import (
 )
 from cktf.recipes.schema import (
     CUSTOM,
-    DataSection,
     DistillRecipe,
     Recipe,
     TrainRecipe,
@@ -52,7 +52,7 @@ __all__ = [
     "CUSTOM",
     "AnyRecipe",
     "Data",
-    "DataSection",
+    "DataConfig",
     "DistillRecipe",
     "LoadedNetwork",
     "Problems",

@@ -27,13 +27,13 @@ from cktf.data import (
     sample_per_class,
     split_validation,
 )
+from cktf.data.config import DataConfig
 from cktf.engine import preserve_rng, trackers_of
 from cktf.errors import CktfError, DataError, RecipeError, nearest
 from cktf.objectives import METHODS, parse, term_names
 from cktf.recipes.networks import check_network, check_teacher
 from cktf.recipes.schema import (
     CUSTOM,
-    DataSection,
     DistillRecipe,
     Recipe,
     TrainRecipe,
@@ -128,7 +128,7 @@ def check_recipe(recipe: Recipe) -> Problems:
             f"data.{field}: is for data sets by name, given {getattr(recipe.data, field)!r}. Do it "
             "in your own data set."
             for field in _NAMED_DATASET_FIELDS
-            if getattr(recipe.data, field) != DataSection.model_fields[field].default
+            if getattr(recipe.data, field) != DataConfig.model_fields[field].default
         ]
     network = recipe.model if isinstance(recipe, TrainRecipe) else recipe.student
     if network != CUSTOM:
@@ -231,7 +231,7 @@ def match_image_sizes(recipe: TransferRecipe) -> TransferRecipe:
     return recipe.model_copy(update={"labeled": labeled.model_copy(update={"image_size": size})})
 
 
-def _load_splits(section: DataSection, *splits: str) -> list[ImageSet[Images]]:
+def _load_splits(section: DataConfig, *splits: str) -> list[ImageSet[Images]]:
     directory = None if section.dir is None else Path(section.dir)
     read_options = ReadOptions(
         section.image_size, section.channels, section.skip_broken, crops=section.resized_crops
@@ -268,7 +268,7 @@ def check_same_classes(sets: Sequence[ImageSet[Images]]) -> None:
             )
 
 
-def load_split(section: DataSection, split: str) -> ImageSet[Images]:
+def load_split(section: DataConfig, split: str) -> ImageSet[Images]:
     """Load one split of a named data set.
 
     Raises:
@@ -278,7 +278,7 @@ def load_split(section: DataSection, split: str) -> ImageSet[Images]:
     return data
 
 
-def build_data(section: DataSection, seed: int) -> Data:
+def build_data(section: DataConfig, seed: int) -> Data:
     """Build the images and loaders of a named data set, in memory or streamed from disk.
 
     Raises:
@@ -310,7 +310,7 @@ def build_data(section: DataSection, seed: int) -> Data:
     )
 
 
-def _build_unlabeled_data(section: DataSection, seed: int) -> Data:
+def _build_unlabeled_data(section: DataConfig, seed: int) -> Data:
     """Build training images without labels, from the unlabeled or the training split."""
     # Choosing classes needs labels, which are removed afterwards.
     train = load_split(section, "train" if section.classes else UNLABELED_SPLIT).without_labels()
@@ -327,13 +327,13 @@ def _build_unlabeled_data(section: DataSection, seed: int) -> Data:
     )
 
 
-def _streaming_advice(train: ImageSet[Images], section: DataSection) -> list[str]:
+def _streaming_advice(train: ImageSet[Images], section: DataConfig) -> list[str]:
     if isinstance(train.images, StreamedImages) and not section.workers:
         return ["read by one process; use several with --set data.workers=8"]
     return []
 
 
-def build_train_loader(train: Any, section: DataSection, seed: int) -> Loader:
+def build_train_loader(train: Any, section: DataConfig, seed: int) -> Loader:
     """Build training batches of a named data set, or of a user's own, which augments itself."""
     size, workers = section.batch_size, section.workers
     check_batches(len(train), size)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cktf.data import FOLDER_PREFIX, ImageSet
-from cktf.engine import RunFolder, autocast, device_of, synchronized_time, to_device
+from cktf.engine import RunFolder, start_available_runtime, synchronized_time
 from cktf.errors import CktfError, RunFolderError
 from cktf.models import is_cktf_weights_file, read_metadata, short_sha256
 from cktf.recipes import (
@@ -245,16 +245,14 @@ class RunAnalyzer:
         recipe: Recipe | TransferRecipe,
         tap_paths: _TapPaths,
     ) -> NetworkOutputs:
-        training = recipe.training()
-        if not torch.cuda.is_available():
-            training = replace(training, device="cpu")
-        device = device_of(training)
+        runtime = start_available_runtime(recipe.runtime)
+        device = runtime.device
         loader = build_test_loader(test)
         example = next(iter(loader.epoch(0))).images[:2]
         channels, height, width = example.shape[1:]
         stages, embedding = tap_paths
         inspection = inspect(network, (channels, height, width), stages=stages, embedding=embedding)
-        to_device(network, training, device)
+        runtime.to_device(network)
         tap = Tap(
             network,
             inspection.paths,
@@ -264,7 +262,7 @@ class RunAnalyzer:
         compared, done = evenly_spaced_indices(len(test), self.compared), 0
         with eval_mode(network):
             for batch in loader.epoch(0):
-                with autocast(training.precision, device):
+                with runtime.autocast():
                     features = tap(batch.images.to(device))
                 logits.append(features.logits.float().cpu())
                 if features.embedding is not None:
@@ -277,9 +275,9 @@ class RunAnalyzer:
                 raise RunFolderError(f"{name} gives numbers that are not finite.")
             # Networks of one kind are timed once, so that noise does not tell them apart.
             cost = inspection.parameters, inspection.macs
-            kind = name, *cost, training.precision, training.channels_last
+            kind = name, *cost, runtime.precision, runtime.channels_last
             if kind not in self._latency:
-                with autocast(training.precision, device):
+                with runtime.autocast():
                     self._latency[kind] = measure_latency_ms(network, example[:1].to(device))
         return NetworkOutputs(
             name, *cost, self._latency[kind], str(device), all_logits,

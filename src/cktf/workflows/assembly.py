@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from cktf.batch import Batch
 from cktf.data import get_labels, has_stored_labels
-from cktf.engine import MAIN, Stage, device_of, enough_memory
+from cktf.engine import MAIN, TrainPhase, TrainStep, enough_memory
 from cktf.objectives import BuildContext, Objective, WeightedSum, compose, features_read
 from cktf.recipes import CUSTOM, DistillRecipe, Recipe, TrainRecipe
 from cktf.taps import (
@@ -28,25 +27,25 @@ from cktf.workflows.checks import (
 )
 from cktf.workflows.components import RunComponents
 from cktf.workflows.inspection import explain_rejected_images, find_feature_paths
-from cktf.workflows.teacher_cache import cached
+from cktf.workflows.teacher_cache import cached_tap
 
 _EXAMPLES = 8
-# Peaks of the learning rate that are for training from no weights.
-_FROM_NONE = 0.05
-_GOING_ON = (
-    "The student goes on from trained weights, which a peak rate of 0.05 or more undoes: it is for "
-    "training from none. Try --set optimizer.lr=0.01."
+# Peak learning rates from here on are for training from random weights.
+_HIGH_LR = 0.05
+_LR_TOO_HIGH = (
+    "The student starts from trained weights, and a peak learning rate of 0.05 or more destroys "
+    "them. Try --set optimizer.lr=0.01."
 )
 
 
 @dataclass(frozen=True)
-class _Tried:
-    """A network after a dry run: on what, where its features are and as what, what looks wrong."""
+class _ExampleRun:
+    """A network's forward pass on a few images, with a warning if its input looks wrong."""
 
     images: Tensor
     paths: FeaturePaths
     features: Features
-    advice: str
+    warning: str
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,12 @@ class Assembly:
     num_classes: int
     images: Tensor
     objective: WeightedSum
-    stages: list[Stage]
+    phases: list[TrainPhase]
     same_classes: bool
-    advice: list[str]
+    warnings: list[str]
 
 
-def assemble(recipe: Recipe, parts: RunComponents) -> Assembly:
+def assemble(recipe: Recipe, components: RunComponents) -> Assembly:
     """Tap both networks and build the objective between them, sized by a dry run.
 
     Raises:
@@ -70,114 +69,132 @@ def assemble(recipe: Recipe, parts: RunComponents) -> Assembly:
     """
     method = recipe.method if isinstance(recipe, DistillRecipe) else "ce"
     options = recipe.options if isinstance(recipe, DistillRecipe) else {}
-    device = device_of(recipe.training())
-    check_student(parts)
-    set_seed(recipe.seed)
-    with enough_memory(parts.data.train.batch_size, device, training=True):
-        batch, student, teacher = _dry_run(parts, method, recipe)
+    check_student(components)
+    components.runtime.reset_seed()
+    device = components.runtime.device
+    with enough_memory(components.data.train.batch_size, device, training=True):
+        batch, student, teacher = _run_examples(components, method, recipe)
     num_classes = int(student.features.logits.shape[1])
-    check_classes(num_classes, parts)
-    labels = get_labels(parts.data.raw_train) if parts.data.labeled else None
+    check_classes(num_classes, components)
+    labels = get_labels(components.data.raw_train) if components.data.labeled else None
     if labels is not None:
         check_labels("training", labels, num_classes)
-        if has_stored_labels(parts.data.raw_train):
+        if has_stored_labels(components.data.raw_train):
             check_stated(labels, batch)
-    if parts.data.raw_test is not None:
-        check_labels("test", get_labels(parts.data.raw_test), num_classes)
+    if components.data.raw_test is not None:
+        check_labels("test", get_labels(components.data.raw_test), num_classes)
     teacher_features = None if teacher is None else teacher.features
-    setting = BuildContext(student.features, teacher_features, parts.data.train.samples, labels)
+    setting = BuildContext(
+        student.features, teacher_features, components.data.train.samples, labels
+    )
     objective = compose(method, setting, options)
     same = teacher is None or teacher.features.logits.shape[1] == num_classes
-    stages = _stages(recipe, parts, objective, student, teacher)
-    advice = [tried.advice for tried in (student, teacher) if tried is not None and tried.advice]
+    phases = _phases(recipe, components, objective, student, teacher)
+    warnings = [run.warning for run in (student, teacher) if run is not None and run.warning]
     trains_all = not isinstance(recipe, TrainRecipe) or recipe.trains == "all"
-    if parts.began and trains_all and (recipe.optimizer.lr or 0) >= _FROM_NONE:
-        advice.append(_GOING_ON)
-    return Assembly(method, num_classes, student.images, objective, stages, same, advice)
+    if components.student_origin and trains_all and (recipe.optimizer.lr or 0) >= _HIGH_LR:
+        warnings.append(_LR_TOO_HIGH)
+    return Assembly(method, num_classes, student.images, objective, phases, same, warnings)
 
 
-def _stages(
+def _phases(
     recipe: Recipe,
-    parts: RunComponents,
+    components: RunComponents,
     objective: WeightedSum,
-    student: _Tried,
-    teacher: _Tried | None,
-) -> list[Stage]:
-    """The phases of the methods, then training on their sum, each with what it reads tapped."""
+    student: _ExampleRun,
+    teacher: _ExampleRun | None,
+) -> list[TrainPhase]:
+    """The initialization phases of the methods, then the main phase on their sum."""
+    teacher_network, shared_tap = components.teacher, components.shared_tap
+    cached = isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None
 
-    def tapped(part: Objective, compile: bool = False) -> tuple[Tap, TeacherTap | None]:
-        # Blocks are chosen among, and only the teacher's.
-        own = Tap(parts.student, student.paths, part.needs - {"blocks"}, compile=compile)
-        if parts.teacher is None or teacher is None or not part.needs_teacher:
-            return own, None
-        if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
-            # What is kept for one method serves another that reads less.
+    def tap_teacher(part: Objective, compile: bool) -> TeacherTap | None:
+        if teacher_network is None or teacher is None or not part.needs_teacher:
+            return None
+        if cached:
+            assert isinstance(recipe, DistillRecipe)
+            # Features that are cached for one method serve another that reads less.
             needs = part.needs | ({"embedding"} if teacher.paths.embedding else set())
-            tap = Tap(parts.teacher, teacher.paths, needs, compile=compile)
-            return own, cached(recipe, parts, objective, tap, teacher.features)
-        if parts.shared is not None:
-            return own, parts.shared.add_reader(teacher.paths, part.needs)
-        return own, Tap(parts.teacher, teacher.paths, part.needs, compile=compile)
+            tap = Tap(teacher_network, teacher.paths, needs, compile=compile)
+            return cached_tap(recipe, components, objective, tap, teacher.features)
+        if shared_tap is not None:
+            return shared_tap.add_reader(teacher.paths, part.needs)
+        return Tap(teacher_network, teacher.paths, part.needs, compile=compile)
 
-    stages = []
-    for phase in objective.phases():
-        own, other = tapped(phase.objective)
-        epochs = recipe.init_epochs if isinstance(recipe, DistillRecipe) else 0
-        stages.append(
-            Stage(
-                phase.name,
-                phase.objective,
-                own if phase.trains_student else None,
-                other,
-                epochs or 0,
-                phase.lr,
-                phase.weight,
-            )
+    def step(part: Objective, *, compile: bool = False, trains_student: bool = True) -> TrainStep:
+        # Blocks are chosen among, and only the teacher's.
+        needs = part.needs - {"blocks"}
+        student_tap = Tap(components.student, student.paths, needs, compile=compile)
+        return TrainStep(
+            part,
+            student_tap if trains_student else None,
+            tap_teacher(part, compile),
+            components.runtime,
+            freeze_statistics=isinstance(recipe, TrainRecipe) and recipe.trains == "classifier",
         )
-    pair = tapped(objective, recipe.runtime.compile)
-    frozen = isinstance(recipe, TrainRecipe) and recipe.trains == "classifier"
-    return [*stages, Stage(MAIN, objective, *pair, recipe.epochs, keeps_statistics=frozen)]
+
+    epochs = (recipe.init_epochs or 0) if isinstance(recipe, DistillRecipe) else 0
+    phases = [
+        TrainPhase(
+            phase.name,
+            step(phase.objective, trains_student=phase.trains_student),
+            epochs,
+            phase.lr,
+            phase.weight,
+        )
+        for phase in objective.phases()
+    ]
+    main = step(objective, compile=recipe.runtime.compile)
+    return [*phases, TrainPhase(MAIN, main, recipe.epochs)]
 
 
-def _dry_run(
-    parts: RunComponents, method: str, recipe: Recipe
-) -> tuple[Batch, _Tried, _Tried | None]:
-    """A first batch, and both networks on some of it: where features are, and of which shapes."""
-    reads = features_read(method)
+def _run_examples(
+    components: RunComponents, method: str, recipe: Recipe
+) -> tuple[Batch, _ExampleRun, _ExampleRun | None]:
+    """Load the first batch, and run both networks on some of it."""
+    needs = features_read(method)
     if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
-        reads |= {"embedding"}
-    named: dict[str, _Named] = {"student": ([], None), "teacher": ([], None)}
+        needs |= {"embedding"}
+    paths: dict[str, _UserPaths] = {"student": ([], None), "teacher": ([], None)}
     if isinstance(recipe, DistillRecipe):
-        named["student"] = recipe.student_taps, recipe.student_embedding
-        named["teacher"] = recipe.teacher_taps, recipe.teacher_embedding
-    if parts.data.test is not None:
-        tested = next(iter(parts.data.test.epoch(0))).images[:_EXAMPLES]
-        _try(parts.student, "student", parts.student_name, tested, {"logits"})
-    batch = next(iter(parts.data.train.epoch(1)))
+        paths["student"] = recipe.student_taps, recipe.student_embedding
+        paths["teacher"] = recipe.teacher_taps, recipe.teacher_embedding
+    if components.data.test is not None:
+        images = next(iter(components.data.test.epoch(0))).images[:_EXAMPLES]
+        _run_example(components.student, "student", components.student_name, images, {"logits"})
+    batch = next(iter(components.data.train.epoch(1)))
     images = batch.images[:_EXAMPLES]
-    student = _try(parts.student, "student", parts.student_name, images, reads, named["student"])
-    if parts.teacher is None:
+    student = _run_example(
+        components.student, "student", components.student_name, images, needs, paths["student"]
+    )
+    if components.teacher is None:
         return batch, student, None
-    name = parts.teacher_name or CUSTOM
-    return batch, student, _try(parts.teacher, "teacher", name, images, reads, named["teacher"])
+    name = components.teacher_name or CUSTOM
+    return (
+        batch,
+        student,
+        _run_example(components.teacher, "teacher", name, images, needs, paths["teacher"]),
+    )
 
 
-# Paths of the stages and of the embedding, where the user gives them.
-_Named = tuple[list[str], str | None]
+# Paths of the stages and of the embedding that the user gives.
+_UserPaths = tuple[list[str], str | None]
 
 
-def _try(
+def _run_example(
     network: nn.Module,
     role: str,
     name: str,
     images: Tensor,
-    reads: set[str],
-    named: _Named = ([], None),
-) -> _Tried:
+    needs: set[str],
+    user_paths: _UserPaths = ([], None),
+) -> _ExampleRun:
     images, who = to_device_of(network, images), f"{role} {name}"
     with explain_rejected_images(images, who), torch.no_grad(), eval_mode(network):
-        wanted = reads > {"logits"}
-        paths = find_feature_paths(network, images, *named) if wanted else FeaturePaths()
-        there = {n for n in reads - {"logits"} if getattr(paths, n)}
-        features = Tap(network, paths, there)(images)
-        return _Tried(images, paths, features, warn_if_normalized_twice(network, who, images))
+        reads_features = needs > {"logits"}
+        paths = (
+            find_feature_paths(network, images, *user_paths) if reads_features else FeaturePaths()
+        )
+        known = {name for name in needs - {"logits"} if getattr(paths, name)}
+        features = Tap(network, paths, known)(images)
+        return _ExampleRun(images, paths, features, warn_if_normalized_twice(network, who, images))

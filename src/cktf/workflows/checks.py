@@ -24,16 +24,16 @@ def warn_if_normalized_twice(network: nn.Module, who: str, images: Tensor) -> st
     )
 
 
-def check_student(parts: RunComponents) -> None:
+def check_student(components: RunComponents) -> None:
     """Raise ModelError where nothing of a student is trained, or some of it is its teacher's."""
-    name = parts.student_name
-    if not any(parameter.requires_grad for parameter in parts.student.parameters()):
+    name = components.student_name
+    if not any(parameter.requires_grad for parameter in components.student.parameters()):
         raise ModelError(
             f"A student has parameters that are trained, and none of {name}'s requires a gradient. "
             "Call requires_grad_(True) on what is to be trained."
         )
-    own = set(parts.student.parameters())
-    shared = own & set(() if parts.teacher is None else parts.teacher.parameters())
+    own = set(components.student.parameters())
+    shared = own & set(() if components.teacher is None else components.teacher.parameters())
     if shared:
         raise ModelError(
             f"A student is trained and its teacher is not; {len(shared)} of the {len(own)} "
@@ -41,12 +41,12 @@ def check_student(parts: RunComponents) -> None:
         )
 
 
-def check_classes(num_classes: int, parts: RunComponents) -> None:
+def check_classes(num_classes: int, components: RunComponents) -> None:
     """Raise DataError unless a student has a logit for each of the data's classes."""
-    classes = parts.data.classes
+    classes = components.data.classes
     if classes is not None and len(classes) != num_classes:
         raise DataError(
-            f"The student {parts.student_name} gives {num_classes} logits, and the data has "
+            f"The student {components.student_name} gives {num_classes} logits, and the data has "
             f"{len(classes)} classes. Build it for {len(classes)}: a function in a file is called "
             "with num_classes if it takes that."
         )

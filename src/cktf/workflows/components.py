@@ -1,10 +1,10 @@
-"""What a run is put together from."""
+"""The objects that a run is made of."""
 
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from cktf.engine import Accuracy
+from cktf.engine import Accuracy, Runtime
 from cktf.recipes import Data
 from cktf.taps import SharedTap
 
@@ -14,24 +14,25 @@ class RunComponents:
     """The objects of a run.
 
     Attributes:
-        student: the network to be trained.
+        runtime: device, precision and seed.
+        student: the network that trains.
         teacher: the frozen network; None to train on labels alone.
         student_name, teacher_name: for the record.
-        data: its images.
-        shared: the teacher's tap, where several runs take turns with one teacher.
-        measured: accuracies on the test images by role, which those runs share.
-        note: what was loaded as the teacher, for the log.
-        began: likewise as the student.
-        classes: names of the teacher's, where they are known.
+        data: the images.
+        shared_tap: the teacher's tap, where several interleaved runs share one teacher.
+        measured_accuracy: on the test images by role, which those runs share.
+        teacher_origin, student_origin: which weights were loaded, for the log.
+        teacher_classes: names of the teacher's classes, where they are known.
     """
 
+    runtime: Runtime
     student: nn.Module
     teacher: nn.Module | None
     student_name: str
     teacher_name: str | None
     data: Data
-    shared: SharedTap | None = None
-    measured: dict[str, Accuracy] = field(default_factory=dict)
-    note: str = ""
-    began: str = ""
-    classes: tuple[str, ...] | None = None
+    shared_tap: SharedTap | None = None
+    measured_accuracy: dict[str, Accuracy] = field(default_factory=dict)
+    teacher_origin: str = ""
+    student_origin: str = ""
+    teacher_classes: tuple[str, ...] | None = None

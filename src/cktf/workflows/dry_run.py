@@ -1,25 +1,16 @@
-"""Two batches of a planned run: what is compared, whether it fits, and what it will take."""
+"""A dry run: two batches of a planned run, to see what is compared and what it costs."""
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
-from accelerate.utils import set_seed
-from torch import Tensor, nn
 
+from cktf.batch import Batch
 from cktf.data import get_labels
-from cktf.engine import (
-    Stage,
-    autocast,
-    device_of,
-    enough_memory,
-    gradient_norm,
-    peak_memory_mb,
-    statistics_kept,
-    to_device,
-)
+from cktf.engine import TrainStep, enough_memory, gradient_norm, peak_memory_mb, preserve_buffers
 from cktf.models import Normalized
 from cktf.recipes import Recipe, numbered_class_names
 from cktf.taps import CachedTap, FeaturePaths, Features, Tap, preserve_modes
@@ -27,7 +18,7 @@ from cktf.workflows.assembly import Assembly, assemble
 from cktf.workflows.components import RunComponents
 
 _BATCHES = 2
-# A trained network knows its training images by more than this many times the share of guesses.
+# A trained network classifies its training images better than guessing by more than this factor.
 _MORE_THAN_GUESSING = 2.0
 _IMBALANCE = 10
 
@@ -83,95 +74,93 @@ class DryRun:
 
 @dataclass(frozen=True)
 class _Step:
-    images: Tensor
-    labels: Tensor | None
+    batch: Batch
     student: Features
     teacher: Features | None
     terms: dict[str, float]
     seconds: float
 
 
-def preview_run(recipe: Recipe, parts: RunComponents) -> DryRun:
-    """Forward and backward on two batches; no weight changes, and nothing is written.
+def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
+    """Take the run's own step, forward and backward, on two batches.
+
+    No weight changes, and nothing is written.
 
     Raises:
         CktfError: networks, data and method do not fit.
     """
-    fitting = assemble(recipe, parts)
-    stage, device = fitting.stages[-1], device_of(recipe.training())
-    set_seed(recipe.seed)
-    footprint = fitting.objective.footprint(parts.data.train.batch_size)
+    assembly, runtime = assemble(recipe, components), components.runtime
+    step, device = assembly.phases[-1].step, runtime.device
+    batch_size = components.data.train.batch_size
+    footprint = assembly.objective.footprint(batch_size)
     footprint.check(device, built=True)
-    enough = enough_memory(parts.data.train.batch_size, device, footprint, training=True)
-    with enough, preserve_modes(parts.student), preserve_modes(parts.teacher):
-        for network in (parts.student, parts.teacher):
-            if network is not None:
-                to_device(network, recipe.training(), device)
-        fitting.objective.to(device)
-        steps = list(_steps(recipe, parts, stage, device))
+    runtime.reset_seed()
+    networks = [n for n in (components.student, components.teacher) if n is not None]
+    with ExitStack() as stack:
+        stack.enter_context(enough_memory(batch_size, device, footprint, training=True))
+        for network in networks:
+            stack.enter_context(preserve_modes(network))
+            runtime.to_device(network)
+        assembly.objective.to(device)
+        steps = _take_steps(step, components)
     last = steps[-1]
-    student = _seen(parts.student, parts.student_name, stage, last.student, last.images)
+    assert step.student_tap is not None
+    student = _preview(step.student_tap, components.student_name, last.student, last.batch)
     teacher = None
-    if parts.teacher is not None and last.teacher is not None:
-        name = parts.teacher_name or type(parts.teacher).__name__
-        teacher = _seen(parts.teacher, name, stage, last.teacher, last.images)
-    gradient = float(gradient_norm(list(parts.student.parameters()), None))
-    parts.student.zero_grad(set_to_none=True)
-    advice = list(_advice(fitting, parts, steps, student, teacher, gradient))
+    if step.teacher_tap is not None and last.teacher is not None:
+        assert isinstance(step.teacher_tap, Tap | CachedTap)
+        name = components.teacher_name or type(components.teacher).__name__
+        teacher = _preview(step.teacher_tap, name, last.teacher, last.batch)
+    gradient = float(gradient_norm(list(components.student.parameters()), None))
+    components.student.zero_grad(set_to_none=True)
+    advice = list(_advice(assembly, components, steps, student, teacher, gradient))
     return DryRun(
-        student, teacher, parts.data.description or parts.data.name, [s.terms for s in steps],
-        gradient, last.seconds, len(parts.data.train),
-        sum(s.epochs for s in fitting.stages), str(footprint) if footprint.step else "",
+        student, teacher, components.data.description or components.data.name,
+        [s.terms for s in steps], gradient, last.seconds, len(components.data.train),
+        sum(phase.epochs for phase in assembly.phases), str(footprint) if footprint.step else "",
         peak_memory_mb(device), advice,
     )  # fmt: skip
 
 
-def _steps(
-    recipe: Recipe, parts: RunComponents, stage: Stage, device: torch.device
-) -> Iterator[_Step]:
-    stage.objective.train()
-    assert stage.student is not None
-    if parts.teacher is not None:
-        parts.teacher.eval().requires_grad_(False)
-    # Two batches may be all that an epoch has.
-    batches = iter(islice(parts.data.train.epoch(1), _BATCHES))
+def _take_steps(step: TrainStep, components: RunComponents) -> list[_Step]:
+    """Loss and gradient of two batches, or of the only one that an epoch has."""
+    if components.teacher is not None:
+        components.teacher.eval().requires_grad_(False)
+    if isinstance(step.teacher_tap, CachedTap):
+        step.teacher_tap.uses_disk = False
+    steps = []
+    step.train()
     start = time.perf_counter()
-    with statistics_kept(parts.student):
-        for batch in batches:
-            batch = batch.to(device)
-            stage.set_modes()
-            parts.student.zero_grad(set_to_none=True)
-            with autocast(recipe.runtime.precision, device):
-                with torch.no_grad():
-                    teacher = None if stage.teacher is None else stage.teacher(batch.images)
-                student = stage.student(batch.images)
-                loss = stage.objective(student, teacher, batch)
+    with preserve_buffers(components.student):
+        for batch in islice(components.data.train.epoch(1), _BATCHES):
+            batch = batch.to(components.runtime.device)
+            components.student.zero_grad(set_to_none=True)
+            with components.runtime.autocast():
+                student, teacher = step.features(batch)
+                loss = step.loss(student, teacher, batch)
             if loss.total.requires_grad:
-                loss.total.backward()
+                torch.autograd.backward(loss.total)
             terms = {name: float(value) for name, value in loss.terms.items()}
-            seconds = time.perf_counter() - start
-            yield _Step(batch.images, batch.labels, student, teacher, terms, seconds)
+            steps.append(_Step(batch, student, teacher, terms, time.perf_counter() - start))
             start = time.perf_counter()
+    return steps
 
 
-def _seen(
-    network: nn.Module, name: str, stage: Stage, features: Features, images: Tensor
-) -> NetworkPreview:
-    tap = stage.student if stage.student and stage.student.model is network else stage.teacher
-    assert isinstance(tap, Tap | CachedTap)
-    shape, normalized = images.shape, "normalizes by itself, or not at all"
+def _preview(tap: Tap | CachedTap, name: str, features: Features, batch: Batch) -> NetworkPreview:
+    network, shape = tap.model, batch.images.shape
+    normalization = "normalizes by itself, or not at all"
     if isinstance(network, Normalized):
-        shape = network.input_shape(images.shape)
+        shape = network.input_shape(shape)
         mean, std = (" ".join(f"{v:.3f}" for v in t.flatten()) for t in (network.mean, network.std))
-        normalized = f"mean {mean}, std {std}"
+        normalization = f"mean {mean}, std {std}"
     size = " x ".join(map(str, shape[1:]))
     count = sum(p.numel() for p in network.parameters())
-    return NetworkPreview(name, tap.paths, features, count, f"{size}; {normalized}")
+    return NetworkPreview(name, tap.paths, features, count, f"{size}; {normalization}")
 
 
 def _advice(
-    fitting: Assembly,
-    parts: RunComponents,
+    assembly: Assembly,
+    components: RunComponents,
     steps: list[_Step],
     student: NetworkPreview,
     teacher: NetworkPreview | None,
@@ -183,21 +172,21 @@ def _advice(
             f"The loss is not finite; it comes from: {', '.join(sorted(bad))}. Look for NaN in the "
             "images, and for weights of a network that did not train well."
         )
-    yield from fitting.advice
+    yield from assembly.warnings
     if not gradient > 0:
         yield "No gradient reaches the student. Are its parameters frozen? Set requires_grad."
-    if parts.data.labeled:
-        yield from _about_labels(parts, fitting.num_classes)
+    if components.data.labeled:
+        yield from _about_labels(components, assembly.num_classes)
     if teacher is None:
         return
-    if not fitting.same_classes:
+    if not assembly.same_classes:
         yield (
             f"The teacher tells {teacher.features.logits.shape[1]} classes and the data has "
-            f"{fitting.num_classes}: fine for what compares features, as cktf does; kd needs a "
+            f"{assembly.num_classes}: fine for what compares features, as cktf does; kd needs a "
             "teacher of the same classes."
         )
-    elif steps[0].labels is not None:
-        yield from _about_teacher(steps, teacher, fitting.num_classes)
+    elif steps[0].batch.labels is not None:
+        yield from _about_teacher(steps, teacher, assembly.num_classes)
     if teacher.parameters <= student.parameters:
         yield (
             f"The teacher ({teacher.parameters:,} parameters) is no larger than the student "
@@ -208,9 +197,9 @@ def _advice(
 def _about_teacher(steps: list[_Step], teacher: NetworkPreview, classes: int) -> Iterator[str]:
     right, count = 0, 0
     for step in steps:
-        assert step.teacher is not None and step.labels is not None
-        right += int((step.teacher.logits.argmax(1) == step.labels).sum())
-        count += len(step.labels)
+        assert step.teacher is not None and step.batch.labels is not None
+        right += int((step.teacher.logits.argmax(1) == step.batch.labels).sum())
+        count += len(step.batch.labels)
     # At least a few right answers are expected, so that luck does not decide.
     if count >= 2 * classes and right <= _MORE_THAN_GUESSING * count / classes:
         yield (
@@ -220,9 +209,9 @@ def _about_teacher(steps: list[_Step], teacher: NetworkPreview, classes: int) ->
         )
 
 
-def _about_labels(parts: RunComponents, classes: int) -> Iterator[str]:
-    counts = get_labels(parts.data.raw_train).bincount(minlength=classes)
-    names = parts.data.classes or numbered_class_names(classes)
+def _about_labels(components: RunComponents, classes: int) -> Iterator[str]:
+    counts = get_labels(components.data.raw_train).bincount(minlength=classes)
+    names = components.data.classes or numbered_class_names(classes)
     empty = [names[c] for c in range(classes) if not counts[c]]
     if empty:
         yield (

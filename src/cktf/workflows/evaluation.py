@@ -1,18 +1,21 @@
 """Evaluate the network of a finished run."""
 
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from cktf.data import FOLDER_PREFIX, resolve_dataset_name
-from cktf.engine import Accuracy, Training, device_of, enough_memory, in_precision, to_device
+from cktf.engine import (
+    Accuracy,
+    RuntimeConfig,
+    enough_memory,
+    in_precision,
+    start_available_runtime,
+)
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import RunFolderError
 from cktf.models import is_cktf_weights_file, read_metadata
 from cktf.recipes import (
     CUSTOM,
-    DataSection,
+    DataConfig,
     TransferRecipe,
     build_test_loader,
     find_recipe,
@@ -48,7 +51,7 @@ def evaluate(
         CktfError: there is no finished run, or the data does not fit it.
     """
     run = expand_user_path(run)
-    training, section = load_test_section(run, data, data_dir)
+    config, section = load_test_section(run, data, data_dir)
     if section.name == CUSTOM:
         raise RunFolderError(
             f"{run} was trained on a data set made in Python. Name another with --data, or measure "
@@ -57,20 +60,17 @@ def evaluate(
     test = load_split(section, "test")
     loader, classes = build_test_loader(test, section.workers), tuple(test.classes)
     network = load_teacher(str(run.absolute()), classes, trust_code=trust_code).network
-    if not torch.cuda.is_available():
-        # A run from a machine with a GPU can be evaluated on one without.
-        training = replace(training, device="cpu")
-    device = device_of(training)
-    with enough_memory(loader.batch_size, device):
-        to_device(network, training, device)
-        forward = in_precision(network.eval(), training.precision, device)
-        accuracy = accuracy_of(forward, loader, len(classes), device)
+    runtime = start_available_runtime(config)
+    with enough_memory(loader.batch_size, runtime.device):
+        runtime.to_device(network)
+        forward = in_precision(network.eval(), runtime.precision, runtime.device)
+        accuracy = accuracy_of(forward, loader, len(classes), runtime.device)
     return accuracy, section.test or section.name
 
 
 def load_test_section(
     run: Path, data: str | None = None, data_dir: str | None = None
-) -> tuple[Training, DataSection]:
+) -> tuple[RuntimeConfig, DataConfig]:
     """Load a run's settings and the section of the data whose test images evaluate it.
 
     Args:
@@ -102,10 +102,10 @@ def load_test_section(
             moved = {field: resolve_dataset_name(f"{FOLDER_PREFIX}:{data_dir}")}
         section = section.model_copy(update=moved)
     if section.name == CUSTOM:
-        return recipe.training(), section
+        return recipe.runtime, section
     # A folder's images decide the size, and may have changed since training.
     size = section.image_size or training_image_size(run)
-    return recipe.training(), section.model_copy(update={"image_size": size})
+    return recipe.runtime, section.model_copy(update={"image_size": size})
 
 
 def training_image_size(run: Path) -> int | None:

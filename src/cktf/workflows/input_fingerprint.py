@@ -17,18 +17,18 @@ from cktf.workflows.components import RunComponents
 NOTE = "given.json"
 
 
-def write_input_fingerprint(recipe: Recipe, parts: RunComponents, run: RunFolder) -> None:
+def write_input_fingerprint(recipe: Recipe, components: RunComponents, run: RunFolder) -> None:
     """Write down what a run is given."""
-    text = (json.dumps(_given(recipe, parts)) + "\n").encode()
+    text = (json.dumps(_given(recipe, components)) + "\n").encode()
     run.insist(lambda: write_atomically(run.path / NOTE, text), "what it was given")
 
 
-def check_input_fingerprint(recipe: Recipe, parts: RunComponents, run: RunFolder) -> None:
+def check_input_fingerprint(recipe: Recipe, components: RunComponents, run: RunFolder) -> None:
     """Raise RunFolderError where a run that has learned something was given something else."""
     note = run.path / NOTE
     if not note.is_file() or not (run.finished or any(run.saved.folder.glob("*.pt"))):
         return
-    before, now = json.loads(note.read_text()), _given(recipe, parts)
+    before, now = json.loads(note.read_text()), _given(recipe, components)
     for what in now:
         if before[what] != now[what]:
             raise RunFolderError(
@@ -37,10 +37,10 @@ def check_input_fingerprint(recipe: Recipe, parts: RunComponents, run: RunFolder
             )
 
 
-def _given(recipe: Recipe, parts: RunComponents) -> dict[str, Any]:
+def _given(recipe: Recipe, components: RunComponents) -> dict[str, Any]:
     made = isinstance(recipe, DistillRecipe) and recipe.teacher == CUSTOM
-    teacher = parts.teacher if made else None
+    teacher = components.teacher if made else None
     return {
-        "training images": parts.data.train.samples,
+        "training images": components.data.train.samples,
         "teacher": None if teacher is None else hash_tensors(teacher.state_dict())[:16],
     }

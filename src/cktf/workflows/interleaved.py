@@ -1,62 +1,28 @@
-"""Several students of one teacher, trained in turn, a step each: one pass of the teacher for all.
+"""Several students of one teacher, trained a step each in turn: one teacher pass serves all.
 
 Students with the same seed and data see the same batches, so that the teacher, often the larger
-part of the time, runs once for all of them. Each run is the same, bit for bit, as if it were alone.
+part of the time, runs once for all of them. Each run is the same, bit for bit, as if it ran alone.
 """
 
-import random
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
-from cktf.engine import Accuracy
-from cktf.errors import Interrupted, RecipeError
+from cktf.engine import Accuracy, fit_interleaved
+from cktf.errors import RecipeError
 from cktf.recipes import DistillRecipe
-from cktf.taps import SharedTap
-from cktf.workflows.run import Run, executing
+from cktf.taps import SharedTap, preserve_modes
+from cktf.workflows.input_fingerprint import check_input_fingerprint
+from cktf.workflows.run import Run, StartedRun, finish_run, read_finished, start_run
 from cktf.workflows.train import prepare
 
-# Fields in which students that take turns are alike: they decide the batches, and what the teacher
+# Fields in which interleaved students are alike: they decide the batches, and what the teacher
 # gives for them.
 SHARED = (
     "teacher", "teacher_weights", "teacher_size", "teacher_taps", "teacher_embedding", "data",
     "seed", "runtime",
 )  # fmt: skip
-
-
-@dataclass
-class _Turn:
-    """One run, and the state of all random generators when it last stopped."""
-
-    steps: Generator[None, None, Run]
-    state: tuple[Any, ...] | None = None
-    run: Run | None = None
-    stopped: Interrupted | None = None
-
-    def step(self) -> None:
-        if self.state is not None:
-            torch.set_rng_state(self.state[0])
-            random.setstate(self.state[1])
-            np.random.set_state(self.state[2])
-            for device, kept in enumerate(self.state[3]):
-                torch.cuda.set_rng_state(kept, device)
-        try:
-            next(self.steps)
-        except StopIteration as end:
-            self.run = end.value
-        except Interrupted as stopped:
-            self.stopped = stopped
-        self.state = (
-            torch.get_rng_state(),
-            random.getstate(),
-            np.random.get_state(),
-            # Asking for them would start what a run on the CPU never uses.
-            torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
-        )
 
 
 def distill_interleaved(
@@ -73,7 +39,7 @@ def distill_interleaved(
 
     Raises:
         CktfError: a mistake in any of them, before anything is trained.
-        Interrupted: a signal asked to stop, and all have saved themselves.
+        Interrupted: a signal came, and all have saved themselves.
     """
     first = recipes[0][0]
     for recipe, _ in recipes:
@@ -82,26 +48,32 @@ def distill_interleaved(
                 raise RecipeError(
                     [f"{name}: students are trained together from one teacher on the same batches."]
                 )
-    shared: SharedTap | None = None
+    shared_tap: SharedTap | None = None
     measured: dict[str, Accuracy] = {}
-    turns = []
-    for recipe, out in recipes:
-        run, parts = prepare(recipe, out, resume=True, trust_code=trust_code)
-        assert parts.teacher is not None
-        shared = shared or SharedTap(parts.teacher, compile=recipe.runtime.compile)
-        own = shared if len(recipes) > 1 else None
-        parts = replace(parts, teacher=shared.model, shared=own, measured=measured)
-        turns.append(_Turn(executing(recipe, parts, run, show=False)))
-    try:
-        # Where a signal stops one, each of the others saves itself after its next step.
-        while left := [turn for turn in turns if turn.run is None and turn.stopped is None]:
-            for turn in left:
-                turn.step()
-    finally:
-        # Where one fails, the others leave their folders.
-        for turn in turns:
-            turn.steps.close()
-    for turn in turns:
-        if turn.stopped is not None:
-            raise turn.stopped
-    return [turn.run for turn in turns if turn.run is not None]
+    folders: list[Path] = []
+    runs: dict[Path, Run] = {}
+    started: list[StartedRun] = []
+    with ExitStack() as stack:
+        for recipe, out in recipes:
+            folder, components = prepare(recipe, out, resume=True, trust_code=trust_code)
+            folders.append(folder.path)
+            assert components.teacher is not None
+            shared_tap = shared_tap or SharedTap(components.teacher, compile=recipe.runtime.compile)
+            components = replace(
+                components,
+                teacher=shared_tap.model,
+                shared_tap=shared_tap if len(recipes) > 1 else None,
+                measured_accuracy=measured,
+            )
+            stack.enter_context(preserve_modes(components.teacher))
+            check_input_fingerprint(recipe, components, folder)
+            if folder.finished:
+                runs[folder.path] = read_finished(components, folder)
+            else:
+                run = start_run(recipe, components, folder, show=False)
+                started.append(stack.enter_context(run))
+        if started:
+            results = fit_interleaved([run.trainer for run in started])
+            for run_started, result in zip(started, results, strict=True):
+                runs[run_started.folder.path] = finish_run(run_started, result)
+    return [runs[path] for path in folders]

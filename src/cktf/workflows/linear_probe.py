@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cktf.data import Loader, derive_seed, sample_per_class
-from cktf.engine import RunFolder, Training, autocast, device_of, on_device, seeded
+from cktf.engine import RunFolder, Runtime, RuntimeConfig, seeded, start_runtime
 from cktf.errors import DataError, RecipeError
 from cktf.recipes import (
     CUSTOM,
@@ -47,7 +47,7 @@ _MIN_FOR_FOLDS, _DEFAULT_STRENGTH = 2, 0.1
 def embed_images(
     network: nn.Module,
     loader: Loader,
-    training: Training | None = None,
+    runtime: Runtime | None = None,
     embedding: str | None = None,
 ) -> EmbeddedImages:
     """Compute the embedding of every image of a loader, in its order.
@@ -55,17 +55,17 @@ def embed_images(
     Args:
         network: from images to logits; its device and mode are restored.
         loader: labeled batches, neither shuffled nor augmented.
-        training: precision and device; by default the fastest here.
+        runtime: device, precision and seed; by default the fastest here.
         embedding: path of the classifier's input, if the user names one.
 
     Raises:
         DataError: images without labels.
         TapError: the classifier's input cannot be found.
     """
-    training = training or Training(epochs=1)
-    device = device_of(training)
+    runtime = runtime or start_runtime(RuntimeConfig())
+    device = runtime.device
     features, labels = [], []
-    with on_device(network, training, device), seeded(training.seed, device), eval_mode(network):
+    with runtime.on_device(network), seeded(runtime.seed, device), eval_mode(network):
         tap: Tap | None = None
         for batch in loader.epoch(0):
             if batch.labels is None:
@@ -74,7 +74,7 @@ def embed_images(
             if tap is None:
                 paths = find_feature_paths(network, batch.images[:2], embedding=embedding)
                 tap = Tap(network, paths, ["embedding"])
-            with autocast(training.precision, device):
+            with runtime.autocast():
                 embedded = tap(batch.images).embedding
             assert embedded is not None and batch.labels is not None
             features.append(embedded.float().cpu())
@@ -280,12 +280,12 @@ def probe(
     """
     check_probes(curve=False)
     fields = {"kind": "train", "model": CUSTOM, "seed": seed, "runtime": dict(runtime or {})}
-    training = parse_recipe(fields).training()
+    probe_runtime = start_runtime(parse_recipe(fields).runtime, seed)
     if problems := [*check_map_style("labeled", labeled), *check_map_style("test", test)]:
         raise RecipeError(problems)
     network, _ = plain(network)
     fitted, tested = (
-        embed_images(network, build_test_loader(data), training) for data in (labeled, test)
+        embed_images(network, build_test_loader(data), probe_runtime) for data in (labeled, test)
     )
     check_classes(fitted.labels)
     subsets = choose_label_subsets(fitted.labels, labels_per_class, draws, seed)

@@ -1,27 +1,25 @@
-"""From objects to a finished run folder: what teaching and distilling have in common."""
+"""From networks, data and objective to a finished run folder."""
 
 import json
-from collections.abc import Generator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from cktf.engine import (
     Accuracy,
+    Callback,
     RunFolder,
+    Trackers,
     Trainer,
     TrainResult,
     announce,
-    autocast_dtype,
-    device_of,
     enough_memory,
     environment,
-    to_device,
-    tracked,
 )
 from cktf.files import write_atomically
 from cktf.models import Normalized, load_weights, save_network
@@ -34,10 +32,7 @@ from cktf.recipes import (
     to_yaml,
     with_absolute_paths,
 )
-from cktf.taps import (
-    CachedTap,
-    preserve_modes,
-)
+from cktf.taps import CachedTap, preserve_modes
 from cktf.workflows.assembly import Assembly, assemble
 from cktf.workflows.components import RunComponents
 from cktf.workflows.input_fingerprint import check_input_fingerprint, write_input_fingerprint
@@ -59,168 +54,195 @@ class Run:
     summary: dict[str, Any]
 
 
-def execute(recipe: Recipe, parts: RunComponents, run: RunFolder, show: bool = True) -> Run:
+@dataclass(frozen=True)
+class StartedRun:
+    """A run that is ready to train.
+
+    Attributes:
+        recipe, components, folder, assembly: what it is of.
+        trainer: trains it.
+        teacher_accuracy: on the test images; None where it cannot be measured.
+    """
+
+    recipe: Recipe
+    components: RunComponents
+    folder: RunFolder
+    assembly: Assembly
+    trainer: Trainer
+    teacher_accuracy: Accuracy | None
+
+
+def execute(
+    recipe: Recipe,
+    components: RunComponents,
+    folder: RunFolder,
+    show: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> Run:
     """Train, record and save; nothing is written before all is known to fit.
 
-    The teacher is frozen and in eval mode meanwhile, and then as it was.
+    The teacher is frozen and in eval mode meanwhile, and then as it was. A finished run is read.
 
     Raises:
         CktfError: networks, data and method do not fit; nothing was trained then.
     """
-    steps = executing(recipe, parts, run, show)
-    with preserve_modes(parts.teacher):
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
+    with preserve_modes(components.teacher):
+        check_input_fingerprint(recipe, components, folder)
+        if folder.finished:
+            return read_finished(components, folder)
+        with start_run(recipe, components, folder, show, callbacks) as started:
+            return finish_run(started, started.trainer.fit())
 
 
-def executing(
-    recipe: Recipe, parts: RunComponents, run: RunFolder, show: bool = True
-) -> Generator[None, None, Run]:
-    """What `execute` does, stopping before the first step and after every one."""
-    check_input_fingerprint(recipe, parts, run)
-    if run.finished:
-        return _read(run, parts.student)
-    fitting, data = assemble(recipe, parts), parts.data
-    device = device_of(recipe.training())
-    fitting.objective.footprint(data.train.batch_size).check(device, built=True)
-    for stage in fitting.stages:
-        if isinstance(stage.teacher, CachedTap):
-            stage.teacher.say = partial(_tell, run, show)
-    run.create(_checkpoint_mb(parts.student, fitting.objective))
-    with run.locked(), tracked(run, recipe.runtime.track, result_fields(recipe)):
-        return (yield from _train(recipe, parts, fitting, run, show))
+@contextmanager
+def start_run(
+    recipe: Recipe,
+    components: RunComponents,
+    folder: RunFolder,
+    show: bool,
+    callbacks: Sequence[Callback] = (),
+) -> Iterator[StartedRun]:
+    """Assemble a run, lock its folder, write its recipe and build its trainer.
+
+    Raises:
+        CktfError: networks, data and method do not fit; nothing was written then.
+    """
+    assembly, data, runtime = assemble(recipe, components), components.data, components.runtime
+    assembly.objective.footprint(data.train.batch_size).check(runtime.device, built=True)
+    tell = partial(_log_and_announce, folder, show)
+    for phase in assembly.phases:
+        if isinstance(phase.step.teacher_tap, CachedTap):
+            phase.step.teacher_tap.say = tell
+    folder.create(_checkpoint_mb(components.student, assembly.objective))
+    with folder.locked():
+        text = to_yaml(with_absolute_paths(recipe)).encode()
+        folder.insist(lambda: write_atomically(folder.recipe, text), "its recipe")
+        write_input_fingerprint(recipe, components, folder)
+        name = components.student_name
+        with enough_memory(data.train.batch_size, runtime.device, training=True):
+            trainer = Trainer(
+                assembly.phases,
+                data.train,
+                data.test,
+                assembly.num_classes,
+                recipe,
+                folder,
+                runtime,
+                title=f"{name} {assembly.method}" if components.teacher else name,
+                show=show,
+                identity=recipe_hash(with_original_teacher(recipe, folder)),
+                validation=data.validation,
+                callbacks=[Trackers(recipe.runtime.track, result_fields(recipe)), *callbacks],
+            )
+        for line in filter(None, [data.description, *assembly.warnings]):
+            tell(line)
+        if components.student_origin:
+            tell(f"student: {components.student_origin}")
+        accuracy = _teacher_accuracy(components, assembly, trainer)
+        if components.teacher_origin or accuracy is not None:
+            top1 = "" if accuracy is None else f": top-1 {accuracy.top1:.2f} %"
+            tell(f"teacher: {components.teacher_origin or components.teacher_name}{top1}")
+        yield StartedRun(recipe, components, folder, assembly, trainer, accuracy)
 
 
-def _train(
-    recipe: Recipe, parts: RunComponents, fitting: Assembly, run: RunFolder, show: bool
-) -> Generator[None, None, Run]:
-    """From networks, data and objective that fit to what a finished run holds."""
-    data = parts.data
-    run.insist(
-        lambda: write_atomically(run.recipe, to_yaml(with_absolute_paths(recipe)).encode()),
-        "its recipe",
-    )
-    write_input_fingerprint(recipe, parts, run)
-    with enough_memory(data.train.batch_size, device_of(recipe.training()), training=True):
-        trainer = Trainer(
-            parts.student,
-            fitting.stages,
-            data.train,
-            data.test,
-            fitting.num_classes,
-            recipe.training(),
-            run,
-            title=f"{parts.student_name} {fitting.method}" if parts.teacher else parts.student_name,
-            show=show,
-            identity=recipe_hash(with_original_teacher(recipe, run)),
-            validation=data.validation,
-        )
-    for line in [data.description, *fitting.advice]:
-        if line:
-            _tell(run, show, line)
-    if parts.began:
-        _tell(run, show, f"student: {parts.began}")
-    teacher_accuracy = None
-    if parts.teacher is not None and data.test is not None and fitting.same_classes:
-        to_device(parts.teacher, recipe.training(), trainer.device)
-        if "teacher" not in parts.measured:
-            with enough_memory(data.test.batch_size, trainer.device):
-                parts.measured["teacher"] = trainer.evaluate(parts.teacher, data.test)
-        teacher_accuracy = parts.measured["teacher"]
-    if parts.note or teacher_accuracy is not None:
-        measured = "" if teacher_accuracy is None else f": top-1 {teacher_accuracy.top1:.2f} %"
-        _tell(run, show, f"teacher: {parts.note or parts.teacher_name}{measured}")
-    yield
-    yield from trainer.steps()
-    fitted = trainer.result()
-    parts.student.eval()
-    name, (classes, of) = parts.student_name, _told(parts, fitting.num_classes)
-    run.insist(
+def finish_run(started: StartedRun, result: TrainResult) -> Run:
+    """Save the trained student and the summary."""
+    components, folder, assembly = started.components, started.folder, started.assembly
+    components.student.eval()
+    classes, dataset = _class_names(components, assembly.num_classes)
+    folder.insist(
         lambda: save_network(
-            parts.student,
-            run.weights,
-            name=name,
+            components.student,
+            folder.weights,
+            name=components.student_name,
             classes=classes,
-            dataset=of,
-            images=fitting.images,
+            dataset=dataset,
+            images=assembly.images,
         ),
         "the student",
     )
-    summary = _summary(recipe, fitting, parts, fitted, teacher_accuracy, trainer.device)
-    run.insist(lambda: run.write_summary(summary), "the summary")
-    return Run(run.path, parts.student, summary)
+    summary = _summary(started, result)
+    folder.insist(lambda: folder.write_summary(summary), "the summary")
+    return Run(folder.path, components.student, summary)
 
 
-def _told(parts: RunComponents, count: int) -> tuple[tuple[str, ...], str]:
-    """Names of the classes that the student tells, and the data set that they are of."""
-    if parts.data.classes is not None:
-        return parts.data.classes, parts.data.name
-    if not parts.data.labeled and parts.classes is not None and len(parts.classes) == count:
-        # It learned to tell its teacher's.
-        return parts.classes, parts.data.name
+def read_finished(components: RunComponents, folder: RunFolder) -> Run:
+    """Read a finished run, with its weights in the student."""
+    student = components.student
+    load_weights(student.network if isinstance(student, Normalized) else student, folder.weights)
+    return Run(folder.path, student.eval(), json.loads(folder.summary.read_text()))
+
+
+def _teacher_accuracy(
+    components: RunComponents, assembly: Assembly, trainer: Trainer
+) -> Accuracy | None:
+    teacher, test = components.teacher, components.data.test
+    if teacher is None or test is None or not assembly.same_classes:
+        return None
+    components.runtime.to_device(teacher)
+    if "teacher" not in components.measured_accuracy:
+        with enough_memory(test.batch_size, trainer.device):
+            components.measured_accuracy["teacher"] = trainer.evaluate(teacher, test)
+    return components.measured_accuracy["teacher"]
+
+
+def _class_names(components: RunComponents, count: int) -> tuple[tuple[str, ...], str]:
+    """Names of the classes that the student predicts, and the data set that they are of."""
+    data, teacher_classes = components.data, components.teacher_classes
+    if data.classes is not None:
+        return data.classes, data.name
+    if not data.labeled and teacher_classes is not None and len(teacher_classes) == count:
+        # A student without labels predicts its teacher's classes.
+        return teacher_classes, data.name
     # Numbers are no names: no data set is refused for them.
     return numbered_class_names(count), CUSTOM
 
 
-def _tell(run: RunFolder, show: bool, line: str) -> None:
-    run.log(line)
+def _log_and_announce(folder: RunFolder, show: bool, line: str) -> None:
+    folder.log(line)
     announce(line, show)
 
 
-def _read(run: RunFolder, student: nn.Module) -> Run:
-    """A run that is finished already, with its weights in the student."""
-    load_weights(student.network if isinstance(student, Normalized) else student, run.weights)
-    return Run(run.path, student.eval(), json.loads(run.summary.read_text()))
-
-
 def _checkpoint_mb(student: nn.Module, objective: nn.Module) -> float:
-    """Size of a checkpoint: weights, their momentum, and what the objective keeps."""
+    """Size of a checkpoint: weights, their momentum, and what the objective holds."""
     trained = [*student.parameters(), *objective.parameters()]
-    kept = [*trained, *trained, *student.buffers(), *objective.buffers()]
-    return sum(t.numel() * t.element_size() for t in kept) / 2**20
+    tensors = [*trained, *trained, *student.buffers(), *objective.buffers()]
+    return sum(t.numel() * t.element_size() for t in tensors) / 2**20
 
 
-def _summary(
-    recipe: Recipe,
-    fitting: Assembly,
-    parts: RunComponents,
-    fitted: TrainResult,
-    teacher: Accuracy | None,
-    device: torch.device,
-) -> dict[str, Any]:
-    student_parameters = _count(parts.student)
-    teacher_parameters = None if parts.teacher is None else _count(parts.teacher)
-    last, chosen = fitted.last, fitted.chosen
+def _summary(started: StartedRun, result: TrainResult) -> dict[str, Any]:
+    recipe, components = started.recipe, started.components
+    student_parameters = _count(components.student)
+    teacher_parameters = None if components.teacher is None else _count(components.teacher)
+    last, best, teacher = result.last, result.best_row, started.teacher_accuracy
+    caches = getattr(recipe, "teacher_cache", None) is not None
     return {
-        "method": fitting.method,
-        "teacher": parts.teacher_name,
-        "student": parts.student_name,
-        "dataset": parts.data.name,
+        "method": started.assembly.method,
+        "teacher": components.teacher_name,
+        "student": components.student_name,
+        "dataset": components.data.name,
         "seed": recipe.seed,
         "epochs": recipe.epochs,
-        "init_epochs": {stage.name: stage.epochs for stage in fitting.stages[:-1]},
+        "init_epochs": {phase.name: phase.epochs for phase in started.assembly.phases[:-1]},
         "test_top1": None if last is None else last.top1,
         "test_top5": None if last is None else last.top5,
         "test_standard_error": None if last is None else last.standard_error,
         "test_images": None if last is None else last.samples,
-        "best_top1": fitted.best_top1,
+        "best_top1": result.best_top1,
         "best_top1_chosen_on": "test",
-        "kept_epoch": recipe.epochs if chosen is None else chosen["epoch"],
-        "kept_test_top1": fitted.kept_top1,
-        "validation_top1": None if chosen is None else chosen["validation_top1"],
+        "kept_epoch": (best or started.folder.rows()[-1])["epoch"],
+        "kept_test_top1": result.saved_top1,
+        "validation_top1": None if best is None else best["validation_top1"],
         "teacher_top1": None if teacher is None else teacher.top1,
         "student_parameters": student_parameters,
         "teacher_parameters": teacher_parameters,
         "compression_ratio": teacher_parameters and teacher_parameters / student_parameters,
-        "images_per_second": fitted.images_per_second,
-        "seconds": fitted.seconds,
-        "interleaved": parts.shared is not None and getattr(recipe, "teacher_cache", None) is None,
-        "peak_memory_mb": fitted.peak_memory_mb,
-        "skipped_steps": fitted.skipped,
-        **environment(device, autocast_dtype(recipe.runtime.precision, device) or torch.float32),
+        "images_per_second": result.images_per_second,
+        "seconds": result.seconds,
+        "interleaved": components.shared_tap is not None and not caches,
+        "peak_memory_mb": result.peak_memory_mb,
+        "skipped_steps": result.skipped,
+        **environment(components.runtime.device, components.runtime.dtype),
     }
 
 

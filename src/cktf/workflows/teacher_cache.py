@@ -1,10 +1,10 @@
-"""The teacher cache of a run: what is kept, of which images, and where."""
+"""The teacher's features of a run on disk."""
 
 import os
-from pathlib import Path
+
+import torch
 
 from cktf.data import DatasetLoader, MemoryLoader, hash_images
-from cktf.engine import autocast_dtype, device_of
 from cktf.objectives import WeightedSum
 from cktf.recipes import DistillRecipe
 from cktf.taps import CachedTap, Features, Tap
@@ -12,41 +12,41 @@ from cktf.user_paths import expand_user_path
 from cktf.workflows.components import RunComponents
 
 
-def cached(
-    recipe: DistillRecipe, parts: RunComponents, objective: WeightedSum, tap: Tap, example: Features
+def cached_tap(
+    recipe: DistillRecipe,
+    components: RunComponents,
+    objective: WeightedSum,
+    tap: Tap,
+    example: Features,
 ) -> CachedTap:
-    """The teacher's tap, with its features of a finite set of views kept on disk.
+    """Wrap the teacher's tap so that its features of a finite set of views are kept on disk.
 
     Args:
-        recipe: names the folder, the images and their views, and the precision.
-        parts: of the run.
-        objective: decides what is kept.
+        recipe: names the folder, the images and their views.
+        components: of the run.
+        objective: decides which features are kept.
         tap: of the teacher.
-        example: what it gave for a few images.
+        example: features of a few images.
 
     Raises:
-        MethodError: the objective reads what is not kept.
+        MethodError: the objective reads features that cannot be kept.
         DataError: the disk has no room.
     """
-    kept, data, loader = objective.cacheable(), recipe.data, parts.data.train
+    data, loader, dtype = recipe.data, components.data.train, components.runtime.dtype
     assert isinstance(loader, MemoryLoader | DatasetLoader)
-    dtype = autocast_dtype(recipe.runtime.precision, device_of(recipe.training()))
-    decides = {
-        "images": hash_images(parts.data.raw_train),
+    identity = {
+        "images": hash_images(components.data.raw_train),
         "augment": data.augment,
-        "precision": str(dtype or "float32"),
+        "precision": "float32" if dtype == torch.float32 else str(dtype),
     }
-    found = CachedTap(
-        tap, kept, loader.view, data.views if data.augment else 1, loader.samples, decides,
-        _folder(recipe),
-    )  # fmt: skip
-    found.check_disk_space(example)
-    return found
-
-
-def _folder(recipe: DistillRecipe) -> Path:
     assert recipe.teacher_cache is not None
-    if recipe.teacher_cache != "auto":
-        return expand_user_path(recipe.teacher_cache)
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return expand_user_path(home) / "cktf" / "teachers"
+    folder = expand_user_path(recipe.teacher_cache)
+    if recipe.teacher_cache == "auto":
+        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        folder = expand_user_path(home) / "cktf" / "teachers"
+    views = data.views if data.augment else 1
+    cached = CachedTap(
+        tap, objective.cacheable(), loader.view, views, loader.samples, identity, folder
+    )
+    cached.check_disk_space(example)
+    return cached

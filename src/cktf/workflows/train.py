@@ -1,14 +1,14 @@
 """Teach a network on labels, or distill a student from a teacher: recipe in, run folder out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from cktf.data import ImageSet
-from cktf.engine import RunFolder
+from cktf.engine import Callback, RunFolder, start_runtime
 from cktf.errors import RecipeError, RunFolderError
 from cktf.models import Normalized
 from cktf.recipes import (
@@ -54,6 +54,7 @@ def teach(
     overrides: Mapping[str, Any] | None = None,
     resume: bool = False,
     show: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Train a network on labels alone.
 
@@ -65,10 +66,11 @@ def teach(
         test: a data set to evaluate on after every epoch; comes with a named one.
         epochs: passes over the training set.
         out: the run folder; by default a new one in `runs/`.
-        seed: of everything random.
+        seed: random seed (weights, order, augmentation, negatives).
         overrides: any field of the recipe by dotted name: `{"optimizer.lr": 0.02}`.
         resume: continue the run that is in `out`, if there is one.
         show: whether progress is shown.
+        callbacks: your own `cktf.Callback` objects, called around steps and epochs.
 
     Returns:
         The run; its `student` is the trained network.
@@ -79,7 +81,16 @@ def teach(
     model, compiled = plain(model)
     fields: dict[str, Any] = {"kind": "train", "model": name_of(model)} | compiled
     recipe = _recipe(fields, train, epochs, seed, overrides)
-    return run_recipe(recipe, out, student=model, train=train, test=test, resume=resume, show=show)
+    return run_recipe(
+        recipe,
+        out,
+        student=model,
+        train=train,
+        test=test,
+        resume=resume,
+        show=show,
+        callbacks=callbacks,
+    )
 
 
 def distill(
@@ -97,6 +108,7 @@ def distill(
     overrides: Mapping[str, Any] | None = None,
     resume: bool = False,
     show: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Train a student from a teacher.
 
@@ -112,11 +124,12 @@ def distill(
         method: names joined by `+`, each with an optional weight: `cktf+kd`, `crd:0.8`.
         epochs: passes over the training set.
         out: the run folder; by default a new one in `runs/`.
-        seed: of everything random.
+        seed: random seed (weights, order, augmentation, negatives).
         options: for a method in the string, its options: `{"cktf": {"negatives": 4096}}`.
         overrides: any field of the recipe by dotted name: `{"optimizer.lr": 0.02}`.
         resume: continue the run that is in `out`, if there is one.
         show: whether progress is shown.
+        callbacks: your own `cktf.Callback` objects, called around steps and epochs.
 
     Returns:
         The run, with the trained student and the summary.
@@ -150,6 +163,7 @@ def distill(
         test=test,
         resume=resume,
         show=show,
+        callbacks=callbacks,
     )
 
 
@@ -191,6 +205,7 @@ def run_recipe(
     resume: bool = False,
     show: bool = True,
     trust_code: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Carry out a recipe; objects stand in for what it calls `custom`.
 
@@ -200,8 +215,8 @@ def run_recipe(
         RecipeError: everything that is wrong with the recipe, before anything is trained.
     """
     objects = UserObjects(teacher, student, train, test)
-    run, parts = prepare(recipe, out, objects, resume=resume, trust_code=trust_code)
-    return execute(recipe, parts, run, show)
+    run, components = prepare(recipe, out, objects, resume=resume, trust_code=trust_code)
+    return execute(recipe, components, run, show, callbacks)
 
 
 def prepare(
@@ -236,18 +251,23 @@ def prepare(
             set_input_size(teacher.network, recipe.teacher_size)
     problems.raise_if_any()
     assert data is not None
-    set_seed(recipe.seed)
-    student, name, began = _student(recipe, objects, data, teacher, trust_code)
+    runtime = start_runtime(recipe.runtime, recipe.seed)
+    runtime.reset_seed()
+    student, name, origin = _student(recipe, objects, data, teacher, trust_code)
     if isinstance(recipe, DistillRecipe):
         set_input_size(student, recipe.student_size)
     if isinstance(recipe, TrainRecipe) and recipe.trains == "classifier":
         freeze_features(student, next(iter(data.train.epoch(1))).images[:2])
-    if teacher is None:
-        return run, RunComponents(student, None, name, None, data, began=began)
-    return run, RunComponents(
-        student, teacher.network, name, teacher.name, data,
-        note=teacher.note, began=began, classes=teacher.classes,
-    )  # fmt: skip
+    components = RunComponents(runtime, student, None, name, None, data, student_origin=origin)
+    if teacher is not None:
+        components = replace(
+            components,
+            teacher=teacher.network,
+            teacher_name=teacher.name,
+            teacher_origin=teacher.note,
+            teacher_classes=teacher.classes,
+        )
+    return run, components
 
 
 def check_same(recipe: AnyRecipe, started: AnyRecipe, run: RunFolder) -> None:

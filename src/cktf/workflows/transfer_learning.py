@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from cktf.data import ImageSet, get_labels
@@ -93,7 +92,7 @@ class Planned:
     Attributes:
         recipe: of the whole.
         run: its folder.
-        parts: networks and unlabeled images.
+        components: networks and unlabeled images.
         untrained: the student as it is before it learns anything.
         labeled: images to probe with and to test on.
         choices: which of them are used, for each point of the curve.
@@ -103,7 +102,7 @@ class Planned:
 
     recipe: TransferRecipe
     run: RunFolder
-    parts: RunComponents
+    components: RunComponents
     untrained: nn.Module
     labeled: Data
     choices: list[LabelSubset]
@@ -199,12 +198,12 @@ def plan(
     run = RunFolder(folder_of(distilling, "transfer") if out is None else expand_user_path(out))
     with problems.collect("out"):
         _check_folder(recipe, run, resume)
-    parts: RunComponents | None = None
+    components: RunComponents | None = None
     data: Data | None = None
     choices: list[LabelSubset] = []
     classes = 0
     with problems.collect():
-        parts = prepare(
+        components = prepare(
             distilling, run.path / STUDENT, objects, resume=resume, trust_code=trust_code
         )[1]
     with problems.collect("labeled"):
@@ -216,22 +215,24 @@ def plan(
         choices = choose_label_subsets(labels, recipe.labels_per_class, recipe.draws, recipe.seed)
     with problems.collect():
         check_probes(curve=len(choices) > 1)
-    if parts is not None and data is not None and classes:
+    if components is not None and data is not None and classes:
         with problems.collect():
-            _check_networks(recipe, parts, _example(data), classes)
+            _check_networks(recipe, components, _example(data), classes)
     problems.raise_if_any()
-    assert parts is not None and data is not None
-    return Planned(recipe, run, parts, copy.deepcopy(parts.student), data, choices, classes)
+    assert components is not None and data is not None
+    return Planned(
+        recipe, run, components, copy.deepcopy(components.student), data, choices, classes
+    )
 
 
 def _check_networks(
-    recipe: TransferRecipe, parts: RunComponents, images: Tensor, classes: int
+    recipe: TransferRecipe, components: RunComponents, images: Tensor, classes: int
 ) -> None:
     """Raise unless both networks can be probed, and the student given a new classifier."""
-    assert parts.teacher is not None
+    assert components.teacher is not None
     with explain_rejected_images(images):
-        compute_embedding(parts.teacher, images, recipe.teacher_embedding)
-        check_classifier(parts.student, classes, images, recipe.student_embedding)
+        compute_embedding(components.teacher, images, recipe.teacher_embedding)
+        check_classifier(components.student, classes, images, recipe.student_embedding)
 
 
 def _labeled(recipe: TransferRecipe, objects: UserObjects) -> Data:
@@ -263,13 +264,15 @@ def carry_out(planned: Planned, *, show: bool = True) -> Transferred:
         CktfError: networks, data and method do not fit; nothing was trained then.
         Interrupted: a signal asked it to stop; it can be continued.
     """
-    run, parts, distilling = planned.run, planned.parts, planned.recipe.distilling()
+    run, components, distilling = planned.run, planned.components, planned.recipe.distilling()
     try:
         with interrupt_on_signals():
             if run.finished:
-                student = execute(distilling, parts, RunFolder(run.path / STUDENT), show).student
+                student = execute(
+                    distilling, components, RunFolder(run.path / STUDENT), show
+                ).student
                 return _read(planned, student)
-            assemble(distilling, parts)
+            assemble(distilling, components)
             run.path.mkdir(parents=True, exist_ok=True)
             with run.locked():
                 return _carry_out(planned, distilling, show)
@@ -281,15 +284,15 @@ def carry_out(planned: Planned, *, show: bool = True) -> Transferred:
 
 
 def _carry_out(planned: Planned, distilling: DistillRecipe, show: bool) -> Transferred:
-    recipe, run, parts = planned.recipe, planned.run, planned.parts
+    recipe, run, components = planned.recipe, planned.run, planned.components
     text = to_yaml(with_absolute_paths(recipe)).encode()
     run.insist(lambda: write_atomically(run.recipe, text), "its recipe")
     if recipe.student == CUSTOM:
-        restore_initial_student((planned.untrained, parts.student), run)
-    distilled = execute(distilling, parts, RunFolder(run.path / STUDENT), show)
+        restore_initial_student((planned.untrained, components.student), run)
+    distilled = execute(distilling, components, RunFolder(run.path / STUDENT), show)
     scratch = _scratch(planned, show)
-    assert parts.teacher is not None
-    networks = {TEACHER: parts.teacher, STUDENT: distilled.student, FLOOR: planned.untrained}
+    assert components.teacher is not None
+    networks = {TEACHER: components.teacher, STUDENT: distilled.student, FLOOR: planned.untrained}
     probed = _probe(planned, networks, show)
     summary = _summary(planned, distilled, scratch, probed)
     found = summary["points"]
@@ -301,7 +304,7 @@ def _carry_out(planned: Planned, distilling: DistillRecipe, show: bool) -> Trans
         distilled.student, probed[STUDENT].classifier, example, recipe.student_embedding
     )
     classes = planned.labeled.classes or numbered_class_names(len(probed[STUDENT].classifier.bias))
-    about = {"name": parts.student_name, "dataset": planned.labeled.name}
+    about = {"name": components.student_name, "dataset": planned.labeled.name}
     run.insist(
         lambda: save_network(student, run.weights, classes=classes, images=example, **about),
         "the student",
@@ -328,7 +331,7 @@ def _read(planned: Planned, student: nn.Module) -> Transferred:
 def _summary(
     planned: Planned, distilled: Run, scratch: Run, probed: Mapping[str, ProbeResult]
 ) -> dict[str, Any]:
-    data = planned.parts.data
+    data = planned.components.data
     images = len(planned.labeled.raw_test)
     return distilled.summary | {
         "unlabeled": data.name,
@@ -364,7 +367,7 @@ def _probe(
         announce(f"probing the {name}'s features", show)
         path = recipe.teacher_embedding if name == TEACHER else recipe.student_embedding
         fitted, tested = (
-            embed_images(network, loader, recipe.training(), path) for loader in loaders
+            embed_images(network, loader, planned.components.runtime, path) for loader in loaders
         )
         found[name] = probe_features(fitted, tested, choices, recipe.seed)
     return found
@@ -390,7 +393,7 @@ def _scratch(planned: Planned, show: bool) -> Run:
     if recipe.labeled.name != CUSTOM:
         update["per_class"] = chosen.labels
     section = recipe.labeled.model_copy(update=update)
-    steps = recipe.epochs * len(planned.parts.data.train)
+    steps = recipe.epochs * len(planned.components.data.train)
     own = TrainRecipe(
         model=recipe.student, data=section, seed=recipe.seed, optimizer=recipe.optimizer,
         schedule=recipe.schedule, runtime=recipe.runtime, checkpoint=recipe.checkpoint,
@@ -398,7 +401,7 @@ def _scratch(planned: Planned, show: bool) -> Run:
     )  # fmt: skip
     train = build_train_loader(few, section, recipe.seed)
     data = replace(labeled, train=train, raw_train=few, description="")
-    set_seed(recipe.seed)
+    planned.components.runtime.reset_seed()
     if not isinstance(few, ImageSet) or is_weights_path(recipe.student) or recipe.student == CUSTOM:
         network: nn.Module = copy.deepcopy(planned.untrained)
         resize_classifier(network, planned.classes, _example(planned.labeled))
@@ -406,5 +409,7 @@ def _scratch(planned: Planned, show: bool) -> Run:
         network = set_input_size(
             build_student(recipe.student, few, planned.classes), recipe.student_size
         )
-    parts = RunComponents(network, None, planned.parts.student_name, None, data)
-    return execute(own, parts, RunFolder(planned.run.path / SCRATCH), show)
+    components = RunComponents(
+        planned.components.runtime, network, None, planned.components.student_name, None, data
+    )
+    return execute(own, components, RunFolder(planned.run.path / SCRATCH), show)

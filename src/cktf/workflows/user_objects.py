@@ -18,7 +18,7 @@ from cktf.data import (
 from cktf.recipes import (
     CUSTOM,
     Data,
-    DataSection,
+    DataConfig,
     DistillRecipe,
     Recipe,
     build_data,
@@ -49,7 +49,7 @@ def check_objects(recipe: Recipe, objects: UserObjects) -> list[str]:
     ]
 
 
-def check_data_objects(section: DataSection, objects: UserObjects) -> list[str]:
+def check_data_objects(section: DataConfig, objects: UserObjects) -> list[str]:
     """List the problems with the data sets of a user."""
     custom = section.name == CUSTOM
     problems = [_missing("train")] if _is_missing(section.name, objects.train) else []
@@ -102,7 +102,7 @@ def _missing(name: str) -> str:
     )
 
 
-def load_data(section: DataSection, seed: int, objects: UserObjects) -> Data:
+def load_data(section: DataConfig, seed: int, objects: UserObjects) -> Data:
     """Load the images that a recipe names, or wrap the user's data sets."""
     train, test = objects.train, objects.test
     if section.name != CUSTOM:

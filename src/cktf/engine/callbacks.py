@@ -1,0 +1,91 @@
+"""What happens around the steps of training: timing, progress, signals, and a user's own code."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from cktf.errors import Interrupted
+from cktf.signals import stop_signal
+
+if TYPE_CHECKING:
+    from cktf.engine.checkpointing import PeriodicCheckpoints
+    from cktf.engine.trainer import Trainer
+
+
+class Callback:
+    """Base of callbacks: override the methods that you need.
+
+    The trainer has the state of the run: `position` (epochs and steps done), `phase`, `epoch`,
+    `student`, `metrics`, `optimizer`, `config`, `run` (its folder). Callbacks run in the order in
+    which they were given, and what one raises ends the run. A callback that draws random numbers
+    changes those of training.
+
+    >>> class StopEarly(Callback):
+    ...     def on_epoch_end(self, trainer, row):
+    ...         trainer.should_stop = row["test_top1"] > 90
+    """
+
+    def on_train_start(self, trainer: "Trainer") -> None:
+        """Before the first step, after a checkpoint was loaded."""
+
+    def on_phase_start(self, trainer: "Trainer") -> None:
+        """Before the first step of a phase; `trainer.phase` is the new one."""
+
+    def on_epoch_start(self, trainer: "Trainer") -> None:
+        """Before the first step of an epoch, or where a run continues inside one."""
+
+    def on_step_start(self, trainer: "Trainer") -> None:
+        """Before a batch is loaded."""
+
+    def on_step_end(self, trainer: "Trainer") -> None:
+        """After the optimizer's step; `trainer.position` counts it."""
+
+    def on_evaluate_step(self, trainer: "Trainer") -> None:
+        """After each batch of an evaluation."""
+
+    def on_epoch_end(self, trainer: "Trainer", row: dict[str, Any]) -> None:
+        """After an epoch was evaluated and recorded.
+
+        Args:
+            trainer: of the run.
+            row: what metrics.jsonl holds of the epoch.
+        """
+
+    def on_train_end(self, trainer: "Trainer") -> None:
+        """After the last step, or after an error or a signal that ends the run."""
+
+
+class StepTimer(Callback):
+    """Adds the seconds of every step, with loading its batch, to the epoch's metrics."""
+
+    def on_step_start(self, trainer: "Trainer") -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_step_end(self, trainer: "Trainer") -> None:
+        """Stop the clock."""
+        trainer.metrics.seconds += time.perf_counter() - self._started
+
+
+class StopOnSignal(Callback):
+    """Saves the run and stops it after SIGTERM or Ctrl-C.
+
+    Args:
+        checkpoints: save the run.
+    """
+
+    def __init__(self, checkpoints: "PeriodicCheckpoints") -> None:
+        self.checkpoints = checkpoints
+
+    def on_step_end(self, trainer: "Trainer") -> None:
+        """Stop if a signal came."""
+        name = stop_signal()
+        if name is not None:
+            saved = self.checkpoints.save(trainer)
+            outcome = "saved" if saved else "it could not be saved; the checkpoint before stays"
+            at = f"step {trainer.position.step} of epoch {trainer.epoch}"
+            trainer.run.log(f"stopped by {name} after {at}: {outcome}")
+            raise Interrupted(f"Stopped by {name} after {at}; {outcome}.", trainer.run.path)
+
+    def on_evaluate_step(self, trainer: "Trainer") -> None:
+        """Stop if a signal came during an evaluation, which is repeated when the run continues."""
+        self.on_step_end(trainer)

@@ -1,0 +1,124 @@
+"""When a run saves itself, and what happens when it cannot."""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cktf.engine.callbacks import Callback
+from cktf.engine.config import CheckpointConfig
+from cktf.engine.progress import announce
+
+if TYPE_CHECKING:
+    from cktf.engine.trainer import Trainer
+
+CHECKPOINT_VERSION = 5
+_RETRY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class TrainingPosition:
+    """How far a run is.
+
+    Attributes:
+        epochs: finished ones, of all phases.
+        step: finished steps of the next epoch.
+    """
+
+    epochs: int = 0
+    step: int = 0
+
+    @property
+    def file_name(self) -> str:
+        """A name whose alphabetical order is the order in time."""
+        return f"{self.epochs:06d}-{self.step:09d}"
+
+    def __str__(self) -> str:
+        return f"after {self.epochs} epochs and {self.step} steps"
+
+
+class PeriodicCheckpoints(Callback):
+    """Saves a run by the clock, by epochs, at the end of each phase, and again after a failure.
+
+    Args:
+        config: how often.
+        title: of the run, for messages.
+        show: whether messages are printed.
+
+    Attributes:
+        saved: position of the last checkpoint; None before the first.
+    """
+
+    def __init__(self, config: CheckpointConfig, title: str, show: bool) -> None:
+        self.config, self.title, self.show = config, title, show
+        self.saved: TrainingPosition | None = None
+        self._failed = False
+        self._last_attempt = time.monotonic()
+
+    def on_step_end(self, trainer: "Trainer") -> None:
+        """Save if enough time has passed."""
+        if self._overdue():
+            self.save(trainer)
+
+    def on_epoch_end(self, trainer: "Trainer", row: dict[str, Any]) -> None:
+        """Save at the end of a phase, and as often as the configuration says."""
+        every, epochs = self.config.epochs, trainer.position.epochs
+        last = trainer.phase is not None and trainer.epoch == trainer.phase.epochs
+        if last or self._failed or self._overdue() or (every > 0 and epochs % every == 0):
+            self.save(trainer)
+
+    def save(self, trainer: "Trainer") -> bool:
+        """Write a checkpoint; if that fails, training goes on and the user is told.
+
+        Returns:
+            Whether the run can be continued from its position.
+        """
+        position, run = trainer.position, trainer.run
+        trainer.raise_if_nonfinite()
+        if self.saved == position:
+            return True
+        started = time.monotonic()
+        try:
+            run.saved.save(trainer.state_dict(), position.file_name)
+        except OSError as error:
+            self._failed = True
+            self._say(
+                trainer,
+                f"The checkpoint {position} could not be written ({error.strerror or error}). "
+                f"The one before it is whole. Training goes on, and it is tried again; make room "
+                f"in {run.path}.",
+            )
+        else:
+            if self._failed:
+                self._say(trainer, f"The checkpoint {position} could be written again.")
+            self._failed, self.saved = False, position
+            run.log(f"saved {position} in {time.monotonic() - started:.3f} s")
+        self._last_attempt = time.monotonic()
+        return not self._failed
+
+    def _overdue(self) -> bool:
+        wait = 60 * self.config.minutes
+        if self._failed:
+            wait = min(wait, _RETRY_SECONDS) if wait else _RETRY_SECONDS
+        return 0 < wait <= time.monotonic() - self._last_attempt
+
+    def _say(self, trainer: "Trainer", text: str) -> None:
+        trainer.run.log(text)
+        announce(f"{self.title}: {text}", self.show)
+
+
+def upgrade_checkpoint(state: dict[str, Any]) -> dict[str, Any]:
+    """Bring a checkpoint of version 4 into the present format; ValueError for other versions."""
+    if state["version"] == 4:
+        metrics = state.pop("tally")
+        metrics["steps"] = metrics.pop("counted")
+        metrics["skipped_in_a_row"] = metrics.pop("in_a_row")
+        return state | {
+            "version": CHECKPOINT_VERSION,
+            "identity": None,
+            "position": state.pop("place"),
+            "metrics": metrics,
+            "best": state.pop("choice"),
+        }
+    if state["version"] != CHECKPOINT_VERSION:
+        raise ValueError(f"it is of version {state['version']}, not {CHECKPOINT_VERSION}")
+    return state

@@ -1,0 +1,99 @@
+"""Peak memory of a run, and what to change where memory is not enough."""
+
+import re
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from cktf.contrast import Footprint
+from cktf.errors import TrainingError
+
+# Peak memory of this process on Linux (VmHWM), and the file that resets it.
+_STATUS, _RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Measure peak memory from here on, where the system can reset it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        _RESET_PEAK.write_text("5")
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Largest memory since the reset, in MiB: of a GPU, or else of the process.
+
+    Where the system cannot reset it, as on macOS, it may date from before the run.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if _STATUS.exists() and (line := re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())):
+        # `ru_maxrss` starts at the peak of the parent process.
+        return int(line[1]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@contextmanager
+def enough_memory(
+    batch_size: int,
+    device: torch.device,
+    footprint: Footprint | None = None,
+    *,
+    training: bool = False,
+) -> Iterator[None]:
+    """Turn a failed allocation inside into a message that says what to change.
+
+    Args:
+        batch_size: of the images that a network sees inside.
+        device: where it is.
+        footprint: of contrast.
+        training: whether that size is `data.batch_size`, rather than one for test images.
+
+    Raises:
+        TrainingError: memory was not enough.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(
+            error, footprint or Footprint(), batch_size, device, training=training
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is a failed allocation: PyTorch has no type for it on the CPU."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def out_of_memory(
+    error: BaseException,
+    footprint: Footprint,
+    batch_size: int,
+    device: torch.device,
+    *,
+    training: bool = True,
+) -> TrainingError:
+    """The error to raise for a failed allocation; arguments as of `enough_memory`."""
+    text, advice = str(error), []
+    if training and batch_size > 2:
+        advice.append(f"smaller batches, --set data.batch_size={max(2, batch_size // 2)}")
+    options = [o for o in footprint.options(device) if not o.startswith("data.")]
+    if options:
+        advice.append(
+            f"for contrast, which takes {footprint}, of options.METHOD: {', or '.join(options)}"
+        )
+    if device.type == "cuda":
+        advice.append("less precision, --set runtime.precision=bfloat16")
+    reason = text.splitlines()[0][:200] if text else "no more memory"
+    return TrainingError(
+        f"Memory of {device} is not enough for batches of {batch_size} ({reason}). Try "
+        f"{'; or '.join(advice) or 'a smaller network'}."
+    )

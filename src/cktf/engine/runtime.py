@@ -1,0 +1,157 @@
+"""The device, precision and seed of a run, chosen once and handed down."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import GradientState
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from cktf.engine.allocator import keep_freed_memory
+from cktf.engine.config import Precision, RuntimeConfig
+from cktf.errors import TrainingError
+from cktf.functional.precision import RoundedProducts, multiplies_bfloat16
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how the networks of a run compute.
+
+    Attributes:
+        accelerator: the processes of the run.
+        device: of the networks.
+        precision: of the networks: `auto`, `float32` or `bfloat16`.
+        channels_last: memory format of the networks.
+        seed: random seed.
+    """
+
+    accelerator: Accelerator
+    device: torch.device
+    precision: Precision = "auto"
+    channels_last: bool = True
+    seed: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the networks compute in."""
+        return autocast_dtype(self.precision, self.device) or torch.float32
+
+    def reset_seed(self) -> None:
+        """Start all random generators from the seed.
+
+        The weights of the student, those of the objective and the draws of training each start from
+        it, so that none depends on how much was drawn for another.
+        """
+        set_seed(self.seed)
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Run networks in the precision of the run."""
+        with autocast(self.precision, self.device):
+            yield
+
+    def to_device(self, network: nn.Module) -> None:
+        """Move a network to the device, in the memory format of the run."""
+        network.to(self.device)
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+
+    @contextmanager
+    def on_device(self, network: nn.Module) -> Iterator[None]:
+        """Move a network that is not trained to the device temporarily; restore on exit."""
+        tensors = [t for p in network.parameters() for t in (p, p.grad) if t is not None]
+        contents = [tensor.data for tensor in tensors]
+        modules = list(network.modules())
+        buffers = [dict(module._buffers) for module in modules]
+        self.to_device(network)
+        try:
+            yield
+        finally:
+            for tensor, content in zip(tensors, contents, strict=True):
+                tensor.data = content
+            for module, before in zip(modules, buffers, strict=True):
+                module._buffers.update(before)
+
+
+def start_runtime(config: RuntimeConfig, seed: int = 0) -> Runtime:
+    """Choose the device of a run.
+
+    On the CPU the process from here on keeps the memory that it frees.
+
+    Raises:
+        TrainingError: the device is not there, or a launcher asks for what a run does not do.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("Device 'cuda' was asked for, and PyTorch sees none. Use device=cpu.")
+    # Accelerate would choose Apple's GPUs too, which have no float64.
+    on_cpu = not torch.cuda.is_available()
+    # A user's own Accelerator in this process keeps its number of accumulation steps.
+    steps = GradientState().num_steps
+    accelerator = Accelerator(cpu=on_cpu, gradient_accumulation_steps=steps)
+    if accelerator.num_processes > 1 or accelerator.gradient_accumulation_steps > steps:
+        raise TrainingError(
+            "A run is one process without gradient accumulation; the launcher asks for "
+            f"{accelerator.num_processes} processes and {accelerator.gradient_accumulation_steps} "
+            "steps. Start cktf without a launcher."
+        )
+    device = torch.device("cpu") if config.device == "cpu" else accelerator.device
+    if device.type == "cpu":
+        keep_freed_memory()
+    return Runtime(accelerator, device, config.precision, config.channels_last, seed)
+
+
+def start_available_runtime(config: RuntimeConfig, seed: int = 0) -> Runtime:
+    """Choose the device for a trained network; without a GPU it is the CPU, whatever it was."""
+    if not torch.cuda.is_available():
+        config = config.model_copy(update={"device": "cpu"})
+    return start_runtime(config, seed)
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The type that networks compute in; None for float32.
+
+    `auto` is bfloat16 where the hardware multiplies it faster than float32.
+    """
+    if precision == "float32":
+        return None
+    if precision == "bfloat16" or multiplies_bfloat16(device):
+        return torch.bfloat16
+    return None
+
+
+@contextmanager
+def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Run networks in a precision, on any hardware.
+
+    On a CPU that does not multiply bfloat16, it takes about float32's time.
+    """
+    dtype = autocast_dtype(precision, device)
+    emulated = dtype is not None and device.type == "cpu" and not multiplies_bfloat16(device)
+    with (
+        torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
+        RoundedProducts() if emulated else nullcontext(),
+    ):
+        yield
+
+
+def in_precision(
+    network: Callable[[Tensor], Tensor], precision: Precision, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Wrap a network so that only its forward pass, not the code around it, runs in a precision."""
+
+    def forward(images: Tensor) -> Tensor:
+        with autocast(precision, device):
+            return network(images)
+
+    return forward
+
+
+def synchronized_time(device: torch.device) -> float:
+    """The clock, in seconds, once a device has finished its queued work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
