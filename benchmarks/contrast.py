@@ -19,7 +19,7 @@ from measure import alternate, keep, machine, median_ratio, peak_memory_mb, tabl
 from torch import Tensor
 from torch.nn import functional as F
 
-from cktf.contrast import Bank, Estimator, Memory, Queue, random_bank, rows_of
+from cktf.contrast import Bank, Estimator, Memory, Queue, Storage, random_bank, rows_of
 from cktf.functional.contrast import dense_contrast, sampled_contrast
 from cktf.functional.critics import EPSILON, NCECritic
 
@@ -69,22 +69,23 @@ def build(variant: str, case: Case) -> tuple[Step, Step]:
     labels = torch.randint(CLASSES, (case.size,))
     index = torch.randint(case.size, (case.batch,))
     memory = memory_for(estimator, case, labels)
-    bank = random_bank(memory.rows, case.dim, "bfloat16" if storage == "bfloat16" else "float32")
-    z = float(memory.rows) * 1.5
-    critic = NCECritic(torch.tensor(z).log(), case.negatives, memory.rows)
+    rows_type: Storage = "bfloat16" if storage == "bfloat16" else "float32"
+    bank = random_bank(memory.num_rows, case.dim, rows_type)
+    z = float(memory.num_rows) * 1.5
+    critic = NCECritic(torch.tensor(z).log(), case.negatives, memory.num_rows)
     draw, contrast_index = memory.draw(index), None
     if estimator == "naive":
-        assert draw.drawn is not None
-        contrast_index = torch.cat([index.unsqueeze(1), draw.drawn], dim=1)
+        assert draw.negative_index is not None
+        contrast_index = torch.cat([index.unsqueeze(1), draw.negative_index], dim=1)
 
     def side(own: Tensor) -> Tensor:
         if draw.candidates is not None:
-            keys = rows_of(bank, draw.chosen, bank.device)
+            keys = rows_of(bank, draw.key_index, bank.device)
             return dense_contrast(own, positive, keys, draw.candidates, TAU, critic)
-        assert draw.drawn is not None
+        assert draw.negative_index is not None
         if contrast_index is not None:
             return naive_nce(own, bank, contrast_index, TAU, z)
-        return sampled_contrast(own, bank[index], bank, draw.drawn, TAU, critic)
+        return sampled_contrast(own, bank[index], bank, draw.negative_index, TAU, critic)
 
     def step() -> None:
         side(anchor.clone().requires_grad_()).backward()  # type: ignore[no-untyped-call]

@@ -61,7 +61,7 @@ def trainer(method: str, data: ImageSet, folder: Path) -> Trainer:
         student, teacher = (Tap(n, needs=("embedding", "stem", "stages"))(images) for n in networks)
     chosen = {name: OPTIONS[name] for name in method.split("+") if name in OPTIONS}
     objective = compose(method, BuildContext(student, teacher, len(data), data.labels), chosen)
-    taps = [Tap(n, needs=objective.needs) for n in networks]
+    taps = [Tap(n, needs=objective.features) for n in networks]
     run = RunFolder(folder / method)
     run.create(1.0)
     config = TrainingConfig(epochs=1000)

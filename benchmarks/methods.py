@@ -72,7 +72,7 @@ def timed(steps: Steps, method: str) -> dict[str, Callable[[], None]]:
 def losses(name: str, steps: Steps) -> dict[str, Loss]:
     """A loss on the two networks' features, as it is here and as it was published."""
     objective: Objective = steps.compose(name, {}).terms[name]  # type: ignore[assignment]
-    needs = objective.needs
+    needs = objective.features
     with torch.no_grad():
         student, teacher = (
             Tap(n, needs=needs)(steps.batch.images) for n in (steps.student, steps.teacher)
@@ -100,7 +100,7 @@ def losses(name: str, steps: Steps) -> dict[str, Loss]:
 
 def _read(name: str, features: Features, objective: Objective) -> Any:
     """What a loss takes of one network's features."""
-    reads = METHODS[name].reads
+    reads = METHODS[name].requires
     if name == "cc":
         return F.normalize(torch.randn(len(features.logits), 128))
     if "embedding" in reads:

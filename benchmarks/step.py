@@ -106,8 +106,8 @@ class Step:
 
     def __init__(self, steps: Steps, objective: Objective) -> None:
         self.steps, self.objective = steps, objective
-        self.student = Tap(steps.student, needs=objective.needs)
-        self.teacher = Tap(steps.teacher, needs=objective.needs)
+        self.student = Tap(steps.student, needs=objective.features)
+        self.teacher = Tap(steps.teacher, needs=objective.features)
         trained: list[nn.Parameter] = [*steps.student.parameters(), *objective.parameters()]
         # A rate of zero: the networks stay the same for all methods.
         self.optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, weight_decay=5e-4)

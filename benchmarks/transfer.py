@@ -38,6 +38,8 @@ MOST_STUDENTS = 4
 REFERENCES = ("teacher", "floor", "scratch")
 LITE0 = f"{Path(__file__).parent / 'lite0.py'}:lite0"
 NEW_VIEWS = " new views"
+# Of CKTF without labels: the paper's transfer.
+PUBLISHED_WEIGHTS = {"beta": 1.0, "theta": 0.04}
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class Work:
 
     def options(self, method: str) -> dict[str, dict[str, Any]]:
         """Those of a method's terms that contrast."""
-        own = {"crd": CONTRAST, "cktf": CONTRAST | self.study.cktf}
+        own = {"crd": CONTRAST, "cktf": CONTRAST | PUBLISHED_WEIGHTS | self.study.cktf}
         return {name: given for name, given in own.items() if name in method.split("+")}
 
     def recipe(self, cell: Cell) -> DistillRecipe:

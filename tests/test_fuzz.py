@@ -229,10 +229,13 @@ options = section(
     cktf=section(
         negatives=mostly(8, 64), embedding_dim=mostly(*[8] * 20, 10**9), memory=mostly("bank"),
         queue_size=mostly(*[64] * 20, 10**12), estimator=mostly("all", "shared", "sampled"),
-        temperature=mostly(*[0.1] * 20, 1e-9), place=mostly(*["device"] * 20, "host", "/"),
+        temperature=mostly(*[0.1] * 20, 1e-9), place=mostly("device"),
+        bank_device=mostly(*["device"] * 20, "host", "/"),
     )
 )  # fmt: skip
-method = mostly(*["kd", "cktf+kd", "at:500+sp", "cktf:0.8"] * 5, "crd+", "kd+kd", "ab+ft", "xx")
+method = mostly(
+    *["kd", "cktf+kd", "at:500+sp", "cktf:0.8", "paper/cktf+kd"] * 5, "crd+", "kd+kd", "ab+ft", "xx"
+)
 distilling = common | {
     "init_epochs": mostly(1, None), "student_taps": mostly(*[[]] * 20, ["layer1"]),
     "teacher_embedding": mostly(*[None] * 20, "fc:input"),

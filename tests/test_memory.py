@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 
-from cktf.contrast import Bank, InBatch, Queue, random_bank
+from cktf.contrast import Bank, ContrastConfig, InBatch, Queue, random_bank
 from cktf.errors import MethodError, ShapeError
 from cktf.functional import infonce_loss, infonce_loss_all, nce_loss, nce_loss_all
 from cktf.functional.contrast import Candidates, dense_contrast
@@ -41,7 +42,7 @@ def embeddings(count=N):
 
 
 def crd(labels=None, **options):
-    return CRD(4, 5, N, D, **({"negatives": K} | options), labels=labels)
+    return CRD(4, 5, N, embedding_dim=D, labels=labels, **({"negatives": K} | options))
 
 
 def ids(labels, index):
@@ -100,7 +101,7 @@ class TestInfoNCE:
         anchor, bank, index = rows(B), rows(N), torch.arange(B)
         sampler, losses = Bank(N, None, K, "sampled"), []
         for _ in range(300):
-            contrast = torch.cat([index.unsqueeze(1), sampler.draw(index).drawn], dim=1)
+            contrast = torch.cat([index.unsqueeze(1), sampler.draw(index).negative_index], dim=1)
             losses.append(infonce_loss(anchor, bank, contrast, temperature=TAU))
         exact = infonce_loss_all(anchor, bank, index, temperature=TAU, negatives=K)
         assert torch.stack(losses).mean() < exact
@@ -127,7 +128,7 @@ class TestShared:
         for _ in range(1500):
             draw, anchor.grad = memory.draw(index), None
             loss = dense_contrast(
-                anchor, bank[index], bank[draw.chosen], draw.candidates, TAU,
+                anchor, bank[index], bank[draw.key_index], draw.candidates, TAU,
                 NCECritic(z.log(), K, N),
             )  # fmt: skip
             loss.backward()
@@ -150,7 +151,7 @@ class TestShared:
         memory, index = Bank(N, labels, 500, "shared"), torch.arange(B)
         draw = memory.draw(index)
         mask = draw.candidates.mask(slice(None))
-        keys = ids(labels, draw.chosen)
+        keys = ids(labels, draw.key_index)
         assert torch.equal(mask.isinf(), keys == ids(labels, index).unsqueeze(1))
         torch.testing.assert_close(draw.candidates.share, 500 / (mask == 0).sum(1))
 
@@ -418,13 +419,13 @@ class TestEveryChoice:
         assert agreement() > before + 0.2
 
 
-class TestPlace:
+class TestBankDevice:
     @pytest.mark.parametrize("storage", ["float32", "bfloat16"])
     def test_wherever_banks_are_they_give_the_same(self, storage, tmp_path):
         found = []
-        for place in ("device", "host", str(tmp_path)):
+        for bank_device in ("device", "host", str(tmp_path)):
             torch.manual_seed(0)
-            objective = crd(estimator="shared", place=place, storage=storage)
+            objective = crd(estimator="shared", bank_device=bank_device, storage=storage)
             assert objective.student_bank.dtype == getattr(torch, storage)
             index = torch.arange(B)
             losses = []
@@ -438,7 +439,7 @@ class TestPlace:
         assert not list(tmp_path.iterdir()), "the file outlives nobody"
 
     def test_moving_the_objective_leaves_the_banks(self, tmp_path):
-        objective = crd(estimator="shared", place=str(tmp_path))
+        objective = crd(estimator="shared", bank_device=str(tmp_path))
         rows = objective.student_bank.data_ptr()
         objective.to(torch.float64)
         assert objective.student_bank.data_ptr() == rows
@@ -460,7 +461,7 @@ class TestPlace:
     [
         ({"negatives": N - 1}, "shared"),
         ({"negatives": N}, "all"),
-        ({"negatives": N, "place": "host"}, "shared"),
+        ({"negatives": N, "bank_device": "host"}, "shared"),
         ({"negatives": 2, "memory": "queue"}, "all"),
         ({"memory": "batch"}, "all"),
         ({"negatives": N - 1, "estimator": "sampled"}, "sampled"),
@@ -473,25 +474,38 @@ def test_the_estimator_of_whoever_names_none(options, estimator):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"memory": "quue"}, "Did you mean 'queue'"),
-        ({"critic": "softmax"}, "nce or infonce"),
-        ({"init": "warm"}, "random or forward"),
+        ({"memory": "quue"}, "'bank', 'queue' or 'batch', given 'quue'"),
+        ({"negative": 3}, "no option 'negative'. Did you mean 'negatives'"),
+        ({"critic": "softmax"}, "'nce' or 'infonce', given 'softmax'"),
+        ({"init": "warm"}, "'random' or 'forward'"),
         ({"memory": "queue", "estimator": "sampled"}, "estimator=all or shared"),
         ({"memory": "batch", "estimator": "shared"}, "goes with estimator=all"),
-        ({"memory": "queue", "queue_size": 1}, "queue_size is 2 or more"),
-        ({"place": "host", "estimator": "all"}, "given bank with all. Set estimator=shared"),
-        ({"place": "host", "memory": "queue"}, "given queue. Set memory=bank and estimator=shared"),
+        ({"memory": "queue", "queue_size": 1}, "queue_size: .* equal to 2, given 1"),
+        ({"bank_device": "host", "estimator": "all"}, "given bank with all. Set estimator=shared"),
         (
-            {"place": "host", "memory": "queue", "estimator": "shared"},
+            {"bank_device": "host", "memory": "queue"},
+            "given queue. Set memory=bank and estimator=shared",
+        ),
+        (
+            {"bank_device": "host", "memory": "queue", "estimator": "shared"},
             "given queue with shared. Set memory=bank and estimator=shared, or leave",
         ),
-        ({"place": "/no/such/folder", "estimator": "shared"}, "device, host or a folder"),
-        ({"renormalize": (0,)}, "epochs of 1 or more"),
+        ({"bank_device": "/no/such/folder", "estimator": "shared"}, "device, host or a folder"),
+        ({"renormalize": (0,)}, "renormalize: .* equal to 1"),
     ],
 )
 def test_mistakes(options, message):
     with pytest.raises(MethodError, match=message):
         crd(**options)
+
+
+def test_options_are_defaults_of_a_config_and_old_names_are_read():
+    config = ContrastConfig(negatives=7, bank_device="host")
+    objective = CRD(4, 5, N, config=config, negatives=8)
+    assert (objective.config.negatives, objective.config.bank_device) == (8, "host")
+    assert crd(place="host").config == crd(bank_device="host").config
+    with pytest.raises(ValidationError, match="frozen"):
+        config.negatives = 9
 
 
 def test_labels_that_do_not_fit():

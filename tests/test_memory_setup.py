@@ -22,7 +22,7 @@ from cktf.taps import Features
 
 N, B = 50, 8
 QUEUE, HALF = "queue_size below 1000000000000", "storage=bfloat16, half the size"
-MAPPED = "place=FOLDER, which maps the banks from files"
+MAPPED = "bank_device=FOLDER, which maps the banks from files"
 
 
 class Net(nn.Module):
@@ -70,7 +70,7 @@ def test_a_covering_epoch_leaves_nobody_out(kind, samples):
 class TestForward:
     def test_banks_hold_the_embeddings_of_everyone(self):
         torch.manual_seed(0)
-        crd = CRD(3, 5, N, 8, 10, init="forward")
+        crd = CRD(3, 5, N, embedding_dim=8, negatives=10, init="forward")
         assert crd.filling
         student, teacher = torch.randn(N, 3), torch.randn(N, 5)
         for index in torch.randperm(N).split(B):
@@ -132,12 +132,14 @@ class TestForward:
         assert "memories filled from 16 training images" in (run.folder / "log.txt").read_text()
 
     def test_no_memory_needs_no_pass(self):
-        assert not CRD(3, 5, N, 8, 10, init="forward", memory="batch").filling
+        assert not CRD(
+            3, 5, N, embedding_dim=8, negatives=10, init="forward", memory="batch"
+        ).filling
 
 
 def test_normalizers_are_set_anew_at_the_epochs_that_were_named():
     torch.manual_seed(0)
-    crd = CRD(3, 5, N, 8, 10, renormalize=(2,))
+    crd = CRD(3, 5, N, embedding_dim=8, negatives=10, renormalize=(2,))
     found = []
     for epoch in (1, 2, 3):
         crd.begin_epoch(epoch)
@@ -154,7 +156,7 @@ class TestCenter:
 
     def crd(self, **options):
         torch.manual_seed(0)
-        return CRD(6, 5, N, 8, 10, **{"estimator": "all"} | options)
+        return CRD(6, 5, N, embedding_dim=8, negatives=10, **{"estimator": "all"} | options)
 
     def test_what_all_samples_share_changes_nothing(self):
         own, other, index = torch.randn(B, 6), torch.randn(B, 5), torch.arange(B)
@@ -208,13 +210,16 @@ class TestFootprint:
     @pytest.mark.parametrize("storage", ["float32", "bfloat16"])
     @pytest.mark.parametrize("memory", ["bank", "queue", "batch"])
     def test_banks_are_what_is_allocated(self, memory, storage):
-        crd = CRD(3, 5, N, 8, 10, memory=memory, queue_size=20, storage=storage)
+        crd = CRD(
+            3, 5, N, embedding_dim=8, negatives=10, memory=memory, queue_size=20, storage=storage
+        )
         kept = sum(b.numel() * b.element_size() for b in (crd.student_bank, crd.teacher_bank))
         assert crd.footprint(B).banks == ({} if memory == "batch" else {"device": kept})
 
     def test_of_a_queue_does_not_depend_on_the_training_set(self):
         few, many = (
-            CRD(3, 5, n, 8, 10, memory="queue", queue_size=20).footprint(B) for n in (50, 9999)
+            CRD(3, 5, n, embedding_dim=8, negatives=10, memory="queue", queue_size=20).footprint(B)
+            for n in (50, 9999)
         )
         assert few == many
 
@@ -229,8 +234,11 @@ class TestFootprint:
             ({"memory": "queue"}, [QUEUE, HALF]),
             ({"memory": "queue", "storage": "bfloat16"}, [QUEUE]),
             ({"storage": "bfloat16"}, [f"memory=queue and {QUEUE}", MAPPED]),
-            ({"place": "host"}, [f"memory=queue and place=device and {QUEUE}", HALF, MAPPED]),
-            ({"place": "."}, [f"memory=queue and place=device and {QUEUE}", HALF]),
+            (
+                {"bank_device": "host"},
+                [f"memory=queue and bank_device=device and {QUEUE}", HALF, MAPPED],
+            ),
+            ({"bank_device": "."}, [f"memory=queue and bank_device=device and {QUEUE}", HALF]),
         ],
     )
     def test_banks_that_no_machine_has_are_refused_with_what_is_not_set(self, options, advice):
@@ -244,10 +252,10 @@ class TestFootprint:
     @pytest.mark.parametrize("estimator", ["shared", "sampled"])
     def test_a_step_that_no_machine_has_wants_fewer_negatives(self, estimator):
         with pytest.raises(MethodError, match=r"Try negatives below 1000000000000\.$"):
-            CRD(3, 5, N, 8, 10**12, estimator=estimator)
+            CRD(3, 5, N, embedding_dim=8, negatives=10**12, estimator=estimator)
 
     def test_a_bank_sampled_becomes_a_queue_that_is_not(self):
-        crd = CRD(3, 5, N, 8, 10, estimator="sampled")
+        crd = CRD(3, 5, N, embedding_dim=8, negatives=10, estimator="sampled")
         (queue, *_) = crd.footprint(B).smaller_banks["device"]
         assert queue == f"memory=queue and estimator=shared and queue_size below {N}"
 
@@ -263,13 +271,13 @@ class TestFootprint:
         ],
     )
     def test_a_smaller_step_is_by_what_makes_it_half(self, options, smaller):
-        crd = CRD(3, 5, 1000, 2, **({"negatives": 500, "queue_size": 100} | options))
+        crd = CRD(3, 5, 1000, embedding_dim=2, **({"negatives": 500, "queue_size": 100} | options))
         assert {o.split(" ")[0] for o in crd.footprint(64).smaller_step} == smaller
         assert not {o for o in crd.footprint(1).smaller_step if "batch" in o}
 
     def test_on_disk_too(self, tmp_path):
         with pytest.raises(MethodError, match="GB free"):
-            CRD(3, 5, 10**12, estimator="shared", place=str(tmp_path))
+            CRD(3, 5, 10**12, estimator="shared", bank_device=str(tmp_path))
         assert not list(tmp_path.iterdir())
 
     def test_sums_keep_what_lasts_and_the_largest_step(self):
@@ -282,7 +290,9 @@ class TestFootprint:
             for place, size in ((str(tmp_path), 10**6), ("device", 10**15))
         )
         free = {"cuda": 10**8, "cpu": 10**17, str(tmp_path): 10**7}
-        monkeypatch.setattr(sys.modules["cktf.contrast.footprint"], "_free", lambda w: free[str(w)])
+        monkeypatch.setattr(
+            sys.modules["cktf.contrast.footprint"], "_free_bytes", lambda w: free[str(w)]
+        )
         cpu, cuda = torch.device("cpu"), torch.device("cuda")
         for total in (mapped + device, device + mapped):
             assert f"1.0 MB ({tmp_path})" in str(total)

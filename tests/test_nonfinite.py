@@ -150,7 +150,7 @@ def test_buffers_that_a_forward_pass_changes_are_restored():
     network = torch.nn.Linear(2, 2)
     network.register_buffer("steps", torch.zeros(()), persistent=False)
     norm = torch.nn.BatchNorm2d(3)
-    objective = torch.nn.ModuleList([CRD(4, 5, 1000, 8, 3), norm])
+    objective = torch.nn.ModuleList([CRD(4, 5, 1000, embedding_dim=8, negatives=3), norm])
     paths = FeaturePaths(embedding="0:input")
     step = TrainStep(objective, Tap(torch.nn.Sequential(network), paths, []), None, None)
     buffers = step.forward_buffers()

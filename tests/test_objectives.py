@@ -44,7 +44,7 @@ EQUAL = {"resnet-wrn": ("wrn_16_1", "resnet20"), "tiny-resnet": ("resnet8", "wrn
 
 
 class Case:
-    """A student, a teacher, a batch and a setting."""
+    """A student, a teacher, a batch and a context."""
 
     def __init__(self, method: str, pair: str, dtype: torch.dtype = torch.float32):
         torch.manual_seed(0)
@@ -62,9 +62,9 @@ class Case:
         ]
         self.dtype = dtype
         student, teacher = self.features()
-        self.setting = BuildContext(student, teacher, N, labels)
+        self.context = BuildContext(student, teacher, N, labels)
         options = {name: SMALL[name] for name in parse(method) if name in SMALL}
-        self.objective = compose(method, self.setting, options)
+        self.objective = compose(method, self.context, options)
 
     def features(self):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
@@ -103,7 +103,7 @@ class TestContract:
         """A run taps by the one, and is planned by the other."""
         objective = Case(method, pair).objective
         parts = [objective, *(phase.objective for phase in objective.phases())]
-        assert set().union(*(part.needs for part in parts)) <= features_read(method) | {"logits"}
+        assert set().union(*(part.features for part in parts)) <= features_read(method)
 
     def test_state_dict_round_trip_and_deep_copy(self, method, pair):
         case = Case(method, pair)
@@ -133,12 +133,11 @@ class TestContract:
 
 class TestMethodStrings:
     def weights(self, method, labels=True):
-        case = Case(method, "resnet-wrn")
-        setting = case.setting if labels else BuildContext(
-            case.setting.student, case.setting.teacher, N, None
-        )  # fmt: skip
+        context = Case(method, "resnet-wrn").context
+        if not labels:
+            context = replace(context, labels=None)
         options = {name: SMALL[name] for name in parse(method) if name in SMALL}
-        return compose(method, setting, options)
+        return compose(method, context, options)
 
     @pytest.mark.parametrize(
         ("method", "expected"),
@@ -155,25 +154,39 @@ class TestMethodStrings:
             ("at:500+sp+kd", {"ce": 1.0, "at": 500.0, "sp": 3000.0, "kd": 1.0}),
             ("fitnet", {"ce": 1.0, "fitnet": 100.0}),
             ("ab", {"ce": 1.0}),
+            ("cktf+at", {"ce": 1.0, "cktf": 1.0, "at": 1000.0}),
+            ("paper/cktf+at", {"ce": 1.0, "cktf": 0.8, "at": 1000.0}),
+            ("paper/cktf+kd", {"ce": 0.1, "cktf": 0.8, "kd": 0.9}),
         ],
     )
     def test_published_weights(self, method, expected):
         assert self.weights(method).weights == expected
 
+    @pytest.mark.parametrize("labels", [True, False])
     @pytest.mark.parametrize(
         ("method", "weight", "beta", "theta"),
-        [("cktf", 1.0, 0.8, 0.1), ("cktf+kd", 1.0, 0.8, 0.1), ("cktf+crd", 0.8, 1.0, 1.0),
-         ("cktf:0.5+kd", 0.5, 1.0, 1.0), ("cktf+at:0", 1.0, 0.8, 0.1)],
+        [("cktf", 1.0, 0.8, 0.1), ("cktf+kd", 1.0, 0.8, 0.1), ("cktf+crd", 1.0, 0.8, 0.1),
+         ("cktf:0.5+kd", 0.5, 1.0, 1.0), ("paper/cktf+crd", 0.8, 1.0, 1.0),
+         ("paper/transfer", 1.0, 1.0, 0.04)],
     )  # fmt: skip
-    def test_cktf_weights(self, method, weight, beta, theta):
-        objective = self.weights(method)
+    def test_cktf_weights_depend_on_nothing_beside_it(self, method, weight, beta, theta, labels):
+        objective = self.weights(method, labels)
         cktf = objective.terms["cktf"]
         assert (objective.weights["cktf"], cktf.beta, cktf.theta) == (weight, beta, theta)
+        temperature = 0.07 if method == "paper/transfer" else 0.1
+        pairs = [module for module in objective.modules() if isinstance(module, CRD)]
+        assert {pair.config.temperature for pair in pairs} == {temperature}
+
+    def test_options_go_over_those_of_a_preset(self):
+        context = Case("cktf", "resnet-wrn").context
+        cktf = compose("paper/transfer", context, {"cktf": SMALL["cktf"] | {"theta": 0.5}})
+        assert (cktf.terms["cktf"].beta, cktf.terms["cktf"].theta) == (1.0, 0.5)
+        assert cktf.describe() == "1 ce + 1 cktf (beta 1, theta 0.5)"
 
     def test_what_only_initializes_is_no_part_of_the_sum(self):
         objective = self.weights("cktf+ab:2+ft")
-        assert objective.weights == {"ce": 1.0, "cktf": 0.8, "ft": 200.0}
-        assert "preacts" not in objective.needs
+        assert objective.weights == {"ce": 1.0, "cktf": 1.0, "ft": 200.0}
+        assert "preacts" not in objective.features
         phases = {phase.name: phase for phase in objective.phases()}
         assert (phases["ab"].weight, phases["ab"].trains_student) == (2.0, True)
         assert (phases["ft"].weight, phases["ft"].trains_student) == (1.0, False)
@@ -183,21 +196,6 @@ class TestMethodStrings:
     def test_without_labels_there_is_no_cross_entropy(self):
         assert self.weights("kd", labels=False).weights == {"kd": 1.0}
         assert self.weights("cktf", labels=False).weights == {"cktf": 1.0}
-
-    @pytest.mark.parametrize("method", ["cktf", "crd", "at+cktf"])
-    @pytest.mark.parametrize(
-        ("labels", "given", "temperature"),
-        [(True, {}, 0.1), (False, {}, 0.07), (False, {"temperature": 0.2}, 0.2)],
-    )
-    def test_the_temperature_without_labels(self, method, labels, given, temperature):
-        case = Case(method, "resnet-wrn")
-        setting = BuildContext(
-            case.setting.student, case.setting.teacher, N, case.setting.labels if labels else None
-        )
-        name = method.split("+")[-1]
-        objective = compose(method, setting, {name: {"negatives": 8} | given})
-        contrasts = [module for module in objective.modules() if isinstance(module, CRD)]
-        assert {contrast.temperature for contrast in contrasts} == {temperature}
 
     def test_the_sum_is_the_sum(self):
         case = Case("ce:0.3+kd:2", "resnet-wrn")
@@ -211,32 +209,22 @@ class TestMethodStrings:
     @pytest.mark.parametrize(
         ("method", "message"),
         [("ckft", "Did you mean 'cktf'"), ("kd+kd", "twice"), ("kd:x", "number of 0 or more"),
-         ("kd:-1", "number of 0 or more"), ("", "no method ''"), ("kd:nan", "number of 0 or more")],
+         ("kd:-1", "number of 0 or more"),
+         ("paper/trnsfer", "Did you mean 'paper/transfer'"), ("", "no method ''"),
+         ("kd:nan", "number of 0 or more")],
     )  # fmt: skip
     def test_mistakes(self, method, message):
         with pytest.raises(MethodError, match=message):
             parse(method)
 
     def test_unknown_options(self):
-        setting = Case("cktf", "resnet-wrn").setting
+        context = Case("cktf", "resnet-wrn").context
         with pytest.raises(MethodError, match="Did you mean 'negatives'"):
-            compose("cktf", setting, {"cktf": {"negative": 3}})
+            compose("cktf", context, {"cktf": {"negative": 3}})
         with pytest.raises(MethodError, match="does not name"):
-            compose("kd", setting, {"cktf": {"negatives": 3}})
+            compose("kd", context, {"cktf": {"negatives": 3}})
         with pytest.raises(MethodError, match="Give one"):
-            compose("cktf:0.5", setting, {"cktf": {"beta": 1.0}})
-
-    def test_one_weight_given_leaves_the_other_as_it_was(self):
-        """Beside another method both are 0.8, by itself 0.8 and 0.1."""
-        setting, small = Case("cktf", "resnet-wrn").setting, {"memory": "batch"}
-
-        def weights(method, **options):
-            cktf = compose(method, setting, {"cktf": small | options}).terms["cktf"]
-            return cktf.beta, cktf.theta
-
-        assert weights("at+cktf", beta=0.5) == (0.5, 0.8)
-        assert weights("at+cktf", theta=0.5) == (0.8, 0.5)
-        assert weights("cktf", beta=0.5) == (0.5, 0.1)
+            compose("cktf:0.5", context, {"cktf": {"beta": 1.0}})
 
 
 class TestCRD:
@@ -258,7 +246,7 @@ class TestCRD:
         assert crd.student_normalizer == twin.student_normalizer > 0
 
     def test_normalizers_are_set_once(self):
-        crd = CRD(4, 5, N, 8, 10)
+        crd = CRD(4, 5, N, embedding_dim=8, negatives=10)
         assert crd.student_normalizer == 0
         for step in range(2):
             crd.loss(torch.randn(B, 4), torch.randn(B, 5), torch.arange(B))
@@ -272,7 +260,7 @@ class TestCRD:
     def test_memories_change_after_the_step_alone(self, memory):
         """A loss without its step is forgotten at the next one."""
         torch.manual_seed(0)
-        crd = CRD(4, 5, N, 8, 10, memory=memory, queue_size=16)
+        crd = CRD(4, 5, N, embedding_dim=8, negatives=10, memory=memory, queue_size=16)
         before = copy.deepcopy(crd.state_dict())
         inputs = [(torch.randn(B, 4), torch.randn(B, 5), torch.arange(k, k + B)) for k in (0, 9)]
         for batch in inputs:
@@ -291,14 +279,16 @@ class TestCRD:
         assert {"student_bank", "teacher_bank", "student_normalizer"} <= changed
 
     def test_evaluation_leaves_the_banks(self):
-        crd = CRD(4, 5, N, 8, 10).eval()
+        crd = CRD(4, 5, N, embedding_dim=8, negatives=10).eval()
         before = crd.student_bank.clone()
         crd.loss(torch.randn(B, 4), torch.randn(B, 5), torch.arange(B))
         crd.after_step()
         assert torch.equal(crd.student_bank, before)
 
     def test_a_batch_of_one(self):
-        loss = CRD(4, 5, N, 8, 10).loss(torch.randn(1, 4), torch.randn(1, 5), torch.tensor([3]))
+        loss = CRD(4, 5, N, embedding_dim=8, negatives=10).loss(
+            torch.randn(1, 4), torch.randn(1, 5), torch.tensor([3])
+        )
         assert loss.isfinite()
 
     @pytest.mark.parametrize(
@@ -308,13 +298,15 @@ class TestCRD:
     )  # fmt: skip
     def test_positions(self, index, message):
         with pytest.raises(ShapeError, match=message):
-            CRD(4, 5, N, 8, 10).loss(torch.randn(B, 4), torch.randn(B, 5), index)
+            CRD(4, 5, N, embedding_dim=8, negatives=10).loss(
+                torch.randn(B, 4), torch.randn(B, 5), index
+            )
 
     def test_bfloat16_banks_give_nearly_the_same(self):
         found = {}
         for storage in ("float32", "bfloat16"):
             torch.manual_seed(0)
-            crd = CRD(4, 5, N, 16, 30, storage=storage)
+            crd = CRD(4, 5, N, embedding_dim=16, negatives=30, storage=storage)
             assert crd.student_bank.dtype == getattr(torch, storage)
             student = torch.randn(B, 4, requires_grad=True)
             for _ in range(3):
@@ -332,7 +324,8 @@ class TestCRD:
         torch.manual_seed(0)
         labels = torch.arange(N) % CLASSES if labeled else None
         exact, sampled = (
-            CRD(4, 5, N, 8, 20, labels=labels, estimator=name) for name in ("all", "sampled")
+            CRD(4, 5, N, embedding_dim=8, negatives=20, labels=labels, estimator=name)
+            for name in ("all", "sampled")
         )
         inputs = torch.randn(B, 4), torch.randn(B, 5), torch.arange(B)
         exact.loss(*inputs)
@@ -364,10 +357,10 @@ class TestCKTF:
     @pytest.mark.parametrize("norm", ["batch", "sample", "none"])
     def test_every_match_and_norm_works(self, match, norm):
         case = Case("cktf", "resnet-wrn")
-        setting = case.setting
+        context = case.context
         cktf = CKTF(
-            setting.student, setting.teacher, N,
-            match=match, module_norm=norm, negatives=10, labels=setting.labels,
+            context.student, context.teacher, N,
+            match=match, module_norm=norm, negatives=10, labels=context.labels,
         )  # fmt: skip
         loss = cktf(*case.features(), case.batch)
         assert loss.total.isfinite()
@@ -376,8 +369,8 @@ class TestCKTF:
     @pytest.mark.parametrize("match", ["last", "smallest"])
     def test_batches_of_two_lengths_are_refused(self, match):
         case = Case("cktf", "resnet-wrn")
-        setting = case.setting
-        cktf = CKTF(setting.student, setting.teacher, N, match=match, negatives=10)
+        context = case.context
+        cktf = CKTF(context.student, context.teacher, N, match=match, negatives=10)
         student, teacher = case.features()
         fewer = replace(
             teacher, stem=teacher.stem[1:], stages=tuple(m[1:] for m in teacher.stages),
@@ -420,7 +413,7 @@ class TestCKTF:
         )
         cktf = CKTF(student, teacher, N, match=match, memory="batch")
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            chosen = cktf._choose(own, blocks)
+            chosen = cktf._match(own, blocks)
         assert chosen is blocks[2 if match == "smallest" else 0]
 
     @pytest.mark.parametrize(
@@ -449,7 +442,7 @@ class TestCKTF:
 
     def test_weights_place_the_terms(self):
         case = Case("cktf", "resnet-wrn")
-        cktf = CKTF(case.setting.student, case.setting.teacher, N, beta=0.7, theta=0.2, negatives=9)
+        cktf = CKTF(case.context.student, case.context.teacher, N, beta=0.7, theta=0.2, negatives=9)
         loss = cktf(*case.features(), case.batch)
         *modules, embedding = loss.terms.values()
         torch.testing.assert_close(loss.total, 0.7 * embedding + 0.2 * sum(modules))
@@ -457,8 +450,8 @@ class TestCKTF:
     def test_the_exact_expectation(self):
         case = Case("cktf", "resnet-wrn")
         cktf = CKTF(
-            case.setting.student, case.setting.teacher, N, negatives=9, estimator="all",
-            labels=case.setting.labels,
+            case.context.student, case.context.teacher, N, negatives=9, estimator="all",
+            labels=case.context.labels,
         )  # fmt: skip
         for _ in range(2):
             loss = cktf(*case.features(), case.batch)
@@ -468,17 +461,17 @@ class TestCKTF:
 
     def test_a_weight_of_zero_is_not_computed(self):
         case = Case("cktf", "resnet-wrn")
-        cktf = CKTF(case.setting.student, case.setting.teacher, N, theta=0.0, negatives=9)
+        cktf = CKTF(case.context.student, case.context.teacher, N, theta=0.0, negatives=9)
         student, teacher = (
             Features(logits=f.logits, embedding=f.embedding) for f in case.features()
         )
         loss = cktf(student, teacher, case.batch)
         assert list(loss.terms) == ["embedding"]
-        assert cktf.needs == {"logits", "embedding"}
+        assert cktf.features == {"logits", "embedding"}
         assert cktf.cacheable().stem is None
         loss.total.backward()
         assert all(p.grad is not None for p in cktf.parameters())
-        cktf = CKTF(case.setting.student, case.setting.teacher, N, beta=0.0, negatives=9)
+        cktf = CKTF(case.context.student, case.context.teacher, N, beta=0.0, negatives=9)
         student, teacher = (replace(f, embedding=None) for f in case.features())
         assert list(cktf(student, teacher, case.batch).terms) == [
             "stem", "module1", "module2", "module3",
@@ -504,7 +497,7 @@ class TestCKTF:
 
     def test_positions_are_checked_before_a_queue_takes_them(self):
         case = Case("cktf", "resnet-wrn")
-        cktf = CKTF(case.setting.student, case.setting.teacher, N, memory="queue", queue_size=30)
+        cktf = CKTF(case.context.student, case.context.teacher, N, memory="queue", queue_size=30)
         student, teacher = case.features()
         for wrong in (torch.arange(N, N + B), torch.arange(B, dtype=torch.int32)):
             with pytest.raises(ShapeError):
@@ -523,19 +516,19 @@ class TestCKTF:
         [({"match": "lst"}, "Did you mean 'last'"), ({"module_norm": "bach"}, "'batch'"),
          ({"beta": -1.0}, "numbers from 0"), ({"beta": 0.0, "theta": 0.0}, "above 0"),
          ({"beta": float("nan")}, "finite"), ({"theta": float("inf")}, "finite"),
-         ({"temperature": float("inf")}, "temperature is")],
+         ({"temperature": float("inf")}, "temperature: .* finite")],
     )  # fmt: skip
     def test_options(self, option, message):
-        setting = Case("cktf", "resnet-wrn").setting
+        context = Case("cktf", "resnet-wrn").context
         with pytest.raises(MethodError, match=message):
-            CKTF(setting.student, setting.teacher, N, **option)
+            CKTF(context.student, context.teacher, N, **option)
 
 
 def test_kd_between_other_classes_is_refused():
     case = Case("crd", "resnet-wrn")
     student = Tap(create("resnet8", 7), needs=["embedding"])(case.batch.images)
     with pytest.raises(MethodError, match="the student has 7, the teacher 5"):
-        compose("kd", BuildContext(student, case.setting.teacher, N, case.setting.labels))
+        compose("kd", BuildContext(student, case.context.teacher, N, case.context.labels))
 
 
 class TestClassic:
@@ -563,20 +556,20 @@ class TestClassic:
     @pytest.mark.parametrize("method", [m for m in ALONE if m not in {"ce", "ab", "fsp"}])
     def test_without_labels(self, method):
         case = Case(method, "resnet-wrn")
-        setting = BuildContext(case.setting.student, case.setting.teacher, N, None)
+        context = BuildContext(case.context.student, case.context.teacher, N, None)
         objective = compose(
-            method, setting, {name: SMALL[name] for name in SMALL if name == method}
+            method, context, {name: SMALL[name] for name in SMALL if name == method}
         )
         assert list(objective.weights) == [method]
         batch = Batch(case.batch.images, None, case.batch.index)
         assert objective(*case.features(), batch).total.isfinite()
 
     def test_fitnet_in_two_stages(self):
-        setting = Case("fitnet", "resnet-wrn").setting
-        objective = compose("fitnet+kd", setting, {"fitnet": {"staged": True}})
+        context = Case("fitnet", "resnet-wrn").context
+        objective = compose("fitnet+kd", context, {"fitnet": {"staged": True}})
         assert objective.weights == {"ce": 1.0, "kd": 1.0}
         assert [(p.name, p.weight) for p in objective.phases()] == [("fitnet", 100.0)]
-        assert not compose("fitnet+kd", setting).phases()
+        assert not compose("fitnet+kd", context).phases()
 
     @pytest.mark.parametrize(
         ("student", "teacher", "kind", "pools"),
@@ -608,6 +601,6 @@ class TestClassic:
          ("kdsvd", {"axis": "channel"}, "Use axis: width")],
     )  # fmt: skip
     def test_options(self, method, option, message):
-        setting = Case("cktf+ab", "resnet-wrn").setting
+        context = Case("cktf+ab", "resnet-wrn").context
         with pytest.raises(MethodError, match=message):
-            compose(method, setting, {method: option})
+            compose(method, context, {method: option})

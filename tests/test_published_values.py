@@ -62,7 +62,10 @@ def test_kd(report):
 
 def test_crd_two_steps(report):
     f = Fixture("crd")
-    crd = CRD(12, 20, 200, 16, 50, float(f("temperature")), float(f("momentum")))
+    crd = CRD(
+        12, 20, 200, embedding_dim=16, negatives=50,
+        temperature=float(f("temperature")), momentum=float(f("momentum")),
+    )  # fmt: skip
     names = ["student_head.weight", "student_head.bias", "teacher_head.weight", "teacher_head.bias"]
     with torch.no_grad():
         for name in names:

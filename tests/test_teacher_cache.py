@@ -122,7 +122,7 @@ def test_what_is_kept_for_cktf_leaves_its_loss_as_it_is(student, teacher):
     torch.testing.assert_close(losses[0].total, losses[1].total)
 
 
-READ = {n for n, m in METHODS.items() if set(m.reads) <= {"logits", "embedding", "labels", "index"}}
+READ = {n for n, m in METHODS.items() if m.requires <= {"logits", "embedding", "labels", "index"}}
 SETTING = BuildContext(features(0, 32, 16, 8), features(1, 32, 16, 8), 20, None)
 
 
@@ -132,7 +132,7 @@ def test_methods_that_read_what_is_kept_and_the_others(name):
     if name in READ:
         kept = objective.cacheable()
         assert not kept.stages
-        assert kept.embedding == ("embedding" in METHODS[name].reads)
+        assert kept.embedding == ("embedding" in METHODS[name].requires)
     else:
         with pytest.raises(MethodError, match="cache"):
             objective.cacheable()

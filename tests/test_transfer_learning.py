@@ -99,7 +99,7 @@ def test_a_forbidden_label_is_noticed(images, tmp_path):
         )
 
 
-NEEDING = [name for name, method in METHODS.items() if not method.accepts_unlabeled]
+NEEDING = [name for name, method in METHODS.items() if not method.accepts_unlabeled()]
 
 
 @pytest.mark.parametrize("name", NEEDING)

@@ -49,6 +49,10 @@ CASES: dict[str, dict[str, Any]] = {
         "method": "cktf+kd",
         "options": {"cktf": {**BETA_THETA, "memory": "batch", "critic": "infonce"}},
     },
+    "cktf, added to AT": {
+        "method": "cktf:0.8+at",
+        "options": {"cktf": {"negatives": 256}},
+    },
     "cktf, bfloat16, skipping": {
         "method": "cktf+kd",
         "options": {"cktf": {**BETA_THETA, "negatives": 256}},

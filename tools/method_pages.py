@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from cktf.bench import published
-from cktf.objectives import METHODS, Method
+from cktf.contrast import ContrastConfig
+from cktf.objectives import METHODS, PRESETS, Objective, expand_preset
 
 PAGES = Path(__file__).parents[1] / "docs" / "methods"
 READS = {
@@ -23,28 +24,23 @@ READS = {
 }
 
 
-def sections(method: Method) -> tuple[str, dict[str, str]]:
-    """The class's docstring without its arguments, and what it says of each argument."""
-    text = inspect.getdoc(method.objective) or ""
-    idea, _, rest = text.partition("\n\nArgs:\n")
-    listed, _, _ = rest.partition("\n\n")
-    found: dict[str, str] = {}
-    for entry in re.split(r"\n(?=    \w)", "\n" + listed):
-        names, colon, said = entry.strip().partition(": ")
+def split_docstring(documented: type) -> tuple[str, dict[str, str]]:
+    """Split a class's docstring into its text and its descriptions of arguments or fields."""
+    text = inspect.getdoc(documented) or ""
+    idea, *sections = re.split(r"\n\n(?:Args|Attributes|Raises):\n", text)
+    descriptions: dict[str, str] = {}
+    for entry in re.split(r"\n(?=    \w)", "\n" + sections[0] if sections else ""):
+        names, colon, description = entry.strip().partition(": ")
         if colon:
-            for name in names.split(", "):
-                found[name] = " ".join(said.split())
-    idea = re.sub(r"\n\n(Attributes|Raises):\n.*", "", idea, flags=re.DOTALL)
-    return idea, found
+            descriptions |= dict.fromkeys(names.split(", "), " ".join(description.split()))
+    return idea, descriptions
 
 
-def options(method: Method) -> list[str]:
+def option_table(method: type[Objective]) -> list[str]:
     """A table of the method's options."""
-    said = sections(method)[1]
-    if "contrast" in said:
-        said |= sections(METHODS["crd"])[1]
+    descriptions = split_docstring(ContrastConfig)[1] | split_docstring(method)[1]
     rows = [
-        f"| `{name}` | `{parameter.default!r}` | {said.get(name, '')} |"
+        f"| `{name}` | `{parameter.default!r}` | {descriptions.get(name, '')} |"
         for name, parameter in method.options().items()
     ]
     if not rows:
@@ -52,16 +48,16 @@ def options(method: Method) -> list[str]:
     return ["## Options", "", "| option | default | |", "|---|---|---|", *rows, ""]
 
 
-def figures(method: Method) -> list[str]:
-    """Published accuracies beside the student alone, and with CKTF's own where they are there."""
+def published_table(method: str) -> list[str]:
+    """Published accuracies of the method, of the student alone and of CKTF."""
     rows = published()
     lines: list[str] = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         top1 = {(row.pair, row.method): row.top1 for row in rows if row.dataset == dataset}
-        pairs = [p for p in dict.fromkeys(p for p, _ in top1) if (p, method.name) in top1]
+        pairs = [p for p in dict.fromkeys(p for p, _ in top1) if (p, method) in top1]
         if not pairs:
             continue
-        shown = dict.fromkeys(["teacher", "ce", method.name, "cktf", "cktf+kd"])
+        shown = dict.fromkeys(["teacher", "ce", method, "cktf", "cktf+kd"])
         names = {"ce": "student alone"}
         lines += [
             f"### {dataset}",
@@ -78,72 +74,82 @@ def figures(method: Method) -> list[str]:
     return ["## Published top-1 accuracy (%)", "", *lines]
 
 
-def combination(method: Method) -> str:
-    """How the method goes with CKTF."""
-    name = method.name
+def combination(name: str, method: type[Objective]) -> str:
+    """How the method is combined with CKTF."""
     if name == "ce":
-        return "Every method has it beside itself wherever there are labels: `cktf`, `kd`."
+        return "Every sum has it with weight 1 where there are labels: `cktf`, `kd:1`."
     if name == "cktf":
         return "`cktf+kd`, or `cktf+` any other method: see their pages."
     if name == "kd":
         return (
-            "`cktf+kd`: cross-entropy 1, KD 1, CKTF with β 0.8 and θ 0.1. KD alone is 0.1 "
-            "cross-entropy and 0.9 KD, as published; `kd:1` is KD with the weights it has in sums."
+            "`cktf+kd`: cross-entropy 1, KD 1, CKTF with β 0.8 and θ 0.1. `kd` alone is a preset, "
+            f"`{expand_preset(name)[0]}`, as published; `kd:1` has the weights of sums."
         )
-    stage = " after its initialization" if method.first_stage == "yes" else ""
+    phase = " after its initialization" if method.first_phase() == "yes" else ""
     return (
-        f"`cktf+{name}`: this method with its own weight, and 0.8 · (L_penultimate + Σ L_k) of "
-        f"CKTF{stage}, as in the paper's table 2. `cktf:0.5+{name}:{method.weight:g}` sets both."
+        f"`cktf+{name}`: each with its own weight, CKTF with β 0.8 and θ 0.1{phase}. "
+        f"`paper/cktf+{name}`: 0.8 · (L_penultimate + Σ L_k) of CKTF, as in the paper's table 2. "
+        f"`cktf:0.5+{name}:{method.default_weight:g}` sets both weights."
     )
 
 
-def page(method: Method) -> str:
+def page(name: str, method: type[Objective]) -> str:
     """One method's page."""
-    module = inspect.getmodule(method.objective)
-    source = (inspect.getdoc(module) or "").split("\n\n", 1)[-1]
+    source = (inspect.getdoc(inspect.getmodule(method)) or "").split("\n\n", 1)[-1]
     lines = [
-        f"# {method.name}: {method.title}",
+        f"# {name}: {method.title}",
         "",
-        sections(method)[0],
+        split_docstring(method)[0],
         "",
-        f"- **weight**: {method.weight:g}",
-        f"- **reads**: {'; '.join(READS[name] for name in method.reads)}",
-        f"- **works without labels**: {'yes' if method.accepts_unlabeled else 'no'}",
-        f"- **first stage, `--init-epochs` long**: {method.first_stage or 'none'}",
-        f"- **with CKTF**: {combination(method)}",
+        f"- **weight**: {method.default_weight:g}",
+        f"- **reads**: {'; '.join(text for key, text in READS.items() if key in method.requires)}",
+        f"- **works without labels**: {'yes' if method.accepts_unlabeled() else 'no'}",
+        f"- **first stage, `--init-epochs` long**: {method.first_phase() or 'none'}",
+        f"- **with CKTF**: {combination(name, method)}",
         "",
         source,
         "",
-        f"    cktf distill --teacher RUN --student NET --data DATA --method {method.name}",
+        f"    cktf distill --teacher RUN --student NET --data DATA --method {name}",
         "",
-        *options(method),
-        *figures(method),
+        *option_table(method),
+        *published_table(name),
         "This page is made by `tools/method_pages.py`.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def contents() -> str:
-    """The list of methods."""
+    """The list of methods and presets."""
     lines = [
         "# Methods",
         "",
-        "Names join by `+`, a weight may follow a colon: `cktf+at`, `at:500+sp:1000+kd`.",
+        "Names join by `+`, a weight may follow a colon: `cktf+at`, `at:500+sp:1000+kd`. A method",
+        "without a weight has its own, in every sum.",
         "",
         "| method | what it is | paper | weight | without labels | first stage |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| [{m.name}]({m.name}.md) | {m.title} | {m.paper} | {m.weight:g} | "
-        f"{'yes' if m.accepts_unlabeled else 'no'} | {m.first_stage} |"
-        for m in METHODS.values()
+        f"| [{name}]({name}.md) | {method.title} | {method.paper} | {method.default_weight:g} | "
+        f"{'yes' if method.accepts_unlabeled() else 'no'} | {method.first_phase()} |"
+        for name, method in METHODS.items()
     ]
+    lines += [
+        "",
+        "Presets are names for published combinations; `--dry-run` prints what they stand for.",
+        "",
+        "| preset | stands for | options | |",
+        "|---|---|---|---|",
+    ]
+    for name, preset in PRESETS.items():
+        options = [f"{o}={v}" for values in preset.options.values() for o, v in values.items()]
+        lines.append(f"| `{name}` | `{preset.method}` | {', '.join(options)} | {preset.title} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Write the pages."""
-    pages = {PAGES / f"{name}.md": page(method) for name, method in METHODS.items()}
+    pages = {PAGES / f"{name}.md": page(name, method) for name, method in METHODS.items()}
     pages[PAGES / "README.md"] = contents()
     PAGES.mkdir(parents=True, exist_ok=True)
     for path, text in pages.items():

@@ -1,4 +1,4 @@
-"""Argument checks whose messages name the rule, what was given and what to try."""
+"""Argument checks; their messages state the rule, the values and what to try."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def vectors(method: str, tensor: Tensor, name: str) -> None:
         )
 
 
-def rows_of_one_length(anchor: Tensor, bank: Tensor) -> None:
+def equal_length_rows(anchor: Tensor, bank: Tensor) -> None:
     """Anchors and bank rows can be multiplied."""
     vectors("The contrastive loss", anchor, "anchor")
     vectors("The contrastive loss", bank, "bank")
@@ -97,7 +97,7 @@ def equal_vectors(method: str, student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def several(method: str, student: Tensor) -> None:
+def at_least_two(method: str, student: Tensor) -> None:
     """A batch of two or more."""
     if len(student) < 2:
         raise ShapeError(
@@ -136,35 +136,32 @@ def equal_maps(method: str, student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def _map(method: str, tensor: Tensor, whose: str) -> None:
+def _map(method: str, tensor: Tensor, network: str) -> None:
     if tensor.dim() != 4 or not tensor.is_floating_point():
         raise ShapeError(
-            f"{method} needs the {whose}'s map as floating-point [batch, channels, height, width], "
-            f"given {_shape(tensor)} of {tensor.dtype}."
+            f"{method} needs the {network}'s map as floating-point [batch, channels, height, "
+            f"width], given {_shape(tensor)} of {tensor.dtype}."
         )
 
 
-def chosen_rows(contrast_index: Tensor, batch: int, size: int) -> None:
+def contrast_index(index: Tensor, batch: int, size: int) -> None:
     """`contrast_index` is [batch, 1+K] rows of `size`, with a positive and negatives.
 
     The range is checked where that costs no synchronization, on the CPU.
     """
-    given = f"given {_shape(contrast_index)} of {contrast_index.dtype}"
-    if (
-        contrast_index.dtype != torch.int64
-        or contrast_index.dim() != 2
-        or len(contrast_index) != batch
-    ):
+    values = f"given {_shape(index)} of {index.dtype}"
+    if index.dtype != torch.int64 or index.dim() != 2 or len(index) != batch:
         raise ShapeError(
-            f"contrast_index is int64 [batch, 1+K] for a batch of {batch}, {given}. Its first "
+            f"contrast_index is int64 [batch, 1+K] for a batch of {batch}, {values}. Its first "
             "column is each sample's own row."
         )
-    if contrast_index.shape[1] < 2:
+    if index.shape[1] < 2:
         raise ShapeError(
-            f"Contrast needs a positive and at least one negative: K >= 1, {given}. Draw more rows."
+            f"Contrast needs a positive and at least one negative: K >= 1, {values}. Draw more "
+            "rows."
         )
-    if contrast_index.device.type == "cpu" and batch:
-        low, high = map(int, contrast_index.aminmax())
+    if index.device.type == "cpu" and batch:
+        low, high = map(int, index.aminmax())
         if not 0 <= low <= high < size:
             raise ShapeError(
                 f"contrast_index names rows of a bank of {size}, given {low} to {high}. Draw from "

@@ -28,9 +28,9 @@ class Batch:
         """The same batch on a device."""
         return replace(
             self,
-            images=moved(self.images, device),
-            labels=None if self.labels is None else moved(self.labels, device),
-            index=moved(self.index, device),
+            images=copy_to_device(self.images, device),
+            labels=None if self.labels is None else copy_to_device(self.labels, device),
+            index=copy_to_device(self.index, device),
             origin=self.original,
         )
 
@@ -43,7 +43,7 @@ class Batch:
         return len(self.images)
 
 
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
+def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device; neither waits for the other where it goes to a GPU."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         # From other memory a copy waits for the work before it.

@@ -1,21 +1,21 @@
-"""What all processes of a run know together; alone, nothing is done."""
+"""Collective operations over the processes of a run; with one process they return their input."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 
-def processes() -> int:
-    """How many processes train together."""
+def num_processes() -> int:
+    """Count the processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def gathered(local: Tensor) -> Tensor:
+def gather(local: Tensor) -> Tensor:
     """[B, …] of every process -> [processes · B, …], in the order of their ranks; no gradient.
 
-    B is the same in all of them: what they send each other has no length of its own.
+    B is the same in all processes.
     """
-    count = processes()
+    count = num_processes()
     if count == 1:
         return local.detach()
     parts = [torch.empty_like(local) for _ in range(count)]
@@ -23,21 +23,21 @@ def gathered(local: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def agreed(drawn: Tensor) -> Tensor:
-    """What the first process drew."""
-    if processes() > 1:
-        dist.broadcast(drawn, 0)
-    return drawn
+def broadcast_first(value: Tensor) -> Tensor:
+    """Replace a value by that of the first process, in place."""
+    if num_processes() > 1:
+        dist.broadcast(value, 0)
+    return value
 
 
-def summed(value: Tensor) -> Tensor:
+def sum_over_processes(value: Tensor) -> Tensor:
     """Sum over the processes; no gradient."""
-    if processes() > 1:
+    if num_processes() > 1:
         value = value.detach().clone()
         dist.all_reduce(value)
     return value
 
 
-def averaged(value: Tensor) -> Tensor:
+def mean_over_processes(value: Tensor) -> Tensor:
     """Mean over the processes; no gradient."""
-    return summed(value) / processes()
+    return sum_over_processes(value) / num_processes()

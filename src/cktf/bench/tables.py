@@ -274,7 +274,7 @@ def as_published(method: str) -> str:
 
 
 def _only_initializes(name: str) -> bool:
-    return name in METHODS and METHODS[name].objective.only_initializes
+    return name in METHODS and METHODS[name].only_initializes
 
 
 def _order(results: Sequence[Result], matrix: Matrix | None) -> tuple[list[Column], list[str]]:

@@ -45,6 +45,7 @@ def show_dry_run(dry_run: "DryRun") -> None:
                 f"{network.input}."
             )
     console.print(_feature_table(dry_run))
+    console.print(f"Loss: {dry_run.objective}.", markup=False)
     for number, terms in enumerate(dry_run.terms, 1):
         losses = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
         console.print(f"Losses of batch {number}: {losses}.")

@@ -41,8 +41,8 @@ def models() -> None:
 
 
 def methods() -> None:
-    """List the methods; join them with +, for example cktf+kd."""
-    from cktf.objectives import METHODS
+    """List the methods, to be joined with + (cktf+kd), and the presets."""
+    from cktf.objectives import METHODS, PRESETS
 
     # The paper has a line of its own, so that the table fits 80 columns.
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -52,12 +52,18 @@ def methods() -> None:
     table.add_column("weight", justify="right", no_wrap=True)
     table.add_column("unlabeled", no_wrap=True)
     table.add_column("first\nstage", min_width=9)
-    for m in METHODS.values():
-        description = "\n".join(part for part in (m.title, m.paper) if part)
-        unlabeled = "yes" if m.accepts_unlabeled else "no"
-        reads = ", ".join(m.reads)
-        table.add_row(m.name, description, reads, f"{m.weight:g}", unlabeled, m.first_stage)
+    for name, method in METHODS.items():
+        description = "\n".join(part for part in (method.title, method.paper) if part)
+        unlabeled = "yes" if method.accepts_unlabeled() else "no"
+        reads = ", ".join(sorted(method.requires))
+        weight = f"{method.default_weight:g}"
+        table.add_row(name, description, reads, weight, unlabeled, method.first_phase())
     Console().print(table)
+    rows = []
+    for name, preset in PRESETS.items():
+        options = [f"{o}={v}" for values in preset.options.values() for o, v in values.items()]
+        rows.append((name, "\n".join([preset.method, *options]), preset.title))
+    _print_table({"preset": "left", "stands for": "left", "use": "left"}, rows)
 
 
 @make_command

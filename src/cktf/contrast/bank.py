@@ -1,4 +1,4 @@
-"""The rows of one network's representations: on the device, in host memory or in a file."""
+"""Banks: rows of one network's representations, on the device, in host memory or in a file."""
 
 import os
 import tempfile
@@ -17,25 +17,27 @@ DEVICE, HOST = "device", "host"
 _CHUNK = 1 << 22
 
 
-def random_bank(size: int, dim: int, storage: Storage = "float32", place: str = DEVICE) -> Tensor:
+def random_bank(
+    size: int, dim: int, storage: Storage = "float32", bank_device: str = DEVICE
+) -> Tensor:
     """[size, dim] rows from U(-a, a) with a = 1/sqrt(dim/3), so that their length is near one.
 
     Args:
-        size: rows.
-        dim: their length.
-        storage: their type.
-        place: `device` or `host`, both in this process's memory; or a folder, in which a file that
-            is deleted with the process is mapped, for banks larger than memory.
+        size: number of rows.
+        dim: length of a row.
+        storage: type of the rows.
+        bank_device: `device` or `host`, both in this process's memory; or a folder, in which a
+            file that is deleted with the process is mapped, for banks larger than memory.
 
     Raises:
-        MethodError: a place that is no folder.
+        MethodError: no such folder.
     """
     bound = (dim / 3) ** -0.5
     dtype = DTYPES[storage]
     bank = (
         torch.empty(size, dim, dtype=dtype)
-        if place in (DEVICE, HOST)
-        else _mapped(size, dim, dtype, Path(place))
+        if bank_device in (DEVICE, HOST)
+        else _map_file(size, dim, dtype, Path(bank_device))
     )
     # Drawn in float32, in pieces, so that a mapped bank needs no second copy in memory.
     flat = bank.view(-1)
@@ -45,10 +47,10 @@ def random_bank(size: int, dim: int, storage: Storage = "float32", place: str = 
     return bank
 
 
-def _mapped(size: int, dim: int, dtype: torch.dtype, folder: Path) -> Tensor:
+def _map_file(size: int, dim: int, dtype: torch.dtype, folder: Path) -> Tensor:
     if not folder.is_dir():
         raise MethodError(
-            f"Banks are kept on the 'device', in 'host' memory or in a folder; {folder} is none."
+            f"bank_device is 'device', 'host' or a folder; given {folder}, which is no folder."
         )
     handle, name = tempfile.mkstemp(suffix=".bank", dir=folder)
     os.close(handle)
@@ -60,8 +62,8 @@ def _mapped(size: int, dim: int, dtype: torch.dtype, folder: Path) -> Tensor:
 
 
 def rows_of(bank: Tensor, rows: Tensor | None, device: torch.device) -> Tensor:
-    """Chosen rows, or all, where they are needed: only these are moved."""
-    # Five times faster than indexing, on the CPU.
+    """Select rows of a bank, or all of them, and move these to a device."""
+    # index_select is five times faster than indexing, on the CPU.
     return (bank if rows is None else bank.index_select(0, rows.to(bank.device))).to(device)
 
 
@@ -76,9 +78,10 @@ def update_bank(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> N
         bank: [N, D] float32 or bfloat16; the update is computed in float32.
         index: [B] int64.
         rows: [B, D], of unit length.
-        momentum: how much of the old row stays, from 0 to 1.
+        momentum: fraction of the old row that stays, from 0 to 1.
     """
-    index, mixed = index.to(bank.device), rows.detach().to(bank.device, torch.float32)
+    index, new_rows = index.to(bank.device), rows.detach().to(bank.device, torch.float32)
     if momentum:
-        mixed = bank.index_select(0, index).float().mul_(momentum).add_(mixed, alpha=1 - momentum)
-    bank.index_copy_(0, index, F.normalize(mixed, dim=1).to(bank.dtype))
+        old_rows = bank.index_select(0, index).float()
+        new_rows = old_rows.mul_(momentum).add_(new_rows, alpha=1 - momentum)
+    bank.index_copy_(0, index, F.normalize(new_rows, dim=1).to(bank.dtype))

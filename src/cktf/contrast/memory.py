@@ -1,64 +1,64 @@
 """Where the keys of a contrastive objective come from.
 
-Each side of a pair of representations keeps its rows in a tensor (`cktf.contrast.bank`); a `Memory`
-says how many rows there are, which of them a batch is contrasted with, and where its own go
-afterwards. It holds no row itself, so that all pairs of an objective share one memory, and one
+Each side of a pair of representations keeps its rows in a tensor (`cktf.contrast.bank`). A `Memory`
+says how many rows there are, which of them a batch is contrasted with, and which the batch
+overwrites. It holds no row itself, so that all pairs of an objective share one memory, and one
 `Draw` per batch.
 
 | memory | rows | positive | for |
 |---|---|---|---|
 | `Bank` | N, one per training sample | the sample's row, mixed over its visits | the paper |
-| `Queue` | the last M | the sample's other representation, now | any N: memory is M |
+| `Queue` | the last M | the sample's other representation, of this batch | any N: memory is M |
 | `InBatch` | none: the batch itself | the same | no memory at all |
 
 Estimators, for K negatives: `sampled` draws K for each anchor (the paper); `all` takes the exact
 expectation over every row; `shared` draws K rows once for the whole batch, in which an anchor's own
-class is masked and the rest is scaled to K. Which of them is when the right one is in
-docs/design.md, with their costs.
+class is masked and the rest is scaled to K. docs/design.md compares them and their costs.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from cktf import _check
+from cktf.contrast.config import ContrastConfig, Estimator
+from cktf.contrast.footprint import footprint
 from cktf.contrast.negatives import NegativeSampler, check_labels
 from cktf.errors import MethodError
 from cktf.functional.contrast import Candidates
-from cktf.processes import agreed, gathered
-
-Estimator = Literal["sampled", "all", "shared"]
+from cktf.processes import broadcast_first, gather
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Who is contrasted with whom in one batch.
+    """Rows of the memory that one batch is contrasted with, and rows that it overwrites.
 
     Attributes:
-        stored: [B] rows that hold the positives; None where the positive is the other network's
+        positive_index: [B] rows of the positives; None where the positive is the other network's
             representation of this batch.
-        slots: [processes · B] rows that the representations of all processes go to; None: nowhere.
-        drawn: [B, K] rows that are the negatives of each anchor; or None, and then
-        candidates: who of the keys is whose negative.
-        chosen: [K] rows that are the keys of the batch; None: all of them.
+        write_index: [processes · B] rows that the representations of all processes overwrite; None
+            for no row.
+        negative_index: [B, K] rows of each anchor's negatives; None where `candidates` says which
+            keys are negatives.
+        candidates: which keys are negatives of which anchors.
+        key_index: [K] rows of the batch's keys; None for all rows.
     """
 
-    stored: Tensor | None = None
-    slots: Tensor | None = None
-    drawn: Tensor | None = None
+    positive_index: Tensor | None = None
+    write_index: Tensor | None = None
+    negative_index: Tensor | None = None
     candidates: Candidates | None = None
-    chosen: Tensor | None = None
+    key_index: Tensor | None = None
 
     @property
     def negatives(self) -> int:
         """K."""
         if self.candidates is not None:
             return self.candidates.negatives
-        assert self.drawn is not None
-        return self.drawn.shape[1]
+        assert self.negative_index is not None
+        return self.negative_index.shape[1]
 
 
 class Memory(nn.Module, ABC):
@@ -69,17 +69,17 @@ class Memory(nn.Module, ABC):
         labels: [N] int64 classes: negatives come from other classes; None: all other samples.
         negatives: K.
         estimator: which negatives stand for all.
+        num_rows: rows of each side of a pair.
 
     Attributes:
-        rows: kept for each side of a pair.
-        mixes: whether a row keeps a part of what it held before.
+        uses_momentum: a row keeps a fraction of its old value.
 
     Raises:
         MethodError: nothing to draw from.
         ShapeError: labels that are not [N].
     """
 
-    mixes = False
+    uses_momentum = False
     labels: Tensor | None
 
     def __init__(
@@ -88,93 +88,92 @@ class Memory(nn.Module, ABC):
         labels: Tensor | None,
         negatives: int,
         estimator: Estimator,
-        rows: int,
+        num_rows: int,
     ) -> None:
         super().__init__()
         check_labels(dataset_size, labels)
-        self.dataset_size, self.negatives, self.rows = dataset_size, negatives, rows
+        self.dataset_size, self.negatives, self.num_rows = dataset_size, negatives, num_rows
         self.estimator = estimator
         self.register_buffer("labels", labels, persistent=False)
 
     @abstractmethod
     def draw(self, index: Tensor) -> Draw:
-        """Draw what a batch at positions [B] is contrasted with, and the rows that it goes to."""
+        """Draw the keys of a batch at positions [B], and reserve the rows that it overwrites."""
 
     def reserve(self, index: Tensor) -> Draw:
-        """Reserve the rows that a batch at positions [B] goes to; `after_step` takes them."""
+        """Reserve the rows that a batch at positions [B] overwrites; `after_step` takes them."""
         return Draw()
 
     def after_step(self) -> None:
         """Record the samples of the last batch as the owners of its rows."""
 
-    def given(self, contrast_index: Tensor, index: Tensor) -> Draw:
-        """A draw that was made elsewhere: [B, 1+K] rows, the positive first.
+    def draw_of(self, contrast_index: Tensor, index: Tensor) -> Draw:
+        """Make a draw from rows chosen elsewhere: [B, 1+K], the positive first.
 
         Raises:
-            MethodError: a memory that has not a row for each sample.
+            MethodError: a memory without a row for each sample.
             ShapeError: no such rows.
         """
         raise MethodError(
             "contrast_index names rows of a bank, one for each training sample, and this memory "
-            "is none. Set memory=bank, or leave contrast_index away."
+            "is no bank. Set memory=bank, or leave contrast_index out."
         )
 
     def full_after(self, samples: int) -> bool:
-        """Whether so many samples have filled it."""
-        return samples >= self.rows
+        """Whether so many samples fill it."""
+        return samples >= self.num_rows
 
     def check_batch(self, batch: int) -> None:
         """Raise MethodError for a batch of all processes that the memory cannot hold."""
 
-    def _ids(self, index: Tensor) -> Tensor:
-        """What makes samples each other's negatives when it differs; -1 stays -1."""
+    def _class_ids(self, index: Tensor) -> Tensor:
+        """Ids that differ between samples which are each other's negatives; -1 stays -1."""
         if self.labels is None:
             return index
         return torch.where(index < 0, -1, self.labels[index])
 
-    def _shared(self, device: torch.device) -> Tensor:
-        return agreed(torch.randint(self.rows, (self.negatives,), device=device))
+    def _draw_shared(self, device: torch.device) -> Tensor:
+        return broadcast_first(torch.randint(self.num_rows, (self.negatives,), device=device))
 
 
 class Bank(Memory):
     """A row per training sample."""
 
-    mixes = True
+    uses_momentum = True
 
     def __init__(
         self, dataset_size: int, labels: Tensor | None, negatives: int, estimator: Estimator
     ) -> None:
-        super().__init__(dataset_size, labels, negatives, estimator, rows=dataset_size)
+        super().__init__(dataset_size, labels, negatives, estimator, num_rows=dataset_size)
         # Its tables are as long as the training set; only these draws read them.
         self.sampler = NegativeSampler(dataset_size, labels) if estimator == "sampled" else None
 
     def draw(self, index: Tensor) -> Draw:
-        """Positives are the batch's own rows, which it then updates."""
+        """Draw negatives; the positives are the batch's own rows, which it then updates."""
         if self.sampler is not None:
-            drawn = self.sampler.draw(index, self.negatives)
-            return Draw(index, gathered(index), drawn=drawn)
-        slots = gathered(index)
+            negative_index = self.sampler.draw(index, self.negatives)
+            return Draw(index, gather(index), negative_index=negative_index)
+        write_index, key_index = gather(index), None
         if self.estimator == "shared":
-            chosen = self._shared(index.device)
-            keys = self._ids(chosen)
+            key_index = self._draw_shared(index.device)
+            key_ids = self._class_ids(key_index)
+        elif self.labels is None:
+            key_ids = torch.arange(self.num_rows, device=index.device)
         else:
-            chosen = None
             # Every row in order: its ids are the labels as they stand, without N look-ups a step.
-            keys = (
-                torch.arange(self.rows, device=index.device) if self.labels is None else self.labels
-            )
-        candidates = Candidates(self._ids(index), keys, self.negatives)
-        return Draw(index, slots, candidates=candidates, chosen=chosen)
+            key_ids = self.labels
+        candidates = Candidates(self._class_ids(index), key_ids, self.negatives)
+        return Draw(index, write_index, candidates=candidates, key_index=key_index)
 
     def reserve(self, index: Tensor) -> Draw:
         """Reserve the samples' own rows."""
-        return Draw(slots=gathered(index))
+        return Draw(write_index=gather(index))
 
-    def given(self, contrast_index: Tensor, index: Tensor) -> Draw:
-        """A draw that was made elsewhere."""
-        _check.chosen_rows(contrast_index, len(index), self.rows)
-        drawn = contrast_index[:, 1:].contiguous()
-        return Draw(contrast_index[:, 0], gathered(index), drawn=drawn)
+    def draw_of(self, contrast_index: Tensor, index: Tensor) -> Draw:
+        """Make a draw from rows chosen elsewhere."""
+        _check.contrast_index(contrast_index, len(index), self.num_rows)
+        negative_index = contrast_index[:, 1:].contiguous()
+        return Draw(contrast_index[:, 0], gather(index), negative_index=negative_index)
 
 
 class Queue(Memory):
@@ -183,7 +182,7 @@ class Queue(Memory):
     Rows that nothing has entered yet count as negatives of everyone.
 
     Attributes:
-        held: [M] int64, which sample each row is of; -1: none yet.
+        held: [M] int64, the sample that each row is of; -1: none yet.
         next: scalar int64, the row that is overwritten next.
     """
 
@@ -198,7 +197,7 @@ class Queue(Memory):
         estimator: Estimator,
         size: int,
     ) -> None:
-        super().__init__(dataset_size, labels, negatives, estimator, rows=size)
+        super().__init__(dataset_size, labels, negatives, estimator, num_rows=size)
         self.register_buffer("held", torch.full((size,), -1))
         self.register_buffer("next", torch.zeros((), dtype=torch.int64))
         self._pending: tuple[Tensor, Tensor] | None = None
@@ -206,36 +205,38 @@ class Queue(Memory):
     @torch.no_grad()
     def draw(self, index: Tensor) -> Draw:
         """Draw among the samples of earlier steps; in training reserve rows for the batch."""
-        chosen = None if self.estimator == "all" else self._shared(index.device)
-        held = self.held if chosen is None else self.held[chosen]
-        candidates = Candidates(self._ids(index), self._ids(held), self.negatives)
-        slots = self.reserve(index).slots if self.training else None
-        return Draw(slots=slots, candidates=candidates, chosen=chosen)
+        key_index = None if self.estimator == "all" else self._draw_shared(index.device)
+        key_samples = self.held if key_index is None else self.held[key_index]
+        candidates = Candidates(
+            self._class_ids(index), self._class_ids(key_samples), self.negatives
+        )
+        write_index = self.reserve(index).write_index if self.training else None
+        return Draw(write_index=write_index, candidates=candidates, key_index=key_index)
 
     @torch.no_grad()
     def reserve(self, index: Tensor) -> Draw:
         """Reserve the oldest rows."""
-        entering = gathered(index)
-        self.check_batch(len(entering))
-        slots = (self.next + torch.arange(len(entering), device=index.device)) % self.rows
-        self._pending = slots, entering
-        return Draw(slots=slots)
+        samples = gather(index)
+        self.check_batch(len(samples))
+        write_index = (self.next + torch.arange(len(samples), device=index.device)) % self.num_rows
+        self._pending = write_index, samples
+        return Draw(write_index=write_index)
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Record the last batch and move on to the next oldest rows."""
         if self._pending is not None:
-            slots, entering = self._pending
-            self.held[slots] = entering
-            self.next.add_(len(entering)).remainder_(self.rows)
+            write_index, samples = self._pending
+            self.held[write_index] = samples
+            self.next.add_(len(samples)).remainder_(self.num_rows)
             self._pending = None
 
     def check_batch(self, batch: int) -> None:
-        """A batch enters at once."""
-        if batch > self.rows:
+        """Raise MethodError for a batch of more samples than rows."""
+        if batch > self.num_rows:
             raise MethodError(
-                f"A queue holds at least one batch: queue_size is {self.rows}, the batch of all "
-                f"processes {batch}. Set queue_size to {batch} or more."
+                f"A queue holds at least one batch: queue_size is {self.num_rows}, the batch of "
+                f"all processes {batch}. Set queue_size to {batch} or more."
             )
 
 
@@ -243,10 +244,29 @@ class InBatch(Memory):
     """No memory: the negatives are the other samples of the batch of all processes."""
 
     def __init__(self, dataset_size: int, labels: Tensor | None) -> None:
-        super().__init__(dataset_size, labels, 0, "all", rows=0)
+        super().__init__(dataset_size, labels, 0, "all", num_rows=0)
 
     def draw(self, index: Tensor) -> Draw:
-        """Keys are the representations of the batch, in the order of the processes' ranks."""
-        keys = gathered(index)
-        others = max(1, len(keys) - 1)
-        return Draw(candidates=Candidates(self._ids(index), self._ids(keys), others))
+        """Take the batch's representations as keys, in the order of the processes' ranks."""
+        samples = gather(index)
+        candidates = Candidates(
+            self._class_ids(index), self._class_ids(samples), max(1, len(samples) - 1)
+        )
+        return Draw(candidates=candidates)
+
+
+def build_memory(
+    config: ContrastConfig, dataset_size: int, labels: Tensor | None, num_pairs: int
+) -> Memory:
+    """Build the memory that so many pairs of representations share.
+
+    Raises:
+        MethodError: the banks of all pairs do not fit; nothing was allocated.
+    """
+    footprint(config, dataset_size, batch=1, num_pairs=num_pairs).check(torch.device("cpu"))
+    estimator = config.chosen_estimator(dataset_size)
+    if config.memory == "batch":
+        return InBatch(dataset_size, labels)
+    if config.memory == "queue":
+        return Queue(dataset_size, labels, config.negatives, estimator, config.queue_size)
+    return Bank(dataset_size, labels, config.negatives, estimator)

@@ -28,7 +28,7 @@ def cc_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
     2.0
     """
     _check.equal_vectors("CC", student_embedding, teacher_embedding)
-    _check.several("CC", student_embedding)
+    _check.at_least_two("CC", student_embedding)
     delta = student_embedding.float() - teacher_embedding.float()
     total: Tensor = torch.linalg.vector_norm(delta[:-1] * delta[1:], 1)
     return total / (len(delta) - 1)

@@ -15,19 +15,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cktf import _check
-from cktf.processes import averaged, processes
+from cktf.processes import mean_over_processes, num_processes
 
 
 class _Centered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        return rows - averaged(rows.mean(0))
+        return rows - mean_over_processes(rows.mean(0))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         # It is a projection, and its own transpose.
-        return grad_output - averaged(grad_output.mean(0))
+        return grad_output - mean_over_processes(grad_output.mean(0))
 
 
 def centered(rows: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def centered(rows: Tensor) -> Tensor:
     Raises:
         ShapeError: a batch of one, of which nothing would be left.
     """
-    if processes() == 1:
-        _check.several("A centered head", rows)
+    if num_processes() == 1:
+        _check.at_least_two("A centered head", rows)
     found: Tensor = _Centered.apply(rows)
     return found

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 EPSILON = 1e-7
-# The least temperature at which no exponential of 1/τ, times any number of rows, leaves float32.
-COLDEST = 0.02
+# At a lower temperature exp(1/τ), times the number of rows, exceeds float32.
+MIN_TEMPERATURE = 0.02
 _LOG2E = math.log2(math.e)
 # So many terms of at most 2 have a product that float32 holds.
 _JOINED = 64

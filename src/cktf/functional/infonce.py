@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cktf.errors import MethodError
 from cktf.functional.contrast import dense_contrast, sampled_contrast
-from cktf.functional.critics import COLDEST, InfoNCECritic
+from cktf.functional.critics import MIN_TEMPERATURE, InfoNCECritic
 from cktf.functional.nce import check_all, check_sampled
 
 
@@ -57,8 +57,8 @@ def infonce_loss_all(
 
 
 def _check_temperature(temperature: float) -> None:
-    if not COLDEST <= temperature < math.inf:
+    if not MIN_TEMPERATURE <= temperature < math.inf:
         raise MethodError(
-            f"InfoNCE takes a temperature of {COLDEST} or more, given {temperature}: exponentials "
-            "of 1/τ would leave float32."
+            f"InfoNCE takes a temperature of {MIN_TEMPERATURE} or more, given {temperature}: "
+            "exponentials of 1/τ would exceed float32."
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from cktf.processes import summed
+from cktf.processes import sum_over_processes
 
 ModuleNorm = Literal["batch", "sample", "none"]
 _WINDOW = 8
@@ -63,7 +63,7 @@ class _PooledUnits(torch.autograd.Function):
         squares = torch.zeros(rows.shape[1], device=maps.device)
         for block in blocks:
             squares += rows[block].float().square().sum(0)
-        squares = summed(squares)
+        squares = sum_over_processes(squares)
         scale = squares.clamp_min(EPSILON**2).rsqrt()
         # Where the norm is held at its smallest, it does not depend on the map.
         cubed = torch.where(squares > EPSILON**2, scale**3, 0.0)
@@ -81,7 +81,7 @@ class _PooledUnits(torch.autograd.Function):
         for block in blocks:
             part = maps[block].float()
             along += (_spread(gradient[block], part) * _flat(part)).sum(0)
-        along = summed(along) * cubed
+        along = sum_over_processes(along) * cubed
         found = torch.empty_like(_flat(maps))
         for block in blocks:
             part = maps[block].float()

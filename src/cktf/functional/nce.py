@@ -90,8 +90,8 @@ def _check_temperature(temperature: float) -> None:
 
 def check_sampled(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> None:
     """Raise ShapeError unless anchors, bank and chosen rows fit together."""
-    _check.rows_of_one_length(anchor, bank)
-    _check.chosen_rows(contrast_index, len(anchor), len(bank))
+    _check.equal_length_rows(anchor, bank)
+    _check.contrast_index(contrast_index, len(anchor), len(bank))
 
 
 def nce_loss_all(
@@ -141,7 +141,7 @@ def check_all(
     bank_labels: Tensor | None,
 ) -> Candidates:
     """Who is whose negative, or ShapeError where the arguments do not fit together."""
-    _check.rows_of_one_length(anchor, bank)
+    _check.equal_length_rows(anchor, bank)
     _check.indices("The contrastive loss", index, len(anchor), len(bank))
     if negatives < 1 or len(bank) < 2:
         raise ShapeError(

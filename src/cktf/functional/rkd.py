@@ -100,7 +100,7 @@ def rkd_loss(
     True
     """
     _check.paired_vectors("RKD", student_embedding, teacher_embedding)
-    _check.several("RKD", student_embedding)
+    _check.at_least_two("RKD", student_embedding)
     student, teacher = student_embedding.float(), teacher_embedding.detach().float()
     total = torch.zeros((), device=student.device)
     if distance_weight:

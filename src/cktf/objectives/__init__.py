@@ -1,4 +1,4 @@
-"""Objectives: what a student minimizes, one file per paper."""
+"""Objectives that a student minimizes, one file per paper."""
 
 from cktf.objectives.ab import AB
 from cktf.objectives.at import AT
@@ -14,7 +14,8 @@ from cktf.objectives.kd import KD
 from cktf.objectives.kdsvd import KDSVD
 from cktf.objectives.nst import NST
 from cktf.objectives.pkt import PKT
-from cktf.objectives.registry import METHODS, Method, compose, features_read, parse, term_names
+from cktf.objectives.presets import PRESETS, expand_preset
+from cktf.objectives.registry import METHODS, compose, features_read, parse, term_names
 from cktf.objectives.rkd import RKD
 from cktf.objectives.sp import SP
 from cktf.objectives.vid import VID
@@ -32,6 +33,7 @@ __all__ = [
     "METHODS",
     "NST",
     "PKT",
+    "PRESETS",
     "RKD",
     "SP",
     "VID",
@@ -39,11 +41,11 @@ __all__ = [
     "CrossEntropy",
     "FitNet",
     "Loss",
-    "Method",
     "Objective",
     "Phase",
     "WeightedSum",
     "compose",
+    "expand_preset",
     "features_read",
     "parse",
     "term_names",

@@ -5,9 +5,11 @@ Neurons", AAAI 2019, arXiv 1811.03233.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import Self
 
 from cktf.batch import Batch
 from cktf.errors import MethodError
@@ -39,7 +41,9 @@ class AB(Objective):
         init_lr: learning rate of the initialization.
     """
 
-    needs = frozenset({"logits", "preacts"})
+    title = "Activation boundaries"
+    paper = "arXiv 1811.03233"
+    requires = frozenset({"preacts"})
     only_initializes = True
 
     def __init__(
@@ -58,6 +62,12 @@ class AB(Objective):
             for s, t in zip(student, teacher, strict=True)
         )
 
+    @classmethod
+    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
+        """Build it for two networks whose pre-activations are known."""
+        students, teachers = stage_maps("AB", *context.both("AB"), "preacts")
+        return cls([m.shape for m in students], [m.shape for m in teachers], **options)
+
     def phases(self) -> list[Phase]:
         """The student's layers and the connectors, on this loss alone."""
         return [Phase("ab", self, self.init_lr)]
@@ -67,9 +77,3 @@ class AB(Objective):
         maps = stage_maps("AB", student, teacher, "preacts")
         pairs = [c(s, t) for c, s, t in zip(self.connectors, *maps, strict=True)]
         return loss_of("ab", ab_loss([s for s, _ in pairs], [t for _, t in pairs], self.margin))
-
-
-def build(setting: BuildContext, **options: float) -> AB:
-    """AB between two networks whose pre-activations are known."""
-    students, teachers = stage_maps("AB", *setting.both("AB"), "preacts")
-    return AB([m.shape for m in students], [m.shape for m in teachers], **options)

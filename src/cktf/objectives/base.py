@@ -1,11 +1,14 @@
 """What every objective is: a weighted sum of terms over the features of two networks."""
 
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from cktf.batch import Batch
 from cktf.contrast import Footprint
@@ -13,6 +16,11 @@ from cktf.errors import MethodError
 from cktf.taps import CacheSpec, Features
 
 T = TypeVar("T")
+
+# What an objective may require of a batch, and not of the networks.
+BATCH_FIELDS = frozenset({"labels", "index"})
+# Constructor arguments that the training set decides.
+_FROM_CONTEXT = frozenset({"labels", "config"})
 
 
 @dataclass(frozen=True)
@@ -93,16 +101,60 @@ class Objective(nn.Module, ABC):
     `after_step` updates the memories from it: a step is skipped by not calling `after_step`.
 
     Attributes:
-        needs: names of the `Features` that it reads, from both networks.
+        title: the method's full name.
+        paper: its source.
+        default_weight: its weight in a sum, as published.
+        weight_options: options that a weight in a method string sets besides.
+        requires: names of the `Features` that it reads of both networks, and `labels` or `index`
+            where it reads those of the batch.
         needs_teacher: whether the teacher runs at all.
         only_initializes: whether it is minimized in its phases, and no part of the sum after them.
         filling: whether `fill` wants a pass over the training set before training.
     """
 
-    needs: frozenset[str] = frozenset({"logits"})
+    title: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    default_weight: ClassVar[float] = 1.0
+    weight_options: ClassVar[Mapping[str, Any]] = {}
+    requires: frozenset[str] = frozenset()
     needs_teacher: bool = True
     only_initializes: bool = False
     filling: bool = False
+
+    @classmethod
+    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
+        """Build it for two networks and a training set.
+
+        Raises:
+            MethodError: the method does not fit them, or an option is out of its range.
+        """
+        return cls(**options)
+
+    @classmethod
+    def options(cls) -> dict[str, inspect.Parameter]:
+        """The method's options with their types and defaults."""
+        return {
+            name: parameter
+            for name, parameter in inspect.signature(cls).parameters.items()
+            if parameter.default is not parameter.empty and name not in _FROM_CONTEXT
+        }
+
+    @classmethod
+    def accepts_unlabeled(cls) -> bool:
+        """Whether it works on images without labels."""
+        return "labels" not in cls.requires and not cls.only_initializes
+
+    @classmethod
+    def first_phase(cls) -> str:
+        """When it trains a phase before the sum: `yes`, by an option, or never (empty)."""
+        if cls.phases is Objective.phases:
+            return ""
+        return "if staged" if "staged" in cls.options() else "yes"
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Names of the `Features` that the networks are tapped for."""
+        return self.requires - BATCH_FIELDS | {"logits"}
 
     @abstractmethod
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
@@ -118,7 +170,7 @@ class Objective(nn.Module, ABC):
         Raises:
             MethodError: it reads whole maps, which take too much room.
         """
-        maps = sorted(self.needs - {"logits", "embedding"})
+        maps = sorted(self.features - {"logits", "embedding"})
         if maps:
             raise MethodError(
                 f"{type(self).__name__} reads whole maps of the teacher ({', '.join(maps)}), and a "
@@ -126,7 +178,7 @@ class Objective(nn.Module, ABC):
                 "teacher_cache, or with methods that read no more: kd, cc, rkd, pkt, crd, and cktf "
                 "with options.cktf.module_norm=none."
             )
-        return CacheSpec(embedding="embedding" in self.needs)
+        return CacheSpec(embedding="embedding" in self.features)
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before each epoch, which are counted from 1; most objectives do not care."""
@@ -174,7 +226,7 @@ class WeightedSum(Objective):
             )
         self.weights = {name: weight for name, (weight, _) in summed.items()}
         parts = [objective for _, objective in summed.values()]
-        self.needs = frozenset().union(*(part.needs for part in parts))
+        self.requires = frozenset().union(*(part.requires for part in parts))
         self.needs_teacher = any(part.needs_teacher for part in parts)
         self.filling = any(part.filling for part in parts)
 
@@ -198,8 +250,20 @@ class WeightedSum(Objective):
                 parts |= {f"{name}.{part}": value for part, value in loss.terms.items()}
         return Loss(total, parts)
 
+    def describe(self) -> str:
+        """List the weights: `1 ce + 1 cktf (beta 0.8, theta 0.1) + 1 kd`."""
+        notes = {name: self.terms[name].extra_repr() for name in self.weights}
+        return " + ".join(
+            f"{weight:g} {name}{f' ({notes[name]})' if notes[name] else ''}"
+            for name, weight in self.weights.items()
+        )
+
     def cacheable(self) -> CacheSpec:
-        """Enough for every term; those that first train on the teacher's maps are refused."""
+        """The features that suffice for all terms.
+
+        Raises:
+            MethodError: a term first trains on the teacher's whole maps.
+        """
         found = CacheSpec()
         for term in self.terms.values():
             objective = cast(Objective, term)

@@ -4,7 +4,10 @@ Source: Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2
 arXiv 1904.01802.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from cktf.batch import Batch
 from cktf.errors import MethodError
@@ -26,7 +29,10 @@ class CC(Objective):
         embedding_dim: of what is compared.
     """
 
-    needs = frozenset({"logits", "embedding"})
+    title = "Correlation congruence"
+    paper = "arXiv 1904.01802"
+    default_weight = 0.02
+    requires = frozenset({"embedding"})
 
     def __init__(self, student_dim: int, teacher_dim: int, embedding_dim: int = 128) -> None:
         super().__init__()
@@ -34,6 +40,12 @@ class CC(Objective):
             raise MethodError(f"CC's embedding_dim is 1 or more, given {embedding_dim}.")
         self.student_head = nn.Linear(student_dim, embedding_dim)
         self.teacher_head = nn.Linear(teacher_dim, embedding_dim)
+
+    @classmethod
+    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
+        """Build it for two networks with embeddings."""
+        student, teacher = embeddings("CC", *context.both("CC"))
+        return cls(student.shape[1], teacher.shape[1], **options)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
@@ -43,9 +55,3 @@ class CC(Objective):
     def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         own = self.student_head(student.float())
         return cc_loss(own, self.teacher_head(teacher.detach().float()))
-
-
-def build(setting: BuildContext, **options: int) -> CC:
-    """CC between two networks with embeddings."""
-    student, teacher = embeddings("CC", *setting.both("CC"))
-    return CC(student.shape[1], teacher.shape[1], **options)

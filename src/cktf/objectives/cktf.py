@@ -12,15 +12,16 @@ Departures: networks of unequal depth, width or resolution are paired too; those
 """
 
 import math
-from typing import Any, Literal, cast, get_args
+from inspect import Parameter
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Unpack
+from typing_extensions import Self
 
 from cktf import _check
 from cktf.batch import Batch
-from cktf.contrast import ContrastOptions, Footprint, Memory
+from cktf.contrast import ContrastConfig, Footprint, Memory, rename_options
 from cktf.errors import MethodError, nearest
 from cktf.functional.maps import paired
 from cktf.functional.module_vector import EPSILON, ModuleNorm, module_grid, module_vector
@@ -28,11 +29,11 @@ from cktf.functional.precision import full_precision
 from cktf.objectives.base import BuildContext, Loss, Objective, present
 from cktf.objectives.crd import CRD
 from cktf.objectives.pairs import embeddings
-from cktf.processes import agreed, processes, summed
+from cktf.processes import broadcast_first, num_processes, sum_over_processes
 from cktf.taps import CacheSpec, Features
 
-# Below it, a product of squared norms is that of maps of zeros.
-_SMALLEST = 1e-16
+# A smaller product of squared norms comes from maps of zeros.
+_MIN_PRODUCT = 1e-16
 
 Match = Literal["last", "first", "random", "smallest", "largest"]
 
@@ -54,7 +55,8 @@ class CKTF(Objective):
             `largest` cosine similarity with the student's over the whole batch.
         module_norm: `batch` (as published), `sample` or `none`: see `module_vector`.
         labels: [N] classes: negatives come from other classes; without, from all other samples.
-        contrast: options of `cktf.objectives.CRD`, the same for all pairs.
+        config: options of contrast, the same for all pairs.
+        options: fields of `cktf.contrast.ContrastConfig`, over those of `config`.
 
     Attributes:
         pairs: CRD objectives in the order stem, module 1…n, embedding.
@@ -62,6 +64,11 @@ class CKTF(Objective):
     Raises:
         MethodError: a network without stages, or an option out of its range.
     """
+
+    title = "Contrastive knowledge transfer framework"
+    paper = "arXiv 2303.07599"
+    weight_options: ClassVar = {"beta": 1.0, "theta": 1.0}
+    requires = frozenset({"stem", "stages", "blocks", "embedding", "index"})
 
     def __init__(
         self,
@@ -74,28 +81,48 @@ class CKTF(Objective):
         match: Match = "last",
         module_norm: ModuleNorm = "batch",
         labels: Tensor | None = None,
-        **contrast: Unpack[ContrastOptions],
+        config: ContrastConfig | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         _check_options(beta, theta, match, module_norm)
         self.beta, self.theta, self.match, self.module_norm = beta, theta, match, module_norm
-        self.needs = needs_of(match, beta, theta)
-        self._whole = student.pool_globally and teacher.pool_globally
-        vectors = self._vectors(student, teacher)
-        self._kept = CacheSpec(embedding=beta > 0) | (
-            self._maps(student, teacher) if theta else CacheSpec()
+        maps = {"stem", "stages"} if match == "last" else {"stem", "stages", "blocks"}
+        self.requires = frozenset(
+            {"index"} | (maps if theta else set()) | ({"embedding"} if beta else set())
         )
-        # The first pair makes the memory, and all share it: one draw serves them all.
-        source: Memory | None = None
+        self._pool_globally = student.pool_globally and teacher.pool_globally
+        vectors = self._vectors(student, teacher)
+        self._cache_spec = CacheSpec(embedding=beta > 0) | (
+            self._map_spec(student, teacher) if theta else CacheSpec()
+        )
+        config = ContrastConfig.from_options(dict(config or {}) | rename_options(options))
+        # The first pair builds the memory, and all share it: one draw serves them all.
+        memory: Memory | None = None
         self.pairs = nn.ModuleList()
         for s, t in vectors.values():
             pair = CRD(
                 s.shape[1], t.shape[1], dataset_size,
-                labels=labels, source=source, sharing=len(vectors), **contrast,
+                labels=labels, memory_module=memory, num_pairs=len(vectors), config=config,
             )  # fmt: skip
-            source = pair.memory
+            memory = pair.memory
             self.pairs.append(pair)
         self.filling = pair.filling
+
+    @classmethod
+    def options(cls) -> dict[str, Parameter]:
+        """Its own options, and those of contrast."""
+        return super().options() | CRD.options()
+
+    @classmethod
+    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
+        """Build it for two networks with stages."""
+        student, teacher = context.both("CKTF")
+        return cls(student, teacher, context.dataset_size, labels=context.labels, **options)
+
+    def extra_repr(self) -> str:
+        """The weights of its two parts, for lists."""
+        return f"beta {self.beta:g}, theta {self.theta:g}"
 
     def loss(
         self,
@@ -117,7 +144,10 @@ class CKTF(Objective):
         """
         memory = self._pairs()[0].memory
         _check.indices("CKTF", index, len(student.logits), memory.dataset_size)
-        draw = memory.draw(index) if contrast_index is None else memory.given(contrast_index, index)
+        if contrast_index is None:
+            draw = memory.draw(index)
+        else:
+            draw = memory.draw_of(contrast_index, index)
         total = torch.zeros((), device=index.device)
         terms: dict[str, Tensor] = {}
         vectors = self._vectors(student, teacher)
@@ -132,7 +162,7 @@ class CKTF(Objective):
         return self.loss(student, present(teacher, "CKTF's teacher"), batch.index)
 
     def cacheable(self) -> CacheSpec:
-        """The averages of maps that the heads read, as long as nothing reads the maps before."""
+        """The averages of maps that the heads read, where nothing else reads the maps."""
         if self.theta and (self.match != "last" or self.module_norm != "none"):
             raise MethodError(
                 f"CKTF with match={self.match}, module_norm={self.module_norm} reads the teacher's "
@@ -140,7 +170,7 @@ class CKTF(Objective):
                 "without teacher_cache, or with options.cktf.match=last and "
                 "options.cktf.module_norm=none."
             )
-        return self._kept
+        return self._cache_spec
 
     def begin_epoch(self, epoch: int) -> None:
         """Tell every pair."""
@@ -175,36 +205,36 @@ class CKTF(Objective):
         return [cast(CRD, pair) for pair in self.pairs]
 
     def _vectors(self, student: Features, teacher: Features) -> dict[str, tuple[Tensor, Tensor]]:
-        """What each pair's heads read, in the order of `pairs`; nothing for a weight of 0."""
-        found: dict[str, tuple[Tensor, Tensor]] = {}
-        for own, other in ((student.stem, teacher.stem), (student.embedding, teacher.embedding)):
-            if own is not None and other is not None:
-                _check.same_batch("CKTF", own, other)
+        """Inputs of each pair's heads, in the order of `pairs`; none for a weight of 0."""
+        for s, t in ((student.stem, teacher.stem), (student.embedding, teacher.embedding)):
+            if s is not None and t is not None:
+                _check.same_batch("CKTF", s, t)
+        vectors: dict[str, tuple[Tensor, Tensor]] = {}
         if self.theta:
-            found["stem"] = self._stem(student, teacher)
-            for k, (s, candidates) in enumerate(self._stages(student, teacher), start=1):
-                found[f"module{k}"] = self._module(s, candidates)
+            vectors["stem"] = self._stem(student, teacher)
+            for k, (stage, candidates) in enumerate(self._stages(student, teacher), start=1):
+                vectors[f"module{k}"] = self._module(stage, candidates)
         if self.beta:
-            found["embedding"] = embeddings("CKTF", student, teacher)
-        return found
+            vectors["embedding"] = embeddings("CKTF", student, teacher)
+        return vectors
 
     def _stem(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
-        own, other = present(student.stem, "A stem"), present(teacher.stem, "A stem")
-        grid = module_grid(own.shape, other.shape, self._whole)
+        s, t = present(student.stem, "A stem"), present(teacher.stem, "A stem")
+        grid = module_grid(s.shape, t.shape, self._pool_globally)
         return (
-            module_vector(own, own.shape[1], grid, "none"),
-            module_vector(other.detach(), other.shape[1], grid, "none"),
+            module_vector(s, s.shape[1], grid, "none"),
+            module_vector(t.detach(), t.shape[1], grid, "none"),
         )
 
-    def _maps(self, student: Features, teacher: Features) -> CacheSpec:
-        """What the heads read of the teacher's maps, each averaged to its grid."""
+    def _map_spec(self, student: Features, teacher: Features) -> CacheSpec:
+        """The teacher's maps that the heads read, each averaged to its grid."""
 
-        def grid(own: Tensor | None, other: Tensor | None) -> tuple[int, int]:
-            shapes = present(own, "A stem").shape, present(other, "A stem").shape
-            return module_grid(*shapes, self._whole)
+        def grid(student_map: Tensor | None, teacher_map: Tensor | None) -> tuple[int, int]:
+            s, t = present(student_map, "A stem"), present(teacher_map, "A stem")
+            return module_grid(s.shape, t.shape, self._pool_globally)
 
-        places = paired(range(len(student.stages)), range(len(teacher.stages)))
-        stages = ((t, grid(student.stages[s], teacher.stages[t])) for s, t in places)
+        positions = paired(range(len(student.stages)), range(len(teacher.stages)))
+        stages = ((t, grid(student.stages[s], teacher.stages[t])) for s, t in positions)
         return CacheSpec(stem=grid(student.stem, teacher.stem), stages=tuple(stages))
 
     def _stages(
@@ -214,7 +244,9 @@ class CKTF(Objective):
 
         Of the network with more stages, those at even distances are used, the last among them.
         """
-        blocks = teacher.blocks if "blocks" in self.needs else tuple((m,) for m in teacher.stages)
+        blocks = (
+            teacher.blocks if "blocks" in self.requires else tuple((m,) for m in teacher.stages)
+        )
         if teacher.stages and not blocks:
             raise MethodError(
                 f"match={self.match} chooses among the blocks of the teacher's stages, and they "
@@ -225,41 +257,35 @@ class CKTF(Objective):
         return paired(student.stages, blocks)
 
     def _module(self, student: Tensor, candidates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        teacher = self._choose(student.detach(), candidates).detach()
-        # Of one size whichever is chosen: the heads are as wide as the widest.
-        grid = module_grid(student.shape, candidates[-1].shape, self._whole)
+        teacher = self._match(student.detach(), candidates).detach()
+        # The same size for every candidate: the heads are as wide as the widest.
+        grid = module_grid(student.shape, candidates[-1].shape, self._pool_globally)
         channels = max(m.shape[1] for m in (student, *candidates))
         return (
             module_vector(student, channels, grid, self.module_norm),
             module_vector(teacher, channels, grid, self.module_norm),
         )
 
-    def _choose(self, student: Tensor, candidates: tuple[Tensor, ...]) -> Tensor:
+    def _match(self, student: Tensor, candidates: tuple[Tensor, ...]) -> Tensor:
+        """The teacher's map among the candidates that `match` pairs with the student's."""
         if self.match == "last" or len(candidates) == 1:
             return candidates[-1]
         if self.match == "first":
             return candidates[0]
         if self.match == "random":
             # Reading it keeps no GPU waiting, unless processes have to agree on it there.
-            device = torch.device("cpu") if processes() == 1 else student.device
-            drawn = torch.randint(len(candidates), (), device=device)
-            return candidates[int(agreed(drawn))]
-        cosines = [_cosine(student, c) for c in candidates]
-        chosen = torch.stack(cosines)
-        return candidates[int(chosen.argmin() if self.match == "smallest" else chosen.argmax())]
-
-
-def needs_of(match: str, beta: float, theta: float) -> frozenset[str]:
-    """The features that CKTF reads with a kind of matching and weights."""
-    maps = {"stem", "stages"} if match == "last" else {"stem", "stages", "blocks"}
-    return frozenset({"logits"} | (maps if theta else set()) | ({"embedding"} if beta else set()))
+            device = torch.device("cpu") if num_processes() == 1 else student.device
+            position = torch.randint(len(candidates), (), device=device)
+            return candidates[int(broadcast_first(position))]
+        cosines = torch.stack([_cosine(student, c) for c in candidates])
+        return candidates[int(cosines.argmin() if self.match == "smallest" else cosines.argmax())]
 
 
 @full_precision
 def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """Cosine of two whole batches of maps, of all processes, the smaller fitted to the other.
+    """Cosine similarity of two whole batches of maps, of all processes, fitted to each other.
 
-    Every unit counts alike: it is divided by its norm over the batch before.
+    Every unit is divided by its norm over the batch first.
     """
     # As the objective is built, one of the networks may be on a GPU already.
     teacher = teacher.to(student.device)
@@ -271,32 +297,42 @@ def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
         module_vector(m, channels, (grid[0], grid[1]), "batch").flatten()
         for m in (student, teacher)
     )
-    return _cosine_of(*summed(torch.stack([s @ t, s @ s, t @ t])).unbind())
+    return _cosine_of(*sum_over_processes(torch.stack([s @ t, s @ s, t @ t])).unbind())
 
 
 def _cosine_of_units(narrow: Tensor, wide: Tensor) -> Tensor:
-    """The same of maps of one size, from sums over the batch: nothing is divided but these."""
+    """The same for maps of one size, from sums over the batch: only these are divided."""
     narrow, wide = narrow.float(), wide.float()
     channels = narrow.shape[1]
-    # Channels of the wide one that the narrow one has none beside.
-    before = (wide.shape[1] - channels) // 2
-    beside = wide[:, before : before + channels]
-    sums = torch.cat([_over_batch(m) for m in (narrow * beside, narrow.square(), wide.square())])
-    product, own, other = torch.split(summed(sums), [channels, channels, wide.shape[1]])
-    own_scale, other_scale = (squares.clamp_min(EPSILON**2).rsqrt() for squares in (own, other))
-    aligned = product * own_scale * other_scale[before : before + channels]
-    return _cosine_of(aligned.sum(), (own * own_scale**2).sum(), (other * other_scale**2).sum())
+    # The narrow map is centered on the channels of the wide one.
+    offset = (wide.shape[1] - channels) // 2
+    middle = slice(offset, offset + channels)
+    sums = torch.cat(
+        [_sum_batch(m) for m in (narrow * wide[:, middle], narrow.square(), wide.square())]
+    )
+    product, narrow_squares, wide_squares = torch.split(
+        sum_over_processes(sums), [channels, channels, wide.shape[1]]
+    )
+    narrow_scale, wide_scale = (
+        squares.clamp_min(EPSILON**2).rsqrt() for squares in (narrow_squares, wide_squares)
+    )
+    aligned = product * narrow_scale * wide_scale[middle]
+    return _cosine_of(
+        aligned.sum(),
+        (narrow_squares * narrow_scale**2).sum(),
+        (wide_squares * wide_scale**2).sum(),
+    )
 
 
-def _over_batch(maps: Tensor) -> Tensor:
-    """[B, C, H, W] -> [C, H, W], a sum in the order of memory: in another it takes six times."""
+def _sum_batch(maps: Tensor) -> Tensor:
+    """[B, C, H, W] -> [C, H, W], a sum in memory order: another order takes six times as long."""
     if maps.is_contiguous(memory_format=torch.channels_last):
         return maps.permute(0, 2, 3, 1).sum(0).permute(2, 0, 1)
     return maps.sum(0)
 
 
-def _cosine_of(product: Tensor, own: Tensor, other: Tensor) -> Tensor:
-    return product * (own * other).clamp_min(_SMALLEST).rsqrt()
+def _cosine_of(product: Tensor, student_square: Tensor, teacher_square: Tensor) -> Tensor:
+    return product * (student_square * teacher_square).clamp_min(_MIN_PRODUCT).rsqrt()
 
 
 def _check_options(beta: float, theta: float, match: str, module_norm: str) -> None:
@@ -311,9 +347,3 @@ def _check_options(beta: float, theta: float, match: str, module_norm: str) -> N
     ):
         if value not in known:
             raise MethodError(f"CKTF knows no {name} {value!r}. {nearest(value, known)}")
-
-
-def build(setting: BuildContext, **options: Any) -> CKTF:
-    """CKTF between the two networks of a setting."""
-    student, teacher = setting.both("CKTF")
-    return CKTF(student, teacher, setting.dataset_size, labels=setting.labels, **options)

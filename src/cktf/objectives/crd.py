@@ -14,31 +14,27 @@ class. Other memories and critics than the paper's are options too: see
 `cktf.contrast`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from cktf import _check
 from cktf.batch import Batch
 from cktf.contrast import (
     DEVICE,
-    CriticName,
+    ContrastConfig,
     Draw,
-    Estimator,
     Footprint,
-    Init,
     Memory,
-    MemoryName,
-    Queue,
-    Storage,
-    check_options,
+    build_memory,
     footprint,
-    new_memory,
     random_bank,
+    rename_options,
     rows_of,
     update_bank,
 )
@@ -47,17 +43,17 @@ from cktf.functional.contrast import dense_contrast, sampled_contrast
 from cktf.functional.critics import Critic, InfoNCECritic, MeanScore, NCECritic
 from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
 from cktf.objectives.pairs import embeddings
-from cktf.processes import averaged, gathered
+from cktf.processes import gather, mean_over_processes
 from cktf.taps import Features
 
 
 @dataclass(frozen=True)
-class _Pending:
-    """What `after_step` stores of a batch: unit rows, the bank rows they go to, normalizers."""
+class _PendingUpdate:
+    """Unit rows of a batch, the bank rows that they go to, and normalizers, for `after_step`."""
 
     student: Tensor
     teacher: Tensor
-    slots: Tensor | None
+    write_index: Tensor | None
     student_normalizer: Tensor
     teacher_normalizer: Tensor
 
@@ -72,43 +68,28 @@ class CRD(Objective):
         student_dim: length of the student's vectors.
         teacher_dim: length of the teacher's vectors.
         dataset_size: N, samples in the training set.
-        embedding_dim: length of the rows that are compared.
-        negatives: K, negatives for each anchor.
-        temperature: τ, by which the products of unit rows are divided. The paper takes 0.1 on
-            CIFAR-100 and 0.07 on Tiny-ImageNet and STL-10, as a method string without labels does.
-        momentum: how much of its old row a sample keeps at each visit, in a bank.
-        memory: `bank`, a row per sample (the paper); `queue`, the last rows, whatever N; `batch`,
-            the other samples of the batch.
-        queue_size: M, rows of a queue.
-        estimator: `sampled` draws K negatives for each anchor (the paper); `all` takes the exact
-            expectation over every row; `shared` draws K rows for the whole batch. None is `shared`
-            for a bank of more than K rows and `all` otherwise.
-        critic: `nce` (the paper), with a normalizer that the first batch fixes; or `infonce`.
-        storage: type of the rows. `bfloat16` takes half the memory, and products are faster where
-            the hardware multiplies it.
-        place: of a bank: on the `device`, in `host` memory, or a folder in which it is a mapped
-            file; the last two with `shared`.
-        init: rows at the start: `random` (the paper), or from a `forward` pass over the training
-            set.
-        renormalize: epochs at whose first batch the normalizers are set anew.
-        center: whether the batch's mean is taken from what a head gives, before rows get unit
-            length: then no direction that all samples share can take the rows over.
         labels: [N] classes: negatives come from other classes; None: from all other samples.
-        source: the memory, where several objectives share one.
-        sharing: how many objectives will share the memory that this one makes.
+        memory_module: the memory, where several objectives share one; built where None.
+        num_pairs: objectives that share the memory which this one builds.
+        config: options of contrast.
+        options: fields of `cktf.contrast.ContrastConfig`, over those of `config`.
 
     Attributes:
+        config: the options.
         student_head, teacher_head: `nn.Linear` to embedding_dim; both train.
         student_bank, teacher_bank: the rows, [N, embedding_dim] for a bank.
         student_normalizer: Z where the student is the anchor; 0 until the first batch sets it.
-            Without a memory Z over the batch's size, which may change.
+            Without a memory it is Z over the batch's size, which may change.
         teacher_normalizer: Z where the teacher is the anchor.
 
     Raises:
         MethodError: an option out of its range, or more memory than there is.
     """
 
-    needs = frozenset({"embedding"})
+    title = "Contrastive representation distillation"
+    paper = "arXiv 1910.10699"
+    default_weight = 0.8
+    requires = frozenset({"embedding", "index"})
 
     student_bank: Tensor
     teacher_bank: Tensor
@@ -120,51 +101,47 @@ class CRD(Objective):
         student_dim: int,
         teacher_dim: int,
         dataset_size: int,
-        embedding_dim: int = 128,
-        negatives: int = 16384,
-        temperature: float = 0.1,
-        momentum: float = 0.5,
         *,
-        memory: MemoryName = "bank",
-        queue_size: int = 16384,
-        estimator: Estimator | None = None,
-        critic: CriticName = "nce",
-        storage: Storage = "float32",
-        place: str = DEVICE,
-        init: Init = "random",
-        renormalize: Sequence[int] = (),
-        center: bool = False,
         labels: Tensor | None = None,
-        source: Memory | None = None,
-        sharing: int = 1,
+        memory_module: Memory | None = None,
+        num_pairs: int = 1,
+        config: ContrastConfig | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        check_options(
-            embedding_dim=embedding_dim, negatives=negatives, temperature=temperature,
-            momentum=momentum, memory=memory, queue_size=queue_size, estimator=estimator,
-            critic=critic, storage=storage, place=place, init=init, renormalize=renormalize,
-        )  # fmt: skip
-        self.temperature, self.momentum, self.critic = temperature, momentum, critic
-        self.storage, self.place, self.renormalize = storage, place, frozenset(renormalize)
-        self.embedding_dim, self.center = embedding_dim, center
-        if source is None:
-            source = new_memory(
-                dataset_size, labels,
-                memory=memory, negatives=negatives, estimator=estimator, queue_size=queue_size,
-                pairs=sharing, embedding_dim=embedding_dim, storage=storage, place=place,
-            )  # fmt: skip
-        self.memory = source
-        self.filling = init == "forward" and source.rows > 0
-        self.student_head = nn.Linear(student_dim, embedding_dim)
-        self.teacher_head = nn.Linear(teacher_dim, embedding_dim)
+        config = ContrastConfig.from_options(dict(config or {}) | rename_options(options))
+        self.config = config
+        self.memory = memory_module or build_memory(config, dataset_size, labels, num_pairs)
+        self.filling = config.init == "forward" and self.memory.num_rows > 0
+        self.student_head = nn.Linear(student_dim, config.embedding_dim)
+        self.teacher_head = nn.Linear(teacher_dim, config.embedding_dim)
         for side in ("student", "teacher"):
-            rows = random_bank(source.rows, embedding_dim, storage, place)
+            rows = random_bank(
+                self.memory.num_rows, config.embedding_dim, config.storage, config.bank_device
+            )
             self.register_buffer(f"{side}_bank", rows)
             self.register_buffer(f"{side}_normalizer", torch.zeros(()))
         # Known to Python, so that no step waits for the device to say whether they are set.
         self._normalized = False
-        self._pending: _Pending | None = None
+        self._pending: _PendingUpdate | None = None
         self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def options(cls) -> dict[str, Parameter]:
+        """The fields of `ContrastConfig`."""
+        return dict(signature(ContrastConfig).parameters)
+
+    @classmethod
+    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
+        """Build it for the embeddings of two networks."""
+        student, teacher = embeddings("CRD", *context.both("CRD"))
+        return cls(
+            student.shape[1],
+            teacher.shape[1],
+            context.dataset_size,
+            labels=context.labels,
+            **options,
+        )
 
     def loss(
         self,
@@ -195,30 +172,32 @@ class CRD(Objective):
         _check.same_batch("CRD", student_embedding, teacher_embedding)
         if draw is None:
             _check.indices("CRD", index, len(student_embedding), self.memory.dataset_size)
-            memory = self.memory
-            given = None if contrast_index is None else memory.given(contrast_index, index)
-            draw = given or memory.draw(index)
+            if contrast_index is None:
+                draw = self.memory.draw(index)
+            else:
+                draw = self.memory.draw_of(contrast_index, index)
         with torch.autocast(student_embedding.device.type, enabled=False):
             student, teacher = self._rows(student_embedding, teacher_embedding)
-            loss, student_normalizer = self._side(
+            student_loss, student_normalizer = self._anchor_loss(
                 student, teacher, self.teacher_bank, draw, self.student_normalizer
             )
-            teacher_loss, teacher_normalizer = self._side(
+            teacher_loss, teacher_normalizer = self._anchor_loss(
                 teacher, student, self.student_bank, draw, self.teacher_normalizer
             )
-            loss = loss + teacher_loss
         if self.training:
-            rows = student.detach(), teacher.detach()
-            self._pending = _Pending(*rows, draw.slots, student_normalizer, teacher_normalizer)
-        return loss
+            self._pending = _PendingUpdate(
+                student.detach(), teacher.detach(), draw.write_index,
+                student_normalizer, teacher_normalizer,
+            )  # fmt: skip
+        return student_loss + teacher_loss
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Store the rows of the last training batch, and the normalizers that it set."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            momentum = self.momentum if self.memory.mixes else 0.0
-            self._store(pending.student, pending.teacher, pending.slots, momentum)
+            momentum = self.config.momentum if self.memory.uses_momentum else 0.0
+            self._update_banks(pending.student, pending.teacher, pending.write_index, momentum)
             if not self._normalized:
                 self.student_normalizer.copy_(pending.student_normalizer)
                 self.teacher_normalizer.copy_(pending.teacher_normalizer)
@@ -230,101 +209,89 @@ class CRD(Objective):
         return loss_of("crd", self.loss(*embeddings("CRD", student, teacher), batch.index))
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set the normalizers anew at the epochs that ask for it."""
-        if epoch in self.renormalize:
+        """Have the next batch set the normalizers, at the epochs of `renormalize`."""
+        if epoch in self.config.renormalize:
             self._normalized = False
 
     @torch.no_grad()
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
         """Put a batch's rows into the memory."""
-        own, other = embeddings("CRD", student, teacher)
-        _check.indices("CRD", batch.index, len(own), self.memory.dataset_size)
-        self.fill_rows(own, other, self.memory.reserve(batch.index))
+        vectors = embeddings("CRD", student, teacher)
+        _check.indices("CRD", batch.index, len(vectors[0]), self.memory.dataset_size)
+        self.fill_rows(*vectors, self.memory.reserve(batch.index))
         self.memory.after_step()
 
     def fill_rows(self, student_embedding: Tensor, teacher_embedding: Tensor, draw: Draw) -> None:
-        """Put the rows of embeddings [B, dim] into the memory, as they are."""
+        """Write the rows of embeddings [B, dim] into the banks, over the old rows."""
         student, teacher = self._rows(student_embedding, teacher_embedding)
-        self._store(student, teacher, draw.slots, momentum=0.0)
+        self._update_banks(student, teacher, draw.write_index, momentum=0.0)
 
     def full_after(self, samples: int) -> bool:
         """Whether so many samples have filled the memory."""
         return self.memory.full_after(samples)
 
     def footprint(self, batch: int) -> Footprint:
-        """What the banks and a step take; MethodError for a batch that the memory cannot hold."""
-        kept = self.memory
-        kept.check_batch(batch)
-        return footprint(
-            rows=kept.rows, queue=isinstance(kept, Queue), negatives=kept.negatives,
-            estimator=kept.estimator, pairs=1, dim=self.embedding_dim, storage=self.storage,
-            place=self.place, batch=batch,
-        )  # fmt: skip
+        """Memory of the banks and a step; MethodError for a batch that the memory cannot hold."""
+        self.memory.check_batch(batch)
+        return footprint(self.config, self.memory.dataset_size, batch)
 
     def _rows(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """[B, embedding_dim] rows of unit length."""
-        own = self.student_head(student.float())
-        other = self.teacher_head(teacher.detach().float())
-        if self.center:
-            own, other = centered(own), centered(other)
-        return F.normalize(own, dim=1), F.normalize(other, dim=1)
+        student = self.student_head(student.float())
+        teacher = self.teacher_head(teacher.detach().float())
+        if self.config.center:
+            student, teacher = centered(student), centered(teacher)
+        return F.normalize(student, dim=1), F.normalize(teacher, dim=1)
 
-    def _store(
-        self, student: Tensor, teacher: Tensor, slots: Tensor | None, momentum: float
+    def _update_banks(
+        self, student: Tensor, teacher: Tensor, write_index: Tensor | None, momentum: float
     ) -> None:
-        if slots is not None:
-            update_bank(self.student_bank, slots, gathered(student), momentum)
-            update_bank(self.teacher_bank, slots, gathered(teacher), momentum)
+        if write_index is not None:
+            update_bank(self.student_bank, write_index, gather(student), momentum)
+            update_bank(self.teacher_bank, write_index, gather(teacher), momentum)
 
-    def _side(
+    def _anchor_loss(
         self, anchor: Tensor, other: Tensor, bank: Tensor, draw: Draw, normalizer: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """One anchor's loss, and its normalizer, of this batch where none is set yet.
+        """The loss of one anchor, and its normalizer, of this batch where none is set yet.
 
-        `other` is the batch seen by the other network, `bank` its memory.
+        `other` is the same batch seen by the other network, `bank` that network's rows.
         """
-        device, tau = anchor.device, self.temperature
-        # Z is of all rows of a memory; of the batch, which may be of another size, it is of one.
-        normalized = self.memory.rows or 1
-        size = self.memory.rows or draw.negatives + 1
-        keys = rows_of(bank, draw.chosen, device) if self.memory.rows else gathered(other)
+        device, temperature, num_rows = anchor.device, self.config.temperature, self.memory.num_rows
+        # Z is over all rows of a memory. Over a batch, whose size may change, it is per row.
+        normalizer_rows = num_rows or 1
+        candidate_count = num_rows or draw.negatives + 1
+        keys = rows_of(bank, draw.key_index, device) if num_rows else gather(other)
 
         def contrast(anchor: Tensor, critic: Critic) -> Tensor:
-            positive = other if draw.stored is None else rows_of(bank, draw.stored, device)
-            if draw.drawn is not None:
-                return sampled_contrast(anchor, positive, keys, draw.drawn, tau, critic)
+            positive = other
+            if draw.positive_index is not None:
+                positive = rows_of(bank, draw.positive_index, device)
+            if draw.negative_index is not None:
+                return sampled_contrast(
+                    anchor, positive, keys, draw.negative_index, temperature, critic
+                )
             assert draw.candidates is not None
-            return dense_contrast(anchor, positive, keys, draw.candidates, tau, critic)
+            return dense_contrast(anchor, positive, keys, draw.candidates, temperature, critic)
 
-        if self.critic == "infonce":
+        if self.config.critic == "infonce":
             return contrast(anchor, InfoNCECritic()), normalizer
-        negatives = draw.negatives
         if not self._normalized:
-            normalizer = averaged(contrast(anchor.detach(), MeanScore(negatives))) * normalized
-        whole = normalizer * (size // normalized)
-        return contrast(anchor, NCECritic(whole.log(), negatives, size)), normalizer
+            mean_score = mean_over_processes(contrast(anchor.detach(), MeanScore(draw.negatives)))
+            normalizer = mean_score * normalizer_rows
+        scaled = normalizer * (candidate_count // normalizer_rows)
+        critic = NCECritic(scaled.log(), draw.negatives, candidate_count)
+        return contrast(anchor, critic), normalizer
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CRD":
         # Banks in host memory or in files stay where they are when the objective moves.
-        stay = [] if self.place == DEVICE else ["student_bank", "teacher_bank"]
-        kept = {name: self._buffers.pop(name) for name in stay}
+        names = [] if self.config.bank_device == DEVICE else ["student_bank", "teacher_bank"]
+        banks = {name: self._buffers.pop(name) for name in names}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._buffers.update(kept)
+        self._buffers.update(banks)
         return self
 
 
 def _after_loading(module: nn.Module, incompatible_keys: Any) -> None:
     assert isinstance(module, CRD)
     module._normalized = bool(module.student_normalizer > 0)
-
-
-def build(setting: BuildContext, **options: Any) -> CRD:
-    """CRD between the two penultimate embeddings."""
-    student, teacher = embeddings("CRD", *setting.both("CRD"))
-    return CRD(
-        student.shape[1],
-        teacher.shape[1],
-        setting.dataset_size,
-        labels=setting.labels,
-        **options,
-    )

@@ -4,13 +4,15 @@ from torch.nn import functional as F
 
 from cktf.batch import Batch
 from cktf.errors import MethodError
-from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
+from cktf.objectives.base import Loss, Objective, loss_of
 from cktf.taps import Features
 
 
 class CrossEntropy(Objective):
     """`mean over the batch of −log softmax(logits)[label]`, in nats."""
 
+    title = "Cross-entropy: the student alone"
+    requires = frozenset({"labels"})
     needs_teacher = False
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
@@ -21,8 +23,3 @@ class CrossEntropy(Objective):
                 "without cross-entropy."
             )
         return loss_of("ce", F.cross_entropy(student.logits.float(), batch.labels))
-
-
-def build(setting: BuildContext) -> CrossEntropy:
-    """Cross-entropy needs nothing of the setting."""
-    return CrossEntropy()

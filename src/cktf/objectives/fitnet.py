@@ -4,7 +4,10 @@ Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 141
 the hint is a term of the sum, as in the published results; `staged` is the paper's own order.
 """
 
+from typing import Any
+
 import torch
+from typing_extensions import Self
 
 from cktf.batch import Batch
 from cktf.errors import MethodError
@@ -28,7 +31,10 @@ class FitNet(Objective):
         init_lr: learning rate of the first of the two stages.
     """
 
-    needs = frozenset({"logits", "stages"})
+    title = "FitNet: hints for thin deep nets"
+    paper = "arXiv 1412.6550"
+    default_weight = 100.0
+    requires = frozenset({"stages"})
 
     def __init__(
         self,
@@ -43,6 +49,12 @@ class FitNet(Objective):
             raise MethodError(f"FitNet's hint is a stage, from 1, given {hint}.")
         self.hint, self.init_lr, self.only_initializes = hint, init_lr, staged
         self.regressor = Regressor(student, teacher, relu=True)
+
+    @classmethod
+    def from_setting(cls, context: BuildContext, hint: int = 2, **options: Any) -> Self:
+        """Build it for the maps of two networks with stages."""
+        student, teacher = _hints(*context.both("FitNet"), hint)
+        return cls(student.shape, teacher.shape, hint, **options)
 
     def phases(self) -> list[Phase]:
         """The hint alone, in the paper's own order."""
@@ -60,11 +72,3 @@ def _hints(
     students, teachers = stage_maps("FitNet", student, teacher)
     position = min(hint, len(students)) - 1
     return students[position], teachers[position]
-
-
-def build(
-    setting: BuildContext, hint: int = 2, staged: bool = False, init_lr: float = 0.05
-) -> FitNet:
-    """FitNet between two networks with stages."""
-    student, teacher = _hints(*setting.both("FitNet"), hint)
-    return FitNet(student.shape, teacher.shape, hint, staged, init_lr)

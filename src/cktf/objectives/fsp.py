@@ -4,7 +4,10 @@ Source: Yim et al., "A Gift from Knowledge Distillation: Fast Optimization, Netw
 Transfer Learning", CVPR 2017.
 """
 
+from typing import Any
+
 from torch import Tensor
+from typing_extensions import Self
 
 from cktf.batch import Batch
 from cktf.errors import MethodError
@@ -27,12 +30,28 @@ class FSP(Objective):
         init_lr: learning rate of the initialization.
     """
 
-    needs = frozenset({"logits", "stem", "stages"})
+    title = "Flow of the solution procedure"
+    paper = "CVPR 2017"
+    default_weight = 50.0
+    requires = frozenset({"stem", "stages"})
     only_initializes = True
 
     def __init__(self, init_lr: float = 0.05) -> None:
         super().__init__()
         self.init_lr = init_lr
+
+    @classmethod
+    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
+        """Build it for two networks of equal widths."""
+        students, teachers = _maps(*context.both("FSP"))
+        widths = [m.shape[1] for m in students], [m.shape[1] for m in teachers]
+        if widths[0] != widths[1]:
+            raise MethodError(
+                "FSP needs equal channels at the stem and at every stage: the student has "
+                f"{widths[0]}, the teacher {widths[1]}. Use networks of equal widths, or another "
+                "method, such as at or cktf."
+            )
+        return cls(**options)
 
     def phases(self) -> list[Phase]:
         """The student's layers, on this loss alone."""
@@ -48,16 +67,3 @@ def _maps(student: Features, teacher: Features | None) -> tuple[list[Tensor], li
     teacher = present(teacher, "FSP's teacher")
     stems = present(student.stem, "FSP's stem"), present(teacher.stem, "FSP's stem")
     return [stems[0], *students], [stems[1], *teachers]
-
-
-def build(setting: BuildContext, **options: float) -> FSP:
-    """FSP between two networks of equal widths."""
-    students, teachers = _maps(*setting.both("FSP"))
-    widths = [m.shape[1] for m in students], [m.shape[1] for m in teachers]
-    if widths[0] != widths[1]:
-        raise MethodError(
-            "FSP needs equal channels at the stem and at every stage: the student has "
-            f"{widths[0]}, the teacher {widths[1]}. Use networks of equal widths, or another "
-            "method, such as at or cktf."
-        )
-    return FSP(**options)

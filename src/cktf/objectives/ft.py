@@ -5,10 +5,12 @@ NeurIPS 2018, arXiv 1802.04977, section 3.
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from cktf.batch import Batch
 from cktf.errors import MethodError
@@ -38,7 +40,7 @@ class Paraphraser(Objective):
         factor: channels of the code.
     """
 
-    needs = frozenset({"logits", "stages"})
+    requires = frozenset({"stages"})
 
     def __init__(self, channels: int, factor: int) -> None:
         super().__init__()
@@ -60,12 +62,15 @@ class FT(Objective):
 
     Args:
         student_channels, teacher_channels: of the last stage's maps.
-        factor: channels of the factors, as a part of the teacher's.
+        factor: channels of the factors, as a fraction of the teacher's.
         init_lr: learning rate of the paraphraser; the published code takes that of the network for
             all but the CIFAR ResNets and wide ResNets.
     """
 
-    needs = frozenset({"logits", "stages"})
+    title = "Factor transfer"
+    paper = "arXiv 1802.04977"
+    default_weight = 200.0
+    requires = frozenset({"stages"})
 
     def __init__(
         self,
@@ -87,6 +92,12 @@ class FT(Objective):
             nn.Conv2d, student_channels, student_channels, size, size, norm=True
         )
 
+    @classmethod
+    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
+        """Build it for two networks with stages."""
+        students, teachers = stage_maps("FT", *context.both("FT"))
+        return cls(students[-1].shape[1], teachers[-1].shape[1], **options)
+
     def phases(self) -> list[Phase]:
         """The paraphraser alone."""
         return [Phase("ft", self.paraphraser, self.init_lr, trains_student=False)]
@@ -95,11 +106,5 @@ class FT(Objective):
         """The loss of one batch."""
         students, teachers = stage_maps("FT", student, teacher)
         with torch.no_grad():
-            wanted: Tensor = self.paraphraser.encoder(teachers[-1].float())
-        return loss_of("ft", ft_loss(self.translator(students[-1].float()), wanted))
-
-
-def build(setting: BuildContext, **options: float) -> FT:
-    """FT between two networks with stages."""
-    students, teachers = stage_maps("FT", *setting.both("FT"))
-    return FT(students[-1].shape[1], teachers[-1].shape[1], **options)
+            factor: Tensor = self.paraphraser.encoder(teachers[-1].float())
+        return loss_of("ft", ft_loss(self.translator(students[-1].float()), factor))

@@ -5,6 +5,8 @@ Source: Hinton, Vinyals, Dean, 2015, arXiv 1503.02531.
 
 from typing import Any
 
+from typing_extensions import Self
+
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import kd_loss
@@ -21,25 +23,29 @@ class KD(Objective):
         temperature: T > 0, by which both logits are divided.
     """
 
+    title = "Knowledge distillation"
+    paper = "arXiv 1503.02531"
+    requires = frozenset({"logits"})
+
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
         if temperature <= 0:
             raise MethodError(f"KD's temperature is above 0, given {temperature}; 4 is usual.")
         self.temperature = temperature
 
+    @classmethod
+    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
+        """Build it for two classifiers of the same classes."""
+        student, teacher = context.both("KD")
+        if student.logits.shape != teacher.logits.shape:
+            raise MethodError(
+                "KD compares logits of the same classes: the student has "
+                f"{student.logits.shape[1]}, the teacher {teacher.logits.shape[1]}. Give the "
+                "student the teacher's classes, or use a method that reads features."
+            )
+        return cls(**options)
+
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
         teacher = present(teacher, "KD's teacher")
         return loss_of("kd", kd_loss(student.logits, teacher.logits, self.temperature))
-
-
-def build(setting: BuildContext, **options: Any) -> KD:
-    """KD between two classifiers of the same classes."""
-    student, teacher = setting.both("KD")
-    if student.logits.shape != teacher.logits.shape:
-        raise MethodError(
-            f"KD compares logits of the same classes: the student has {student.logits.shape[1]}, "
-            f"the teacher {teacher.logits.shape[1]}. Give the student the teacher's classes, or "
-            "use a method that reads features."
-        )
-    return KD(**options)

@@ -4,7 +4,10 @@ Source: Lee, Kim, Song, "Self-supervised Knowledge Distillation Using Singular V
 ECCV 2018, arXiv 1807.06819.
 """
 
+from typing import Any
+
 from torch import Tensor
+from typing_extensions import Self
 
 from cktf.batch import Batch
 from cktf.errors import MethodError
@@ -28,13 +31,37 @@ class KDSVD(Objective):
             networks have equally many, else the width.
     """
 
-    needs = frozenset({"logits", "stages"})
+    title = "Singular value decomposition transfer"
+    paper = "arXiv 1807.06819"
+    requires = frozenset({"stages"})
 
     def __init__(self, rank: int = 1, axis: Axis | None = None) -> None:
         super().__init__()
         if rank < 1:
             raise MethodError(f"KDSVD keeps 1 singular vector or more, given rank {rank}.")
         self.rank, self.axis = rank, axis
+
+    @classmethod
+    def from_setting(
+        cls, context: BuildContext, rank: int = 1, axis: Axis | None = None, **options: Any
+    ) -> Self:
+        """Build it for two networks with two stages or more."""
+        students, teachers = _pooled(*context.both("KDSVD"))
+        if len(students) < 2:
+            raise MethodError("KDSVD relates neighboring stages, and a network here has only one.")
+        if axis == "channel" and agreeing_axis(students, teachers) != "channel":
+            raise MethodError(
+                "KDSVD over the channels needs equally many: the student has "
+                f"{[m.shape[1] for m in students]}, the teacher {[m.shape[1] for m in teachers]}. "
+                "Use axis: width."
+            )
+        most = most_vectors(teachers, axis or agreeing_axis(students, teachers))
+        if rank > most:
+            raise MethodError(
+                f"KDSVD keeps rank = {rank} singular vectors of each teacher map, and here one has "
+                f"{most}. Set rank to {most} or less."
+            )
+        return cls(rank, axis, **options)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch; larger maps are average-pooled."""
@@ -46,23 +73,3 @@ def _pooled(student: Features, teacher: Features | None) -> list[tuple[Tensor, .
     """The stages' maps of both networks, the larger of each pair pooled to the other."""
     maps = zip(*stage_maps("KDSVD", student, teacher), strict=True)
     return list(zip(*(to_smaller(s, t) for s, t in maps), strict=True))
-
-
-def build(setting: BuildContext, rank: int = 1, axis: Axis | None = None) -> KDSVD:
-    """KDSVD between two networks with two stages or more."""
-    students, teachers = _pooled(*setting.both("KDSVD"))
-    if len(students) < 2:
-        raise MethodError("KDSVD relates neighboring stages, and a network here has only one.")
-    if axis == "channel" and agreeing_axis(students, teachers) != "channel":
-        raise MethodError(
-            "KDSVD over the channels needs equally many: the student has "
-            f"{[m.shape[1] for m in students]}, the teacher {[m.shape[1] for m in teachers]}. Use "
-            "axis: width."
-        )
-    most = most_vectors(teachers, axis or agreeing_axis(students, teachers))
-    if rank > most:
-        raise MethodError(
-            f"KDSVD keeps rank = {rank} singular vectors of each teacher map, and here one has "
-            f"{most}. Set rank to {most} or less."
-        )
-    return KDSVD(rank, axis)

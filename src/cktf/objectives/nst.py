@@ -4,6 +4,10 @@ Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Select
 2017, arXiv 1707.01219.
 """
 
+from typing import Any
+
+from typing_extensions import Self
+
 from cktf.batch import Batch
 from cktf.functional import nst_loss
 from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
@@ -18,14 +22,17 @@ class NST(Objective):
     `k(x, y) = (x·y)²`: a squared maximum mean discrepancy.
     """
 
-    needs = frozenset({"logits", "stages"})
+    title = "Neuron selectivity transfer"
+    paper = "arXiv 1707.01219"
+    default_weight = 50.0
+    requires = frozenset({"stages"})
+
+    @classmethod
+    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
+        """Build it for two networks with stages."""
+        stage_maps("NST", *context.both("NST"))
+        return cls(**options)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
         return loss_of("nst", nst_loss(*stage_maps("NST", student, teacher)))
-
-
-def build(setting: BuildContext) -> NST:
-    """NST between two networks with stages."""
-    stage_maps("NST", *setting.both("NST"))
-    return NST()

@@ -4,6 +4,10 @@ Source: Passalis and Tefas, "Learning Deep Representations with Probabilistic Kn
 ECCV 2018, arXiv 1803.10837.
 """
 
+from typing import Any
+
+from typing_extensions import Self
+
 from cktf.batch import Batch
 from cktf.functional import pkt_loss
 from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
@@ -18,14 +22,17 @@ class PKT(Objective):
     rows that sum to 1.
     """
 
-    needs = frozenset({"logits", "embedding"})
+    title = "Probabilistic knowledge transfer"
+    paper = "arXiv 1803.10837"
+    default_weight = 30000.0
+    requires = frozenset({"embedding"})
+
+    @classmethod
+    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
+        """Build it for two networks with embeddings."""
+        embeddings("PKT", *context.both("PKT"))
+        return cls(**options)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
         return loss_of("pkt", pkt_loss(*embeddings("PKT", student, teacher)))
-
-
-def build(setting: BuildContext) -> PKT:
-    """PKT between two networks with embeddings."""
-    embeddings("PKT", *setting.both("PKT"))
-    return PKT()

@@ -3,6 +3,10 @@
 Source: Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068.
 """
 
+from typing import Any
+
+from typing_extensions import Self
+
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import rkd_loss
@@ -22,7 +26,9 @@ class RKD(Objective):
         angle_weight: of the angles.
     """
 
-    needs = frozenset({"logits", "embedding"})
+    title = "Relational knowledge distillation"
+    paper = "arXiv 1904.05068"
+    requires = frozenset({"embedding"})
 
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
         super().__init__()
@@ -33,13 +39,13 @@ class RKD(Objective):
             )
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
+    @classmethod
+    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
+        """Build it for two networks with embeddings."""
+        embeddings("RKD", *context.both("RKD"))
+        return cls(**options)
+
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
         pair = embeddings("RKD", student, teacher)
         return loss_of("rkd", rkd_loss(*pair, self.distance_weight, self.angle_weight))
-
-
-def build(setting: BuildContext, **options: float) -> RKD:
-    """RKD between two networks with embeddings."""
-    embeddings("RKD", *setting.both("RKD"))
-    return RKD(**options)

@@ -3,6 +3,10 @@
 Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682.
 """
 
+from typing import Any
+
+from typing_extensions import Self
+
 from cktf.batch import Batch
 from cktf.functional import sp_loss
 from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
@@ -16,15 +20,18 @@ class SP(Objective):
     `‖G_T − G_S‖² / B²`, with `G` the rows of unit length of `F Fᵀ` over the flattened maps.
     """
 
-    needs = frozenset({"logits", "stages"})
+    title = "Similarity-preserving transfer"
+    paper = "arXiv 1907.09682"
+    default_weight = 3000.0
+    requires = frozenset({"stages"})
+
+    @classmethod
+    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
+        """Build it for two networks with stages."""
+        stage_maps("SP", *context.both("SP"))
+        return cls(**options)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
         students, teachers = stage_maps("SP", student, teacher)
         return loss_of("sp", sp_loss(students[-1], teachers[-1]))
-
-
-def build(setting: BuildContext) -> SP:
-    """SP between two networks with stages."""
-    stage_maps("SP", *setting.both("SP"))
-    return SP()

@@ -6,9 +6,11 @@ arXiv 1904.05835, section 3.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from cktf.batch import Batch
 from cktf.errors import MethodError
@@ -52,7 +54,9 @@ class VID(Objective):
         variance: σ² at the start.
     """
 
-    needs = frozenset({"logits", "stages"})
+    title = "Variational information distillation"
+    paper = "arXiv 1904.05835"
+    requires = frozenset({"stages"})
 
     def __init__(
         self,
@@ -68,14 +72,14 @@ class VID(Objective):
             for s, t in zip(student_channels, teacher_channels, strict=True)
         )
 
+    @classmethod
+    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
+        """Build it for two networks with stages."""
+        students, teachers = stage_maps("VID", *context.both("VID"))
+        return cls([m.shape[1] for m in students], [m.shape[1] for m in teachers], **options)
+
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
         maps = stage_maps("VID", student, teacher)
         parts = [stage(s, t) for stage, s, t in zip(self.stages, *maps, strict=True)]
         return loss_of("vid", torch.stack(parts).sum())
-
-
-def build(setting: BuildContext, **options: float) -> VID:
-    """VID between two networks with stages."""
-    students, teachers = stage_maps("VID", *setting.both("VID"))
-    return VID([m.shape[1] for m in students], [m.shape[1] for m in teachers], **options)

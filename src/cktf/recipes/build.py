@@ -155,11 +155,11 @@ def _check_unlabeled(recipe: Recipe) -> Iterator[str]:
     if isinstance(recipe, TrainRecipe):
         yield "data.labels: training without a teacher needs labels."
     else:
-        named = term_names(recipe.method)
+        named = term_names(recipe.method, labeled=False)
         for name in sorted(named & METHODS.keys()):
-            if "labels" in METHODS[name].reads:
+            if "labels" in METHODS[name].requires:
                 yield f"method: {name} needs labels, and there are none. Leave it out."
-        if named and all(n in METHODS and METHODS[n].objective.only_initializes for n in named):
+        if named and all(n in METHODS and METHODS[n].only_initializes for n in named):
             yield (
                 f"method: {' and '.join(sorted(named))} only initialize the student, and without "
                 "labels nothing is left to train it on. Add a method such as cktf."
@@ -187,7 +187,7 @@ def _check_teacher_cache(recipe: DistillRecipe) -> Iterator[str]:
 
 def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
     """Check the options of each method, and convert their values."""
-    named = parse(recipe.method)
+    named = parse(recipe.method, labeled=recipe.data.labels)
     for name, values in recipe.options.items():
         if name not in named:
             problems.messages.append(

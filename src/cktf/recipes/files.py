@@ -305,6 +305,10 @@ def result_fields(recipe: Recipe | TransferRecipe) -> dict[str, Any]:
             fields |= {f"{name}.{inner_name}": inner for inner_name, inner in value.items()}
         else:
             fields[name] = value
+    for options in fields.get("options", {}).values():
+        # Named as it was when the first checkpoints kept a hash of these fields.
+        if "bank_device" in options:
+            options["place"] = options.pop("bank_device")
     return {
         name: value
         for name, value in fields.items()

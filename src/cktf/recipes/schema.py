@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
+from cktf.contrast import rename_options
 from cktf.data.config import DataConfig, Name
 from cktf.engine.config import TrainingConfig
 
@@ -43,7 +44,7 @@ class _Distilling(TrainingConfig):
             where those that are found are not what is meant.
         student_embedding, teacher_embedding: likewise of the vector that the classifier reads;
             `head:input` is what module `head` is given.
-        method: names joined by `+`, each with an optional weight.
+        method: names joined by `+`, each with an optional weight; or a preset: see `cktf methods`.
         options: for a method in the string, its options: `cktf: {negatives: 4096}`.
         student_size, teacher_size: pixels of a side that images are resized to before the network
             sees them; by default its own, or as they come. Both see the same augmented images.
@@ -66,6 +67,11 @@ class _Distilling(TrainingConfig):
     teacher_size: int | None = Field(None, ge=8)
     teacher_cache: str | None = None
     init_epochs: int | None = Field(None, ge=1)
+
+    @field_validator("options")
+    @classmethod
+    def _rename_options(cls, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {method: rename_options(values) for method, values in options.items()}
 
     @model_validator(mode="after")
     def _initial(self) -> Self:
@@ -94,7 +100,7 @@ class TransferRecipe(_Distilling):
     """
 
     kind: Literal["transfer"] = "transfer"
-    method: Name = "cktf"
+    method: Name = "paper/transfer"
     labeled: DataConfig = DataConfig()
     labels_per_class: tuple[Annotated[int, Field(ge=1)], ...] = ()
     draws: int = Field(5, ge=1)

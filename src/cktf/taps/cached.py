@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cktf.batch import Batch, moved
+from cktf.batch import Batch, copy_to_device
 from cktf.errors import DataError
 from cktf.files import replace_atomically, write_atomically
 from cktf.locks import file_lock
@@ -90,7 +90,9 @@ class CachedTap:
         if batch.view not in self._views:
             self._views[batch.view] = self._open_view(batch.view)
         index, device = batch.original.index.cpu(), batch.images.device
-        return self._spec.assemble([moved(rows[index], device) for rows in self._views[batch.view]])
+        return self._spec.assemble(
+            [copy_to_device(rows[index], device) for rows in self._views[batch.view]]
+        )
 
     def check_disk_space(self, example: Features) -> None:
         """Make sure that the missing tensors fit on the disk.

@@ -114,16 +114,16 @@ def _phases(
         if cached:
             assert isinstance(recipe, DistillRecipe)
             # Features that are cached for one method serve another that reads less.
-            needs = part.needs | ({"embedding"} if teacher.paths.embedding else set())
+            needs = part.features | ({"embedding"} if teacher.paths.embedding else set())
             tap = Tap(teacher_network, teacher.paths, needs, compile=compile)
             return cached_tap(recipe, components, objective, tap, teacher.features)
         if shared_tap is not None:
-            return shared_tap.add_reader(teacher.paths, part.needs)
-        return Tap(teacher_network, teacher.paths, part.needs, compile=compile)
+            return shared_tap.add_reader(teacher.paths, part.features)
+        return Tap(teacher_network, teacher.paths, part.features, compile=compile)
 
     def step(part: Objective, *, compile: bool = False, trains_student: bool = True) -> TrainStep:
         # Blocks are chosen among, and only the teacher's.
-        needs = part.needs - {"blocks"}
+        needs = part.features - {"blocks"}
         student_tap = Tap(components.student, student.paths, needs, compile=compile)
         return TrainStep(
             part,

@@ -54,6 +54,7 @@ class DryRun:
         step_seconds: of the second batch, with loading it.
         steps: of an epoch.
         epochs: of the run, initialization stages included.
+        objective: the weight of each term.
         contrast: what contrast takes of memory; empty for methods without.
         peak_memory_mb: largest memory held so far.
         advice: what looks wrong, each with its fix.
@@ -67,6 +68,7 @@ class DryRun:
     step_seconds: float
     steps: int
     epochs: int
+    objective: str
     contrast: str
     peak_memory_mb: float
     advice: list[str] = field(default_factory=list)
@@ -117,8 +119,8 @@ def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
     return DryRun(
         student, teacher, components.data.description or components.data.name,
         [s.terms for s in steps], gradient, last.seconds, len(components.data.train),
-        sum(phase.epochs for phase in assembly.phases), str(footprint) if footprint.step else "",
-        peak_memory_mb(device), advice,
+        sum(phase.epochs for phase in assembly.phases), assembly.objective.describe(),
+        str(footprint) if footprint.step else "", peak_memory_mb(device), advice,
     )  # fmt: skip
 
 
