@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -256,6 +256,7 @@ class Trainer:
         """What came of a finished run; the student gets the weights that the run saves."""
         rows = self.run.rows()
         main = [row for row in rows if row["phase"] == MAIN]
+        rate = sum(row["images"] for row in main) / sum(row["seconds"] for row in main)
         last = None
         if self.test is not None:
             last = Accuracy(main[-1]["test_top1"], main[-1]["test_top5"], self.test.samples)
@@ -266,8 +267,7 @@ class Trainer:
             best_top1=max(row["test_top1"] for row in main) if self.test else None,
             best_row=main[self.best.epoch - 1] if self.validation is not None else None,
             seconds=sum(row["seconds"] for row in rows),
-            images_per_second=sum(row["images"] for row in main)
-            / sum(row["seconds"] for row in main),
+            images_per_second=rate,
             peak_memory_mb=peak_memory_mb(self.device),
             skipped=sum(row["skipped"] for row in rows),
         )
@@ -314,8 +314,7 @@ class Trainer:
         step.train()
         started, samples = time.perf_counter(), 0
         with preserve_buffers(self.student):
-            for batch in self.train.epoch(0, cover=True):
-                batch = batch.to(self.device)
+            for batch in (batch.to(self.device) for batch in self.train.epoch(0, cover=True)):
                 with self.runtime.autocast():
                     features = step.features(batch)
                 step.objective.fill(*features, batch)
@@ -350,7 +349,7 @@ class Trainer:
             raise nonfinite_error(bad, self.epoch, None, self.student, self.parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides the next step."""
+        """All that decides the next step, in the format of `CHECKPOINT_VERSION`."""
         return {
             "version": CHECKPOINT_VERSION,
             "identity": self.identity,

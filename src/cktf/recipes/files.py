@@ -297,10 +297,19 @@ _IGNORED_FIELDS = (
 _ADDED_FIELDS = {"new_classifier": False}
 
 
-def result_fields(recipe: Recipe | TransferRecipe) -> dict[str, Any]:
-    """Return the fields that decide the result, by dotted name, with values as in a file."""
+def result_fields(
+    recipe: Recipe | TransferRecipe, *, exclude_defaults: bool = False
+) -> dict[str, Any]:
+    """Return the fields that decide the result, by dotted name, with values as in a file.
+
+    Args:
+        recipe: of any kind.
+        exclude_defaults: leave out fields at their defaults.
+    """
     fields: dict[str, Any] = {}
-    for name, value in with_absolute_paths(recipe).model_dump(mode="json").items():
+    recipe = with_absolute_paths(recipe)
+    dumped = recipe.model_dump(mode="json", exclude_defaults=exclude_defaults)
+    for name, value in dumped.items():
         if isinstance(value, dict) and name != "options":
             fields |= {f"{name}.{inner_name}": inner for inner_name, inner in value.items()}
         else:
@@ -325,8 +334,13 @@ def _names_images(fields: dict[str, Any], name: str) -> bool:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Return a hash of the fields that decide the result."""
-    fields = json.dumps(result_fields(recipe), sort_keys=True, default=str)
+    """Return a hash of the fields that decide the result.
+
+    Fields at their defaults are left out, so that a field that is added later, with a default that
+    does what was done before, leaves the hash as it was.
+    """
+    changed = {"kind": recipe.kind} | result_fields(recipe, exclude_defaults=True)
+    fields = json.dumps(changed, sort_keys=True, default=str)
     return hashlib.sha256(fields.encode()).hexdigest()
 
 
