@@ -16,7 +16,8 @@ def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
 
     On a file system without locks it yields True to every process.
     """
-    with path.open("w") as file:
+    # Not "w": the holder of a run folder's lock writes its name into the file.
+    with path.open("a") as file:
         acquired = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

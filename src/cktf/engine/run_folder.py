@@ -1,6 +1,5 @@
 """One folder per run: enough to resume, evaluate and report it."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -15,11 +14,10 @@ from typing import Any
 from cktf.engine.checkpoints import KEPT, Checkpoints
 from cktf.errors import RunFolderError
 from cktf.files import write_atomically
+from cktf.locks import file_lock
 
-# How long results wait for room on a disk before they are given up, and how often they look.
-_PATIENCE, _PAUSE = 3600.0, 10.0
-# Folders that this process writes: what `lockf` keeps apart is processes.
-_own: set[Path] = set()
+# Seconds that a result waits for room on the disk, and between two attempts.
+_GIVE_UP_AFTER, _RETRY_AFTER = 3600.0, 10.0
 
 
 class RunFolder:
@@ -52,10 +50,10 @@ class RunFolder:
             RunFolderError: it cannot be written, or holds a run and is not to be continued.
         """
         try:
-            there = next(
+            existing = next(
                 p for p in (self.path, *self.path.absolute().parents) if os.path.lexists(p)
             )
-            writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+            writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
         except (OSError, ValueError) as error:
             raise RunFolderError(
                 f"{str(self.path)[:200]!r} cannot be the name of a run folder ({error}). Choose "
@@ -63,12 +61,11 @@ class RunFolder:
             ) from error
         if not writable:
             raise RunFolderError(
-                f"The run folder {self.path} cannot be written: {there} is "
-                f"{'not yours to write' if there.is_dir() else 'a file'}. Choose another --out."
+                f"The run folder {self.path} cannot be written: {existing} is "
+                f"{'not yours to write' if existing.is_dir() else 'a file'}. Choose another --out."
             )
-        # What failed before its first checkpoint holds nothing that could be lost.
-        held = self.finished or any(self.saved.folder.glob("*.pt"))
-        if not resume and held:
+        # A run that failed before its first checkpoint left nothing that could be lost.
+        if not resume and (self.finished or any(self.saved.folder.glob("*.pt"))):
             raise RunFolderError(
                 f"{self.path} already holds a run. Choose another --out, or continue it with "
                 "--resume auto."
@@ -96,7 +93,7 @@ class RunFolder:
                 f"The run folder {self.path} cannot be written ({error.strerror}). Choose another "
                 "--out."
             ) from error
-        # A new one is written before the oldest goes.
+        # A new checkpoint is written before the oldest is removed.
         needed = max(checkpoint_mb, (KEPT + 1) * checkpoint_mb - self.saved.megabytes)
         free = shutil.disk_usage(self.path).free / 2**20
         if free < needed:
@@ -107,41 +104,23 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep the folder to this run; the lock ends with the process, however that ends.
+        """Hold the folder's lock, which ends with the process, however that ends.
 
         Raises:
             RunFolderError: another run writes there.
         """
-        key = self.path.resolve()
-        refused = RunFolderError(
-            f"{self.path} is being written by another run{self._holder()}. Wait for it, stop it, "
-            "or choose another --out."
-        )
-        if key in _own:
-            raise refused
-        with (self.path / "lock").open("a+") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                raise refused from error
-            except OSError as error:
-                # Some file systems know no locks.
-                self.log(f"{self.path} cannot be locked ({error.strerror})")
-            _own.add(key)
-            try:
-                with suppress(OSError):
-                    file.truncate(0)
-                    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                    file.flush()
-                yield
-            finally:
-                _own.discard(key)
-
-    def _holder(self) -> str:
-        with suppress(OSError):
-            held = (self.path / "lock").read_text()[:200].strip()
-            return f" ({held})" if held else ""
-        return ""
+        path = self.path / "lock"
+        with file_lock(path, wait=False) as acquired:
+            if not acquired:
+                holder = path.read_text()[:200].strip()
+                raise RunFolderError(
+                    f"{self.path} is being written by another run"
+                    f"{f' ({holder})' if holder else ''}. Wait for it, stop it, or choose another "
+                    "--out."
+                )
+            with suppress(OSError):
+                path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+            yield
 
     def log(self, line: str) -> None:
         """Add a dated line to log.txt; one that cannot be written waits for the next."""
@@ -189,12 +168,12 @@ class RunFolder:
         write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
 
     def insist(self, write: Callable[[], None], what: str) -> None:
-        """Write what must not be lost, waiting for room or for the file system to come back.
+        """Write a result, waiting up to an hour for room on the disk or for its file system.
 
         Raises:
             RunFolderError: it did not come back within an hour.
         """
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + _GIVE_UP_AFTER
         while True:
             try:
                 return write()
@@ -207,9 +186,9 @@ class RunFolder:
                     ) from error
                 self._say(
                     f"{self.path}: {what} could not be written ({reason}); trying again in "
-                    f"{_PAUSE:.0f} s. Make room; Ctrl-C gives up."
+                    f"{_RETRY_AFTER:.0f} s. Make room; Ctrl-C gives up."
                 )
-                time.sleep(_PAUSE)
+                time.sleep(_RETRY_AFTER)
 
 
 def _lines(rows: list[dict[str, Any]]) -> bytes:

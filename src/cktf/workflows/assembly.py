@@ -21,7 +21,7 @@ from cktf.taps import (
 from cktf.workflows.checks import (
     check_classes,
     check_labels,
-    check_stated,
+    check_stored_labels,
     check_student,
     warn_if_normalized_twice,
 )
@@ -80,7 +80,7 @@ def assemble(recipe: Recipe, components: RunComponents) -> Assembly:
     if labels is not None:
         check_labels("training", labels, num_classes)
         if has_stored_labels(components.data.raw_train):
-            check_stated(labels, batch)
+            check_stored_labels(labels, batch)
     if components.data.raw_test is not None:
         check_labels("test", get_labels(components.data.raw_test), num_classes)
     teacher_features = None if teacher is None else teacher.features

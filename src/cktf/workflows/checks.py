@@ -1,4 +1,4 @@
-"""What could be trained without an error, and would be wrong."""
+"""Checks of mistakes that would train without an error, and wrongly."""
 
 import torch
 from torch import Tensor, nn
@@ -8,15 +8,15 @@ from cktf.errors import DataError, ModelError
 from cktf.models import Normalized
 from cktf.workflows.components import RunComponents
 
-# Of resampled or noisy images beyond [0, 1]; normalized ones reach -1.
+# Resampling and noise leave [0, 1] by less than this; normalized images reach -1.
 _OVERSHOOT = 0.5
 
 
 def warn_if_normalized_twice(network: nn.Module, who: str, images: Tensor) -> str:
-    """What looks wrong where a network normalizes images that seem to be normalized already."""
+    """A warning if a network normalizes images that seem to be normalized already, or ``""``."""
     low, high = float(images.min()), float(images.max())
-    inside = low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT
-    if inside or not isinstance(network, Normalized) or not network.normalizes:
+    in_range = low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT
+    if in_range or not isinstance(network, Normalized) or not network.normalizes:
         return ""
     return (
         f"The {who} normalizes images from [0, 1] itself, and these run from {low:.1f} to "
@@ -25,24 +25,24 @@ def warn_if_normalized_twice(network: nn.Module, who: str, images: Tensor) -> st
 
 
 def check_student(components: RunComponents) -> None:
-    """Raise ModelError where nothing of a student is trained, or some of it is its teacher's."""
-    name = components.student_name
+    """Raise ModelError if no parameter of the student trains, or if it shares some."""
+    name, teacher = components.student_name, components.teacher
     if not any(parameter.requires_grad for parameter in components.student.parameters()):
         raise ModelError(
             f"A student has parameters that are trained, and none of {name}'s requires a gradient. "
             "Call requires_grad_(True) on what is to be trained."
         )
-    own = set(components.student.parameters())
-    shared = own & set(() if components.teacher is None else components.teacher.parameters())
+    parameters = set(components.student.parameters())
+    shared = parameters & set(() if teacher is None else teacher.parameters())
     if shared:
         raise ModelError(
-            f"A student is trained and its teacher is not; {len(shared)} of the {len(own)} "
+            f"A student is trained and its teacher is not; {len(shared)} of the {len(parameters)} "
             f"parameters of {name} are the teacher's. Give a copy of it: copy.deepcopy(teacher)."
         )
 
 
 def check_classes(num_classes: int, components: RunComponents) -> None:
-    """Raise DataError unless a student has a logit for each of the data's classes."""
+    """Raise DataError unless a student has a logit for each class of the data."""
     classes = components.data.classes
     if classes is not None and len(classes) != num_classes:
         raise DataError(
@@ -53,7 +53,7 @@ def check_classes(num_classes: int, components: RunComponents) -> None:
 
 
 def check_labels(split: str, labels: Tensor, num_classes: int) -> None:
-    """Raise DataError unless labels [N] are of so many classes."""
+    """Raise DataError unless labels [N] are class numbers from 0 to num_classes - 1."""
     low, high = int(labels.min()), int(labels.max())
     if not 0 <= low <= high < num_classes:
         raise DataError(
@@ -63,18 +63,22 @@ def check_labels(split: str, labels: Tensor, num_classes: int) -> None:
         )
 
 
-def check_stated(labels: Tensor, batch: Batch) -> None:
-    """Raise DataError where samples of a batch have other labels than those of the whole set [N].
+def check_stored_labels(stored_labels: Tensor, batch: Batch) -> None:
+    """Raise DataError if the labels of samples differ from those stored with the data set.
 
-    Cross-entropy goes by the ones, and negatives and held-out images by the others.
+    Cross-entropy reads the labels of samples; negatives and held-out images go by the stored ones.
+
+    Args:
+        stored_labels: [N] int64, `targets` or `labels` of the data set.
+        batch: samples of it.
     """
     if batch.labels is None:
         return
-    stated, own = labels[batch.index.cpu()], batch.labels.cpu()
-    if not torch.equal(stated, own):
-        at = int((stated != own).nonzero()[0])
+    stored, labels = stored_labels[batch.index.cpu()], batch.labels.cpu()
+    if not torch.equal(stored, labels):
+        at = int((stored != labels).nonzero()[0])
         raise DataError(
-            f"Sample {int(batch.index[at])} has the label {int(own[at])}, and by its `targets` or "
-            f"`labels` the data set gives it {int(stated[at])}. Let these be the labels that "
+            f"Sample {int(batch.index[at])} has the label {int(labels[at])}, and by its `targets` "
+            f"or `labels` the data set gives it {int(stored[at])}. Let these be the labels that "
             "samples have, or leave them out."
         )

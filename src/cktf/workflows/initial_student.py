@@ -1,4 +1,4 @@
-"""A student as it was before it learned, where it was made in Python and cannot be made again."""
+"""The initial weights of a student that was made in Python and cannot be built again."""
 
 import io
 import pickle
@@ -11,18 +11,18 @@ from cktf.engine import RunFolder
 from cktf.errors import CheckpointError
 from cktf.files import write_atomically
 
-NAME = "untrained.pt"
+INITIAL_STUDENT_FILE = "untrained.pt"
 
 
 def restore_initial_student(students: Sequence[nn.Module], run: RunFolder) -> None:
-    """Copies of a student as they were at a transfer's first step, whose folder keeps them.
+    """Give students the weights that the run began with; the first call saves them.
 
-    The same object, given again to continue, has learned meanwhile.
+    When a transfer is continued, the caller's student object may have been trained meanwhile.
 
     Raises:
         CheckpointError: the folder is of another student.
     """
-    path = run.path / NAME
+    path = run.path / INITIAL_STUDENT_FILE
     if path.exists():
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
@@ -36,4 +36,4 @@ def restore_initial_student(students: Sequence[nn.Module], run: RunFolder) -> No
         return
     file = io.BytesIO()
     torch.save(students[0].state_dict(), file)
-    run.insist(lambda: write_atomically(path, file.getvalue()), "the student as it was")
+    run.insist(lambda: write_atomically(path, file.getvalue()), "the initial student")

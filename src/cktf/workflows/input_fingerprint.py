@@ -1,7 +1,7 @@
-"""What a run was given that its recipe has no name for.
+"""Inputs of a run that its recipe cannot name: objects made in Python, and the number of images.
 
-A teacher made in Python is `custom` in every recipe, and a data set's name says nothing of images
-that came or went. So the run folder notes them, and a run is continued with what it began with.
+A teacher made in Python is `custom` in every recipe, and images of a named data set may be added or
+removed. So the run folder holds a fingerprint of both, and a run is continued with the same inputs.
 """
 
 import json
@@ -14,32 +14,33 @@ from cktf.recipes import CUSTOM, DistillRecipe, Recipe
 from cktf.taps.cached import hash_tensors
 from cktf.workflows.components import RunComponents
 
-NOTE = "given.json"
+FINGERPRINT_FILE = "given.json"
 
 
 def write_input_fingerprint(recipe: Recipe, components: RunComponents, run: RunFolder) -> None:
-    """Write down what a run is given."""
-    text = (json.dumps(_given(recipe, components)) + "\n").encode()
-    run.insist(lambda: write_atomically(run.path / NOTE, text), "what it was given")
+    """Write the fingerprint of a run's inputs to its folder."""
+    text = (json.dumps(_input_fingerprint(recipe, components)) + "\n").encode()
+    path = run.path / FINGERPRINT_FILE
+    run.insist(lambda: write_atomically(path, text), "the fingerprint of its inputs")
 
 
 def check_input_fingerprint(recipe: Recipe, components: RunComponents, run: RunFolder) -> None:
-    """Raise RunFolderError where a run that has learned something was given something else."""
-    note = run.path / NOTE
-    if not note.is_file() or not (run.finished or any(run.saved.folder.glob("*.pt"))):
+    """Raise RunFolderError if a run that has a checkpoint or is finished had other inputs."""
+    path = run.path / FINGERPRINT_FILE
+    if not path.is_file() or not (run.finished or any(run.saved.folder.glob("*.pt"))):
         return
-    before, now = json.loads(note.read_text()), _given(recipe, components)
-    for what in now:
-        if before[what] != now[what]:
+    before, now = json.loads(path.read_text()), _input_fingerprint(recipe, components)
+    for name in now:
+        if before[name] != now[name]:
             raise RunFolderError(
-                f"{run.path} began with other {what} ({before[what]}; now {now[what]}), and is "
+                f"{run.path} began with other {name} ({before[name]}; now {now[name]}), and is "
                 "continued with the same. Give those, or choose another out."
             )
 
 
-def _given(recipe: Recipe, components: RunComponents) -> dict[str, Any]:
-    made = isinstance(recipe, DistillRecipe) and recipe.teacher == CUSTOM
-    teacher = components.teacher if made else None
+def _input_fingerprint(recipe: Recipe, components: RunComponents) -> dict[str, Any]:
+    is_object = isinstance(recipe, DistillRecipe) and recipe.teacher == CUSTOM
+    teacher = components.teacher if is_object else None
     return {
         "training images": components.data.train.samples,
         "teacher": None if teacher is None else hash_tensors(teacher.state_dict())[:16],

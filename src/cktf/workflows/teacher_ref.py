@@ -1,7 +1,8 @@
-"""Which teacher a run has: a recipe names it by a path, and what lies there may change or move.
+"""The teacher of a run, identified by its weights.
 
-So the path and the weights' fingerprint are noted in the run folder before the first step. A run is
-continued with a teacher of the same weights wherever it is, and with no other.
+A recipe names a teacher by a path, where other weights may lie later, or which may move. So the
+path and the hash of the weights are written to the run folder before the first step. A run is
+continued with a teacher of the same weights, wherever it is, and with no other.
 """
 
 import json
@@ -22,17 +23,18 @@ from cktf.recipes import (
 )
 from cktf.user_paths import expand_user_path
 
-NOTE = "teacher.json"
+TEACHER_REF_FILE = "teacher.json"
 
 
 @dataclass(frozen=True)
 class TeacherRef:
-    """A teacher of a run folder or file, or a network with a file of weights.
+    """A teacher in a run folder or file, or a network with a file of weights.
 
     Attributes:
-        teacher: where it was, as the recipe has it; checkpoints know their recipe by that.
-        sha256: fingerprint of its weights, and with these the network that they are put into.
-        teacher_weights: likewise where they were, if they are given apart from the network.
+        teacher: its path at the first step; checkpoints identify their recipe by it.
+        sha256: the first 8 hex digits of the hash of its weights, with the network that they are
+            loaded into where that is named apart from them.
+        teacher_weights: path of the weights at the first step, if they are named apart.
     """
 
     teacher: str
@@ -41,15 +43,15 @@ class TeacherRef:
 
 
 def read_teacher_ref(run: Path) -> TeacherRef | None:
-    """What a run's folder says of its teacher; of a transfer, that of its first part."""
+    """Read the teacher that a run folder names; of a transfer, that of its distillation."""
     for folder in (run, run / "student"):
-        if (folder / NOTE).is_file():
-            return TeacherRef(**json.loads((folder / NOTE).read_text()))
+        if (folder / TEACHER_REF_FILE).is_file():
+            return TeacherRef(**json.loads((folder / TEACHER_REF_FILE).read_text()))
     return None
 
 
 def teacher_ref_of(recipe: Recipe | TransferRecipe) -> TeacherRef | None:
-    """The teacher of a recipe; None for an object, and for a network that brings its own weights.
+    """Identify the teacher of a recipe; None for an object or a network with its own weights.
 
     Raises:
         CheckpointError: a folder without weights.
@@ -57,39 +59,41 @@ def teacher_ref_of(recipe: Recipe | TransferRecipe) -> TeacherRef | None:
     if isinstance(recipe, TrainRecipe):
         return None
     if is_weights_path(recipe.teacher):
-        where = str(expand_user_path(recipe.teacher).absolute())
-        return TeacherRef(where, short_sha256(find_weights_file(recipe.teacher)))
-    there = with_absolute_paths(recipe)
-    assert not isinstance(there, TrainRecipe)
-    # One that is missing is told of by the recipe's check.
-    if there.teacher_weights is None or not Path(there.teacher_weights).is_file():
+        path = str(expand_user_path(recipe.teacher).absolute())
+        return TeacherRef(path, short_sha256(find_weights_file(recipe.teacher)))
+    absolute = with_absolute_paths(recipe)
+    assert not isinstance(absolute, TrainRecipe)
+    # The check of the recipe reports weights that are missing.
+    if absolute.teacher_weights is None or not Path(absolute.teacher_weights).is_file():
         return None
-    sha256 = short_sha256(Path(there.teacher_weights))
+    sha256 = short_sha256(Path(absolute.teacher_weights))
     # The same weights in another network are another teacher.
-    return TeacherRef(there.teacher, f"{sha256} in {there.teacher}", there.teacher_weights)
+    return TeacherRef(absolute.teacher, f"{sha256} in {absolute.teacher}", absolute.teacher_weights)
 
 
 def check_teacher_ref(recipe: Recipe | TransferRecipe, run: Path) -> None:
-    """Raise RunFolderError where other weights lie by now where a run's teacher was."""
+    """Raise RunFolderError if the path of a run's teacher has other weights now."""
     before, now = read_teacher_ref(run), teacher_ref_of(recipe)
     if before and now and before.sha256 != now.sha256:
         raise RunFolderError(
-            f"{now.teacher_weights or now.teacher} has other weights by now (sha256 "
-            f"{now.sha256[:8]}…) than those that taught {run} ({before.sha256[:8]}…)."
+            f"{now.teacher_weights or now.teacher} has other weights now (sha256 "
+            f"{now.sha256[:8]}…) than the teacher of {run} had ({before.sha256[:8]}…)."
         )
 
 
 def with_original_teacher(recipe: Recipe, run: RunFolder) -> Recipe:
-    """The recipe with its teacher where that was at the first step, which is noted in the folder.
+    """Return the recipe with the path that its teacher had at the first step.
 
-    A run of before there were notes, and one whose teacher has other weights, is as it is given.
+    Before the first step, this writes the teacher's path and hash to the run folder. A teacher
+    with other weights stays as the recipe names it.
     """
     now, before = teacher_ref_of(recipe), read_teacher_ref(run.path)
     if now is None:
         return recipe
     if not any(run.saved.folder.glob("*.pt")):
         text = (json.dumps(asdict(now)) + "\n").encode()
-        run.insist(lambda: write_atomically(run.path / NOTE, text), "its teacher's fingerprint")
+        path = run.path / TEACHER_REF_FILE
+        run.insist(lambda: write_atomically(path, text), "the hash of its teacher")
     elif before is not None and before.sha256 == now.sha256:
         update = {"teacher": before.teacher, "teacher_weights": before.teacher_weights}
         return recipe.model_copy(update=update)
