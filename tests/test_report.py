@@ -24,18 +24,18 @@ from cktf.data import MemoryLoader
 from cktf.errors import RecipeError
 from cktf.recipes import set_field
 from cktf.report import write_report
-from cktf.report.answer import answer, gap
 from cktf.report.figures import (
     accuracy_curves,
-    calibrations,
+    calibration_curves,
     class_accuracies,
     correlation_difference,
-    frontiers,
+    cost_figures,
     loss_curves,
 )
-from cktf.report.groups import alone, grouped, method_name, refuse_unlike
-from cktf.report.page import _json, _plane
-from cktf.report.styles import TEACHER, look
+from cktf.report.headline import build_headline, compare_groups
+from cktf.report.page import _to_json, _tsne
+from cktf.report.run_groups import check_same_test_images, find_baseline, group_runs
+from cktf.report.styles import TEACHER_STYLE, group_style
 from cktf.workflows import analysis
 from cktf.workflows.analysis import (
     Analysis,
@@ -44,67 +44,14 @@ from cktf.workflows.analysis import (
     evenly_spaced_indices,
     find_disagreements,
 )
-from cktf.workflows.similarity import (
-    accuracy_by_class,
-    linear_cka,
-    logit_correlations,
-    measure_calibration,
-)
+from cktf.workflows.similarity import logit_correlations
 
 SCRIPT, IMAGE = "<script>", "<img src=x onerror=document.title=1>"
 SHOTS = Path(__file__).parents[1] / "build" / "report"
 
 
-def test_linear_cka_knows_rotation_and_scale():
-    torch.manual_seed(0)
-    x = torch.randn(40, 6)
-    rotation = torch.linalg.qr(torch.randn(6, 6)).Q
-    assert linear_cka(x, 3 * x @ rotation + 5) == pytest.approx(1.0, abs=1e-6)
-    y = torch.randn(40, 9)
-    a, b = (v - v.mean(0) for v in (x.double(), y.double()))
-    # The definition by features, where the code goes by Gram matrices.
-    expected = (a.T @ b).norm() ** 2 / ((a.T @ a).norm() * (b.T @ b).norm())
-    assert linear_cka(x, y) == pytest.approx(float(expected), rel=1e-9)
-    assert linear_cka(x, torch.ones(40, 3)) == 0.0
-
-
-def test_calibration_by_a_loop():
-    torch.manual_seed(1)
-    probabilities, labels = torch.randn(200, 5).softmax(1), torch.randint(5, (200,))
-    found = measure_calibration(probabilities, labels, bins=10)
-    confidence, predicted = probabilities.max(1)
-    error = 0.0
-    for number in range(10):
-        inside = [
-            i for i in range(200) if number / 10 <= confidence[i] < (number + 1) / 10
-        ]  # fmt: skip
-        if inside:
-            right = sum(int(predicted[i] == labels[i]) for i in inside) / len(inside)
-            sure = sum(float(confidence[i]) for i in inside) / len(inside)
-            error += abs(right - sure) * len(inside) / 200
-    assert found.error == pytest.approx(100 * error, rel=1e-5)
-    assert sum(found.count) == 200
-
-
-def seen(logits, **more):
+def outputs(logits, **more):
     return NetworkOutputs("net", 1, 1, 1.0, "cpu", torch.tensor(logits), None, {}, **more)
-
-
-def test_disagreement_and_classes():
-    student = seen([[5.0, 0.0], [0.1, 0.0], [0.0, 5.0], [3.0, 0.0]])
-    teacher = seen([[0.0, 5.0], [0.0, 0.1], [0.0, 1.0], [0.0, 3.0]])
-    # The third they agree on; the second they are unsure of.
-    assert find_disagreements(student, teacher, 10).tolist() == [0, 3, 1]
-    assert find_disagreements(student, teacher, 1).tolist() == [0]
-    accuracy = accuracy_by_class(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 0, 1, 1]), 3)
-    assert accuracy[:2].tolist() == [50.0, 50.0]
-    assert bool(accuracy[2].isnan())
-
-
-def test_correlations_of_logits():
-    torch.manual_seed(0)
-    logits = torch.randn(50, 4)
-    assert np.allclose(logit_correlations(logits), np.corrcoef(logits.double().numpy().T))
 
 
 def run(method, top1, seed=0, logits=None, labels=None, recipe=None, **summary):
@@ -120,202 +67,83 @@ def run(method, top1, seed=0, logits=None, labels=None, recipe=None, **summary):
     set_field(fields, "data.name", summary["dataset"])
     for name, value in (recipe or {}).items():
         set_field(fields, name, value)
-    own = None if logits is None else seen(logits)
+    own = None if logits is None else outputs(logits)
     labels = None if labels is None else torch.tensor(labels)
     return Analysis(Path(method), fields, summary, [], ("a", "b"), labels, None, own)
 
 
-def test_answer_over_seeds():
+def difference_of(*runs):
+    return compare_groups(*group_runs(runs))
+
+
+LOGITS = [[5.0, 0.0], [0.0, 5.0]]
+
+
+def test_disagreements_are_ordered_by_distance():
+    student = outputs([[5.0, 0.0], [0.1, 0.0], [0.0, 5.0], [3.0, 0.0]])
+    teacher = outputs([[0.0, 5.0], [0.0, 0.1], [0.0, 1.0], [0.0, 3.0]])
+    # They agree on the third, and are unsure of the second.
+    assert find_disagreements(student, teacher, 10).tolist() == [0, 3, 1]
+    assert find_disagreements(student, teacher, 1).tolist() == [0]
+
+
+# The headline
+
+
+def test_headline_over_seeds():
     runs = [run("kd", v, s) for s, v in enumerate((83.0, 83.4, 83.2))]
     runs += [run("cktf+kd", v, s) for s, v in enumerate((84.0, 84.2, 84.4))]
     runs += [run("ce", v, s) for s, v in enumerate((80.0, 80.6, 80.3))]
-    groups = grouped(runs)
+    groups = group_runs(runs)
     assert [g.name for g in groups] == ["CKTF+KD", "KD", "alone"]
-    difference = gap(groups[0], groups[1])
+    difference = compare_groups(groups[0], groups[1])
     assert difference.points == pytest.approx(1.0)
     # Student's t of two degrees of freedom, on differences 1.0, 0.8, 1.2.
-    assert difference.half == pytest.approx(4.30265 * 0.2 / 3**0.5, rel=1e-4)
-    assert answer(groups) == (
+    assert difference.half_width == pytest.approx(4.30265 * 0.2 / 3**0.5, rel=1e-4)
+    assert build_headline(groups) == (
         "resnet8 CKTF+KD classifies 84.20 ± 0.12 % of 10,000 test images of cifar10, 5.80 ± 0.50 "
         "points below its teacher wrn_16_2 with 8.9 times fewer parameters; 1.00 ± 0.50 points "
         "ahead of KD, 3.90 ± 0.66 ahead of the student alone (3 seeds)."
     )
 
 
-def test_accuracies_are_of_the_weights_that_a_run_kept():
-    """Those that held-out images chose, as every picture is."""
-    (chosen,) = grouped([run("kd", 83.0, kept_test_top1=90.0, kept_epoch=6)])
-    assert (chosen.top1, chosen.by_seed) == (90.0, {0: 90.0})
-    assert chosen.error == pytest.approx(100 * (0.9 * 0.1 / 10000) ** 0.5, rel=1e-3)
-    (last,) = grouped([run("kd", 83.0, kept_test_top1=83.0)])
-    assert (last.top1, last.error) == (83.0, 0.4)
-    assert gap(chosen, last).points == pytest.approx(7.0)
+def test_headline_over_images_of_one_seed():
+    """A difference within chance is called one."""
+    sure, wrong = LOGITS
+    first = run("cktf", 75.0, logits=[sure, sure, sure, wrong], labels=[0] * 4)
+    second = run("kd", 50.0, logits=[wrong, sure, sure, wrong], labels=[0] * 4)
+    difference = difference_of(first, second)
+    assert difference.half_width == pytest.approx(1.96 * 100 * 0.5 / 2)
+    assert not difference.is_significant
+    assert "which does not tell them apart" in build_headline(group_runs([second, first]))
+    assert difference_of(replace(first, student=None), second).half_width is None
+    # Only the same images are compared.
+    same, other = (run(m, 75.0, 0, LOGITS, [0, 0]) for m in ("kd", "at"))
+    assert difference_of(same, other).half_width == 0
+    assert difference_of(same, replace(other, labels=torch.tensor([0, 1]))).half_width is None
 
 
-def test_groups_differ_in_nothing_but_their_seed():
-    """Repeated with a change, a run is another method, named by the change."""
-    slow, fast = ({"optimizer.lr": lr} for lr in (0.02, 0.1))
-    runs = [run("kd", 80.0, recipe=slow), run("kd", 84.0, recipe=fast)]
-    runs.append(run("kd", 85.0, seed=1, recipe=fast))
-    groups = grouped(runs)
-    assert [(g.name, len(g.runs)) for g in groups] == [
-        ("KD (optimizer.lr 0.1)", 2),
-        ("KD (optimizer.lr 0.02)", 1),
-    ]
-    # Where it computes changes nothing.
-    elsewhere = run("kd", 84.0, seed=2, recipe={"runtime.device": "cuda", "data.workers": 2})
-    assert len(grouped([run("kd", 84.0), elsewhere])) == 1
-    few, many = run("cktf", 80.0, recipe={"options.cktf.negatives": 64}), run("cktf", 81.0)
-    assert [g.name for g in grouped([few, many])] == [
-        "CKTF (cktf.negatives default)",
-        "CKTF (cktf.negatives 64)",
-    ]
-    recipe = {"kind": "train", "model": "resnet8", "epochs": 8, "data": {"name": "cifar10"}}
-    trained = replace(run("ce", 80.0), recipe=recipe)
-    longer = run("kd", 82.0, recipe={"epochs": 16, "data.batch_size": 32})
-    assert {g.name for g in grouped([trained, run("ce", 81.0), run("kd", 81.0), longer])} == {
-        "alone (kind train)", "alone (kind distill)",
-        "KD (epochs 8, data.batch_size 64)", "KD (epochs 16, data.batch_size 32)",
-    }  # fmt: skip
-
-
-def test_a_group_has_one_teacher(tmp_path):
-    """The same weights in two places are one teacher; others are not, whatever their network."""
-    for name, content in (("one", b"1"), ("copy", b"1"), ("two", b"2")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "student.safetensors").write_bytes(content)
-    one, copy, two = (
-        run("kd", 80.0 + seed, seed, recipe={"teacher": str(tmp_path / name)})
-        for seed, name in enumerate(("one", "copy", "two"))
-    )
-    assert [g.name for g in grouped([one, copy])] == ["KD"]
-    assert [g.name for g in grouped([one, copy, two])] == ["KD (teacher two)", "KD (teacher one)"]
-
-
-def test_a_group_has_the_teacher_that_it_had(tmp_path):
-    """Whatever lies at its path by now, and wherever it was."""
-    teacher = tmp_path / "teacher"
-    teacher.mkdir()
-    (teacher / "student.safetensors").write_bytes(b"of now")
-    runs = []
-    for seed, (sha256, path) in enumerate(
-        (("1", teacher), ("1", tmp_path / "moved"), ("2", teacher))
-    ):
-        folder = tmp_path / f"run{seed}"
-        folder.mkdir()
-        note = {"teacher": str(path), "sha256": sha256}
-        (folder / "teacher.json").write_text(json.dumps(note))
-        made = run("kd", 80.0 + seed, seed, recipe={"teacher": str(path)})
-        runs.append(replace(made, folder=folder))
-    assert [sorted(g.by_seed) for g in grouped(runs)] == [[2], [0, 1]]
-
-
-def test_a_seed_counts_once():
-    first, again = run("kd", 83.0), replace(run("kd", 85.0), folder=Path("again"))
-    (group,) = grouped([first, again, run("kd", 84.0, seed=1)])
-    assert group.by_seed == {0: 83.0, 1: 84.0}
-    assert group.top1 == 83.5
-    assert group.notes[0].startswith("again has the recipe and the seed of kd and is left out")
-
-
-def of_teacher():
-    """A teacher's own run, the most accurate of all."""
-    recipe = {"kind": "train", "model": "wrn_16_2", "epochs": 8, "data": {"name": "cifar10"}}
-    alone = {"teacher": None, "teacher_top1": None, "compression_ratio": None}
-    made = run("ce", 90.0, student="wrn_16_2", seconds=1.0)
-    return replace(made, recipe=recipe, summary=made.summary | alone)
-
-
-def test_a_teachers_own_run_is_not_the_student_alone():
-    """It has its line, and is compared with no network but its own kind."""
-    row = {"epoch": 1, "test_top1": 80.0}
-    runs = [
-        replace(each, rows=[row]) for each in (of_teacher(), run("kd", 84.0), run("cktf", 85.0))
-    ]
-    groups = grouped(runs)
-    assert [g.name for g in groups] == ["resnet8 CKTF", "resnet8 KD", "wrn_16_2 alone"]
-    assert alone(groups) is None
-    assert answer(groups).endswith(
-        "; 1.00 points ahead of resnet8 KD, which does not tell them apart (one seed)."
-    )
-    notes = accuracy_curves(groups)["layout"]["annotations"]
-    assert [note["text"] for note in notes] == ["teacher wrn_16_2 90.00 %"]
-    groups = grouped([*runs, replace(run("ce", 81.0), rows=[row])])
-    assert alone(groups).student == "resnet8"
-    assert ", 4.00 ahead of the student alone (one seed)" in answer(groups)
-    notes = accuracy_curves(groups)["layout"]["annotations"]
-    assert notes[1]["text"] == "resnet8 alone 81.00 %"
-    # A classifier alone, or a network that goes on from another's weights, is no such thing.
-    probe = {"trains": "classifier"}, {"model": "/runs/other"}
-    for more in probe:
-        trained = {"kind": "train", "model": "resnet8", "epochs": 8, **more}
-        made = replace(run("ce", 81.0), recipe=trained)
-        assert alone(grouped([*runs, made])) is None
-
-
-def test_behind_and_ahead_on_the_seeds_that_both_have():
+def test_headline_of_different_seeds():
     kd = [run("kd", 80.0 + s, s) for s in range(3)]
     more = [run("at", v, s) for s, v in ((0, 79.0), (1, 80.0), (2, 81.2), (3, 99.0))]
-    groups = grouped([*more, *kd])
+    groups = group_runs([*more, *kd])
     # The fourth seed was lucky, and KD has none.
     assert [g.name for g in groups] == ["KD", "AT"]
     assert groups[1].top1 > groups[0].top1
-    assert "; 0.93 ± 0.29 points ahead of AT" in answer(groups)
-    # One is over all seeds of KD, the other over some of AT's.
-    assert "; 0.93 ± 0.29 points (over 3 seeds) behind KD" in answer(groups[::-1])
-    # Over one seed that both have, these two runs.
-    logits = [[5.0, 0.0]] * 4
-    lone = run("sp", 82.5, 2, logits, [0] * 4)
-    difference = gap(groups[0], grouped([lone])[0])
-    assert (difference.points, difference.half) == (-0.5, None)
-    assert gap(*grouped([run("sp", 82.5, 7), *kd])).half is None
-
-
-def test_it_is_said_what_a_difference_is_over():
-    """The accuracy is over three seeds, the difference over the images of the one in common."""
-    logits = [[5.0, 0.0]] * 4
-    kd = [run("kd", 80.0 + s, s, logits, [0, 0, 0, 1]) for s in range(3)]
-    text = answer(grouped([*kd, run("at", 75.0, 0, logits, [0, 0, 0, 1])]))
+    assert "; 0.93 ± 0.29 points ahead of AT" in build_headline(groups)
+    # KD's accuracy is over these three seeds too, AT's is over four.
+    assert "; 0.93 ± 0.29 points (over 3 seeds) behind KD" in build_headline(groups[::-1])
+    difference = compare_groups(groups[0], *group_runs([run("sp", 82.5, 2, LOGITS, [0, 0])]))
+    assert (difference.points, difference.half_width) == (-0.5, None)
+    assert difference_of(run("sp", 82.5, 7), *kd).half_width is None
+    # One seed in common: the difference is over its images, the accuracy over three seeds.
+    logits, labels = [LOGITS[0]] * 4, [0, 0, 0, 1]
+    kd = [run("kd", 80.0 + s, s, logits, labels) for s in range(3)]
+    at = run("at", 75.0, 0, logits, labels)
+    text = build_headline(group_runs([*kd, at]))
     assert "; 5.00 ± 0.00 points (over the test images of one seed) ahead of AT" in text
     assert text.endswith("(3 seeds).")
-    assert "(over" not in answer(grouped([kd[0], run("at", 75.0, 0, logits, [0, 0, 0, 1])]))
-
-
-def test_images_are_compared_with_the_same():
-    logits = [[5.0, 0.0], [0.0, 5.0]]
-    first, other = (run(m, 75.0, 0, logits, [0, 0]) for m in ("kd", "at"))
-    assert gap(*grouped([first, other])).half == 0
-    sorted_otherwise = replace(other, labels=torch.tensor([0, 1]))
-    assert gap(*grouped([first, sorted_otherwise])).half is None
-
-
-def test_runs_of_other_images_are_refused():
-    runs = [run("kd", 80.0), run("at", 81.0), run("sp", 60.0, dataset="cifar100")]
-    with pytest.raises(RecipeError, match=r"of cifar10: kd, at; .* of cifar100: sp\. .* kd at\."):
-        refuse_unlike(runs)
-    refuse_unlike(runs[:2])
-    # Learnt from other images, and tested on the same.
-    refuse_unlike([transferred(), run("ce", 80.0, dataset="stl10", test_images=8000)])
-    one, two = (
-        run("kd", 80.0, dataset="imagefolder", recipe={"data.dir": place}) for place in ("/a", "/b")
-    )
-    assert len(grouped([one, two])) == 2
-    with pytest.raises(RecipeError, match="imagefolder:/a"):
-        refuse_unlike([one, two])
-    refuse_unlike([replace(moved, data_dir="/c") for moved in (one, two)])
-
-
-def test_answer_over_images_of_one_seed():
-    """A difference that chance may make is said to be one."""
-    sure, wrong = [5.0, 0.0], [0.0, 5.0]
-    first = run("cktf", 75.0, logits=[sure, sure, sure, wrong], labels=[0] * 4)
-    second = run("kd", 50.0, logits=[wrong, sure, sure, wrong], labels=[0] * 4)
-    difference = gap(*grouped([first, second]))
-    assert difference.half == pytest.approx(1.96 * 100 * 0.5 / 2)
-    assert not difference.is_significant
-    assert "which does not tell them apart" in answer(grouped([second, first]))
-    alone = gap(*grouped([replace(first, student=None), second]))
-    assert alone.half is None
+    assert "(over" not in build_headline(group_runs([kd[0], at]))
 
 
 def transferred(**more):
@@ -328,29 +156,150 @@ def transferred(**more):
     return replace(made, recipe=dict(made.recipe) | labeled)
 
 
-def test_answer_of_a_transfer():
-    """Images are those of the labeled set; nothing is said that is not known."""
-    assert answer(grouped([transferred(test_standard_error=0.54)])) == (
+def test_headline_of_a_transfer():
+    """Its images are those of the labeled set; unknown facts are left out."""
+    assert build_headline(group_runs([transferred(test_standard_error=0.54)])) == (
         "resnet8 CKTF classifies 61.20 ± 0.54 % of 8,000 test images of stl10, 2.10 points below "
         "its teacher wrn_16_2 (one seed)."
     )
-    before = transferred(test_standard_error=None)
-    assert "classifies 61.20 % of 8,000" in answer(grouped([before]))
-    # What the teacher's own logits say is not what its features are worth.
-    own = seen([[5.0, 0.0], [0.0, 5.0]])
-    both = replace(before, student=own, teacher=own, labels=torch.tensor([0, 0]))
-    assert "2.10 points below" in answer(grouped([both]))
-    tested = replace(before, recipe={"kind": "train", "data": {"test": "imagefolder:/other"}})
+    older = transferred(test_standard_error=None)
+    assert "classifies 61.20 % of 8,000" in build_headline(group_runs([older]))
+    # The probe counts, not the teacher's own logits.
+    both = replace(older, student=outputs(LOGITS), teacher=outputs(LOGITS))
+    both = replace(both, labels=torch.tensor([0, 0]))
+    assert "2.10 points below" in build_headline(group_runs([both]))
+    tested = replace(older, recipe={"kind": "train", "data": {"test": "imagefolder:/other"}})
     assert tested.test_data_name == "imagefolder:/other"
 
 
-def test_classes_in_another_order_are_others():
-    own = seen([[5.0, 0.0], [0.0, 5.0]])
-    both = run("kd", 80.0, logits=[[5.0, 0.0], [0.0, 5.0]], labels=[0, 1])
-    known = {told: replace(own, classes=told) for told in (None, ("a", "b"), ("b", "a"))}
-    assert replace(both, teacher=known[None]).teacher_knows_classes
-    assert replace(both, teacher=known["a", "b"]).teacher_knows_classes
-    assert not replace(both, teacher=known["b", "a"]).teacher_knows_classes
+# Groups
+
+
+def test_accuracies_are_of_the_weights_that_a_run_kept():
+    (chosen,) = group_runs([run("kd", 83.0, kept_test_top1=90.0, kept_epoch=6)])
+    assert (chosen.top1, chosen.top1_by_seed) == (90.0, {0: 90.0})
+    assert chosen.error == pytest.approx(100 * (0.9 * 0.1 / 10000) ** 0.5, rel=1e-3)
+    (last,) = group_runs([run("kd", 83.0, kept_test_top1=83.0)])
+    assert (last.top1, last.error) == (83.0, 0.4)
+    assert compare_groups(chosen, last).points == pytest.approx(7.0)
+
+
+def test_groups_differ_in_their_seed_alone():
+    """The same method with a change is another group, named by the change."""
+    slow, fast = ({"optimizer.lr": lr} for lr in (0.02, 0.1))
+    runs = [run("kd", 80.0, recipe=slow), run("kd", 84.0, recipe=fast)]
+    runs.append(run("kd", 85.0, seed=1, recipe=fast))
+    groups = group_runs(runs)
+    assert [(g.name, len(g.runs)) for g in groups] == [
+        ("KD (optimizer.lr 0.1)", 2),
+        ("KD (optimizer.lr 0.02)", 1),
+    ]
+    # The device changes nothing.
+    elsewhere = run("kd", 84.0, seed=2, recipe={"runtime.device": "cuda", "data.workers": 2})
+    assert len(group_runs([run("kd", 84.0), elsewhere])) == 1
+    few, many = run("cktf", 80.0, recipe={"options.cktf.negatives": 64}), run("cktf", 81.0)
+    assert [g.name for g in group_runs([few, many])] == [
+        "CKTF (cktf.negatives default)",
+        "CKTF (cktf.negatives 64)",
+    ]
+    recipe = {"kind": "train", "model": "resnet8", "epochs": 8, "data": {"name": "cifar10"}}
+    trained = replace(run("ce", 80.0), recipe=recipe)
+    longer = run("kd", 82.0, recipe={"epochs": 16, "data.batch_size": 32})
+    assert {g.name for g in group_runs([trained, run("ce", 81.0), run("kd", 81.0), longer])} == {
+        "alone (kind train)", "alone (kind distill)",
+        "KD (epochs 8, data.batch_size 64)", "KD (epochs 16, data.batch_size 32)",
+    }  # fmt: skip
+
+
+def test_a_group_has_one_teacher(tmp_path):
+    """Teachers are the same if their weights are, wherever these were and are now."""
+    for name, content in (("one", b"1"), ("copy", b"1"), ("two", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "student.safetensors").write_bytes(content)
+    one, copy, two = (
+        run("kd", 80.0 + seed, seed, recipe={"teacher": str(tmp_path / name)})
+        for seed, name in enumerate(("one", "copy", "two"))
+    )
+    assert [g.name for g in group_runs([one, copy])] == ["KD"]
+    names = [g.name for g in group_runs([one, copy, two])]
+    assert names == ["KD (teacher two)", "KD (teacher one)"]
+    # A run's note on its teacher counts more than the file at the path now.
+    runs = []
+    for seed, (sha256, path) in enumerate((("1", "one"), ("1", "moved"), ("2", "one"))):
+        folder = tmp_path / f"run{seed}"
+        folder.mkdir()
+        note = {"teacher": str(tmp_path / path), "sha256": sha256}
+        (folder / "teacher.json").write_text(json.dumps(note))
+        made = run("kd", 80.0 + seed, seed, recipe={"teacher": str(tmp_path / path)})
+        runs.append(replace(made, folder=folder))
+    assert [sorted(g.top1_by_seed) for g in group_runs(runs)] == [[2], [0, 1]]
+
+
+def test_a_seed_counts_once():
+    first, again = run("kd", 83.0), replace(run("kd", 85.0), folder=Path("again"))
+    (group,) = group_runs([first, again, run("kd", 84.0, seed=1)])
+    assert group.top1_by_seed == {0: 83.0, 1: 84.0}
+    assert group.top1 == 83.5
+    assert group.notes == ["again has the recipe and the seed of kd and is left out."]
+
+
+def test_a_teachers_own_run_is_not_the_student_alone():
+    recipe = {"kind": "train", "model": "wrn_16_2", "epochs": 8, "data": {"name": "cifar10"}}
+    summary = {"student": "wrn_16_2", "teacher": None, "teacher_top1": None}
+    teacher = run("ce", 90.0, seconds=1.0)
+    facts = dict(teacher.summary) | summary | {"compression_ratio": None}
+    teacher = replace(teacher, recipe=recipe, summary=facts)
+    row = {"epoch": 1, "test_top1": 80.0}
+    runs = [replace(r, rows=[row]) for r in (teacher, run("kd", 84.0), run("cktf", 85.0))]
+    groups = group_runs(runs)
+    assert [g.name for g in groups] == ["resnet8 CKTF", "resnet8 KD", "wrn_16_2 alone"]
+    assert find_baseline(groups) is None
+    assert build_headline(groups).endswith(
+        "; 1.00 points ahead of resnet8 KD, which does not tell them apart (one seed)."
+    )
+    notes = accuracy_curves(groups)["layout"]["annotations"]
+    assert [note["text"] for note in notes] == ["teacher wrn_16_2 90.00 %"]
+    groups = group_runs([*runs, replace(run("ce", 81.0), rows=[row])])
+    assert find_baseline(groups).student == "resnet8"
+    assert ", 4.00 ahead of the student alone (one seed)" in build_headline(groups)
+    notes = accuracy_curves(groups)["layout"]["annotations"]
+    assert notes[1]["text"] == "resnet8 alone 81.00 %"
+    # Neither is a classifier on frozen features, nor a network that began from other weights.
+    for more in ({"trains": "classifier"}, {"model": "/runs/other"}):
+        trained = {"kind": "train", "model": "resnet8", "epochs": 8, **more}
+        made = replace(run("ce", 81.0), recipe=trained)
+        assert find_baseline(group_runs([*runs, made])) is None
+
+
+def test_runs_on_other_images_are_refused():
+    runs = [run("kd", 80.0), run("at", 81.0), run("sp", 60.0, dataset="cifar100")]
+    with pytest.raises(RecipeError, match=r"of cifar10: kd, at; .* of cifar100: sp\. .* kd at\."):
+        check_same_test_images(runs)
+    check_same_test_images(runs[:2])
+    # Trained on other images, and tested on the same.
+    check_same_test_images([transferred(), run("ce", 80.0, dataset="stl10", test_images=8000)])
+    one, two = (
+        run("kd", 80.0, dataset="imagefolder", recipe={"data.dir": folder})
+        for folder in ("/a", "/b")
+    )
+    assert len(group_runs([one, two])) == 2
+    with pytest.raises(RecipeError, match="imagefolder:/a"):
+        check_same_test_images([one, two])
+    check_same_test_images([replace(moved, data_dir="/c") for moved in (one, two)])
+    with pytest.raises(RecipeError, match="kd was not tested on labeled images"):
+        check_same_test_images([run("kd", None)])
+
+
+@pytest.mark.parametrize(
+    ("names", "known"), [(None, True), (("a", "b"), True), (("b", "a"), False)]
+)
+def test_a_teacher_of_classes_in_another_order(names, known):
+    both = run("kd", 80.0, logits=LOGITS, labels=[0, 1])
+    teacher = replace(outputs(LOGITS), classes=names)
+    assert replace(both, teacher=teacher).teacher_knows_classes is known
+
+
+# Figures
 
 
 def many_classes(count=1000):
@@ -362,26 +311,24 @@ def many_classes(count=1000):
     own[:, [7, -100]] = torch.randn(60, 2)
     made = run("kd", 80.0, logits=own.tolist(), labels=list(range(60)))
     classes = tuple(f"class {number}" for number in range(count))
-    return replace(made, classes=classes, teacher=seen(logits.tolist()))
+    return replace(made, classes=classes, teacher=outputs(logits.tolist()))
 
 
 def test_of_many_classes_those_that_differ_most():
-    drawn = correlation_difference(many_classes())
+    analysis = many_classes()
+    drawn = correlation_difference(analysis)
     (heat,) = drawn["data"]
     assert len(heat["x"]) == len(heat["y"]) == len(heat["z"]) == len(heat["z"][0]) == 100
     assert {"class 7", "class 900"} <= set(heat["x"])
     # In their order, each value at its own two classes.
     assert heat["x"] == heat["y"] == sorted(heat["x"], key=lambda name: int(name.split()[1]))
     first, second = (heat["x"].index(name) for name in ("class 7", "class 900"))
-    analysis = many_classes()
-    apart = logit_correlations(analysis.teacher.logits) - logit_correlations(
-        analysis.student.logits
-    )
-    assert heat["z"][first][second] == pytest.approx(float(apart[7, 900]), abs=1e-6)
-    # The mean is of all.
-    mean = f"mean absolute difference {float(apart.abs().mean()):.3f}"
+    student, teacher = (logit_correlations(n.logits) for n in (analysis.student, analysis.teacher))
+    assert heat["z"][first][second] == pytest.approx(float((teacher - student)[7, 900]), abs=1e-6)
+    # The mean is over all.
+    mean = f"mean absolute difference {float((teacher - student).abs().mean()):.3f}"
     assert drawn["caption"] == f"{mean} of 1,000 classes; the 100 that differ most"
-    assert len(_json(drawn)) < 2**18
+    assert len(_to_json(drawn)) < 2**18
     few = correlation_difference(many_classes(100))
     assert len(few["data"][0]["z"]) == 100
     assert "that differ most" not in few["caption"]
@@ -395,42 +342,40 @@ def test_twenty_methods_look_different():
         replace(run("kd", 80.0 - n, 0, logits, [0, 1], {"options.kd.temperature": n}), rows=rows)
         for n in range(1, 21)
     ]
-    groups = grouped([replace(one, teacher=one.student) for one in runs])
+    groups = group_runs([replace(one, teacher=one.student) for one in runs])
     assert len(groups) == 20
-    lines = [accuracy_curves(groups), loss_curves(groups)[0][1], calibrations(groups)[0]]
+    lines = [accuracy_curves(groups), loss_curves(groups)[0][1], calibration_curves(groups)[0]]
     for drawn in lines:
         traces = [trace for trace in drawn["data"] if "marker" in trace]
         marks = [(t["line"]["color"], t["line"]["dash"], t["marker"]["symbol"]) for t in traces]
         assert len(set(marks)) == len(marks) >= 20
     dots = [t["marker"] for t in class_accuracies(groups)["data"] if t["type"] == "scatter"]
     assert len({(d["color"], d["symbol"]) for d in dots}) == len(dots) == 21
-    shown = frontiers(groups)[0][1]["data"][1]["marker"]
+    shown = cost_figures(groups)[0][1]["data"][1]["marker"]
     assert len(set(zip(shown["color"], shown["symbol"], strict=True))) == 21
-    assert len({look(number).symbol for number in range(7)}) == 7
-    assert TEACHER.symbol not in {look(number).symbol for number in range(100)}
-    assert len({look(number) for number in range(300)}) == 300
+    assert len({group_style(number).symbol for number in range(7)}) == 7
+    assert TEACHER_STYLE.symbol not in {group_style(number).symbol for number in range(100)}
+    assert len({group_style(number) for number in range(300)}) == 300
 
 
 def test_teachers_of_one_network_have_a_dot_each():
-    logits = [[5.0, 0.0], [0.0, 5.0]]
-    runs = [run("kd", 80.0, 0, logits, [0, 1], {"options.kd.temperature": n}) for n in (1, 2)]
+    runs = [run("kd", 80.0, 0, LOGITS, [0, 1], {"options.kd.temperature": n}) for n in (1, 2)]
     taught = [
         replace(one, teacher=one.student, summary=one.summary | {"teacher_top1": top1})
         for one, top1 in zip(runs, (90.0, 91.0), strict=True)
     ]
-    dots = frontiers(grouped(taught))[0][1]["data"][1]
+    dots = cost_figures(group_runs(taught))[0][1]["data"][1]
     assert sorted(dots["y"]) == [80.0, 80.0, 90.0, 91.0]
     probed = replace(transferred(), student=taught[0].student, teacher=taught[0].student)
-    assert sorted(frontiers(grouped([probed]))[0][1]["data"][1]["y"]) == [61.2, 63.3]
+    assert sorted(cost_figures(group_runs([probed]))[0][1]["data"][1]["y"]) == [61.2, 63.3]
 
 
-def test_classes_of_a_teacher_whoever_is_best():
-    """Also where a student alone is first; a class without images is left out."""
+def test_the_teachers_class_accuracies_are_shown_whichever_method_is_best():
+    """A class without images is left out."""
     logits = [[5.0, 0.0, 0.0], [0.0, 5.0, 0.0]]
     alone, taught = (run(m, t, 0, logits, [0, 1]) for m, t in (("ce", 90.0), ("kd", 80.0)))
-    classes = ("a", "b", "c")
-    alone, taught = (replace(one, classes=classes) for one in (alone, taught))
-    drawn = class_accuracies(grouped([alone, replace(taught, teacher=taught.student)]))
+    alone, taught = (replace(one, classes=("a", "b", "c")) for one in (alone, taught))
+    drawn = class_accuracies(group_runs([alone, replace(taught, teacher=taught.student)]))
     assert [trace.get("name") for trace in drawn["data"]] == [None, "teacher net", "alone", "KD"]
     assert drawn["data"][0]["y"] == ["a", "b"]
 
@@ -440,13 +385,12 @@ def test_classes_of_a_teacher_whoever_is_best():
     [torch.ones(10, 4), torch.rand(10, 1), torch.full((10, 4), torch.nan), torch.rand(3, 2)],
     ids=["one point", "a line", "not finite", "few"],
 )
-def test_embeddings_that_have_collapsed(rows):
-    assert _plane(rows).shape == (len(rows), 2)
-    assert _plane(rows).isfinite().all()
+def test_tsne_of_degenerate_embeddings(rows):
+    assert _tsne(rows).shape == (len(rows), 2)
+    assert _tsne(rows).isfinite().all()
 
 
-def test_method_names():
-    assert method_name("cktf+fitnet:50") == "CKTF+FitNet:50"
+# Reports of runs
 
 
 @pytest.fixture(scope="module")
@@ -498,7 +442,7 @@ def test_markup_stays_text(report):
 
 
 def test_what_is_shown(report):
-    figures = json.loads(re.search(r'id="figures">(.*?)</script>', report.read_text())[1])
+    figures = read_figures(report)
     kinds = {name.removeprefix("plot-").split("-")[0] for name in figures}
     assert kinds == {
         "accuracy", "loss", "cost", "classes", "calibration", "cka", "correlation", "embedding",
@@ -515,6 +459,7 @@ def test_images_lie_evenly_over_sorted_classes(runs, tmp_path, monkeypatch):
     assert evenly_spaced_indices(36, 9).tolist() == [0, 4, 8, 13, 17, 21, 26, 30, 35]
     assert torch.equal(evenly_spaced_indices(999, 2000), torch.arange(999))
     some = RunAnalyzer(images=9).analyze(runs[2])
+    assert tuple(some.teacher.classes) == tuple(some.classes)
     assert torch.bincount(some.labels).tolist() == [3, 3, 3]
     # In several batches, which are read as they are, whatever the networks compute in.
     named = tmp_path / "run"
@@ -539,24 +484,17 @@ def test_images_lie_evenly_over_sorted_classes(runs, tmp_path, monkeypatch):
         assert {len(rows) for rows in network.features.values()} == {5}
 
 
-def test_a_teacher_says_which_classes_it_knows(runs):
-    analysis = RunAnalyzer(images=9).analyze(runs[2])
-    assert tuple(analysis.teacher.classes) == tuple(analysis.classes)
+def test_a_network_that_gives_no_numbers(runs, monkeypatch):
+    load = analysis.load_teacher
 
-
-def test_a_network_that_gives_no_numbers_is_told(runs, monkeypatch):
-    monkeypatch.setattr(analysis, "load_teacher", broken(analysis.load_teacher))
-    assert "not finite" in RunAnalyzer(images=9).analyze(runs[2]).missing
-
-
-def broken(load):
-    def loaded(*given, **named):
-        found = load(*given, **named)
-        for parameter in found.network.parameters():
+    def load_broken(*args, **options):
+        loaded = load(*args, **options)
+        for parameter in loaded.network.parameters():
             parameter.data.fill_(torch.nan)
-        return found
+        return loaded
 
-    return loaded
+    monkeypatch.setattr(analysis, "load_teacher", load_broken)
+    assert "not finite" in RunAnalyzer(images=9).analyze(runs[2]).missing
 
 
 def test_a_teacher_is_looked_at_once_whatever_its_path_and_batches(runs, tmp_path):
@@ -605,77 +543,78 @@ def test_networks_are_seen_as_the_run_saw_them(runs):
     assert "stage 3" in plain.teacher.features
 
 
-def test_a_run_without_teacher(runs, tmp_path):
-    text = write_report([runs[0]], tmp_path / "teacher.html", show=False).read_text()
-    figures = json.loads(re.search(r'id="figures">(.*?)</script>', text)[1])
+def read_figures(path):
+    return json.loads(re.search(r'id="figures">(.*?)</script>', path.read_text())[1])
+
+
+def test_a_teachers_own_run(runs, tmp_path):
+    """By itself without comparisons; with its students last, compared with none."""
+    figures = read_figures(write_report([runs[0]], tmp_path / "teacher.html", show=False))
     assert "plot-accuracy" in figures
     assert not any(name.startswith(("plot-cka", "plot-correlation")) for name in figures)
-
-
-def test_a_teacher_beside_its_students(runs, tmp_path):
-    """It stands last, and beside nothing."""
-    text = write_report(runs, tmp_path / "all.html", show=False).read_text()
+    path = write_report(runs, tmp_path / "all.html", show=False)
+    text = path.read_text()
     assert "to its network&#39;s best" in text or "to its network's best" in text
     body = text[text.index("<tbody>") : text.index("</tbody>")]
     cells = [re.findall(r"<td>(.*?)</td>", row) for row in body.split("<tr>")[1:]]
     assert "resnet14 alone" in cells[-1][0]
     assert [bool(row[3]) for row in cells] == [False, True, False]
-    # A network is named once, where costs are drawn too.
-    figures = json.loads(re.search(r'id="figures">(.*?)</script>', text)[1])
-    named = figures["plot-cost-0"]["data"][1]["text"]
-    assert sorted(named) == [
+    names = read_figures(path)["plot-cost-0"]["data"][1]["text"]
+    assert sorted(names) == [
         "resnet14 (teacher)", "resnet14 alone", "resnet8 AT+KD", "resnet8 alone",
     ]  # fmt: skip
 
 
-def test_a_run_whose_teacher_is_gone(runs, tmp_path):
-    """What is left is shown, and why not all is."""
-    moved = tmp_path / "moved"
-    shutil.copytree(runs[2], moved)
-    recipe = (moved / "recipe.yaml").read_text().replace(str(runs[0]), "/nowhere/teacher")
-    (moved / "recipe.yaml").write_text(recipe)
-    text = write_report([moved], tmp_path / "report.html", show=False).read_text()
-    assert "/nowhere/teacher" in text
-    assert "Not all is shown" in text
+def change_json(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def test_a_run_whose_teacher_was_trained_anew(runs, tmp_path):
-    """What lies there by now did not teach it, and is not shown as if it had."""
+def report_of_changed(run, tmp_path, change):
+    """The text of a report of a copy of the run, changed before."""
     copy = tmp_path / "copy"
-    shutil.copytree(runs[2], copy)
-    note = json.loads((copy / "teacher.json").read_text())
-    (copy / "teacher.json").write_text(json.dumps(note | {"sha256": "0123456789abcdef"}))
-    text = write_report([copy], tmp_path / "report.html", show=False).read_text()
+    shutil.copytree(run, copy)
+    change(copy)
+    return write_report([copy], tmp_path / "report.html", show=False).read_text()
+
+
+def test_a_run_whose_teacher_is_gone_or_was_trained_again(runs, tmp_path):
+    """The rest is shown, and why some figures are missing."""
+
+    def move_teacher(copy):
+        recipe = (copy / "recipe.yaml").read_text().replace(str(runs[0]), "/nowhere/teacher")
+        (copy / "recipe.yaml").write_text(recipe)
+
+    text = report_of_changed(runs[2], tmp_path / "gone", move_teacher)
+    assert "/nowhere/teacher" in text
+    assert "Some figures are missing" in text
+    text = report_of_changed(
+        runs[2], tmp_path / "again",
+        lambda copy: change_json(copy / "teacher.json", sha256="0123456789abcdef"),
+    )  # fmt: skip
     assert "has other weights by now" in text
     assert "01234567…" in text
 
 
 @pytest.mark.parametrize("key", ["interleaved", "took_turns"])
 def test_interleaved_students_have_no_training_time(runs, tmp_path, key):
-    copy = tmp_path / "copy"
-    shutil.copytree(runs[2], copy)
-    summary = json.loads((copy / "summary.json").read_text())
-    assert summary.pop("interleaved") is False
-    (copy / "summary.json").write_text(json.dumps(summary | {key: True}))
-    for folder, turned in ((runs[2], False), (copy, True)):
-        text = write_report([folder], tmp_path / f"{turned}.html", show=False).read_text()
-        told = "<td>in turn</td>" in text, "one pass of their teacher" in text
-        assert (*told, "seconds of training" in text) == (turned, turned, not turned)
+    assert json.loads((runs[2] / "summary.json").read_text())["interleaved"] is False
+
+    def change(copy):
+        summary = json.loads((copy / "summary.json").read_text())
+        del summary["interleaved"]
+        (copy / "summary.json").write_text(json.dumps(summary | {key: True}))
+
+    text = report_of_changed(runs[2], tmp_path, change)
+    assert "<td>in turn</td>" in text
+    assert "share their teacher" in text
+    assert "seconds of training" not in text
 
 
 def test_mistakes(runs, tmp_path):
     (tmp_path / "unfinished").mkdir()
     shutil.copy(runs[1] / "recipe.yaml", tmp_path / "unfinished")
-    blind = cktf.distill(
-        runs[0], "resnet8", train=f"imagefolder:{runs[0].parent / 'data'}", method="pkt", epochs=1,
-        overrides={"data.batch_size": 8, "data.labels": False}, out=tmp_path / "blind", show=False,
-    )  # fmt: skip
-    for arguments, message in (
-        ([blind.folder], "not tested on labeled images"),
-        ([tmp_path], "no run"),
-        ([tmp_path / "unfinished"], "no finished run"),
-    ):
-        done = CliRunner().invoke(app, ["report", *map(str, arguments)])
+    for folder, message in ((tmp_path, "no run"), (tmp_path / "unfinished", "no finished run")):
+        done = CliRunner().invoke(app, ["report", str(folder)])
         assert done.exit_code == 2
         assert message in " ".join(done.output.split())
 

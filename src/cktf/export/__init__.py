@@ -1,4 +1,4 @@
-"""A trained network as an ONNX file, in float32 and int8, checked against the original."""
+"""Export a trained network to ONNX, in float32 and int8, checked against the original."""
 
 from cktf.export.network import INPUT, OUTPUT, OnnxNetwork, write_int8, write_onnx
 from cktf.export.run import ExportedNetwork, export_run

@@ -1,4 +1,4 @@
-"""A network written as an ONNX file, its int8 form, and either as ONNX Runtime computes it."""
+"""Write a network as an ONNX file, in float32 or int8, and run the file with ONNX Runtime."""
 
 import math
 import tempfile
@@ -18,10 +18,10 @@ from cktf.user_paths import expand_user_path
 
 INPUT, OUTPUT = "images", "logits"
 _LIBRARIES = "onnx", "onnxscript", "onnxruntime"
-# Products, and what joins them; sums and normalizations stay in float32.
+# Convolutions, products and the operations between them; the rest stays in float32.
 _INT8 = ["Conv", "Gemm", "MatMul", "Relu", "Clip", "MaxPool"]
-# Logits may differ by this part of the largest one, or of 1: sums in another order do far less,
-# another operation far more.
+# Largest difference of logits, relative to the largest logit or to 1. Another order of summation
+# makes a far smaller difference, another operation a far larger one.
 _TOLERANCE = 1e-3
 
 
@@ -50,71 +50,68 @@ class OnnxNetwork:
 
 
 def require_onnx() -> None:
-    """Refuse where the libraries are not installed.
+    """Check that the libraries for export are installed.
 
     Raises:
-        RecipeError: what to install.
+        RecipeError: a library is missing.
     """
     missing = [name for name in _LIBRARIES if find_spec(name) is None]
     if missing:
-        raise RecipeError(
-            [f"Export needs {', '.join(missing)}, not here: pip install 'cktf[export]'."]
-        )
+        raise RecipeError([f"Export needs {', '.join(missing)}: pip install 'cktf[export]'."])
 
 
 def write_onnx(
-    network: nn.Module, images: Tensor, path: str | Path, about: Mapping[str, str] | None = None
+    network: nn.Module, images: Tensor, path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a network on the CPU as an ONNX file, if ONNX Runtime computes the same from it.
+    """Write a network on the CPU as an ONNX file, if ONNX Runtime computes the same with it.
 
-    The file takes `images`, float32 [batch, C, H, W] in [0, 1], any number at a time, and gives
-    `logits`. What the network does to them first, as its mean, std and size, is in the file.
+    The file's input is `images`, float32 [batch, C, H, W] in [0, 1] with any batch size; its output
+    is `logits`. It includes the network's normalization and resizing.
 
     Args:
-        network: from images to logits; written as it is in eval mode.
-        images: [B, C, H, W] with B of 2 or more, by which the network is traced and the file tried.
-        path: the file, replaced if it is there.
-        about: kept in the file as its metadata.
+        network: from images to logits; exported in eval mode.
+        images: [B, C, H, W] with B of 2 or more, for tracing the network and checking the file.
+        path: the file, replaced if it exists.
+        metadata: stored in the file.
 
     Raises:
-        ModelError: a network that has no form in ONNX, or one whose file computes something else.
-        RecipeError: libraries that are not installed.
+        ModelError: ONNX cannot express the network, or the file computes something else.
+        RecipeError: a library is missing.
     """
     require_onnx()
     import onnx
 
     with eval_mode(network), torch.no_grad():
-        proto = _traced(network, images)
+        proto = _trace(network, images)
         expected = network(images).float()
-    onnx.helper.set_model_props(proto, dict(about or {}))
+    onnx.helper.set_model_props(proto, dict(metadata or {}))
     content = proto.SerializeToString()
     _check(content, images, expected)
     write_atomically(expand_user_path(path), content)
 
 
 def _check(content: bytes, images: Tensor, expected: Tensor) -> None:
-    """Whether a file computes the network's logits, of other numbers of images too."""
-    parts = images[:1], images[1:]
+    """Check that a file computes the network's logits for several batch sizes."""
     try:
-        computed = OnnxNetwork(content)
-        found = torch.cat([computed(part) for part in parts])
-        difference = float((found - expected).abs().max())
+        run = OnnxNetwork(content)
+        logits = torch.cat([run(images[:1]), run(images[1:])])
+        difference = float((logits - expected).abs().max())
     except Exception:
-        # ONNX Runtime's errors have no base of their own.
+        # ONNX Runtime's errors have no common class.
         difference = math.inf
     largest = float(expected.abs().max())
     if not difference <= _TOLERANCE * max(1.0, largest):
         raise ModelError(
             f"The ONNX file would not compute what the network does: logits of up to {largest:.3g} "
-            f"differ by up to {difference:.3g}. Steps that depend on chance, on values or on the "
-            "number of images are written as they were traced; write the forward without them."
+            f"differ by up to {difference:.3g}. Tracing freezes what depends on chance, on values "
+            "or on the batch size; write the forward method without that."
         )
 
 
-def _traced(network: nn.Module, images: Tensor) -> Any:
-    """The network as an `onnx.ModelProto`, for any number of images."""
+def _trace(network: nn.Module, images: Tensor) -> Any:
+    """Trace the network to an `onnx.ModelProto` for any batch size."""
     with warnings.catch_warnings():
-        # PyTorch's own, of what it will change: nothing that a user could.
+        # PyTorch's deprecation warnings about its own code.
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
@@ -130,7 +127,7 @@ def _traced(network: nn.Module, images: Tensor) -> Any:
             cause = error.__cause__ or error
             raise ModelError(
                 f"PyTorch cannot write {type(network).__name__} as ONNX: {_first_line(cause)} Its "
-                "forward has to be traceable by torch.export, for any number of images."
+                "forward method must be traceable by torch.export for any batch size."
             ) from error
     assert program is not None
     return program.model_proto
@@ -142,17 +139,17 @@ def _first_line(error: BaseException) -> str:
 
 
 def write_int8(source: str | Path, path: str | Path, images: Iterator[Tensor]) -> None:
-    """Write an ONNX file's network with products of int8 weights and activations.
+    """Quantize the weights and activations of an ONNX file's network to int8.
 
-    Weights have a scale for each output channel; that of activations is from their range on images.
+    Weights have a scale per output channel; activations have one from their range on the images.
 
     Args:
         source: a file by `write_onnx`.
-        path: the file, replaced if it is there.
+        path: the file, replaced if it exists.
         images: batches of real images [B, C, H, W], a few hundred in all.
 
     Raises:
-        ModelError: what ONNX Runtime cannot quantize.
+        ModelError: ONNX Runtime cannot quantize the network.
     """
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -167,15 +164,18 @@ def write_int8(source: str | Path, path: str | Path, images: Iterator[Tensor]) -
         try:
             quant_pre_process(expand_user_path(source), prepared, skip_symbolic_shape=True)
             quantize_static(
-                prepared, quantized, Reader(), per_channel=True, op_types_to_quantize=_INT8
+                prepared,
+                quantized,
+                Reader(),
+                per_channel=True,
+                op_types_to_quantize=_INT8,
             )
         except CktfError:
-            # Of the images, which are read meanwhile.
+            # Raised by the iterator of images.
             raise
         except Exception as error:
-            # Its errors have no base of their own.
             raise ModelError(
-                f"ONNX Runtime cannot write {source} in int8: {_first_line(error)} The float32 "
-                "file is as it was; ship that, or quantize it with another tool."
+                f"ONNX Runtime cannot write {source} in int8: {_first_line(error)} Use the float32 "
+                "file, or quantize it with another tool."
             ) from error
         write_atomically(expand_user_path(path), quantized.read_bytes())

@@ -1,10 +1,10 @@
-"""How networks are told apart in figures: by color, and by marks for people who see none."""
+"""Colors and marks that tell networks apart in figures; the marks also without colors."""
 
 from dataclasses import dataclass
 from typing import Any
 
 _COLORS = 8
-# Seven to eight colors: 56 groups go by before a pair of both comes again. Not the teacher's.
+# 7 symbols and 8 colors: a pair of both repeats after 56 groups. The diamond is the teacher's.
 _SYMBOLS = (
     ("circle", "●"), ("square", "■"), ("triangle-up", "▲"), ("x", "✕"), ("triangle-down", "▼"),
     ("cross", "✚"), ("star", "★"),
@@ -13,14 +13,14 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 @dataclass(frozen=True)
-class Look:
-    """What tells a network from others in a figure, also for people who see no colors.
+class PlotStyle:
+    """One network's look in all figures.
 
     Attributes:
-        color: of all that is its own.
-        symbol: of its points, as Plotly names it.
-        letter: the same in a text.
-        dash: of its lines.
+        color: name of the page's CSS variable.
+        symbol: Plotly's name for the mark of its points.
+        letter: the same mark as text.
+        dash: Plotly's name for the pattern of its lines.
     """
 
     color: str
@@ -29,15 +29,15 @@ class Look:
     dash: str = "solid"
 
     def marker(self, size: int) -> dict[str, Any]:
-        """Of one trace, in pixels."""
+        """Plotly's marker of a size in pixels."""
         return {"color": self.color, "symbol": self.symbol, "size": size}
 
 
-TEACHER = Look("--teacher", "diamond", "◆")
+TEACHER_STYLE = PlotStyle("--teacher", "diamond", "◆")
 
 
-def look(number: int) -> Look:
-    """Of the group with a number."""
-    again, tone = divmod(number, _COLORS)
+def group_style(number: int) -> PlotStyle:
+    """The style of the group with a number, from 0."""
+    round_number, color = divmod(number, _COLORS)
     symbol, letter = _SYMBOLS[number % len(_SYMBOLS)]
-    return Look(f"--c{tone}", symbol, letter, _DASHES[again % len(_DASHES)])
+    return PlotStyle(f"--c{color}", symbol, letter, _DASHES[round_number % len(_DASHES)])

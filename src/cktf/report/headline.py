@@ -1,0 +1,165 @@
+"""The result of the runs in one sentence, with its uncertainty."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cktf.bench.statistics import paired
+from cktf.report.run_groups import RunGroup, find_baseline, kept_top1
+from cktf.workflows.analysis import Analysis, NetworkOutputs
+
+# The 97.5 % quantile of the normal distribution.
+_NORMAL_QUANTILE = 1.96
+_ONE_SEED = "the test images of one seed"
+
+UNCERTAINTY = (
+    "± after an accuracy is one standard error: of the mean over seeds, or for one seed over the "
+    "test images. ± after a difference is half of its 95 % interval: over the seeds that both "
+    "methods have (Student's t), or for one seed over the test images, which says nothing about "
+    "other seeds. Methods are ranked on the seeds that all of them have."
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference between two accuracies.
+
+    Attributes:
+        points: percentage points.
+        half_width: half of the 95 % interval; None if it is unknown.
+        basis: what the interval is over, seeds or test images; empty if it is unknown.
+    """
+
+    points: float
+    half_width: float | None
+    basis: str
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.half_width is not None and abs(self.points) > self.half_width
+
+    @property
+    def plus_minus(self) -> str:
+        """The half-width, as it follows a number."""
+        return "" if self.half_width is None else f" ± {self.half_width:.2f}"
+
+    @property
+    def magnitude(self) -> str:
+        """The difference without its sign."""
+        return f"{abs(self.points):.2f}{self.plus_minus}"
+
+    @property
+    def direction(self) -> str:
+        """`behind` or `ahead of`."""
+        return "behind" if self.points < 0 else "ahead of"
+
+    def basis_note(self, group: RunGroup) -> str:
+        """The basis in brackets, if it is not that of the group's accuracy."""
+        seeds = len(group.runs)
+        same = self.basis in ("", f"{seeds} seeds" if seeds > 1 else _ONE_SEED)
+        return "" if same else f" (over {self.basis})"
+
+    def __str__(self) -> str:
+        return f"{self.points:+.2f}{self.plus_minus} points"
+
+
+def compare_groups(first: RunGroup, second: RunGroup) -> Difference:
+    """First minus second: over the seeds that both have, else over the test images."""
+    difference = paired(first.top1_by_seed, second.top1_by_seed)
+    if difference is not None and difference.high is not None:
+        return _over_seeds(difference.mean, difference.high, difference.pairs)
+    if difference is not None:
+        (seed,) = first.top1_by_seed.keys() & second.top1_by_seed.keys()
+        a, b = first.find_run(seed), second.find_run(seed)
+    elif len(first.runs) == len(second.runs) == 1:
+        a, b = first.runs[0], second.runs[0]
+    else:
+        return Difference(first.top1 - second.top1, None, "")
+    half_width = None
+    same_images = a.labels is not None and b.labels is not None and torch.equal(a.labels, b.labels)
+    if same_images and a.classes == b.classes:
+        half_width = _half_width_over_images(a.student, b.student, a.labels)
+    return _over_images(kept_top1(a) - kept_top1(b), half_width)
+
+
+def compare_to_teacher(group: RunGroup) -> Difference | None:
+    """Student minus teacher: over seeds, or for one seed over the test images."""
+    teachers = {
+        run.summary["seed"]: top1
+        for run in group.runs
+        for top1 in [run.summary.get("teacher_probe_top1") or run.summary.get("teacher_top1")]
+        if top1 is not None
+    }
+    difference = paired(group.top1_by_seed, teachers)
+    if difference is None:
+        return None
+    if difference.high is not None:
+        return _over_seeds(difference.mean, difference.high, difference.pairs)
+    run = group.find_run(next(iter(teachers)))
+    half_width = None
+    # A probe's accuracy is not that of the teacher's own logits.
+    if run.teacher_knows_classes and run.summary.get("teacher_probe_top1") is None:
+        half_width = _half_width_over_images(run.student, run.teacher, run.labels)
+    return _over_images(difference.mean, half_width)
+
+
+def _over_seeds(mean: float, high: float, seeds: int) -> Difference:
+    return Difference(mean, high - mean, f"{seeds} seeds")
+
+
+def _over_images(points: float, half_width: float | None) -> Difference:
+    return Difference(points, half_width, "" if half_width is None else _ONE_SEED)
+
+
+def _half_width_over_images(
+    first: NetworkOutputs | None, second: NetworkOutputs | None, labels: Tensor | None
+) -> float | None:
+    """Half of the 95 % interval of two networks' difference on the same images."""
+    if first is None or second is None or labels is None:
+        return None
+    if first.logits.shape != second.logits.shape:
+        return None
+    correct = [(outputs.predicted == labels).double() for outputs in (first, second)]
+    error = (correct[0] - correct[1]).std() / math.sqrt(len(labels))
+    return float(_NORMAL_QUANTILE * 100 * error)
+
+
+def compression_ratio(run: Analysis) -> float | None:
+    """Teacher's parameters over the student's; None if the student is not smaller."""
+    ratio: float | None = run.summary.get("compression_ratio")
+    return ratio if ratio and round(ratio, 1) > 1 else None
+
+
+def build_headline(groups: Sequence[RunGroup]) -> str:
+    """The sentence on the first group: accuracy, teacher, next best method, student alone."""
+    best, run = groups[0], groups[0].runs[0]
+    is_alone = len(groups) == 1 and run.recipe["kind"] == "train"
+    subject = best.student if is_alone else f"{best.student} {best.method}"
+    images = f"{run.summary['test_images']:,} test images of {run.test_data_name}"
+    text = f"{subject} classifies {best.top1:.2f}{best.plus_minus} % of {images}"
+    to_teacher = compare_to_teacher(best)
+    if to_teacher is not None:
+        word = "below" if to_teacher.points < 0 else "above"
+        text += f", {to_teacher.magnitude} points{to_teacher.basis_note(best)} {word} its teacher "
+        text += run.summary["teacher"]
+        if ratio := compression_ratio(run):
+            text += f" with {ratio:.1f} times fewer parameters"
+    baseline = find_baseline(groups)
+    others = [group for group in groups[1:] if group.student == best.student]
+    if others:
+        difference = compare_groups(best, others[0])
+        is_baseline = others[0] is baseline
+        name = f"the student {others[0].method}" if is_baseline else others[0].name
+        text += f"; {difference.magnitude} points{difference.basis_note(best)} "
+        text += f"{difference.direction} {name}"
+        text += "" if difference.is_significant else ", which does not tell them apart"
+        if baseline is not None and baseline is not best and not is_baseline:
+            gain = compare_groups(best, baseline)
+            text += f", {gain.magnitude}{gain.basis_note(best)} {gain.direction} "
+            text += f"the student {baseline.method}"
+    seeds = len(best.runs)
+    return f"{text} ({'one seed' if seeds == 1 else f'{seeds} seeds'})."
