@@ -53,7 +53,7 @@ MISTAKES = {
     f"{BY} wrn_16_2": ["'wrn_16_2' is a network without trained weights", "cktf train --model wrn"],
     f"{BY} empty": ["teacher: empty holds no student.safetensors", "--resume auto"],
     f"{BY} cut.safetensors": ["teacher: cut.safetensors", "is damaged"],
-    f"{BY} file": ["teacher: file is no checkpoint, or is damaged"],
+    f"{BY} file": ["teacher: file is not a checkpoint, or is damaged"],
     f"{BY} foreign.safetensors": ["no network of this library has just these", "--teacher-weights"],
     f"{BY} own.safetensors": ["'MyNetwork', which cannot be built from its name", "load_weights"],
     f"{BY} animals.safetensors": ["knows 3 classes (it was trained on animals)", "data has 10"],

@@ -22,7 +22,7 @@ from cktf.models import (
     read_state_dict,
     save_network,
 )
-from cktf.models.network_spec import drop_pretrained
+from cktf.models.network_building import drop_pretrained
 from cktf.recipes import build_student, load_initial_network, load_teacher
 
 IMAGES = torch.rand(2, 3, 32, 32)
@@ -102,7 +102,7 @@ class TestLines:
         source = parse_network_spec(line)
         assert (source.library, source.name) == (library, name)
         assert (source.arguments, source.size) == (arguments, size)
-        assert source.is_own_code == (library == "torch.nn")
+        assert source.is_user_code == (library == "torch.nn")
 
     @pytest.mark.parametrize(
         ("line", "message"),
@@ -248,7 +248,7 @@ class TestBuilding:
     def test_a_file_does_not_run_code_that_it_names(self, own, tmp_path, capsys):
         path = tmp_path / "a.safetensors"
         save_network(nn.Linear(2, 2), path, name=f"{own}:small", classes=["a", "b"], dataset="x")
-        with pytest.raises(CheckpointError, match="cannot have run"):
+        with pytest.raises(CheckpointError, match="loading a file does not run"):
             load_network(path)
         assert capsys.readouterr().out == ""
 

@@ -119,7 +119,7 @@ def test_weights_name_no_code(here, monkeypatch, line):
     state = {k: v.contiguous() for k, v in create("resnet8", 10).state_dict().items()}
     told = {"network": line, "classes": ["a", "b"], "dataset": "custom"}
     save_file(state, "s.safetensors", metadata={"cktf": json.dumps(told)})
-    with pytest.raises(CheckpointError, match="built by code of its user"):
+    with pytest.raises(CheckpointError, match="built by its user's code"):
         load_network(Path("s.safetensors"))
     if "package" in line:
         # Nor does looking whether there is such a module.
@@ -212,7 +212,7 @@ def test_timm_opens_no_pickle(here):
     pytest.importorskip("timm")
     torch.save({"fc.weight": MakesFolder(here / "escaped")}, "evil.pt")
     for argument in ("checkpoint_path='evil.pt'", "pretrained_cfg_overlay={'file': 'evil.pt'}"):
-        with pytest.raises(ModelError, match="would have timm open a file"):
+        with pytest.raises(ModelError, match="timm opens a file"):
             build_network(parse_network_spec(f"timm:resnet10t({argument})"), 10)
 
 
@@ -323,7 +323,7 @@ def test_an_image_is_given_to_no_other_program(here, monkeypatch):
 @pytest.mark.parametrize("line", ["resnet8(num_classes=4000000000)", "resnet8@4000000000"])
 def test_a_network_is_not_built_that_memory_does_not_hold(here, line):
     before = memory()
-    with pytest.raises(ModelError, match=r"memory are free|pixels a side"):
+    with pytest.raises(ModelError, match=r"could not be built .*memory|pixels a side"):
         build_student(line, load_dataset("fashion-mini", None, "test"))
     assert memory() - before < 400
 

@@ -1,10 +1,10 @@
-"""Networks by name, checkpoints, and what a network says about itself."""
+"""Networks by name, weights files, and the feature paths of networks."""
 
 from cktf.models.external_weights import identify_network, read_state_dict, short_sha256
 from cktf.models.feature_paths import FeaturePaths
+from cktf.models.network_building import build_network
 from cktf.models.network_spec import (
     NetworkSpec,
-    build_network,
     is_library_network,
     parse_network_spec,
     resolve_network_spec,
@@ -20,14 +20,13 @@ from cktf.models.weights_file import (
     read_metadata,
     save_network,
 )
-from cktf.models.zoo import check_network_name, create, list_networks
+from cktf.models.zoo import create, list_networks
 
 __all__ = [
     "FeaturePaths",
     "NetworkSpec",
     "Normalized",
     "build_network",
-    "check_network_name",
     "create",
     "identify_network",
     "is_cktf_weights_file",

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from cktf.models.feature_paths import FeaturePaths
+from cktf.models.initialization import initialize_convolutions
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -92,9 +93,7 @@ class CifarResNet(nn.Module):
         self.layer3 = self._stage(stages[1], stages[2], stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(stages[2], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize_convolutions(self)
 
     def _stage(self, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
         block = SingleBlock if self.convolutions == 1 else BasicBlock
@@ -103,7 +102,7 @@ class CifarResNet(nn.Module):
 
     @property
     def feature_paths(self) -> FeaturePaths:
-        """Where the stem, stages, blocks and embedding are."""
+        """Module paths of stem, stages, blocks and embedding."""
         stages = [f"layer{k}" for k in (1, 2, 3)]
         last = self.blocks_per_stage - 1
         return FeaturePaths(

@@ -1,4 +1,4 @@
-"""Where a network keeps the features that knowledge transfer compares."""
+"""Module paths of the features that knowledge transfer compares."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass, fields, replace
 class FeaturePaths:
     """Module paths of one network's features; empty where the network has none.
 
-    A path names a module as `Module.get_submodule` does and stands for its output; with `:input`
-    behind it, for the module's first input.
+    A path names a module as in `Module.get_submodule` and stands for its output, or with `:input`
+    appended for its first input.
 
     Attributes:
         stem: the map after the first convolution (with its normalization and activation, if any).
         stages: the last map of every stage, after its activation.
         blocks: for every stage the outputs of its blocks, the last of which is the stage's map.
-        preacts: for every stage the same place as `stages`, before the activation.
-        embedding: the penultimate vector that the classifier reads.
-        pool_globally: whether CKTF averages each map whole, as published for networks of this kind.
+        preacts: for every stage its last map before the activation.
+        embedding: the vector that the classifier reads.
+        pool_globally: whether CKTF averages each map to one pixel, as published for these networks.
     """
 
     stem: str = ""
@@ -27,7 +27,7 @@ class FeaturePaths:
     pool_globally: bool = False
 
     def prefixed(self, prefix: str) -> "FeaturePaths":
-        """The same places in a network that holds this one as its submodule `prefix`."""
+        """The paths in a network that holds this one as its submodule `prefix`."""
 
         def add(path: str) -> str:
             return f"{prefix}.{path}" if path else ""
@@ -41,11 +41,11 @@ class FeaturePaths:
             embedding=add(self.embedding),
         )
 
-    def updated(self, given: "FeaturePaths") -> "FeaturePaths":
-        """These, but for what is given; other stages have other blocks and maps before them."""
-        kept = replace(self, blocks=(), preacts=()) if given.stages else self
-        values = {field.name: getattr(given, field.name) for field in fields(given)}
-        return replace(kept, **{name: value for name, value in values.items() if value})
+    def updated(self, overrides: "FeaturePaths") -> "FeaturePaths":
+        """Replace what `overrides` has; new stages remove the blocks and preacts of the old."""
+        base = replace(self, blocks=(), preacts=()) if overrides.stages else self
+        values = {field.name: getattr(overrides, field.name) for field in fields(overrides)}
+        return replace(base, **{name: value for name, value in values.items() if value})
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in fields(self))

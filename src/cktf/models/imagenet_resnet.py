@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from cktf.models.feature_paths import FeaturePaths
+from cktf.models.initialization import initialize_convolutions
 
 _WIDTHS = (64, 128, 256, 512)
 
@@ -106,13 +107,11 @@ class ImageNetResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(widths[-1], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize_convolutions(self)
 
     @property
     def feature_paths(self) -> FeaturePaths:
-        """Where the stem, stages, blocks and embedding are."""
+        """Module paths of stem, stages, blocks and embedding."""
         stages = {f"layer{k}": count for k, count in enumerate(self.blocks_per_stage, start=1)}
         return FeaturePaths(
             stem="relu",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from cktf.models.feature_paths import FeaturePaths
+from cktf.models.initialization import initialize_classifier, initialize_convolutions
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,12 @@ class MobileNetV2(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         classifier = nn.Linear(_LAST, num_classes)
         self.classifier = nn.Sequential(classifier)
-        nn.init.normal_(classifier.weight, std=0.01)
-        nn.init.zeros_(classifier.bias)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize_classifier(classifier)
+        initialize_convolutions(self)
 
     @property
     def feature_paths(self) -> FeaturePaths:
-        """Where the stem, stages, blocks and embedding are."""
+        """Module paths of stem, stages, blocks and embedding."""
         stages: list[list[str]] = [[]]
         for k, group in enumerate(_GROUPS):
             if group.stride > 1:

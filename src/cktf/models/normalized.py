@@ -9,25 +9,24 @@ from torch.nn import functional as F
 from cktf.errors import ModelError
 from cktf.models.feature_paths import FeaturePaths
 
-# Pixels of a side.
-_LARGEST = 1024
+_MAX_SIZE = 1024
 
 
 class Normalized(nn.Module):
-    """`network((images - mean) / std)`.
+    """Compute `network((images - mean) / std)`.
 
-    Each network carries its own mean, std and size of images, so that a teacher and a student that
-    expect different inputs take the same batch.
+    Each network carries its own mean, std and image size, so that a teacher and a student with
+    different inputs take the same batch.
 
     Args:
         network: from normalized images to logits.
         mean: one per channel, of images in [0, 1].
         std: one per channel, positive.
-        size: height and width that images are resized to; None takes them as they come.
+        size: height and width to which images are resized; None: not resized.
 
     Raises:
-        ModelError: mean and std of unequal length, a std that is not positive, or a size of images
-            that none have.
+        ModelError: mean and std of unequal length, a std that is not positive, or a size that is
+            not from 1 to 1024.
     """
 
     mean: Tensor
@@ -41,8 +40,8 @@ class Normalized(nn.Module):
         size: int | None = None,
     ) -> None:
         super().__init__()
-        if size is not None and not 1 <= size <= _LARGEST:
-            raise ModelError(f"Images have 1 to {_LARGEST} pixels a side, given {size}.")
+        if size is not None and not 1 <= size <= _MAX_SIZE:
+            raise ModelError(f"Images have 1 to {_MAX_SIZE} pixels a side, given {size}.")
         if not std or len(mean) != len(std) or min(std) <= 0:
             raise ModelError(
                 f"Normalization needs a mean and a positive std per channel: mean {tuple(mean)}, "
@@ -54,17 +53,17 @@ class Normalized(nn.Module):
 
     @property
     def feature_paths(self) -> FeaturePaths | None:
-        """The network's own paths, seen from here; None if it has none."""
+        """The wrapped network's feature paths with the prefix `network`; None if it has none."""
         paths: FeaturePaths | None = getattr(self.network, "feature_paths", None)
         return None if paths is None else paths.prefixed("network")
 
     @property
     def normalizes(self) -> bool:
-        """Whether it changes values, and not the size of images alone."""
+        """Whether it changes pixel values, not only the size of images."""
         return bool((self.mean != 0).any() or (self.std != 1).any())
 
     def input_shape(self, images: torch.Size) -> torch.Size:
-        """The shape in which images of a shape reach the network."""
+        """The shape of a batch of images after resizing."""
         return images if self.size is None else torch.Size((*images[:2], self.size, self.size))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Names of weights: from those of the CKTF paper's networks to ours.
+"""Translate the state-dict keys of the CKTF paper's networks into this library's.
 
-Both published families have the same networks. Ours carry the names of the one of Tian et al.,
-"Contrastive Representation Distillation", ICLR 2020, whose trained teachers are in circulation. The
-one of Zhao et al. (CKTF), ICASSP 2023, names the layers of its VGGs by convolution, `block2.1.bn`,
-where ours count modules, `block2.4`; all its other networks have the same names.
+Two families of these networks are published. This library uses the keys of Tian et al.,
+"Contrastive Representation Distillation", ICLR 2020, whose trained teachers are in circulation.
+Zhao et al. (CKTF), ICASSP 2023, number the convolutions of a VGG, `block2.1.bn`, where the others
+number modules, `block2.4`; all other keys are the same.
 """
 
 import re
@@ -14,18 +14,18 @@ from cktf.models.zoo import check_network_name
 
 _T = TypeVar("_T")
 
-# Modules of one layer in our blocks: a convolution, its BN, its activation.
-_PLACES = {"conv2d": 0, "bn": 1}
+# A layer has three modules: convolution, BN, activation.
+_MODULE_OFFSETS = {"conv2d": 0, "bn": 1}
 _MODULES_PER_LAYER = 3
 _VGG_KEY = re.compile(r"(block\d)\.(\d+)\.(conv2d|bn)\.(\w+)")
 
 
 def to_published_keys(state: Mapping[str, _T], name: str) -> dict[str, _T]:
-    """A state dict of either published family under the keys of this library's network.
+    """Translate a state dict of either published family to the keys of this library's network.
 
     Args:
-        state: values by key; keys that are ours already, or that no network has, stay.
-        name: what `create` calls the network.
+        state: values by key; keys of this library and unknown keys are unchanged.
+        name: of the network, as for `create`.
 
     Returns:
         The same values in the same order.
@@ -47,4 +47,4 @@ def _vgg_key(key: str) -> str:
     if match is None:
         return key
     block, layer, kind, rest = match.groups()
-    return f"{block}.{_MODULES_PER_LAYER * int(layer) + _PLACES[kind]}.{rest}"
+    return f"{block}.{_MODULES_PER_LAYER * int(layer) + _MODULE_OFFSETS[kind]}.{rest}"

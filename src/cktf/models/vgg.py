@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cktf.errors import ModelError
 from cktf.models.feature_paths import FeaturePaths
+from cktf.models.initialization import initialize_classifier, initialize_convolutions
 
 _WIDTHS = (64, 128, 256, 512, 512)
 _MODULES_PER_LAYER = 3
@@ -58,12 +59,8 @@ class VGG(nn.Module):
         self.pool3 = nn.MaxPool2d(2)
         self.pool4 = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(_WIDTHS[4], num_classes)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        initialize_classifier(self.classifier)
+        initialize_convolutions(self)
 
     @property
     def feature_paths(self) -> FeaturePaths:

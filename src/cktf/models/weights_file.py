@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors files that say which network they belong to."""
+"""Weights files: safetensors with the name, classes and statistics of their network."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,23 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cktf.errors import CheckpointError, ModelError
 from cktf.files import replace_atomically
-from cktf.models.external_weights import identify_network
-from cktf.models.network_spec import (
-    build_network,
-    drop_pretrained,
-    parse_network_spec,
-    resolve_network_spec,
-    runs_user_code,
-)
+from cktf.models.external_weights import identify_network, read_safetensors
+from cktf.models.network_building import build_network, drop_pretrained
+from cktf.models.network_spec import parse_network_spec, resolve_network_spec, runs_user_code
 from cktf.models.normalized import Normalized
 from cktf.models.published_keys import to_published_keys
 
-_SHOWN = 3
+_MAX_NAMED_KEYS = 3
 
 
 def save_network(
@@ -34,28 +29,28 @@ def save_network(
     dataset: str,
     images: Tensor | None = None,
 ) -> None:
-    """Write a network's weights and what is needed to build it again.
+    """Write a network's weights, and the metadata that `load_network` needs to build it.
 
     Args:
-        network: a bare network, or a `Normalized` one, whose mean and std are kept.
-        path: the file, replaced if it is there.
-        name: what `create` calls the network; for a user's own, any name.
-        classes: names of the classes in the order of the logits.
-        dataset: what it was trained on.
-        images: [B, C, H, W], some that it was trained on, whose size is kept.
+        network: a bare network, or a `Normalized` one, whose mean, std and size are saved.
+        path: the file, replaced atomically.
+        name: the network's spec; any name for a module made in Python.
+        classes: class names, in the order of the logits.
+        dataset: name of the training data.
+        images: [B, C, H, W], a training batch, whose image size is saved.
 
     Raises:
-        OSError: it could not be written; an earlier file is as it was.
+        OSError: the file cannot be written; an earlier file is unchanged.
     """
-    described: dict[str, object] = {"network": name, "classes": list(classes), "dataset": dataset}
-    if (line := resolve_network_spec(name)) != name:
-        described["located"] = line
+    metadata: dict[str, object] = {"network": name, "classes": list(classes), "dataset": dataset}
+    if (spec := resolve_network_spec(name)) != name:
+        metadata["located"] = spec
     if images is not None:
-        described["image_size"] = list(images.shape[2:])
+        metadata["image_size"] = list(images.shape[2:])
     if isinstance(network, Normalized):
-        described["mean"] = network.mean.flatten().tolist()
-        described["std"] = network.std.flatten().tolist()
-        described["size"] = network.size
+        metadata["mean"] = network.mean.flatten().tolist()
+        metadata["std"] = network.std.flatten().tolist()
+        metadata["size"] = network.size
         network = network.network
     state = {
         key: value.detach().cpu().clone().contiguous()
@@ -63,81 +58,81 @@ def save_network(
     }
     try:
         with replace_atomically(path) as temp_path:
-            save_file(state, temp_path, metadata={"cktf": json.dumps(described)})
+            save_file(state, temp_path, metadata={"cktf": json.dumps(metadata)})
     except SafetensorError as error:
-        # A full disk, for one, comes as an error of its own.
+        # safetensors has its own error for a full disk.
         raise OSError(str(error)) from error
 
 
 def read_metadata(path: Path) -> dict[str, object]:
-    """What a file written by `save_network` says of itself.
+    """Read the metadata that `save_network` wrote: network, classes, dataset and more.
 
     Raises:
-        CheckpointError: no such file, not a safetensors file, or not one of ours.
+        CheckpointError: no such file, not a safetensors file, or one without this metadata.
     """
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint at {path}. Give a run folder or a file.")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a safetensors file, or is damaged ({error}). Give a run folder, or the "
             "student.safetensors in it."
         ) from error
-    if "cktf" not in metadata:
+    if "cktf" not in header:
         raise CheckpointError(
             f"{path} does not say which network it belongs to. Build the network yourself, load it "
             "with cktf.models.load_weights, and pass it to cktf.distill."
         )
     try:
-        described: dict[str, object] = json.loads(metadata["cktf"])
-        complete = _is_complete(described)
+        metadata: dict[str, object] = json.loads(header["cktf"])
+        complete = _is_complete(metadata)
     except (ValueError, AttributeError, RecursionError):
         complete = False
     if not complete:
         raise CheckpointError(
-            f"{path} describes its network in a way that is not ours. Save it anew."
+            f"{path} has malformed metadata. Save it again with cktf.models.save_network."
         )
-    return described
+    return metadata
 
 
-def _is_complete(described: dict[str, object]) -> bool:
-    """Whether a description has all that is read of it, in the right types."""
-    classes, network = described.get("classes"), described.get("network")
+def _is_complete(metadata: dict[str, object]) -> bool:
+    """Whether metadata has all required fields with the right types."""
+    classes, network = metadata.get("classes"), metadata.get("network")
     names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     numbers = all(
         isinstance(value, list) and all(isinstance(part, int | float) for part in value)
-        for value in (described.get(key, []) for key in ("mean", "std", "image_size"))
+        for value in (metadata.get(key, []) for key in ("mean", "std", "image_size"))
     )
-    both = ("mean" in described) == ("std" in described)
-    size = isinstance(described.get("size"), int | None)
-    named = isinstance(network, str) and isinstance(described.get("dataset"), str)
+    both = ("mean" in metadata) == ("std" in metadata)
+    size = isinstance(metadata.get("size"), int | None)
+    named = isinstance(network, str) and isinstance(metadata.get("dataset"), str)
     return bool(classes) and names and numbers and both and size and named
 
 
 def load_network(path: Path, *, trust_code: bool = False) -> tuple[nn.Module, dict[str, object]]:
-    """The network in a file written by `save_network`, and its description.
+    """Load the network in a file written by `save_network`, with its metadata.
 
     Args:
         path: the file.
-        trust_code: whether the Python file or module that it names may run.
+        trust_code: run the Python file or module that the metadata names.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, or of a network not in the library.
+        CheckpointError: a file that is missing or damaged, or a network that cannot be built.
     """
-    described = read_metadata(path)
-    name = _line(described)
+    metadata = read_metadata(path)
+    name = _find_spec(metadata)
     try:
         if runs_user_code(name) and not trust_code:
             raise ModelError(
-                "it is built by code of its user's, which a file cannot have run. Read it, and add "
-                "--trust-code if you trust it."
+                "it is built by its user's code, which loading a file does not run. Read the code, "
+                "and add --trust-code if you trust it."
             )
-        # Its weights come from the file, not from where they once came.
-        source = drop_pretrained(parse_network_spec(name))
-        classes = len(described["classes"])  # type: ignore[arg-type]
-        network = build_network(source, classes).network
+        # The file has the weights; pretrained ones need not be loaded.
+        spec = drop_pretrained(parse_network_spec(name))
+        num_classes = len(metadata["classes"])  # type: ignore[arg-type]
+        network = build_network(spec, num_classes).network
     except ModelError as error:
         raise CheckpointError(
             f"{path} holds {name!r}, which cannot be built from its name: {error} Or name the "
@@ -145,58 +140,52 @@ def load_network(path: Path, *, trust_code: bool = False) -> tuple[nn.Module, di
             "cktf.models.load_weights."
         ) from error
     load_weights(network, path)
-    if "mean" in described:
-        seen: dict[str, Any] = {key: described.get(key) for key in ("mean", "std", "size")}
-        network = Normalized(network, **seen)
-    return network, described
+    if "mean" in metadata:
+        statistics: dict[str, Any] = {key: metadata.get(key) for key in ("mean", "std", "size")}
+        network = Normalized(network, **statistics)
+    return network, metadata
 
 
-def _line(described: dict[str, object]) -> str:
-    """What builds the network: of a Python file where it was then, or else as it was named."""
-    line = described.get("located")
-    if isinstance(line, str) and Path(line.partition(".py:")[0] + ".py").is_file():
-        return line
-    return str(described["network"])
+def _find_spec(metadata: dict[str, object]) -> str:
+    """The spec with the absolute path of its Python file if that still exists; else as saved."""
+    spec = metadata.get("located")
+    if isinstance(spec, str) and Path(spec.partition(".py:")[0] + ".py").is_file():
+        return spec
+    return str(metadata["network"])
 
 
 def load_weights(network: nn.Module, path: Path | str) -> None:
     """Load a safetensors file into a network; every key and shape must match.
 
     Raises:
-        CheckpointError: a file that is missing or damaged, or belongs to another network: the
+        CheckpointError: a file that is missing or damaged, or weights of another network; the
             message names the keys that differ.
     """
-    path = Path(path)
-    try:
-        state = load_file(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"There is no checkpoint at {path}.") from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a safetensors file, or is damaged ({error})."
-        ) from error
-    load_checked_state_dict(network, state, path)
+    load_checked_state_dict(network, read_safetensors(Path(path)), Path(path))
 
 
 def load_checked_state_dict(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load weights that were read from a file; every key and shape must match.
+    """Load a state dict into a network; every key and shape must match.
+
+    Args:
+        network: the network.
+        state: its weights.
+        path: the file that they were read from, for messages.
 
     Raises:
-        CheckpointError: weights of another network: the message names the keys that differ, and the
-            network of the library that they seem to belong to.
+        CheckpointError: weights of another network; the message names the keys that differ, and the
+            network of the library to which they belong.
     """
     name = getattr(network, "zoo_name", None)
     if name is not None:
         state = to_published_keys(state, name)
-    differences = _differences(network.state_dict(), state)
+    differences = _find_differences(network.state_dict(), state)
     if differences:
-        found = identify_network(state)
-        seems = (
-            "" if found is None else f" They seem to be those of {found[0]}, {found[1]} classes."
-        )
+        match = identify_network(state)
+        hint = "" if match is None else f" They seem to be those of {match[0]}, {match[1]} classes."
         raise CheckpointError(
             f"The weights in {path} do not fit {name or type(network).__name__}: "
-            f"{'; '.join(differences)}.{seems} Build the network that the weights were saved from."
+            f"{'; '.join(differences)}.{hint} Build the network that the weights were saved from."
         )
     network.load_state_dict(dict(state))
 
@@ -210,20 +199,21 @@ def is_cktf_weights_file(path: Path) -> bool:
     return True
 
 
-def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+def _find_differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> list[str]:
     shapes = {
-        f"{key} is {tuple(given[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in expected.keys() & given.keys()
-        if given[key].shape != expected[key].shape
+        f"{key} is {tuple(actual[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected.keys() & actual.keys()
+        if actual[key].shape != expected[key].shape
     }
-    found = {
-        "missing": sorted(expected.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - expected.keys()),
+    keys_by_problem = {
+        "missing": sorted(expected.keys() - actual.keys()),
+        "unexpected": sorted(actual.keys() - expected.keys()),
         "wrong shape": sorted(shapes),
     }
-    return [_listed(what, keys) for what, keys in found.items() if keys]
-
-
-def _listed(what: str, keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return f"{what}: {', '.join(keys[:_SHOWN])}{more}"
+    differences = []
+    for problem, keys in keys_by_problem.items():
+        count = len(keys) - _MAX_NAMED_KEYS
+        others = f" and {count} more" if count > 0 else ""
+        if keys:
+            differences.append(f"{problem}: {', '.join(keys[:_MAX_NAMED_KEYS])}{others}")
+    return differences

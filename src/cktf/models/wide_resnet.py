@@ -8,6 +8,7 @@ the last pooling is global, so that other sizes than 32 pixels work.
 from torch import Tensor, nn
 
 from cktf.models.feature_paths import FeaturePaths
+from cktf.models.initialization import initialize_convolutions
 
 
 class PreActivationBlock(nn.Module):
@@ -71,13 +72,11 @@ class WideResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[2], num_classes)
         nn.init.zeros_(self.fc.bias)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize_convolutions(self)
 
     @property
     def feature_paths(self) -> FeaturePaths:
-        """Where the stem, stages, blocks and embedding are."""
+        """Module paths of stem, stages, blocks and embedding."""
         stages = ("block1", "block2", "block3")
         return FeaturePaths(
             stem="conv1",

@@ -16,7 +16,7 @@ from cktf.models.wide_resnet import WideResNet
 _Builder = Callable[[int], nn.Module]
 
 # Depths of the CIFAR ResNets whose blocks have one convolution.
-_SINGLE = (5, 17)
+_SINGLE_CONVOLUTION = (5, 17)
 # Convolutions of each of the five blocks.
 _VGG = {
     8: (1, 1, 1, 1, 1),
@@ -31,7 +31,9 @@ _BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 def _resnet(depth: int, widths: tuple[int, ...]) -> _Builder:
-    return partial(CifarResNet, depth, widths, convolutions=1 if depth in _SINGLE else 2)
+    return partial(
+        CifarResNet, depth, widths, convolutions=1 if depth in _SINGLE_CONVOLUTION else 2
+    )
 
 
 _ZOO: dict[str, _Builder] = {
@@ -48,7 +50,7 @@ _ZOO: dict[str, _Builder] = {
 
 
 def list_networks() -> list[str]:
-    """Names that `create` knows, in the order in which they are abbreviate to users.
+    """List the names of networks, in the order in which users see them.
 
     >>> list_networks()[:2]
     ['resnet5', 'resnet8']
@@ -57,24 +59,24 @@ def list_networks() -> list[str]:
 
 
 def check_network_name(name: str) -> None:
-    """Raise ModelError, with the nearest name, unless `name` is a network of the library."""
+    """Raise ModelError, with the nearest name, if the library has no network `name`."""
     if name not in _ZOO:
-        # ResNet18 and resnet20 are of two families: letters decide before digits do.
-        alike = [known for known in _ZOO if known.lower() == name.lower()]
-        hint = f"Did you mean {alike[0]!r}?" if alike else nearest(name, _ZOO)
+        # resnet18 means ResNet18, though resnet14 is as near: a difference in case comes first.
+        same_letters = [known for known in _ZOO if known.lower() == name.lower()]
+        hint = f"Did you mean {same_letters[0]!r}?" if same_letters else nearest(name, _ZOO)
         raise ModelError(f"There is no network {name!r}. {hint}")
 
 
 def create(name: str, num_classes: int) -> nn.Module:
-    """A network of the library with fresh weights.
+    """Build a network of the library with fresh weights.
 
     Args:
         name: one of `list_networks()`.
         num_classes: outputs of the classifier, at least 2.
 
     Returns:
-        A module from images [B, 3, H, W] to logits [B, num_classes]; its `feature_paths` say where
-        its stem, stages and embedding are.
+        A module from images [B, 3, H, W] to logits [B, num_classes]; its `feature_paths` name
+        the modules of its stem, stages and embedding.
 
     Raises:
         ModelError: unknown name or fewer than 2 classes.
@@ -88,6 +90,6 @@ def create(name: str, num_classes: int) -> nn.Module:
             f"A classifier has at least 2 classes; {name} was asked for {num_classes}."
         )
     network = _ZOO[name](num_classes)
-    # Weights on disk say which network they belong to.
+    # load_checked_state_dict translates published keys by this name.
     network.zoo_name = name  # type: ignore[assignment]
     return network

@@ -188,10 +188,10 @@ def check_teacher(teacher: str, weights: str | None) -> None:
     if weights is not None:
         if not expand_user_path(weights).is_file():
             raise CheckpointError(f"teacher_weights: there is no file {weights}.")
-    elif not spec.is_own_code and not spec.arguments.get("pretrained"):
+    elif not spec.is_user_code and not spec.arguments.get("pretrained"):
         advice = "give its weights with --teacher-weights FILE"
         if spec.library:
-            advice += f", or ask for {spec.line}(pretrained=True)"
+            advice += f", or ask for {spec.text}(pretrained=True)"
         if Path(teacher).exists():
             advice += f", or name what is called so here: ./{teacher}"
         raise CheckpointError(
@@ -304,18 +304,18 @@ def _load_weights_into(spec: NetworkSpec, path: Path, data: ImageSet | None) -> 
     """Load a weights file into a network by name, with as many classes as the file has."""
     metadata: dict[str, Any] = read_metadata(path) if is_cktf_weights_file(path) else {}
     built = build_network(spec, len(metadata["classes"]) if metadata else None)
-    state = read_state_dict(path, built.network)
-    # The bias of another length than the network's is the classifier's.
     expected = built.network.state_dict()
+    state = read_state_dict(path, expected.keys())
+    # The bias of another length than the network's is the classifier's.
     vectors = [key for key, value in state.items() if key in expected and value.dim() == 1]
     lengths = {len(state[key]) for key in vectors if state[key].shape != expected[key].shape}
     if len(lengths) == 1:
         built = build_network(spec, lengths.pop())
     load_checked_state_dict(built.network, state, path)
-    note = f"loaded {spec.line} from {path}, sha256 {short_sha256(path)}…"
+    note = f"loaded {spec.text} from {path}, sha256 {short_sha256(path)}…"
     mean, std = metadata.get("mean", built.mean), metadata.get("std", built.std)
     network = _normalized(built.network, mean, std, metadata.get("size", built.size), data)
-    return LoadedNetwork(network, spec.line, note)
+    return LoadedNetwork(network, spec.text, note)
 
 
 def _normalized(

@@ -1,0 +1,203 @@
+"""Build a network from its spec: with this library, timm, torchvision or a user's code.
+
+A user's function is called with `num_classes` where it has such a parameter; it states the mean,
+std and size that its network expects by returning a `Normalized` network.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from cktf.errors import ModelError
+from cktf.models.network_spec import NetworkSpec
+from cktf.models.normalized import Normalized
+from cktf.models.zoo import create
+from cktf.user_paths import expand_user_path
+
+# timm loads the files that these arguments name, pickles among them, without checking them.
+_FILE_ARGUMENTS = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+# Where neither the caller nor the library says how many.
+_DEFAULT_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class BuiltNetwork:
+    """A network and the images that it expects.
+
+    Attributes:
+        network: from normalized images to logits.
+        mean, std: per channel, of its training images; None where they are unknown.
+        size: height and width to which images are resized; None: not resized.
+    """
+
+    network: nn.Module
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: int | None = None
+
+
+def build_network(spec: NetworkSpec, num_classes: int | None) -> BuiltNetwork:
+    """Build a network, with fresh weights unless its arguments ask for pretrained ones.
+
+    Args:
+        spec: which network.
+        num_classes: of its logits; None for the library's default.
+
+    Raises:
+        ModelError: the library or the user's code fails, or pretrained weights are not on this
+            machine.
+    """
+    arguments = dict(spec.arguments)
+    if num_classes is not None and not spec.is_user_code:
+        arguments.setdefault("num_classes", num_classes)
+    try:
+        if not spec.library:
+            network = create(spec.name, **({"num_classes": _DEFAULT_CLASSES} | arguments))
+            return BuiltNetwork(network, size=spec.size)
+        if spec.library == "timm":
+            return _build_timm(spec, arguments)
+        if spec.library == "torchvision":
+            return _build_torchvision(spec, arguments)
+        return _build_user_network(spec, arguments, num_classes)
+    except ModelError:
+        raise
+    except Exception as error:  # libraries and user code raise errors of many types
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise ModelError(
+            f"{spec.text} could not be built ({reason}). Pretrained weights must be on this "
+            "machine, and the arguments must be those that the network takes."
+        ) from error
+
+
+def _build_timm(spec: NetworkSpec, arguments: dict[str, Any]) -> BuiltNetwork:
+    import timm
+
+    if file_arguments := sorted(_FILE_ARGUMENTS & arguments.keys()):
+        raise ModelError(
+            f"{spec.text}: with {', '.join(file_arguments)} timm opens a file, which could run "
+            "code. Give weights with --teacher-weights FILE."
+        )
+    config = timm.get_pretrained_cfg(spec.name, allow_unregistered=True)
+    if spec.size is not None and config is not None and config.fixed_input_size:
+        arguments.setdefault("img_size", spec.size)
+    if not arguments.get("num_classes", None if config is None else config.num_classes):
+        # Some networks have no classifier by default.
+        arguments["num_classes"] = _DEFAULT_CLASSES
+    network = timm.create_model(spec.name, **arguments)
+    built_config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+    size = spec.size or arguments.get("img_size")
+    if not size and (arguments.get("pretrained") or built_config.get("fixed_input_size")):
+        size = built_config["input_size"][-1]
+    if not arguments.get("pretrained"):
+        return BuiltNetwork(network, size=size)
+    return BuiltNetwork(network, built_config["mean"], built_config["std"], size)
+
+
+def _build_torchvision(spec: NetworkSpec, arguments: dict[str, Any]) -> BuiltNetwork:
+    from torchvision import models
+
+    if not arguments.pop("pretrained", False):
+        if spec.size and spec.name.startswith("vit"):
+            arguments.setdefault("image_size", spec.size)
+        network = models.get_model(spec.name, **arguments)
+        has_fixed_size = spec.name.startswith(("vit", "swin", "maxvit"))
+        size = arguments.get("image_size", 224 if has_fixed_size else None)
+        return BuiltNetwork(network, size=spec.size or size)
+    num_classes = arguments.pop("num_classes", None)
+    network = models.get_model(spec.name, **arguments, weights="DEFAULT")
+    if num_classes is not None:
+        similar = _pretrained_arguments(spec.name) | arguments
+        _replace_classifier(
+            network, models.get_model(spec.name, num_classes=num_classes, **similar)
+        )
+    transforms = models.get_model_weights(spec.name).DEFAULT.transforms()
+    size = spec.size or arguments.get("image_size", transforms.crop_size[0])
+    return BuiltNetwork(network, tuple(transforms.mean), tuple(transforms.std), size)
+
+
+def drop_pretrained(spec: NetworkSpec) -> NetworkSpec:
+    """Ask for a pretrained network's structure with fresh weights.
+
+    The pretrained networks of torchvision differ from the others in more than weights: in the size
+    of images, a transform of the input, and auxiliary heads.
+    """
+    arguments = dict(spec.arguments)
+    if arguments.pop("pretrained", False) and spec.library == "torchvision":
+        arguments = _pretrained_arguments(spec.name) | arguments
+    return replace(spec, arguments=arguments)
+
+
+def _pretrained_arguments(name: str) -> dict[str, Any]:
+    """Arguments with which torchvision builds the pretrained form of a network."""
+    from torchvision import models
+
+    if name in ("googlenet", "inception_v3"):
+        heads = {"aux_logits": False} if name == "googlenet" else {}
+        return {"transform_input": True, "init_weights": False} | heads
+    if name.startswith("vit_"):
+        return {"image_size": models.get_model_weights(name).DEFAULT.meta["min_size"][0]}
+    return {}
+
+
+def _replace_classifier(network: nn.Module, other: nn.Module) -> None:
+    """Replace the layers whose shapes differ from those in a network with other classes."""
+    shapes = {key: value.shape for key, value in other.state_dict().items()}
+    differing = {k for k, v in network.state_dict().items() if v.shape != shapes[k]}
+    for path in {key.rpartition(".")[0] for key in differing}:
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, other.get_submodule(path))
+
+
+def _build_user_network(
+    spec: NetworkSpec, arguments: dict[str, Any], num_classes: int | None
+) -> BuiltNetwork:
+    with _file_folder_on_sys_path(spec):
+        function = getattr(_import_module(spec), spec.name)
+        if num_classes is not None and "num_classes" in inspect.signature(function).parameters:
+            arguments.setdefault("num_classes", num_classes)
+        network = function(**arguments)
+    if not isinstance(network, nn.Module):
+        raise ModelError(
+            f"{spec.text} gives a {type(network).__name__}; a network is a torch.nn.Module."
+        )
+    if isinstance(network, Normalized):
+        mean, std = (tuple(t.flatten().tolist()) for t in (network.mean, network.std))
+        return BuiltNetwork(network.network, mean, std, spec.size or network.size)
+    return BuiltNetwork(network, size=spec.size)
+
+
+def _import_module(spec: NetworkSpec) -> ModuleType:
+    if not spec.library.endswith(".py"):
+        return importlib.import_module(spec.library)
+    path = expand_user_path(spec.library).resolve()
+    # A unique name in sys.modules, where dataclasses look up their module.
+    name = f"{path.stem}_{zlib.crc32(bytes(path)):08x}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _file_folder_on_sys_path(spec: NetworkSpec) -> Iterator[None]:
+    """Let a Python file import its neighbors, as when it is run as a script."""
+    if not spec.library.endswith(".py"):
+        yield
+        return
+    folder = str(expand_user_path(spec.library).resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(folder)
