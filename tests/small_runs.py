@@ -34,6 +34,17 @@ class SmallNet(nn.Module):
         return self.fc(self.b(self.a(x)).mean((2, 3)))
 
 
+class TwoClassifiers(SmallNet):
+    """A second linear layer reads the logits of the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(10, 10)
+
+    def forward(self, x):
+        return self.last(super().forward(x).relu())
+
+
 def distill(data, out, *, student=None, method="cktf+kd", epochs=2, options=None, **more):
     """Distill from a wider network; `data` is the pair (train, test)."""
     torch.manual_seed(0)
@@ -51,14 +62,25 @@ def distill_few(data, out, *, overrides=None, **more):
     return distill(data, out, overrides={"data.batch_size": 40} | (overrides or {}), **more)
 
 
+def copy_state(network):
+    """A copy of parameters and buffers, those outside of the state dict among them."""
+    return {k: v.clone() for k, v in (*network.state_dict().items(), *network.named_buffers())}
+
+
 def student_weights(run):
-    """A copy of the student's state."""
+    """A copy of the student's state dict."""
     return {name: value.clone() for name, value in run.student.state_dict().items()}
 
 
 def equal_weights(state, other):
     """Compare two states bit for bit."""
-    return all(torch.equal(state[name], other[name]) for name in state)
+    return state.keys() == other.keys() and all(torch.equal(state[k], other[k]) for k in state)
+
+
+def assert_equal_runs(run, other):
+    """Two runs have the same student and the same metrics, bit for bit."""
+    assert equal_weights(student_weights(run), student_weights(other))
+    assert read_untimed_metrics(run.folder) == read_untimed_metrics(other.folder)
 
 
 def read_metrics(run_dir):
