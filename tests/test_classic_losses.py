@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cktf import functional
 from cktf.errors import ShapeError
-from cktf.functional.maps import paired, shrink, to_smaller
+from cktf.functional.maps import pair_stages, pool_to_size, pool_to_smaller
 
 B = 6
 
@@ -298,8 +298,8 @@ def test_a_quarter_of_the_memory(name):
 
 
 def test_maps_are_shrunk_side_by_side():
-    assert shrink(torch.rand(1, 2, 8, 3), torch.Size([4, 6])).shape == (1, 2, 4, 3)
-    student, teacher = to_smaller(torch.rand(1, 2, 8, 3), torch.rand(1, 5, 4, 6))
+    assert pool_to_size(torch.rand(1, 2, 8, 3), torch.Size([4, 6])).shape == (1, 2, 4, 3)
+    student, teacher = pool_to_smaller(torch.rand(1, 2, 8, 3), torch.rand(1, 5, 4, 6))
     assert student.shape[2:] == teacher.shape[2:] == (4, 3)
 
 
@@ -308,4 +308,4 @@ def test_maps_are_shrunk_side_by_side():
     [("abc", "xyz", "ax by cz"), ("abcd", "yz", "by dz"), ("c", "xyz", "cz"), ("", "x", "")],
 )
 def test_stages_are_paired(student, teacher, expected):
-    assert " ".join(a + b for a, b in paired(student, teacher)) == expected
+    assert " ".join(a + b for a, b in pair_stages(student, teacher)) == expected

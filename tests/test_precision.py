@@ -172,6 +172,6 @@ def test_a_network_is_rounded_once(tmp_path, monkeypatch):
     ids=["AMD", "Intel", "AMX", "neither"],
 )
 def test_which_processors_multiply_bfloat16_faster(has, intel, multiplies, monkeypatch):
-    monkeypatch.setattr(precision, "_has", lambda probe: probe in has)
-    monkeypatch.setattr(precision, "_by_intel", lambda: intel)
+    monkeypatch.setattr(precision, "_cpu_supports", lambda probe: probe in has)
+    monkeypatch.setattr(precision, "_is_intel", lambda: intel)
     assert precision.multiplies_bfloat16(CPU) is multiplies

@@ -101,6 +101,8 @@ def train_case(name: str, out: Path) -> str:
     if name == "transfer":
         torch.manual_seed(2)
         student = cktf.models.create("resnet8", num_classes=CLASSES)
+        # Images are chosen by class only where there are labels.
+        del overrides["data.per_class"]
         overrides |= {"labeled.per_class": 20, "scratch_epochs": 1, "draws": 1}
         done = cktf.transfer(
             teacher, student, unlabeled="fashion-mini", overrides=overrides, **settings

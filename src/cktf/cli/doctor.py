@@ -69,7 +69,7 @@ def _feature_table(dry_run: "DryRun") -> "Table":
     from rich import box
     from rich.table import Table
 
-    from cktf.functional.maps import paired
+    from cktf.functional.maps import pair_stages
 
     networks = {"student": dry_run.student}
     if dry_run.teacher is not None:
@@ -80,7 +80,7 @@ def _feature_table(dry_run: "DryRun") -> "Table":
     columns = [_describe_features(network) for network in networks.values()]
     for kind in ("stem", "stage", "embedding", "logits"):
         cells = [column[kind] for column in columns]
-        rows = paired(*cells) if len(cells) == 2 else [(cell,) for cell in cells[0]]
+        rows = pair_stages(*cells) if len(cells) == 2 else [(cell,) for cell in cells[0]]
         for number, row in enumerate(rows, 1):
             table.add_row(f"stage {number}" if kind == "stage" else kind, *row)
     return table

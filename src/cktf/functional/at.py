@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cktf import _check
-from cktf.functional.maps import to_smaller
+from cktf.functional.maps import pool_to_smaller
 
 
 def attention(feature_map: Tensor) -> Tensor:
@@ -38,5 +38,5 @@ def at_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> T
     True
     """
     _check.paired_maps("AT", student_maps, teacher_maps)
-    pairs = (to_smaller(s, t) for s, t in zip(student_maps, teacher_maps, strict=True))
+    pairs = (pool_to_smaller(s, t) for s, t in zip(student_maps, teacher_maps, strict=True))
     return torch.stack([F.mse_loss(attention(s), attention(t)) for s, t in pairs]).sum()

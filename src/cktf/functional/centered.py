@@ -1,4 +1,4 @@
-"""Rows without the part that all samples of a batch have in common.
+"""Rows without the part that all samples of a batch share.
 
 Maps after a ReLU are nowhere negative, so that the vectors of all samples point much the same way.
 Where the loss acts on that common direction alone, in the first steps, it grows until rows hardly
@@ -26,17 +26,17 @@ class _Centered(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
-        # It is a projection, and its own transpose.
+        # Centering is a projection and equals its own transpose.
         return grad_output - mean_over_processes(grad_output.mean(0))
 
 
 def centered(rows: Tensor) -> Tensor:
-    """[B, D] less its mean over the batch of all processes.
+    """Subtract the mean over the batch of all processes from rows [B, D].
 
     Raises:
-        ShapeError: a batch of one, of which nothing would be left.
+        ShapeError: a batch of one, whose centered row is zero.
     """
     if num_processes() == 1:
         _check.at_least_two("A centered head", rows)
-    found: Tensor = _Centered.apply(rows)
-    return found
+    result: Tensor = _Centered.apply(rows)
+    return result

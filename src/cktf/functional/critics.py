@@ -27,8 +27,8 @@ EPSILON = 1e-7
 # At a lower temperature exp(1/τ), times the number of rows, exceeds float32.
 MIN_TEMPERATURE = 0.02
 _LOG2E = math.log2(math.e)
-# So many terms of at most 2 have a product that float32 holds.
-_JOINED = 64
+# Float32 holds a product of this many terms of at most 2.
+_TERMS_PER_LOGARITHM = 64
 
 
 class Critic(Protocol):
@@ -41,14 +41,14 @@ class Critic(Protocol):
         """
 
     def finish(
-        self, own: Tensor, total: Tensor, share: Tensor | float
+        self, positive: Tensor, total: Tensor, share: Tensor | float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Losses, and the weights of the positives and of all blocks in the gradient.
 
         Args:
-            own: [B] logits of the positives.
+            positive: [B] logits of the positives.
             total: [B] sums over all blocks.
-            share: what each negative counts for, [B] or one for all.
+            share: weight of each negative, [B] or one for all.
 
         Returns:
             [B] losses in nats, [B] `pull`, [B] `push`: the derivative by the anchor times τ is
@@ -59,12 +59,12 @@ class Critic(Protocol):
 def _softplus_sums(x: Tensor) -> Tensor:
     """`Σ log(1 + exp x)` along the rows of [B, n], with one logarithm for `_JOINED` entries.
 
-    A logarithm of 1 + e costs twenty times what an exponential does. With e = exp(−|x|), at most 1,
+    A logarithm of 1 + e costs as much as twenty exponentials. With e = exp(−|x|), at most 1,
     pairs are joined by (1 + a)(1 + b) − 1 = a + b + ab, a sum of positive terms without loss.
     """
     # On a CPU a power of two takes a quarter of the time of an exponential.
     terms = x.abs().mul_(-_LOG2E).exp2_()
-    for _ in range(int(math.log2(_JOINED))):
+    for _ in range(int(math.log2(_TERMS_PER_LOGARITHM))):
         half = terms.shape[1] // 2
         low, high, odd = torch.split(terms, [half, half, terms.shape[1] - 2 * half], dim=1)
         joined = torch.addcmul(low, low, high).add_(high)
@@ -98,13 +98,13 @@ class NCECritic:
         return total
 
     def finish(
-        self, own: Tensor, total: Tensor, share: Tensor | float
+        self, positive: Tensor, total: Tensor, share: Tensor | float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`softplus(−x₊) + share · total`, and the constant that the definition adds."""
-        own = own - self._shift()
+        positive = positive - self._shift()
         constant = self.negatives * math.log(self._noise / (self._noise + EPSILON))
-        loss = F.softplus(-own) + share * total - constant
-        return loss, own.sigmoid() - 1, torch.ones_like(own) * share
+        loss = F.softplus(-positive) + share * total - constant
+        return loss, positive.sigmoid() - 1, torch.ones_like(positive) * share
 
     def _shift(self) -> Tensor:
         return self.log_normalizer + math.log(self._noise + EPSILON)
@@ -118,17 +118,17 @@ class InfoNCECritic:
         return logits.mul_(_LOG2E).exp2_().sum(1)
 
     def finish(
-        self, own: Tensor, total: Tensor, share: Tensor | float
+        self, positive: Tensor, total: Tensor, share: Tensor | float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`log(1 + share · total / exp(x₊))`."""
-        others = share * total
-        versus = own - others.log()
-        return F.softplus(-versus), versus.sigmoid() - 1, share / (own.exp() + others)
+        negatives_sum = share * total
+        margin = positive - negatives_sum.log()
+        return F.softplus(-margin), margin.sigmoid() - 1, share / (positive.exp() + negatives_sum)
 
 
 @dataclass(frozen=True)
 class MeanScore:
-    """Not a critic: the mean of exp(x) over the positive and K negatives, to set Z from.
+    """The mean of exp(x) over the positive and K negatives, from which Z is set; no critic.
 
     Attributes:
         negatives: K.
@@ -141,10 +141,10 @@ class MeanScore:
         return logits.exp_().sum(1)
 
     def finish(
-        self, own: Tensor, total: Tensor, share: Tensor | float
+        self, positive: Tensor, total: Tensor, share: Tensor | float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`(exp(x₊) + share · total) / (1 + K)`."""
-        mean = (own.exp() + share * total) / (1 + self.negatives)
-        # An anchor without negatives says nothing of theirs.
-        mean = torch.where(torch.as_tensor(share, device=own.device) > 0, mean, own.exp())
+        mean = (positive.exp() + share * total) / (1 + self.negatives)
+        # An anchor without negatives has no sum over them.
+        mean = torch.where(torch.as_tensor(share, device=positive.device) > 0, mean, positive.exp())
         return mean, mean, mean

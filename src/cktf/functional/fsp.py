@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from cktf import _check
 from cktf.errors import ShapeError
-from cktf.functional.maps import shrink
+from cktf.functional.maps import pool_to_size
 from cktf.functional.precision import full_precision
 
 
 def _flow(earlier: Tensor, later: Tensor) -> Tensor:
     """`(1/HW) Σ f gᵀ` of neighboring maps: [B, C, C'] float32."""
-    f = shrink(earlier, later.shape[-2:]).float().flatten(2)
-    g = shrink(later, earlier.shape[-2:]).float().flatten(2)
+    f = pool_to_size(earlier, later.shape[-2:]).float().flatten(2)
+    g = pool_to_size(later, earlier.shape[-2:]).float().flatten(2)
     return f @ g.transpose(1, 2) / f.shape[2]
 
 
@@ -53,6 +53,6 @@ def fsp_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
                 f"{t.shape[1]}. Use networks of equal widths, or another method."
             )
     teacher = [t.detach() for t in teacher_maps]
-    flows = zip(pairwise(student_maps), pairwise(teacher), strict=True)
-    parts = [F.mse_loss(_flow(*student), _flow(*other)) for student, other in flows]
+    pairs = zip(pairwise(student_maps), pairwise(teacher), strict=True)
+    parts = [F.mse_loss(_flow(*s), _flow(*t)) for s, t in pairs]
     return torch.stack(parts).sum()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cktf import _check
 from cktf.functional.at import attention
-from cktf.functional.maps import to_smaller
+from cktf.functional.maps import pool_to_smaller
 
 
 def ft_loss(student_factor: Tensor, teacher_factor: Tensor) -> Tensor:
@@ -32,5 +32,5 @@ def ft_loss(student_factor: Tensor, teacher_factor: Tensor) -> Tensor:
     0.0
     """
     _check.paired_maps("FT", [student_factor], [teacher_factor])
-    student, teacher = to_smaller(student_factor, teacher_factor)
+    student, teacher = pool_to_smaller(student_factor, teacher_factor)
     return F.l1_loss(attention(student), attention(teacher))

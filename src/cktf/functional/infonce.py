@@ -15,7 +15,7 @@ from torch import Tensor
 from cktf.errors import MethodError
 from cktf.functional.contrast import dense_contrast, sampled_contrast
 from cktf.functional.critics import MIN_TEMPERATURE, InfoNCECritic
-from cktf.functional.nce import check_all, check_sampled
+from cktf.functional.nce import check_all_inputs, check_sampled_inputs
 
 
 def infonce_loss(
@@ -29,10 +29,10 @@ def infonce_loss(
     Returns:
         Scalar float32, in nats, averaged over anchors: log(K + 1) where nothing is told apart.
     """
-    check_sampled(anchor, bank, contrast_index)
+    check_sampled_inputs(anchor, bank, contrast_index)
     _check_temperature(temperature)
-    positive, drawn = bank[contrast_index[:, 0]], contrast_index[:, 1:]
-    return sampled_contrast(anchor, positive, bank, drawn, temperature, InfoNCECritic())
+    positive, negative_index = bank[contrast_index[:, 0]], contrast_index[:, 1:]
+    return sampled_contrast(anchor, positive, bank, negative_index, temperature, InfoNCECritic())
 
 
 def infonce_loss_all(
@@ -51,7 +51,7 @@ def infonce_loss_all(
 
     Args and errors as for `nce_loss_all` and `infonce_loss`, without a normalizer.
     """
-    candidates = check_all(anchor, bank, index, negatives, labels, bank_labels)
+    candidates = check_all_inputs(anchor, bank, index, negatives, labels, bank_labels)
     _check_temperature(temperature)
     return dense_contrast(anchor, bank[index], bank, candidates, temperature, InfoNCECritic())
 

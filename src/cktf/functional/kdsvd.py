@@ -21,9 +21,9 @@ from cktf.functional.precision import full_precision
 
 Axis = Literal["channel", "width"]
 
-# The student offers so many vectors more than the teacher keeps.
-_MORE = 3
-# Relative gap of eigenvalues below which their vectors are taken for one plane.
+# Vectors of the student beyond the teacher's rank, among which the closest are chosen.
+_EXTRA_VECTORS = 3
+# Relative gap of eigenvalues below which the gradient of their vectors is bounded.
 _GAP = 1e-4
 
 
@@ -38,23 +38,25 @@ class _RightVectors(torch.autograd.Function):
         core = torch.linalg.qr(rows, mode="r")[1] if tall else rows
         values, vectors = torch.linalg.svd(core, full_matrices=False)[1:]
         ctx.save_for_backward(rows, values.square(), vectors.mT)
-        kept = values[:, :count].clone()
-        ctx.mark_non_differentiable(kept)
-        return kept, vectors.mT[..., :count].clone()
+        leading = values[:, :count].clone()
+        ctx.mark_non_differentiable(leading)
+        return leading, vectors.mT[..., :count].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Tensor, None]:
         rows, values, vectors = ctx.saved_tensors
         count = grad.shape[-1]
-        kept = values[:, None, :count]
+        leading = values[:, None, :count]
         bound = _GAP * values[:, :1, None].clamp_min(1e-12)
-        along = vectors.mT @ grad
+        coefficients = vectors.mT @ grad
         # Perturbation theory of rowsᵀ·rows; the rest of the space belongs to the value 0.
-        turn = vectors @ (along * _inverse(kept - values.unsqueeze(2), bound))
-        turn = turn + (grad - vectors @ along) * _inverse(kept, bound)
-        full = turn @ vectors[..., :count].mT
-        return rows @ (full + full.mT), None
+        vector_gradient = vectors @ (coefficients * _inverse(leading - values.unsqueeze(2), bound))
+        vector_gradient = vector_gradient + (grad - vectors @ coefficients) * _inverse(
+            leading, bound
+        )
+        product = vector_gradient @ vectors[..., :count].mT
+        return rows @ (product + product.mT), None
 
 
 def _inverse(gap: Tensor, bound: Tensor) -> Tensor:
@@ -71,11 +73,11 @@ def _leading(feature_map: Tensor, count: int, axis: Axis) -> tuple[Tensor, Tenso
 
 
 def _aligned(student: Tensor, teacher: Tensor) -> Tensor:
-    """For each of the teacher's vectors the student's that is closest to it, in its direction."""
+    """The student's vector closest to each of the teacher's, with the sign of their product."""
     cosine = student.detach().mT @ teacher
     best = cosine.abs().argmax(1, keepdim=True)
-    chosen = torch.zeros_like(cosine).scatter_(1, best, cosine.gather(1, best).sign())
-    return student @ chosen
+    selection = torch.zeros_like(cosine).scatter_(1, best, cosine.gather(1, best).sign())
+    return student @ selection
 
 
 def _relation(earlier: Tensor, later: Tensor) -> Tensor:
@@ -83,26 +85,26 @@ def _relation(earlier: Tensor, later: Tensor) -> Tensor:
     return (-(later.unsqueeze(2) - earlier.unsqueeze(1)).square() / 8).exp()
 
 
-def most_vectors(maps: Sequence[Tensor], axis: Axis) -> int:
-    """How many singular vectors along an axis every one of the maps [B, C, H, W] has."""
+def count_vectors(maps: Sequence[Tensor], axis: Axis) -> int:
+    """Count the singular vectors along an axis that each of the maps [B, C, H, W] has."""
     return min(
         min(h * w, c) if axis == "channel" else min(c * h, w)
         for _, c, h, w in (m.shape for m in maps)
     )
 
 
-def agreeing_axis(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Axis:
+def common_axis(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Axis:
     """The channels where two networks have equally many, else the width."""
     equal = all(s.shape[1] == t.shape[1] for s, t in zip(student, teacher, strict=True))
     return "channel" if equal else "width"
 
 
 def _check_axis(axis: Axis, student: Tensor, teacher: Tensor) -> None:
-    of = 1 if axis == "channel" else 3
-    if student.shape[of] != teacher.shape[of]:
+    dim = 1 if axis == "channel" else 3
+    if student.shape[dim] != teacher.shape[dim]:
         raise ShapeError(
-            f"KDSVD compares vectors over the {axis}: student {student.shape[of]}, teacher "
-            f"{teacher.shape[of]}. Pool the larger map first, or use the other axis."
+            f"KDSVD compares vectors over the {axis}: student {student.shape[dim]}, teacher "
+            f"{teacher.shape[dim]}. Pool the larger map first, or use the other axis."
         )
 
 
@@ -136,18 +138,18 @@ def kdsvd_loss(
     _check.paired_maps("KDSVD", student_maps, teacher_maps)
     if len(student_maps) < 2:
         raise ShapeError("KDSVD relates neighboring maps and needs two or more, given one.")
-    axis = axis or agreeing_axis(student_maps, teacher_maps)
-    most = most_vectors(teacher_maps, axis)
-    if rank > most:
+    axis = axis or common_axis(student_maps, teacher_maps)
+    available = count_vectors(teacher_maps, axis)
+    if rank > available:
         raise ShapeError(
-            f"KDSVD keeps rank = {rank} singular vectors of each teacher map, and one has {most} "
-            f"over the {axis}. Set rank to {most} or less."
+            f"KDSVD keeps rank = {rank} singular vectors of each teacher map, and one has "
+            f"{available} over the {axis}. Set rank to {available} or less."
         )
     vectors = []
     for s, t in zip(student_maps, teacher_maps, strict=True):
         _check_axis(axis, s, t)
         scale, teacher = _leading(t.detach(), rank, axis)
-        student = _aligned(_leading(s, rank + _MORE, axis)[1], teacher)
+        student = _aligned(_leading(s, rank + _EXTRA_VECTORS, axis)[1], teacher)
         vectors.append((student * scale.unsqueeze(1), teacher * scale.unsqueeze(1)))
     total = torch.zeros((), device=student_maps[0].device)
     for (s0, t0), (s1, t1) in pairwise(vectors):

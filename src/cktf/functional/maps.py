@@ -1,4 +1,4 @@
-"""Fit two feature maps to each other: sizes, and networks of unequal depth."""
+"""Fit the feature maps of two networks to each other: sizes, and numbers of stages."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -11,40 +11,45 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def shrink(feature_map: Tensor, size: torch.Size) -> Tensor:
-    """A map average-pooled where it is larger than a size: [B, C, H, W] -> [B, C, ≤h, ≤w].
+def pool_to_size(feature_map: Tensor, size: torch.Size) -> Tensor:
+    """Average-pool a map where it is larger than a size: [B, C, H, W] -> [B, C, ≤h, ≤w].
 
-    >>> shrink(torch.rand(2, 3, 8, 2), torch.Size([4, 4])).shape
+    >>> pool_to_size(torch.rand(2, 3, 8, 2), torch.Size([4, 4])).shape
     torch.Size([2, 3, 4, 2])
     """
     height, width = (
-        min(own, wanted) for own, wanted in zip(feature_map.shape[-2:], size, strict=True)
+        min(side, target) for side, target in zip(feature_map.shape[-2:], size, strict=True)
     )
     if (height, width) == feature_map.shape[-2:]:
         return feature_map
     return F.adaptive_avg_pool2d(feature_map, (height, width))
 
 
-def to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps at the smaller height and the smaller width; the teacher's without gradient."""
-    return shrink(student, teacher.shape[-2:]), shrink(teacher.detach(), student.shape[-2:])
+def pool_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Pool both maps to the smaller height and width; the teacher's without gradient."""
+    return pool_to_size(student, teacher.shape[-2:]), pool_to_size(
+        teacher.detach(), student.shape[-2:]
+    )
 
 
-def paired(student: Sequence[T], teacher: Sequence[U]) -> list[tuple[T, U]]:
-    """The stages of two networks, side by side.
+def pair_stages(student: Sequence[T], teacher: Sequence[U]) -> list[tuple[T, U]]:
+    """Pair the stages of two networks.
 
     Of the network with more, those at even distances are used, the last among them.
 
-    >>> paired("abcd", "XY")
+    >>> pair_stages("abcd", "XY")
     [('b', 'X'), ('d', 'Y')]
     """
     count = min(len(student), len(teacher))
     return [
-        (student[_spread(k, count, len(student))], teacher[_spread(k, count, len(teacher))])
+        (
+            student[_even_position(k, count, len(student))],
+            teacher[_even_position(k, count, len(teacher))],
+        )
         for k in range(1, count + 1)
     ]
 
 
-def _spread(position: int, count: int, available: int) -> int:
-    """Which of `available` is the position-th of `count` at even distances, the last included."""
+def _even_position(position: int, count: int, available: int) -> int:
+    """Index of the position-th of `count` evenly spaced items, the last of `available` included."""
     return round(position * available / count) - 1

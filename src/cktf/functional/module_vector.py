@@ -1,10 +1,10 @@
-"""How CKTF turns a module's map into the vector that its heads read.
+"""CKTF's vector of a module's map, which its heads read.
 
 Source: Zhao, Chen, Zhao, "A Contrastive Knowledge Transfer Framework for Model Compression and
 Transfer Learning", ICASSP 2023, arXiv 2303.07599, section 2, in the form of its implementation:
 normalize, pad the channels, pool, flatten. Padding commutes with the other steps and is done last,
 on the small vector. CIFAR ResNets and wide ResNets are averaged over windows, VGGs and ImageNet's
-ResNets whole. Departure: whichever side is narrower is padded; other pairs of networks, maps of
+ResNets globally. Departure: whichever side is narrower is padded; other pairs of networks, maps of
 unequal size, or of more than four windows a side are pooled to one grid.
 """
 
@@ -21,24 +21,26 @@ ModuleNorm = Literal["batch", "sample", "none"]
 _WINDOW = 8
 _GRID = 4
 EPSILON = 1e-12
-# Numbers of a block: 2 MB of float32.
+# Elements of a block: 2 MB of float32.
 _BLOCK = 1 << 19
 
 
-def module_grid(student: torch.Size, teacher: torch.Size, whole: bool = False) -> tuple[int, int]:
+def module_grid(
+    student: torch.Size, teacher: torch.Size, pool_globally: bool = False
+) -> tuple[int, int]:
     """Height and width to which the two maps of a module are pooled.
 
-    1x1 for two networks whose maps are averaged whole, and else windows of 8x8, both as published;
+    1x1 for two networks whose maps are averaged globally, else windows of 8x8, both as published;
     where the maps have not one size that these divide, the smaller map's size, at most 4x4.
 
     >>> module_grid(torch.Size([8, 16, 32, 32]), torch.Size([8, 32, 32, 32]))
     (4, 4)
     >>> module_grid(torch.Size([8, 16, 7, 7]), torch.Size([8, 32, 14, 14]))
     (4, 4)
-    >>> module_grid(torch.Size([8, 64, 16, 16]), torch.Size([8, 128, 16, 16]), whole=True)
+    >>> module_grid(torch.Size([8, 64, 16, 16]), torch.Size([8, 128, 16, 16]), pool_globally=True)
     (1, 1)
     """
-    if whole:
+    if pool_globally:
         return 1, 1
     size = student[-2:]
     windows = [side // _WINDOW for side in size]
@@ -52,14 +54,14 @@ def module_grid(student: torch.Size, teacher: torch.Size, whole: bool = False) -
 class _PooledUnits(torch.autograd.Function):
     """Every unit of [B, C, H, W] divided by its L2 norm over the batch of all processes, pooled.
 
-    Written out because it stands before every step of CKTF and reads whole maps: a few samples at a
-    time, so that what is between the map and the small result stays in the processor's cache, and
-    in the order of memory. It keeps the map as it came and nothing of its size beside it.
+    A custom function because it reads the full maps in every step of CKTF: a few samples at a time,
+    so that intermediate values stay in the processor's cache, and in memory order. For backward it
+    saves the input map and no other tensor of its size.
     """
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, grid: tuple[int, int]) -> Tensor:
-        rows, blocks = _flat(maps), _blocks(maps)
+        rows, blocks = _to_rows(maps), _blocks(maps)
         squares = torch.zeros(rows.shape[1], device=maps.device)
         for block in blocks:
             squares += rows[block].float().square().sum(0)
@@ -68,65 +70,65 @@ class _PooledUnits(torch.autograd.Function):
         # Where the norm is held at its smallest, it does not depend on the map.
         cubed = torch.where(squares > EPSILON**2, scale**3, 0.0)
         ctx.save_for_backward(maps, scale, cubed)
-        parts = (_unflat(rows[block] * scale, maps[block]) for block in blocks)
+        parts = (_to_maps(rows[block] * scale, maps[block]) for block in blocks)
         return torch.cat([F.adaptive_avg_pool2d(part.float(), grid) for part in parts])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         maps, scale, cubed = ctx.saved_tensors
-        gradient = grad_output.contiguous(memory_format=_order(maps))
+        gradient = grad_output.contiguous(memory_format=_memory_format(maps))
         blocks = _blocks(maps)
-        along = torch.zeros_like(scale)
+        projection = torch.zeros_like(scale)
         for block in blocks:
             part = maps[block].float()
-            along += (_spread(gradient[block], part) * _flat(part)).sum(0)
-        along = sum_over_processes(along) * cubed
-        found = torch.empty_like(_flat(maps))
+            projection += (_unpool(gradient[block], part) * _to_rows(part)).sum(0)
+        projection = sum_over_processes(projection) * cubed
+        map_gradient = torch.empty_like(_to_rows(maps))
         for block in blocks:
             part = maps[block].float()
-            scaled = _spread(gradient[block], part) * scale
-            found[block] = scaled.addcmul_(_flat(part), along, value=-1)
-        return _unflat(found, maps), None
+            scaled = _unpool(gradient[block], part) * scale
+            map_gradient[block] = scaled.addcmul_(_to_rows(part), projection, value=-1)
+        return _to_maps(map_gradient, maps), None
 
 
 def _blocks(maps: Tensor) -> list[slice]:
-    """Samples that are worked on at a time: few where a cache holds what is made of them."""
+    """Slices of samples to process at a time; on a CPU small enough for its cache."""
     batch, size = len(maps), max(1, maps[0].numel())
     step = max(1, _BLOCK // size) if maps.device.type == "cpu" else batch
     return [slice(start, start + step) for start in range(0, batch, step)]
 
 
-def _spread(gradient: Tensor, maps: Tensor) -> Tensor:
-    """The gradient of an average pool by the maps that were pooled, [B, C·H·W] as these lie."""
+def _unpool(gradient: Tensor, maps: Tensor) -> Tensor:
+    """Gradient of an average pool by its input maps: [B, C·H·W] in their memory order."""
     if gradient.shape[2:] == (1, 1):
         wide = (gradient / maps[0, 0].numel()).expand_as(maps)
     else:
         wide = torch.ops.aten._adaptive_avg_pool2d_backward(gradient, maps)
-    return _flat(wide, _order(maps))
+    return _to_rows(wide, _memory_format(maps))
 
 
-def _dense(maps: Tensor) -> Tensor:
-    """The map without gaps: parts of a view (tokens but the first) may lie in another order."""
+def _make_contiguous(maps: Tensor) -> Tensor:
+    """A copy in a standard memory order where the maps are a view in another one."""
     if maps.is_contiguous() or maps.is_contiguous(memory_format=torch.channels_last):
         return maps
     return maps.contiguous(memory_format=torch.channels_last)
 
 
-def _order(maps: Tensor) -> torch.memory_format:
+def _memory_format(maps: Tensor) -> torch.memory_format:
     last = maps.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _flat(maps: Tensor, order: torch.memory_format | None = None) -> Tensor:
-    """[B, C·H·W] in the order of memory, or in another."""
-    last = (order or _order(maps)) == torch.channels_last
+def _to_rows(maps: Tensor, order: torch.memory_format | None = None) -> Tensor:
+    """[B, C, H, W] -> [B, C·H·W] in the maps' memory order, or in the given one."""
+    last = (order or _memory_format(maps)) == torch.channels_last
     return (maps.permute(0, 2, 3, 1) if last else maps).flatten(1)
 
 
-def _unflat(rows: Tensor, like: Tensor) -> Tensor:
+def _to_maps(rows: Tensor, like: Tensor) -> Tensor:
     batch, channels, height, width = like.shape
-    if _order(like) == torch.channels_last:
+    if _memory_format(like) == torch.channels_last:
         return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
     return rows.view(batch, channels, height, width)
 
@@ -144,7 +146,7 @@ def module_vector(
             each position by its L2 norm over the channels, `none` nothing.
     """
     if norm == "batch":
-        pooled: Tensor = _PooledUnits.apply(_dense(feature_map), grid)
+        pooled: Tensor = _PooledUnits.apply(_make_contiguous(feature_map), grid)
     else:
         values = feature_map.float()
         if norm == "sample":

@@ -39,8 +39,8 @@ def nce_critic(
 
     Z is checked where that costs no synchronization, on the CPU.
     """
-    known = not isinstance(normalizer, Tensor) or normalizer.device.type == "cpu"
-    if known and not bool(normalizer > 0):
+    on_cpu = not isinstance(normalizer, Tensor) or normalizer.device.type == "cpu"
+    if on_cpu and not bool(normalizer > 0):
         raise MethodError(
             f"The normalizer Z is above 0, given {float(normalizer)}. Take N times the mean of "
             "exp(anchor · row / τ) over some rows."
@@ -75,10 +75,10 @@ def nce_loss(
         ShapeError: shapes that do not fit together, or no negative.
     """
     _check_temperature(temperature)
-    check_sampled(anchor, bank, contrast_index)
+    check_sampled_inputs(anchor, bank, contrast_index)
     critic = nce_critic(normalizer, contrast_index.shape[1] - 1, len(bank), anchor.device)
-    positive, drawn = bank[contrast_index[:, 0]], contrast_index[:, 1:]
-    return sampled_contrast(anchor, positive, bank, drawn, temperature, critic)
+    positive, negative_index = bank[contrast_index[:, 0]], contrast_index[:, 1:]
+    return sampled_contrast(anchor, positive, bank, negative_index, temperature, critic)
 
 
 def _check_temperature(temperature: float) -> None:
@@ -88,7 +88,7 @@ def _check_temperature(temperature: float) -> None:
         )
 
 
-def check_sampled(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> None:
+def check_sampled_inputs(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> None:
     """Raise ShapeError unless anchors, bank and chosen rows fit together."""
     _check.equal_length_rows(anchor, bank)
     _check.contrast_index(contrast_index, len(anchor), len(bank))
@@ -105,7 +105,7 @@ def nce_loss_all(
     labels: Tensor | None = None,
     bank_labels: Tensor | None = None,
 ) -> Tensor:
-    """What `nce_loss` gives on average over its draws, scaled to `negatives` of them.
+    """The expectation of `nce_loss` over its draws, scaled to `negatives` of them.
 
     Args:
         anchor: [B, D], rows of unit length; the only argument with a gradient.
@@ -113,7 +113,7 @@ def nce_loss_all(
         index: [B] int64, each anchor's own row of the bank: its positive.
         temperature: τ > 0.
         normalizer: Z > 0, a constant of the run.
-        negatives: K, to how many draws the negative term is scaled.
+        negatives: K, the number of draws to which the negative term is scaled.
         labels: [B] classes; with them negatives are the rows of other classes, without them all
             rows but the anchor's own.
         bank_labels: [N] classes of the rows; given with labels or not at all.
@@ -127,12 +127,12 @@ def nce_loss_all(
             any negative.
     """
     _check_temperature(temperature)
-    candidates = check_all(anchor, bank, index, negatives, labels, bank_labels)
+    candidates = check_all_inputs(anchor, bank, index, negatives, labels, bank_labels)
     critic = nce_critic(normalizer, negatives, len(bank), anchor.device)
     return dense_contrast(anchor, bank[index], bank, candidates, temperature, critic)
 
 
-def check_all(
+def check_all_inputs(
     anchor: Tensor,
     bank: Tensor,
     index: Tensor,
@@ -140,7 +140,7 @@ def check_all(
     labels: Tensor | None,
     bank_labels: Tensor | None,
 ) -> Candidates:
-    """Who is whose negative, or ShapeError where the arguments do not fit together."""
+    """Build the candidates; ShapeError where the arguments do not fit together."""
     _check.equal_length_rows(anchor, bank)
     _check.indices("The contrastive loss", index, len(anchor), len(bank))
     if negatives < 1 or len(bank) < 2:

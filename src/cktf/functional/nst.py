@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cktf import _check
-from cktf.functional.maps import to_smaller
+from cktf.functional.maps import pool_to_smaller
 from cktf.functional.precision import full_precision
 
 
@@ -30,8 +30,10 @@ def _mean_kernels(student: Tensor, teacher: Tensor) -> Tensor:
         t = teacher.transpose(1, 2) @ teacher / teacher.shape[1]
         return (s - t).square().sum((1, 2)).mean()
     kernels = ((teacher, teacher), (student, student), (student, teacher))
-    own, other, cross = ((a @ b.transpose(1, 2)).square().mean() for a, b in kernels)
-    return own + other - 2 * cross
+    teacher_mean, student_mean, cross_mean = (
+        (a @ b.transpose(1, 2)).square().mean() for a, b in kernels
+    )
+    return teacher_mean + student_mean - 2 * cross_mean
 
 
 @full_precision
@@ -53,5 +55,5 @@ def nst_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
     True
     """
     _check.paired_maps("NST", student_maps, teacher_maps)
-    pairs = (to_smaller(s, t) for s, t in zip(student_maps, teacher_maps, strict=True))
+    pairs = (pool_to_smaller(s, t) for s, t in zip(student_maps, teacher_maps, strict=True))
     return torch.stack([_mean_kernels(_rows(s), _rows(t)) for s, t in pairs]).sum()

@@ -17,8 +17,8 @@ def _neighbors(embedding: Tensor, eps: float) -> Tensor:
     rows = embedding.float()
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     rows = rows / norms.clamp_min(eps)
-    # Twice the similarity: the factor goes out of the probabilities.
-    # Rounding takes it below zero where rows are opposite.
+    # Twice the similarity: the factor cancels in the probabilities.
+    # Rounding could make it negative where rows are opposite.
     similarity = (rows @ rows.T + 1).clamp_min(0)
     return similarity / similarity.sum(1, keepdim=True)
 
@@ -45,5 +45,5 @@ def pkt_loss(student_embedding: Tensor, teacher_embedding: Tensor, eps: float = 
     _check.paired_vectors("PKT", student_embedding, teacher_embedding)
     student = _neighbors(student_embedding, eps)
     teacher = _neighbors(teacher_embedding.detach(), eps)
-    versus = ((teacher + eps) / (student + eps)).log()
-    return torch.dot(teacher.view(-1), versus.view(-1)) / versus.numel()
+    log_ratio = ((teacher + eps) / (student + eps)).log()
+    return torch.dot(teacher.view(-1), log_ratio.view(-1)) / log_ratio.numel()

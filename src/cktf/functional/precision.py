@@ -1,4 +1,4 @@
-"""What the hardware multiplies well and by what, and what stays float32 whatever it does well."""
+"""Precision of products: hardware support of bfloat16, its emulation, and float32 losses."""
 
 import functools
 import platform
@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# What autocast rounds the operands of, by the names that layers call.
+# Functions whose operands autocast rounds, by the names that layers call.
 _PRODUCTS = frozenset(
     {
         torch.conv1d, torch.conv2d, torch.conv3d,
@@ -30,31 +30,35 @@ _ROUNDED = (torch.float32, torch.bfloat16, torch.float16)
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products are faster than float32's; where they are emulated, far slower.
 
-    Instructions alone do not tell: a Xeon with AVX512-BF16 and without AMX is faster in float32.
+    Instructions alone do not decide: a Xeon with AVX512-BF16 but without AMX is faster in float32.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
-    return _has("_is_amx_tile_supported") or (_has("_is_avx512_bf16_supported") and not _by_intel())
+    return _cpu_supports("_is_amx_tile_supported") or (
+        _cpu_supports("_is_avx512_bf16_supported") and not _is_intel()
+    )
 
 
-def _has(probe: str) -> bool:
+def _cpu_supports(probe: str) -> bool:
     return bool(getattr(torch.cpu, probe, lambda: False)())
 
 
 @functools.cache
-def _by_intel() -> bool:
-    known = Path("/proc/cpuinfo")
-    return "GenuineIntel" in (known.read_text() if known.is_file() else platform.processor())
+def _is_intel() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    name = cpuinfo.read_text() if cpuinfo.is_file() else platform.processor()
+    return "GenuineIntel" in name
 
 
 class RoundedProducts(TorchFunctionMode):
-    """Autocast's bfloat16 where a CPU does not multiply it: rounded alike, multiplied in float32.
+    """Emulate autocast's bfloat16 on a CPU: operands are rounded, and multiplied in float32.
 
     Operands, results and the gradients of both have bfloat16's values; between them a layer takes
-    float32's time, of which PyTorch's own emulation takes a multiple. That does what is
-    left: products within another of its functions (`torch.nn.MultiheadAttention`, `torch.einsum`).
+    float32's time, of which PyTorch's own emulation takes a multiple. Products
+    within another of PyTorch's functions (`torch.nn.MultiheadAttention`, `torch.einsum`) are left
+    to that emulation.
     A network that recomputes its activations (`torch.utils.checkpoint`) needs float32 here, since
     PyTorch recomputes without this mode.
     """
@@ -66,18 +70,18 @@ class RoundedProducts(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """The function's result, of a product from rounded operands in float32."""
-        given = kwargs or {}
+        """Call the function; a product is formed in float32 from rounded operands."""
+        keywords = kwargs or {}
         if not (
             func in _PRODUCTS
             and torch.is_autocast_enabled("cpu")
-            and any(map(_is_rounded, (*args, *given.values())))
-            and "out" not in given
+            and any(map(_is_rounded, (*args, *keywords.values())))
+            and "out" not in keywords
         ):
-            return func(*args, **given)
+            return func(*args, **keywords)
         with torch.autocast("cpu", enabled=False):
-            named = {name: _rounded(value) for name, value in given.items()}
-            return func(*map(_rounded, args), **named).bfloat16()
+            rounded = {name: _round(value) for name, value in keywords.items()}
+            return func(*map(_round, args), **rounded).bfloat16()
 
 
 def _is_rounded(value: Any) -> bool:
@@ -85,7 +89,7 @@ def _is_rounded(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype in _ROUNDED
 
 
-def _rounded(value: Any) -> Any:
+def _round(value: Any) -> Any:
     return value.bfloat16().float() if _is_rounded(value) else value
 
 
@@ -103,9 +107,9 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 @functools.cache
 def _onednn() -> Callable[..., Tensor] | None:
-    """PyTorch's own name for `left @ right.t()` by oneDNN, where it has that and it is right.
+    """PyTorch's oneDNN function for `left @ right.t()`; None where it is missing or wrong.
 
-    It is what `torch.compile` calls; the public way there takes a copy of the result.
+    `torch.compile` calls it; the public function copies the result.
     """
     left, right = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
     try:
@@ -117,7 +121,7 @@ def _onednn() -> Callable[..., Tensor] | None:
 
 
 def full_precision(function: Callable[P, T]) -> Callable[P, T]:
-    """The function without autocast around it, which would round its products."""
+    """Decorate a function to run without autocast, which would round its products."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -18,16 +18,16 @@ from cktf.functional.precision import full_precision
 _EPSILON = 1e-12
 # Elements of one block's differences and angles: 1 MiB in float32, which a cache holds.
 _BLOCK = 1 << 18
-# A GPU wants few large steps.
-_BLOCK_OF_GPU = 1 << 22
+# A GPU is fastest with few large blocks.
+_GPU_BLOCK = 1 << 22
 
 
 def _distances(embedding: Tensor) -> Tensor:
     """[B, D] -> [B, B] Euclidean distances, in units of their mean over unequal pairs."""
     squares = embedding.square().sum(1)
     squared = squares.unsqueeze(0) + squares.unsqueeze(1) - 2 * embedding @ embedding.T
-    itself = torch.eye(len(embedding), dtype=torch.bool, device=embedding.device)
-    distance = squared.clamp_min(_EPSILON).sqrt().masked_fill(itself, 0.0)
+    diagonal = torch.eye(len(embedding), dtype=torch.bool, device=embedding.device)
+    distance = squared.clamp_min(_EPSILON).sqrt().masked_fill(diagonal, 0.0)
     positive = distance > 0
     return distance / (distance.sum() / positive.sum())
 
@@ -46,22 +46,23 @@ class _AngleLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
         batch, dim = len(student), max(student.shape[1], teacher.shape[1])
-        block = _BLOCK if student.device.type == "cpu" else _BLOCK_OF_GPU
+        block = _BLOCK if student.device.type == "cpu" else _GPU_BLOCK
         size = max(1, block // (batch * (batch + dim)))
         total, gradient = student.new_zeros(()), torch.zeros_like(student)
         for corners in torch.split(torch.arange(batch, device=student.device), size):
-            own, inverse = _directions(student, corners)
-            other = _directions(teacher, corners)[0]
-            difference = own @ own.mT
-            difference -= other @ other.mT
+            student_rays, inverse = _directions(student, corners)
+            teacher_rays = _directions(teacher, corners)[0]
+            difference = student_rays @ student_rays.mT
+            difference -= teacher_rays @ teacher_rays.mT
             slope = difference.clamp(-1, 1)
             # Half the square up to 1, then straight on.
             total += (difference.sub_(slope, alpha=0.5).mul_(slope)).sum()
             if ctx.needs_input_grad[0]:
-                turn = 2 * (slope @ own)
-                turn.addcmul_(own, (own * turn).sum(2, keepdim=True), value=-1).mul_(inverse)
-                gradient += turn.sum(0)
-                gradient[corners] -= turn.sum(1)
+                ray_gradient = 2 * (slope @ student_rays)
+                radial = (student_rays * ray_gradient).sum(2, keepdim=True)
+                ray_gradient.addcmul_(student_rays, radial, value=-1).mul_(inverse)
+                gradient += ray_gradient.sum(0)
+                gradient[corners] -= ray_gradient.sum(1)
         ctx.save_for_backward(gradient)
         ctx.triples = batch**3
         mean: Tensor = total / ctx.triples

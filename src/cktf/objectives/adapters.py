@@ -8,7 +8,7 @@ kernel takes up is averaged away on the larger side.
 import torch
 from torch import Tensor, nn
 
-from cktf.functional.maps import to_smaller
+from cktf.functional.maps import pool_to_smaller
 
 # The largest kernel that takes up a difference of sizes.
 _LARGEST = 7
@@ -44,6 +44,6 @@ class Regressor(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Both maps in one shape."""
         if self.pools:
-            student, teacher = to_smaller(student, teacher)
+            student, teacher = pool_to_smaller(student, teacher)
         # Maps may come in half precision; under autocast the layers compute in it again.
         return self.layers(student.float()), teacher

@@ -23,7 +23,7 @@ from cktf import _check
 from cktf.batch import Batch
 from cktf.contrast import ContrastConfig, Footprint, Memory, rename_options
 from cktf.errors import MethodError, nearest
-from cktf.functional.maps import paired
+from cktf.functional.maps import pair_stages
 from cktf.functional.module_vector import EPSILON, ModuleNorm, module_grid, module_vector
 from cktf.functional.precision import full_precision
 from cktf.objectives.base import BuildContext, Loss, Objective, present
@@ -233,7 +233,7 @@ class CKTF(Objective):
             s, t = present(student_map, "A stem"), present(teacher_map, "A stem")
             return module_grid(s.shape, t.shape, self._pool_globally)
 
-        positions = paired(range(len(student.stages)), range(len(teacher.stages)))
+        positions = pair_stages(range(len(student.stages)), range(len(teacher.stages)))
         stages = ((t, grid(student.stages[s], teacher.stages[t])) for s, t in positions)
         return CacheSpec(stem=grid(student.stem, teacher.stem), stages=tuple(stages))
 
@@ -254,7 +254,7 @@ class CKTF(Objective):
             )
         if not (student.stages and blocks):
             raise MethodError("CKTF compares stages, and one of the networks has none.")
-        return paired(student.stages, blocks)
+        return pair_stages(student.stages, blocks)
 
     def _module(self, student: Tensor, candidates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         teacher = self._match(student.detach(), candidates).detach()

@@ -12,8 +12,8 @@ from typing_extensions import Self
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import kdsvd_loss
-from cktf.functional.kdsvd import Axis, agreeing_axis, most_vectors
-from cktf.functional.maps import to_smaller
+from cktf.functional.kdsvd import Axis, common_axis, count_vectors
+from cktf.functional.maps import pool_to_smaller
 from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
@@ -49,13 +49,13 @@ class KDSVD(Objective):
         students, teachers = _pooled(*context.both("KDSVD"))
         if len(students) < 2:
             raise MethodError("KDSVD relates neighboring stages, and a network here has only one.")
-        if axis == "channel" and agreeing_axis(students, teachers) != "channel":
+        if axis == "channel" and common_axis(students, teachers) != "channel":
             raise MethodError(
                 "KDSVD over the channels needs equally many: the student has "
                 f"{[m.shape[1] for m in students]}, the teacher {[m.shape[1] for m in teachers]}. "
                 "Use axis: width."
             )
-        most = most_vectors(teachers, axis or agreeing_axis(students, teachers))
+        most = count_vectors(teachers, axis or common_axis(students, teachers))
         if rank > most:
             raise MethodError(
                 f"KDSVD keeps rank = {rank} singular vectors of each teacher map, and here one has "
@@ -72,4 +72,4 @@ class KDSVD(Objective):
 def _pooled(student: Features, teacher: Features | None) -> list[tuple[Tensor, ...]]:
     """The stages' maps of both networks, the larger of each pair pooled to the other."""
     maps = zip(*stage_maps("KDSVD", student, teacher), strict=True)
-    return list(zip(*(to_smaller(s, t) for s, t in maps), strict=True))
+    return list(zip(*(pool_to_smaller(s, t) for s, t in maps), strict=True))

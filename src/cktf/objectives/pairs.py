@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from cktf.errors import MethodError
-from cktf.functional.maps import paired
+from cktf.functional.maps import pair_stages
 from cktf.objectives.base import present
 from cktf.taps import Features
 
@@ -30,7 +30,7 @@ def stage_maps(
     for whose, given in maps.items():
         if not given:
             raise MethodError(_MISSING[kind].format(method=method, whose=whose))
-    pairs = paired(maps["student"], maps["teacher"])
+    pairs = pair_stages(maps["student"], maps["teacher"])
     return [s for s, _ in pairs], [t for _, t in pairs]
 
 

@@ -15,7 +15,7 @@ from typing_extensions import Self
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import vid_loss
-from cktf.functional.maps import to_smaller
+from cktf.functional.maps import pool_to_smaller
 from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
@@ -39,7 +39,7 @@ class _Gaussian(nn.Module):
         self.log_scale = nn.Parameter(torch.full((teacher_channels,), start))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        student, teacher = to_smaller(student, teacher)
+        student, teacher = pool_to_smaller(student, teacher)
         return vid_loss(self.mean(student.float()), teacher, self.log_scale, _EPSILON)
 
 
