@@ -65,7 +65,7 @@ def main() -> None:
             execute(recipe, components, run, show=False, callbacks=[clock])
         seconds, steps = time.monotonic() - clock.began, clock.steps
         saves = [float(s) for s in re.findall(r"saved .* in ([\d.]+) s", run.log_file.read_text())]
-        size = max(p.stat().st_size for p in run.saved.folder.glob("*.pt"))
+        size = max(p.stat().st_size for p in run.checkpoints.folder.glob("*.pt"))
     # The last was asked for by the signal, not by the clock.
     timed = saves[:-1]
     found = {

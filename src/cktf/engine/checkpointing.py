@@ -78,7 +78,7 @@ class PeriodicCheckpoints(Callback):
             return True
         started = time.monotonic()
         try:
-            run.saved.save(trainer.state_dict(), position.file_name)
+            run.checkpoints.save(trainer.state_dict(), position.file_name)
         except OSError as error:
             self._failed = True
             self._say(

@@ -18,9 +18,9 @@ class Accuracy:
     """Accuracies in per cent.
 
     Attributes:
-        top1: the class with the largest logit is right.
-        top5: the right class is among the five largest (or all, where there are fewer).
-        samples: images that were classified.
+        top1: share of images whose largest logit is that of the right class.
+        top5: share whose right class is among the five largest logits, or all if there are fewer.
+        samples: number of images.
     """
 
     top1: float
@@ -29,12 +29,12 @@ class Accuracy:
 
     @property
     def standard_error(self) -> float:
-        """Of top1."""
+        """Standard error of top1, in points."""
         return standard_error(self.top1, self.samples)
 
 
 def standard_error(top1: float, images: int) -> float:
-    """Of an accuracy, in points, for a test set drawn at random from all images of its kind."""
+    """Standard error of an accuracy, in points, if the test set is a random sample."""
     share = top1 / 100
     return 100 * math.sqrt(share * (1 - share) / images)
 
@@ -45,16 +45,16 @@ def evaluate(
     loader: Loader,
     num_classes: int,
     device: torch.device,
-    between: Callable[[], None] | None = None,
+    after_batch: Callable[[], None] | None = None,
 ) -> Accuracy:
-    """Classify a data set.
+    """Measure the accuracy of a classifier.
 
     Args:
-        forward: from images to logits [B, num_classes]; its modules in eval mode.
+        forward: a function from images to logits [B, num_classes], in eval mode.
         loader: labeled batches.
         num_classes: as many as there are logits.
         device: where the network is.
-        between: called after every batch.
+        after_batch: called after every batch.
 
     Raises:
         DataError: data without labels.
@@ -71,8 +71,8 @@ def evaluate(
             raise DataError("Accuracy needs labels, and this data set has none.")
         batch = batch.to(device)
         metrics.update(forward(batch.images).float(), batch.labels)
-        if between is not None:
-            between()
-    # Shares are counts over counts; rounding takes float32's noise off the per cent.
-    found = {name: round(100 * float(value), 4) for name, value in metrics.compute().items()}
-    return Accuracy(found["top1"], found["top5"], loader.samples)
+        if after_batch is not None:
+            after_batch()
+    # An accuracy is a ratio of counts; rounding removes the noise of float32.
+    top1, top5 = (round(100 * float(metrics.compute()[name]), 4) for name in ("top1", "top5"))
+    return Accuracy(top1, top5, loader.samples)

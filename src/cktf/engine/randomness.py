@@ -1,4 +1,4 @@
-"""The state of all random generators of the process, in types that a checkpoint may hold."""
+"""The state of all random generators of a process, in types that a checkpoint can hold."""
 
 import random
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Python's, NumPy's, PyTorch's and the device's generators."""
+    """The state of Python's, NumPy's, PyTorch's and the device's generators."""
     return {
         "torch": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -22,7 +22,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Go on drawing where that state was taken."""
+    """Set the generators to a state of `random_state`."""
     torch.set_rng_state(state["torch"])
     if state["device"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["device"], device)
@@ -33,9 +33,9 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def preserve_rng(device: torch.device) -> Iterator[dict[str, Any]]:
-    """What is drawn inside changes nothing of what is drawn after it.
+    """Restore the random generators on exit.
 
-    Inside it gives the state of before, which is empty after it.
+    Yields the state at entry, which is emptied on exit.
     """
     state = random_state(device)
     try:
@@ -47,7 +47,7 @@ def preserve_rng(device: torch.device) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, what is drawn follows from the seed; after it, what was drawn before goes on."""
+    """Draw from a seed temporarily; restore the random generators on exit."""
     with preserve_rng(device):
         set_seed(seed)
         yield

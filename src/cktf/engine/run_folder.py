@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cktf.engine.checkpoints import KEPT, Checkpoints
+from cktf.engine.checkpoints import NUM_KEPT, Checkpoints
 from cktf.errors import RunFolderError
 from cktf.files import write_atomically
 from cktf.locks import file_lock
@@ -28,7 +28,7 @@ class RunFolder:
 
     Attributes:
         recipe, metrics, summary, weights, log_file: paths of its files.
-        saved: the checkpoints.
+        checkpoints: the saved states.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +38,7 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.weights = path / "student.safetensors"
         self.log_file = path / "log.txt"
-        self.saved = Checkpoints(path / "checkpoints", self._say)
+        self.checkpoints = Checkpoints(path / "checkpoints", self._warn)
         self._rows: list[dict[str, Any]] | None = None
         self._incomplete = False
         self._unwritten: list[str] = []
@@ -65,7 +65,7 @@ class RunFolder:
                 f"{'not yours to write' if existing.is_dir() else 'a file'}. Choose another --out."
             )
         # A run that failed before its first checkpoint left nothing that could be lost.
-        if not resume and (self.finished or any(self.saved.folder.glob("*.pt"))):
+        if not resume and (self.finished or any(self.checkpoints.folder.glob("*.pt"))):
             raise RunFolderError(
                 f"{self.path} already holds a run. Choose another --out, or continue it with "
                 "--resume auto."
@@ -87,14 +87,14 @@ class RunFolder:
             RunFolderError: the file system does not let us, or is too full.
         """
         try:
-            self.saved.folder.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(
                 f"The run folder {self.path} cannot be written ({error.strerror}). Choose another "
                 "--out."
             ) from error
         # A new checkpoint is written before the oldest is removed.
-        needed = max(checkpoint_mb, (KEPT + 1) * checkpoint_mb - self.saved.megabytes)
+        needed = max(checkpoint_mb, (NUM_KEPT + 1) * checkpoint_mb - self.checkpoints.megabytes)
         free = shutil.disk_usage(self.path).free / 2**20
         if free < needed:
             raise RunFolderError(
@@ -130,7 +130,7 @@ class RunFolder:
             file.flush()
             self._unwritten = []
 
-    def _say(self, line: str) -> None:
+    def _warn(self, line: str) -> None:
         self.log(line)
         print(line, file=sys.stderr, flush=True)
 
@@ -146,7 +146,9 @@ class RunFolder:
             self._incomplete = False
         except OSError as error:
             self._incomplete = True
-            self._say(f"{self.metrics} could not be written ({error.strerror}); trying again later")
+            self._warn(
+                f"{self.metrics} could not be written ({error.strerror}); trying again later"
+            )
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, up to one that is not whole."""
@@ -184,7 +186,7 @@ class RunFolder:
                         f"{self.path}: {what} could not be written ({reason}). Make room, and "
                         "continue with --resume auto."
                     ) from error
-                self._say(
+                self._warn(
                     f"{self.path}: {what} could not be written ({reason}); trying again in "
                     f"{_RETRY_AFTER:.0f} s. Make room; Ctrl-C gives up."
                 )

@@ -366,7 +366,7 @@ class Trainer:
 
     def _load_checkpoint(self) -> None:
         """Take up the newest checkpoint, but for the optimizer, which its phase loads."""
-        state = self.run.saved.newest()
+        state = self.run.checkpoints.newest()
         if state is None:
             self.run.begin_rows([])
             return

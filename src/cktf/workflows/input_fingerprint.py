@@ -27,7 +27,7 @@ def write_input_fingerprint(recipe: Recipe, components: RunComponents, run: RunF
 def check_input_fingerprint(recipe: Recipe, components: RunComponents, run: RunFolder) -> None:
     """Raise RunFolderError if a run that has a checkpoint or is finished had other inputs."""
     path = run.path / FINGERPRINT_FILE
-    if not path.is_file() or not (run.finished or any(run.saved.folder.glob("*.pt"))):
+    if not path.is_file() or not (run.finished or any(run.checkpoints.folder.glob("*.pt"))):
         return
     before, now = json.loads(path.read_text()), _input_fingerprint(recipe, components)
     for name in now:

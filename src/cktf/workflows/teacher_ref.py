@@ -90,7 +90,7 @@ def with_original_teacher(recipe: Recipe, run: RunFolder) -> Recipe:
     now, before = teacher_ref_of(recipe), read_teacher_ref(run.path)
     if now is None:
         return recipe
-    if not any(run.saved.folder.glob("*.pt")):
+    if not any(run.checkpoints.folder.glob("*.pt")):
         text = (json.dumps(asdict(now)) + "\n").encode()
         path = run.path / TEACHER_REF_FILE
         run.insist(lambda: write_atomically(path, text), "the hash of its teacher")
