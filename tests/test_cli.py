@@ -47,7 +47,7 @@ MISTAKES = {
     f"{DISTILL} --set options.kd.temperature=hot": ["options.kd.temperature", "given 'hot'"],
     f"{DISTILL} --set options.kd.temperature=-1": ["KD's temperature is above 0", "given -1"],
     f"{DISTILL} --set options.crd.negatives=5": ["options.crd: the method 'cktf+kd' does not name"],
-    f"{DISTILL} --method crd --set options.crd.negatives=0": ["negatives is 1 or more, given 0"],
+    f"{DISTILL} --method crd --set options.crd.negatives=0": ["equal to 1, given 0"],
     # teachers
     f"{BY} nowhere": ["teacher: nowhere is neither a run folder nor a file of weights"],
     f"{BY} wrn_16_2": ["'wrn_16_2' is a network without trained weights", "cktf train --model wrn"],
@@ -97,7 +97,7 @@ MISTAKES = {
     "train --resume ~/broken": ["broken/recipe.yaml is not YAML"],
     "train --recipe=~/unclosed.yaml": ["unclosed.yaml is not YAML"],
     "evaluate ~/held": ["held holds no student.safetensors"],
-    "datasets imagefolder --data-dir=~/empty": ["a folder for each class", "empty there is none"],
+    "datasets imagefolder --data-dir=~/empty": ["empty has no class folders"],
     f"{TRAIN} --data cifar10 --data-dir '~nobody1/a'": ["~nobody1/a: a path", "home", "./~"],
     f"{TRAIN} --data imagefolder:~nobody1/a": ["data.name: ", "there is none for ~nobody1"],
     f"{TRAIN} --data cifar10 --set data.dir=~nobody1/a": ["data: ~nobody1/a: a path"],

@@ -19,7 +19,7 @@ from cktf.data import sample_per_class
 from cktf.data.cifar_classes import CIFAR10
 from cktf.errors import DataError, RecipeError
 from cktf.models import Normalized, create, load_network, save_network
-from cktf.recipes import build_test_loader
+from cktf.recipes import build_test_loader, select_samples
 from cktf.workflows import prepare
 from cktf.workflows.classifier import EmbeddedImages
 from cktf.workflows.linear_probe import (
@@ -28,7 +28,6 @@ from cktf.workflows.linear_probe import (
     embed_images,
     fit_classifier,
 )
-from cktf.workflows.user_objects import select_samples
 
 
 def gaussian_classes(count, classes, seed):

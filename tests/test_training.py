@@ -323,7 +323,7 @@ def test_images_that_a_data_set_normalizes_are_not_normalized_again(images, tmp_
 
 def test_images_of_different_sizes_are_named(images, tmp_path):
     train = [(torch.rand(3, 32, 32), 0), (torch.rand(3, 32, 30), 1)] * 32
-    with pytest.raises(DataError, match="Images of one size make a batch"):
+    with pytest.raises(DataError, match="The images of a batch have one size"):
         distill([train, None], tmp_path / "run", epochs=1)
     assert not (tmp_path / "run").exists()
 
@@ -416,7 +416,7 @@ class Stream(IterableDataset):
         (lambda i: {"overrides": {"optimizer.rate": 1}}, RecipeError, "no such field"),
         (lambda i: {"overrides": {"data.batch_size": 1}}, RecipeError, "equal to 2"),
         (lambda i: {"options": {"cktf": {"negatives": "many"}}}, RecipeError, "valid integer"),
-        (lambda i: {"options": {"cktf": {"negatives": 0}}}, CktfError, "negatives is 1 or more"),
+        (lambda i: {"options": {"cktf": {"negatives": 0}}}, CktfError, "equal to 1, given 0"),
         (lambda i: {"method": "cktf+kdd"}, RecipeError, "Did you mean 'kd'"),
     ],
 )  # fmt: skip

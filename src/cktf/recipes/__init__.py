@@ -10,6 +10,8 @@ from cktf.recipes.build import (
     check_recipe,
     load_split,
     match_image_sizes,
+    select_samples,
+    with_loaders,
 )
 from cktf.recipes.files import (
     AnyRecipe,
@@ -82,10 +84,12 @@ __all__ = [
     "recipe_hash",
     "refuse_code",
     "result_fields",
+    "select_samples",
     "set_field",
     "set_fields",
     "set_input_size",
     "shipped_recipes",
     "to_yaml",
     "with_absolute_paths",
+    "with_loaders",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 from torch.utils.data import Subset
 
 from cktf.data import (
@@ -21,6 +22,7 @@ from cktf.data import (
     ReadOptions,
     StreamedImages,
     get_dataset_info,
+    get_labels,
     load_dataset,
     load_splits,
     open_dataset,
@@ -284,53 +286,66 @@ def build_data(section: DataConfig, seed: int) -> Data:
     Raises:
         DataError: files that are missing or damaged.
     """
-    if not section.labels:
-        return _build_unlabeled_data(section, seed)
-    train, test = _load_splits(section, "train", "test")
+    test: ImageSet[Images] | None = None
+    if section.labels:
+        train, test = _load_splits(section, "train", "test")
+    else:
+        # Choosing classes needs labels, which are removed afterwards.
+        train = load_split(section, "train" if section.classes else UNLABELED_SPLIT)
+        train = train.without_labels()
     if section.per_class is not None:
         train = train.subset(sample_per_class(train.labels, section.per_class, seed))
-    validation = None
+    data = with_loaders(train, test, section, seed)
+    splits = {"train": data.raw_train, "validation": data.raw_validation, "test": test}
+    lines = [
+        f"{name}: {images.describe()}" for name, images in splits.items() if images is not None
+    ]
+    if isinstance(train.images, StreamedImages) and not section.workers:
+        lines.append("read by one process; use several with --set data.workers=8")
+    return replace(data, name=section.name, description=f"{section.name}: {' | '.join(lines)}")
+
+
+def with_loaders(train: Any, test: Any, section: DataConfig, seed: int) -> Data:
+    """Hold out validation images, and build the loaders of all splits.
+
+    Args:
+        train: a named data set, or a user's own.
+        test: likewise; None without test images.
+        section: how to hold out and feed them.
+        seed: of the order of training images.
+    """
+    has_class_names = isinstance(train, ImageSet) and train.labeled
+    validation: Any = None
     if section.validation:
-        indices = split_validation(train.labels, section.validation, VALIDATION_SEED)
-        train, validation = (train.subset(split_indices) for split_indices in indices)
-        validation = replace(validation, note="")
-    splits = {"train": train, "validation": validation, "test": test}
-    lines = [f"{split}: {data.describe()}" for split, data in splits.items() if data is not None]
-    lines += _streaming_advice(train, section)
+        train_indices, validation_indices = split_validation(
+            get_labels(train), section.validation, VALIDATION_SEED
+        )
+        validation = select_samples(train, validation_indices)
+        train = select_samples(train, train_indices)
+        if isinstance(validation, ImageSet):
+            validation = replace(validation, note="")
+    test_loader, validation_loader = (
+        None if images is None else build_test_loader(images, section.workers)
+        for images in (test, validation)
+    )
     return Data(
         train=build_train_loader(train, section, seed),
-        test=build_test_loader(test, section.workers),
+        test=test_loader,
         raw_train=train,
         raw_test=test,
-        name=section.name,
-        classes=tuple(train.classes),
-        validation=None if validation is None else build_test_loader(validation, section.workers),
+        name=train.name if isinstance(train, ImageSet) else CUSTOM,
+        classes=tuple(train.classes) if has_class_names else None,
+        validation=validation_loader,
         raw_validation=validation,
-        description=f"{section.name}: {' | '.join(lines)}",
+        labeled=section.labels,
     )
 
 
-def _build_unlabeled_data(section: DataConfig, seed: int) -> Data:
-    """Build training images without labels, from the unlabeled or the training split."""
-    # Choosing classes needs labels, which are removed afterwards.
-    train = load_split(section, "train" if section.classes else UNLABELED_SPLIT).without_labels()
-    lines = [train.describe(), *_streaming_advice(train, section)]
-    return Data(
-        train=build_train_loader(train, section, seed),
-        test=None,
-        raw_train=train,
-        raw_test=None,
-        name=section.name,
-        classes=None,
-        labeled=False,
-        description=f"{section.name}: {' | '.join(lines)}",
+def select_samples(data: Any, positions: Tensor) -> Any:
+    """Select samples of a data set by their positions."""
+    return (
+        data.subset(positions) if isinstance(data, ImageSet) else Subset(data, positions.tolist())
     )
-
-
-def _streaming_advice(train: ImageSet[Images], section: DataConfig) -> list[str]:
-    if isinstance(train.images, StreamedImages) and not section.workers:
-        return ["read by one process; use several with --set data.workers=8"]
-    return []
 
 
 def build_train_loader(train: Any, section: DataConfig, seed: int) -> Loader:

@@ -37,6 +37,7 @@ from cktf.recipes import (
     numbered_class_names,
     parse_transfer_recipe,
     read_recipe,
+    select_samples,
     set_field,
     set_fields,
     set_input_size,
@@ -64,7 +65,7 @@ from cktf.workflows.linear_probe import (
 )
 from cktf.workflows.run import Run, execute
 from cktf.workflows.train import check_same, folder_of, name_of, plain, prepare
-from cktf.workflows.user_objects import UserObjects, check_data_objects, load_data, select_samples
+from cktf.workflows.user_objects import UserObjects, check_data_objects, load_data
 
 _MOST_SCRATCH_EPOCHS = 200
 TEACHER, STUDENT, SCRATCH, FLOOR = "teacher", "student", "scratch", "floor"

@@ -4,17 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
-from cktf.data import (
-    VALIDATION_SEED,
-    DatasetLoader,
-    ImageSet,
-    MemoryLoader,
-    get_labels,
-    split_validation,
-)
+from cktf.data import DatasetLoader, ImageSet, MemoryLoader
 from cktf.recipes import (
     CUSTOM,
     Data,
@@ -22,8 +15,7 @@ from cktf.recipes import (
     DistillRecipe,
     Recipe,
     build_data,
-    build_test_loader,
-    build_train_loader,
+    with_loaders,
 )
 
 
@@ -104,34 +96,9 @@ def _missing(name: str) -> str:
 
 def load_data(section: DataConfig, seed: int, objects: UserObjects) -> Data:
     """Load the images that a recipe names, or wrap the user's data sets."""
-    train, test = objects.train, objects.test
     if section.name != CUSTOM:
         return build_data(section, seed)
+    train = objects.train
     if isinstance(train, ImageSet) and not section.labels:
         train = train.without_labels()
-    has_class_names = isinstance(train, ImageSet) and train.labeled
-    validation = None
-    if section.validation:
-        train_indices, validation_indices = split_validation(
-            get_labels(train), section.validation, VALIDATION_SEED
-        )
-        validation = select_samples(train, validation_indices)
-        train = select_samples(train, train_indices)
-    return Data(
-        train=build_train_loader(train, section, seed),
-        test=None if test is None else build_test_loader(test, section.workers),
-        raw_train=train,
-        raw_test=test,
-        name=train.name if isinstance(train, ImageSet) else CUSTOM,
-        classes=tuple(train.classes) if has_class_names else None,
-        labeled=section.labels,
-        validation=None if validation is None else build_test_loader(validation, section.workers),
-        raw_validation=validation,
-    )
-
-
-def select_samples(data: Any, positions: Tensor) -> Any:
-    """Select samples of a data set by their positions."""
-    if isinstance(data, ImageSet):
-        return data.subset(positions)
-    return Subset(data, positions.tolist())
+    return with_loaders(train, objects.test, section, seed)
