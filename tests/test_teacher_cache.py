@@ -106,7 +106,7 @@ SIZES = [((32, 16, 8), (32, 16, 8)), ((32, 16, 8), (48, 24, 12, 6, 3)), ((8, 4, 
 
 
 @pytest.mark.parametrize(("student", "teacher"), SIZES)
-def test_what_is_kept_for_cktf_leaves_its_loss_as_it_is(student, teacher):
+def test_cached_features_do_not_change_the_loss_of_cktf(student, teacher):
     s, t = features(0, *student), features(1, *teacher, channels=6)
     torch.manual_seed(0)
     cktf = CKTF(s, t, 20, negatives=8, module_norm="none")
@@ -127,7 +127,7 @@ SETTING = BuildContext(features(0, 32, 16, 8), features(1, 32, 16, 8), 20, None)
 
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"ce", "ab", "fsp"}))
-def test_methods_that_read_what_is_kept_and_the_others(name):
+def test_methods_that_can_use_the_cache(name):
     objective = compose(name, SETTING)
     if name in READ:
         kept = objective.cacheable()
@@ -157,8 +157,8 @@ def net():
     return Net().eval().requires_grad_(False)
 
 
-class Counted:
-    """A view of twenty images, and how often it was asked for."""
+class CountedView:
+    """Twenty images of a view, and the views that were computed."""
 
     def __init__(self):
         self.calls = []
@@ -170,59 +170,55 @@ class Counted:
             yield Batch(images[index], None, index, view)
 
 
-KEPT = CacheSpec(embedding=True, stem=(2, 2), stages=((0, (1, 1)),))
+SPEC = CacheSpec(embedding=True, stem=(2, 2), stages=((0, (1, 1)),))
 
 
-def cache(net, view, folder, kept=KEPT, decides=None):
+def build_cache(net, view, folder, spec=SPEC, identity=None):
     tap = Tap.infer(net, torch.rand(2, 1, 8, 8), ["embedding", "stem", "stages"])
-    said = []
-    found = CachedTap(tap, kept, view, 2, 20, decides or {"images": "a"}, folder)
-    found.said, found.say = said, said.append
-    return found
+    lines = []
+    cached = CachedTap(tap, spec, view, 2, 20, identity or {"images": "a"}, folder)
+    cached.lines, cached.say = lines, lines.append
+    return cached
 
 
-def batch_of(view, number):
-    images = torch.cat([b.images for b in Counted()(number)])
+def make_batch(view=0):
+    images = torch.cat([batch.images for batch in CountedView()(view)])
     index = torch.tensor([7, 0, 19, 7])
-    return Batch(images[index], None, index, number)
+    return Batch(images[index], None, index, view)
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_what_is_read_is_what_the_network_gives(net, tmp_path, number):
-    view = Counted()
-    tap = cache(net, view, tmp_path)
-    batch = batch_of(view, number)
+def check_features(net, folder, computed=(0,), view=0, **options):
+    """A new tap gives the network's features; only the views `computed` are computed for it."""
+    counted, batch = CountedView(), make_batch(view)
+    cached = build_cache(net, counted, folder, **options)
     for _ in range(2):
-        read, computed = tap.extract(batch), tap(batch.images)
-        torch.testing.assert_close(read, computed)
-    assert view.calls == [number]
-    again = Counted()
-    torch.testing.assert_close(cache(net, again, tmp_path).extract(batch), computed)
-    assert again.calls == []
+        torch.testing.assert_close(cached.extract(batch), cached(batch.images))
+    assert counted.calls == list(computed)
+    return cached
+
+
+@pytest.mark.parametrize("view", [0, 1])
+def test_cached_features_are_those_of_the_network(net, tmp_path, view):
+    check_features(net, tmp_path, computed=[view], view=view)
+    check_features(net, tmp_path, computed=[], view=view)
     assert not list(tmp_path.rglob("*partial*"))
 
 
-def test_it_keeps_bfloat16_as_it_is(net, tmp_path):
-    tap = cache(net, Counted(), tmp_path)
+def test_bfloat16_features_stay_bfloat16(net, tmp_path):
     with torch.autocast("cpu", torch.bfloat16):
-        read = tap.extract(batch_of(None, 0))
-        assert read.logits.dtype == torch.bfloat16
-        torch.testing.assert_close(read, tap(batch_of(None, 0).images))
+        cached = check_features(net, tmp_path)
+        assert cached.extract(make_batch()).logits.dtype == torch.bfloat16
 
 
-def test_what_is_there_serves_a_method_that_reads_less_or_more(net, tmp_path):
-    first, more, less = Counted(), Counted(), Counted()
-    cache(net, first, tmp_path, CacheSpec(embedding=True)).extract(batch_of(None, 0))
-    tap = cache(net, more, tmp_path)
-    tap.extract(batch_of(None, 0))
-    cache(net, less, tmp_path, CacheSpec()).extract(batch_of(None, 0))
-    assert (first.calls, more.calls, less.calls) == ([0], [0], [])
-    # Only what was missing was computed.
-    assert "stem" in tap.said[0]
-    assert "logits" not in tap.said[0]
+def test_a_method_that_reads_more_computes_only_what_is_missing(net, tmp_path):
+    check_features(net, tmp_path, spec=CacheSpec(embedding=True))
+    cached = check_features(net, tmp_path)
+    assert "stem" in cached.lines[0]
+    assert "logits" not in cached.lines[0]
+    check_features(net, tmp_path, computed=[], spec=CacheSpec())
 
 
-def change(net):
+def change_weights(net):
     with torch.no_grad():
         net.fc.bias[0] += 1
 
@@ -232,25 +228,22 @@ def change_statistics(net):
 
 
 CHANGES = {
-    "weights": (change, {}),
+    "weights": (change_weights, {}),
     "statistics": (change_statistics, {}),
     "images": (None, {"images": "b"}),
     "precision": (None, {"images": "a", "precision": "bfloat16"}),
 }
 
 
-@pytest.mark.parametrize(("mutate", "decides"), CHANGES.values(), ids=CHANGES)
-def test_another_teacher_or_data_set_has_another_cache(net, tmp_path, mutate, decides):
-    cache(net, Counted(), tmp_path).extract(batch_of(None, 0))
-    if mutate:
-        mutate(net)
-    view = Counted()
-    tap = cache(net, view, tmp_path, decides=decides)
-    torch.testing.assert_close(tap.extract(batch_of(None, 0)), tap(batch_of(None, 0).images))
-    assert view.calls == [0]
+@pytest.mark.parametrize(("change", "identity"), CHANGES.values(), ids=CHANGES)
+def test_another_teacher_or_data_set_has_another_cache(net, tmp_path, change, identity):
+    check_features(net, tmp_path)
+    if change:
+        change(net)
+    check_features(net, tmp_path, identity=identity)
 
 
-def test_size_decides_too():
+def test_the_input_size_identifies_a_network():
     from cktf.taps.cached import hash_network
 
     network = create("resnet8", 10)
@@ -260,7 +253,7 @@ def test_size_decides_too():
     assert len(found | {hash_network(Normalized(network, [0.4] * 3, [0.5] * 3))}) == 4
 
 
-def test_images_that_are_stored_as_pixels_decide():
+def test_pixels_identify_images():
     """Read one by one they have names and no ends that tell them from others."""
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     others = pixels.copy()
@@ -273,71 +266,68 @@ def test_images_that_are_stored_as_pixels_decide():
     assert len(found) == 2
 
 
-def damage(path):
-    raw = bytearray(path.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    path.write_bytes(raw)
+def flip_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def note_of(path):
+    return path.with_name(f"{path.name}.json")
 
 
 DAMAGES = {
-    "a bit": damage,
+    "a bit": flip_bit,
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:-4]),
     "gone": lambda path: path.unlink(),
-    "no note": lambda path: path.with_name(path.name + ".json").unlink(),
-    "half a note": lambda path: path.with_name(path.name + ".json").write_text('{"name": "log'),
-    "note of another": lambda path: path.with_name(path.name + ".json").write_text(
-        path.with_name(path.name + ".json").read_text().replace('"a"', '"b"')
+    "no note": lambda path: note_of(path).unlink(),
+    "half a note": lambda path: note_of(path).write_text('{"name": "log'),
+    "note of another": lambda path: note_of(path).write_text(
+        note_of(path).read_text().replace('"a"', '"b"')
     ),
 }
 
 
-@pytest.mark.parametrize("spoil", DAMAGES.values(), ids=DAMAGES)
-def test_damage_is_seen_and_computed_anew(net, tmp_path, spoil):
-    cache(net, Counted(), tmp_path).extract(batch_of(None, 0))
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_features_are_computed_again(net, tmp_path, damage):
+    check_features(net, tmp_path)
     (path,) = tmp_path.rglob("logits")
-    spoil(path)
-    view = Counted()
-    tap = cache(net, view, tmp_path)
-    torch.testing.assert_close(tap.extract(batch_of(None, 0)), tap(batch_of(None, 0).images))
-    assert view.calls == [0]
+    damage(path)
+    check_features(net, tmp_path)
 
 
-def test_of_two_that_begin_at_once_one_computes(net, tmp_path):
-    """The other waits, and reads all of it."""
-    begun, views = threading.Barrier(2, timeout=60), [Counted(), Counted()]
+def test_of_two_processes_one_computes_and_the_other_waits(net, tmp_path):
+    start, views = threading.Barrier(2, timeout=60), [CountedView(), CountedView()]
 
     def read(view):
-        tap = cache(copy.deepcopy(net), view, tmp_path)
-        begun.wait()
-        return tap.extract(batch_of(None, 0))
+        cached = build_cache(copy.deepcopy(net), view, tmp_path)
+        start.wait()
+        return cached.extract(make_batch())
 
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(read, views))
+        results = list(pool.map(read, views))
     assert sorted(view.calls for view in views) == [[], [0]]
-    for features in found:
-        torch.testing.assert_close(features, cache(net, None, tmp_path)(batch_of(None, 0).images))
+    for features in results:
+        torch.testing.assert_close(features, build_cache(net, None, tmp_path)(make_batch().images))
 
 
-def test_what_was_cut_off_is_never_used(net, tmp_path):
-    def cut(view):
-        yield next(iter(Counted()(view)))
+def test_interrupted_features_are_never_used(net, tmp_path):
+    def interrupted(view):
+        yield next(iter(CountedView()(view)))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cache(net, cut, tmp_path).extract(batch_of(None, 0))
+        build_cache(net, interrupted, tmp_path).extract(make_batch())
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["lock"]
-    view = Counted()
-    tap = cache(net, view, tmp_path)
-    torch.testing.assert_close(tap.extract(batch_of(None, 0)), tap(batch_of(None, 0).images))
-    assert view.calls == [0]
+    check_features(net, tmp_path)
 
 
-def test_room_on_the_disk_is_looked_at_first(net, tmp_path, monkeypatch):
+def test_disk_space_is_checked_first(net, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("cktf.taps.cached.shutil.disk_usage", lambda path: usage(1, 1, 2**28 + 100))
-    tap = cache(net, Counted(), tmp_path)
+    cached = build_cache(net, CountedView(), tmp_path)
     with pytest.raises(DataError, match=r"20 images in 2 views take .* GB, and .* has 0.0 GB left"):
-        tap.check_disk_space(tap._tap(torch.rand(2, 1, 8, 8)))
+        cached.check_disk_space(cached._tap(torch.rand(2, 1, 8, 8)))
 
 
 # In runs
@@ -368,7 +358,7 @@ def test_a_run_with_the_cache_is_that_without(teacher_dir, cifar_dir, tmp_path):
     assert views == {"view-000", "view-001"}
 
 
-def test_students_together_fill_it_once(teacher_dir, cifar_dir, tmp_path, monkeypatch):
+def test_interleaved_students_compute_it_once(teacher_dir, cifar_dir, tmp_path, monkeypatch):
     filled = []
     fill = CachedTap._compute
     monkeypatch.setattr(

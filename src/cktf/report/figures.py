@@ -159,22 +159,20 @@ def cost_figures(groups: Sequence[RunGroup]) -> list[tuple[str, Figure]]:
         "multiply-adds for one image": [float(network.macs) for network in networks],
         f"latency on {networks[0].device}, ms for one image": [n.latency_ms for n in networks],
     }
-    names, top1s = zip(*points, strict=True)
-    styles = [style for _, style in points.values()]
-    return [(cost, _cost_figure(names, top1s, styles, cost, x)) for cost, x in costs.items()]
+    return [(cost, _cost_figure(points, cost, values)) for cost, values in costs.items()]
 
 
 def _cost_figure(
-    names: Sequence[str],
-    top1s: Sequence[float],
-    styles: Sequence[PlotStyle],
+    points: Mapping[tuple[str, float], tuple[NetworkOutputs, PlotStyle]],
     cost: str,
     values: Sequence[float],
 ) -> Figure:
+    top1s = [top1 for _, top1 in points]
+    styles = [style for _, style in points.values()]
     frontier: list[tuple[float, float]] = []
-    for value, negative_top1 in sorted(zip(values, [-top1 for top1 in top1s], strict=True)):
-        if not frontier or -negative_top1 > frontier[-1][1]:
-            frontier.append((value, -negative_top1))
+    for value, top1 in sorted(zip(values, top1s, strict=True), key=lambda p: (p[0], -p[1])):
+        if not frontier or top1 > frontier[-1][1]:
+            frontier.append((value, top1))
     line = {
         "type": "scatter", "mode": "lines", "x": [value for value, _ in frontier],
         "y": [top1 for _, top1 in frontier], "hoverinfo": "skip", "name": "frontier",
@@ -183,8 +181,8 @@ def _cost_figure(
     # SI prefixes for thousands of parameters, none for fractions of a millisecond.
     form = "s" if max(values) >= 1000 else "g"
     dots = {
-        "type": "scatter", "mode": "markers", "x": list(values), "y": list(top1s),
-        "text": list(map(escape_text, names)),
+        "type": "scatter", "mode": "markers", "x": list(values), "y": top1s,
+        "text": [escape_text(name) for name, _ in points],
         "marker": {
             "color": [style.color for style in styles],
             "symbol": [style.symbol for style in styles], "size": 11,

@@ -6,7 +6,6 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -55,26 +54,6 @@ _THUMBNAILS, _THUMBNAIL_PIXELS = 24, 96
 _MAX_LEGEND = 20
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A test image that the networks classify differently.
-
-    Attributes:
-        data: a PNG as a data URI.
-        label, student, teacher: class names: the true one, and each network's choice.
-        student_confidence, teacher_confidence: in per cent.
-        correct: `student`, `teacher` or `neither`.
-    """
-
-    data: str
-    label: str
-    student: str
-    teacher: str
-    student_confidence: float
-    teacher_confidence: float
-    correct: str
-
-
 def write_report(
     runs: Sequence[Path],
     out: Path,
@@ -103,8 +82,8 @@ def write_report(
     """
     try:
         import jinja2
-        import plotly  # noqa: F401
         import sklearn  # noqa: F401
+        from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise RecipeError([f"A report needs {error.name}: pip install 'cktf[report]'."]) from error
     folders = list(map(expand_user_path, runs))
@@ -122,8 +101,9 @@ def write_report(
     template = environment.from_string(_read_asset("page.html"))
     html = template.render(
         page=page, style=_read_asset("style.css"), script=_read_asset("draw.js"),
-        plotly=_plotly_script(), figures=_to_json(page.figures), version=__version__,
-        uncertainty=UNCERTAINTY,
+        # No tag inside the script may end it.
+        plotly=get_plotlyjs().replace("</script", r"<\/script"),
+        figures=_to_json(page.figures), version=__version__, uncertainty=UNCERTAINTY,
     )  # fmt: skip
     content = html.encode()
     if len(content) > _MAX_MB * 2**20:
@@ -137,14 +117,6 @@ def write_report(
 
 def _read_asset(name: str) -> str:
     return files("cktf.report").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _plotly_script() -> str:
-    """Plotly's own script, safe inside a page."""
-    from plotly.offline import get_plotlyjs
-
-    script: str = get_plotlyjs()
-    return script.replace("</script", r"<\/script")
 
 
 def _to_json(value: object) -> str:
@@ -266,7 +238,7 @@ class _Page:
             )  # fmt: skip
         return rows
 
-    def _disagreements(self) -> list[tuple[str, list[Picture], int]]:
+    def _disagreements(self) -> list[tuple[str, list[dict[str, Any]], int]]:
         """For each method the images of the largest disagreements, and their total number."""
         count = _THUMBNAILS if len(self.detailed) == 1 else _THUMBNAILS // 2
         disagreements = []
@@ -336,20 +308,20 @@ def _sample_notes(groups: Sequence[RunGroup]) -> list[str]:
 
 def _picture(
     run: Analysis, student: NetworkOutputs, teacher: NetworkOutputs, index: int
-) -> Picture:
+) -> dict[str, Any]:
+    """A test image, its class, and each network's choice with its confidence in per cent."""
     assert run.labels is not None
     label, chosen, by_teacher = (
         int(values[index]) for values in (run.labels, student.predicted, teacher.predicted)
     )
-    return Picture(
-        _png(run.images[index]),
-        run.classes[label],
-        run.classes[chosen],
-        run.classes[by_teacher],
-        100 * float(student.probabilities[index, chosen]),
-        100 * float(teacher.probabilities[index, by_teacher]),
-        "student" if chosen == label else "teacher" if by_teacher == label else "neither",
-    )
+    correct = "student" if chosen == label else "teacher" if by_teacher == label else "neither"
+    return {
+        "data": _png(run.images[index]), "label": run.classes[label],
+        "student": run.classes[chosen], "teacher": run.classes[by_teacher],
+        "student_confidence": 100 * float(student.probabilities[index, chosen]),
+        "teacher_confidence": 100 * float(teacher.probabilities[index, by_teacher]),
+        "correct": correct,
+    }  # fmt: skip
 
 
 def _png(pixels: Tensor) -> str:

@@ -189,10 +189,7 @@ def check_same_test_images(runs: Sequence[Analysis]) -> None:
 
 
 def find_baseline(groups: Sequence[RunGroup]) -> RunGroup | None:
-    """The first group's student trained without a teacher on the labels of the same data set.
-
-    If there are several, the one whose recipe is the closest to the first group's.
-    """
+    """The best of the first group's student trained without a teacher on the same data set."""
     first = groups[0].runs[0]
     if first.recipe["kind"] == "transfer":
         return None
@@ -204,14 +201,7 @@ def find_baseline(groups: Sequence[RunGroup]) -> RunGroup | None:
         same = all(run.summary[name] == first.summary[name] for name in ("student", "dataset"))
         return same and run.summary["method"] == "ce" and trains_all and not has_weights
 
-    fields = experiment_fields(first)
-
-    def count_differences(group: RunGroup) -> int:
-        other = experiment_fields(group.runs[0])
-        return sum(other[name] != fields[name] for name in other.keys() & fields.keys())
-
-    candidates = [group for group in groups if is_baseline(group.runs[0])]
-    return min(candidates, key=count_differences, default=None)
+    return next((group for group in groups if is_baseline(group.runs[0])), None)
 
 
 def _group_names(groups: Sequence[Sequence[Analysis]]) -> list[str]:
