@@ -113,7 +113,7 @@ def test_a_folder_may_have_moved(sets, tmp_path, tested):
     )
     assert (trained_on.name, trained_on.test) == (there, None)
     found = RunAnalyzer(data_dir=str(moved)).analyze(out)
-    assert (found.missing, tuple(found.images.shape[1:])) == ("", (64, 64, 3))
+    assert (found.missing_reason, tuple(found.images.shape[1:])) == ("", (64, 64, 3))
 
 
 def test_a_folder_of_test_images_alone(sets, tmp_path):

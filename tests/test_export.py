@@ -228,7 +228,7 @@ def test_a_student_without_labels_knows_its_teachers_classes(tmp_path):
     assert export_run(run.folder, data_dir=tmp_path / "moved")[1].accuracy == written.accuracy
     original, written = export_run(run.folder)
     assert written.accuracy is None
-    assert str(tmp_path / "data") in original.missing
+    assert str(tmp_path / "data") in original.missing_reason
     for asked in ({"int8": True}, {"data_dir": str(tmp_path)}):
         with pytest.raises(DataError, match="imagefolder"):
             export_run(run.folder, **asked)

@@ -458,7 +458,7 @@ def test_images_lie_evenly_over_sorted_classes(runs, tmp_path, monkeypatch):
     """Those that are classified, and those of them whose representations are compared."""
     assert evenly_spaced_indices(36, 9).tolist() == [0, 4, 8, 13, 17, 21, 26, 30, 35]
     assert torch.equal(evenly_spaced_indices(999, 2000), torch.arange(999))
-    some = RunAnalyzer(images=9).analyze(runs[2])
+    some = RunAnalyzer(max_images=9).analyze(runs[2])
     assert tuple(some.teacher.classes) == tuple(some.classes)
     assert torch.bincount(some.labels).tolist() == [3, 3, 3]
     # In several batches, which are read as they are, whatever the networks compute in.
@@ -475,7 +475,7 @@ def test_images_lie_evenly_over_sorted_classes(runs, tmp_path, monkeypatch):
             yield batch
 
     monkeypatch.setattr(MemoryLoader, "epoch", watched)
-    whole = RunAnalyzer(compared=5).analyze(named)
+    whole = RunAnalyzer(max_compared=5).analyze(named)
     assert len(inside) > 12
     assert not any(inside)
     for network in (whole.student, whole.teacher):
@@ -494,7 +494,7 @@ def test_a_network_that_gives_no_numbers(runs, monkeypatch):
         return loaded
 
     monkeypatch.setattr(analysis, "load_teacher", load_broken)
-    assert "not finite" in RunAnalyzer(images=9).analyze(runs[2]).missing
+    assert "not finite" in RunAnalyzer(max_images=9).analyze(runs[2]).missing_reason
 
 
 def test_a_teacher_is_looked_at_once_whatever_its_path_and_batches(runs, tmp_path):
@@ -506,7 +506,7 @@ def test_a_teacher_is_looked_at_once_whatever_its_path_and_batches(runs, tmp_pat
     fields["teacher"] = str(tmp_path / "teacher")
     fields["data"]["batch_size"] = 13
     recipe.write_text(yaml.safe_dump(fields))
-    analyst = RunAnalyzer(images=9)
+    analyst = RunAnalyzer(max_images=9)
     found = [analyst.analyze(folder) for folder in (runs[2], tmp_path / "run")]
     assert found[0].teacher is found[1].teacher
     assert found[0].images is found[1].images
@@ -591,7 +591,7 @@ def test_a_run_whose_teacher_is_gone_or_was_trained_again(runs, tmp_path):
         runs[2], tmp_path / "again",
         lambda copy: change_json(copy / "teacher.json", sha256="0123456789abcdef"),
     )  # fmt: skip
-    assert "has other weights by now" in text
+    assert "has other weights now" in text
     assert "01234567…" in text
 
 

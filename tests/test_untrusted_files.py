@@ -188,7 +188,7 @@ def test_a_report_runs_code_where_it_is_trusted(here, role):
         Path("ran").unlink(missing_ok=True)
         found = RunAnalyzer(trust_code=trust).analyze(Path("run"))
         assert Path("ran").exists() == trust
-        assert ("--trust-code" in found.missing) != trust
+        assert ("--trust-code" in found.missing_reason) != trust
 
 
 @pytest.mark.parametrize("plain", [False, True])

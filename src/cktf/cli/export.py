@@ -41,8 +41,8 @@ def export(
             export.form, f"{export.megabytes:.2f}", f"{export.latency_ms:.2f}", top1, agreement
         )
     Console().print(table)
-    if exports[0].missing:
-        print(f"Not checked on test images: {exports[0].missing}")
+    if exports[0].missing_reason:
+        print(f"Not checked on test images: {exports[0].missing_reason}")
     for export in exports[1:]:
         print(f"{export.form}: {export.path}")
     print(f"Input `{INPUT}`: float32 images in [0, 1], any number at a time. Output `{OUTPUT}`.")

@@ -42,7 +42,7 @@ class ExportedNetwork:
         latency_ms: median for one image at a time, on the CPU.
         accuracy: on the test images; None without the run's data.
         agreement: per cent of the test images that it classifies as PyTorch does.
-        missing: why the data is missing; empty if it is not.
+        missing_reason: why the data is missing; empty if it is not.
     """
 
     form: str
@@ -50,7 +50,7 @@ class ExportedNetwork:
     latency_ms: float
     accuracy: Accuracy | None = None
     agreement: float | None = None
-    missing: str = ""
+    missing_reason: str = ""
 
     @property
     def megabytes(self) -> float:
@@ -93,14 +93,14 @@ def export_run(
             f"{run} was trained on a data set made in Python, and int8 needs its images. Leave "
             "--int8 away, or call cktf.export.write_int8 where the data set is."
         )
-    test, missing = None, ""
+    test, missing_reason = None, ""
     if section.name != CUSTOM:
         try:
             test = load_split(section, "test")
         except DataError as error:
-            missing = str(error)
-    if missing and (int8 or data_dir):
-        raise DataError(missing)
+            missing_reason = str(error)
+    if missing_reason and (int8 or data_dir):
+        raise DataError(missing_reason)
     loader = None if test is None else build_test_loader(test, section.workers)
     classes = None if test is None else tuple(test.classes)
     network = load_teacher(str(run.absolute()), classes, trust_code=trust_code).network.eval()
@@ -129,7 +129,7 @@ def export_run(
         batches = build_test_loader(train).epoch(0)
         write_int8(out, files["ONNX int8"], (batch.images for batch in batches))
     latency = measure_latency_ms(network, images[:1])
-    exports = [ExportedNetwork("PyTorch", weights, latency, missing=missing)]
+    exports = [ExportedNetwork("PyTorch", weights, latency, missing_reason=missing_reason)]
     for form, path in files.items():
         exports.append(_measure(form, path, network, images, loader))
     return exports

@@ -222,20 +222,21 @@ def class_accuracies(groups: Sequence[RunGroup]) -> Figure | None:
     values = torch.stack([accuracy for _, _, accuracy in lines])
     # Classes without images have no accuracy.
     spread = torch.nan_to_num(values.amax(dim=0) - values.amin(dim=0), nan=-1.0)
-    shown = spread.argsort(descending=True, stable=True)[:_MAX_CLASSES]
-    shown = shown[spread[shown] >= 0]
+    indices = spread.argsort(descending=True, stable=True)[:_MAX_CLASSES]
+    indices = indices[spread[indices] >= 0]
     # In the order of the first line, the teacher's if there is one.
-    shown = shown[values[0][shown].argsort(stable=True)]
-    labels = [escape_text(classes[c]) for c in shown.tolist()]
+    indices = indices[values[0][indices].argsort(stable=True)]
+    labels = [escape_text(classes[c]) for c in indices.tolist()]
     bars = {
-        "type": "bar", "orientation": "h", "y": labels, "base": values.amin(dim=0)[shown].tolist(),
-        "x": spread[shown].tolist(), "marker": {"color": "--line"}, "width": 0.14,
+        "type": "bar", "orientation": "h", "y": labels,
+        "base": values.amin(dim=0)[indices].tolist(), "x": spread[indices].tolist(),
+        "marker": {"color": "--line"}, "width": 0.14,
         "hoverinfo": "skip", "showlegend": False,
     }  # fmt: skip
     traces = [bars] + [
         {
             "type": "scatter", "mode": "markers", "name": escape_text(name), "y": labels,
-            "x": accuracy[shown].tolist(), "marker": style.marker(10),
+            "x": accuracy[indices].tolist(), "marker": style.marker(10),
             "hovertemplate": "%{y}: %{x:.1f} %<extra>" + escape_text(name) + "</extra>",
         }
         for name, style, accuracy in lines
@@ -274,11 +275,11 @@ def calibration_curves(
                   hovertemplate="confidence %{x:.2f}, right %{y:.1%}<br>%{customdata:,} images"
                   f"<extra>{escape_text(name)}</extra>")
         )  # fmt: skip
-    drawn = build_figure(
+    figure = build_figure(
         traces, "Share of right answers against confidence", "confidence", "share that is right",
         height=380, xaxis={"range": [0, 1.02]}, yaxis={"range": [0, 1.02]},
     )  # fmt: skip
-    return drawn, errors
+    return figure, errors
 
 
 def _heatmap(
@@ -304,13 +305,13 @@ def cka_heatmap(run: Analysis) -> Figure | None:
         return None
     student, teacher = run.student.features, run.teacher.features
     values = torch.tensor([[linear_cka(s, t) for t in teacher.values()] for s in student.values()])
-    drawn = _heatmap(
+    figure = _heatmap(
         values, list(teacher), list(student), "Linear CKA of student and teacher", 320,
         zmin=0, zmax=1, colorscale="--sequential", showscale=False,
     )  # fmt: skip
-    drawn["layout"]["xaxis"]["title"] = {"text": "teacher"}
-    drawn["layout"]["yaxis"]["title"] = {"text": "student"}
-    return drawn
+    figure["layout"]["xaxis"]["title"] = {"text": "teacher"}
+    figure["layout"]["yaxis"]["title"] = {"text": "student"}
+    return figure
 
 
 def correlation_difference(run: Analysis) -> Figure | None:
@@ -322,16 +323,16 @@ def correlation_difference(run: Analysis) -> Figure | None:
         return None
     values = logit_correlations(run.teacher.logits) - logit_correlations(run.student.logits)
     order = values.abs().sum(dim=1).argsort(descending=True, stable=True)
-    shown = order[:_MAX_PAIRED].sort().values
-    classes = [run.classes[number] for number in shown.tolist()]
-    drawn = _heatmap(
-        values[shown][:, shown].float(), classes, classes, "Difference of logit correlations", 330,
-        colorscale="--diverging",
+    indices = order[:_MAX_PAIRED].sort().values
+    classes = [run.classes[number] for number in indices.tolist()]
+    figure = _heatmap(
+        values[indices][:, indices].float(), classes, classes, "Difference of logit correlations",
+        330, colorscale="--diverging",
     )  # fmt: skip
-    drawn["caption"] = f"mean absolute difference {values.abs().mean():.3f}"
+    figure["caption"] = f"mean absolute difference {values.abs().mean():.3f}"
     if len(classes) < len(values):
-        drawn["caption"] += f" of {len(values):,} classes; the {_MAX_PAIRED} that differ most"
-    return drawn
+        figure["caption"] += f" of {len(values):,} classes; the {_MAX_PAIRED} that differ most"
+    return figure
 
 
 def class_color(number: int, classes: int) -> str:

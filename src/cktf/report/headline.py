@@ -60,8 +60,8 @@ class Difference:
     def basis_note(self, group: RunGroup) -> str:
         """The basis in brackets, if it is not that of the group's accuracy."""
         seeds = len(group.runs)
-        same = self.basis in ("", f"{seeds} seeds" if seeds > 1 else _ONE_SEED)
-        return "" if same else f" (over {self.basis})"
+        is_same = self.basis in ("", f"{seeds} seeds" if seeds > 1 else _ONE_SEED)
+        return "" if is_same else f" (over {self.basis})"
 
     def __str__(self) -> str:
         return f"{self.points:+.2f}{self.plus_minus} points"

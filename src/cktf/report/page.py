@@ -154,7 +154,9 @@ class _Page:
         self.test_data_name = groups[0].runs[0].test_data_name
         self.facts = self._facts()
         self.rows = self._rows()
-        self.missing = sorted({r.missing for g in groups for r in g.runs if r.missing})
+        self.missing_reasons = sorted(
+            {r.missing_reason for g in groups for r in g.runs if r.missing_reason}
+        )
         self.notes = _sample_notes(groups)
         self.warnings = [note for group in groups for note in group.notes]
         self.accuracy = self._add("accuracy", figures.accuracy_curves(groups))
@@ -183,19 +185,22 @@ class _Page:
             for run in group.runs
         ]
 
-    def _add(self, name: str, drawn: figures.Figure | None) -> str:
+    def _add(self, name: str, figure: figures.Figure | None) -> str:
         """Add a figure and return its element's id; empty if there is no figure."""
-        if drawn is None:
+        if figure is None:
             return ""
         element_id = f"plot-{name}"
-        self.figures[element_id] = drawn
+        self.figures[element_id] = figure
         return element_id
 
     def _add_all(
-        self, name: str, drawn: Sequence[tuple[str, figures.Figure | None]]
+        self, name: str, titled_figures: Sequence[tuple[str, figures.Figure | None]]
     ) -> list[tuple[str, str]]:
         """Add titled figures and return the titles and ids of those that exist."""
-        titled = [(title, self._add(f"{name}-{i}", one)) for i, (title, one) in enumerate(drawn)]
+        titled = [
+            (title, self._add(f"{name}-{i}", figure))
+            for i, (title, figure) in enumerate(titled_figures)
+        ]
         return [(title, element_id) for title, element_id in titled if element_id]
 
     def _facts(self) -> list[tuple[str, str, str]]:
@@ -254,12 +259,12 @@ class _Page:
         """The heatmaps of all methods, on one scale of colors."""
         titled, limit = [], 1e-3
         for group, run in self.detailed:
-            if (drawn := figures.correlation_difference(run)) is not None:
-                values = torch.tensor(drawn["data"][0]["z"], dtype=torch.float64)
+            if (figure := figures.correlation_difference(run)) is not None:
+                values = torch.tensor(figure["data"][0]["z"], dtype=torch.float64)
                 limit = max(limit, float(values.abs().max()))
-                titled.append((f"{group.name}: {drawn.pop('caption')}", drawn))
-        for _, drawn in titled:
-            drawn["data"][0] |= {"zmin": -limit, "zmax": limit}
+                titled.append((f"{group.name}: {figure.pop('caption')}", figure))
+        for _, figure in titled:
+            figure["data"][0] |= {"zmin": -limit, "zmax": limit}
         return self._add_all("correlation", titled)
 
     def _embeddings(self) -> list[tuple[str, str]]:
@@ -311,14 +316,14 @@ def _picture(
 ) -> dict[str, Any]:
     """A test image, its class, and each network's choice with its confidence in per cent."""
     assert run.labels is not None
-    label, chosen, by_teacher = (
+    label, by_student, by_teacher = (
         int(values[index]) for values in (run.labels, student.predicted, teacher.predicted)
     )
-    correct = "student" if chosen == label else "teacher" if by_teacher == label else "neither"
+    correct = "student" if by_student == label else "teacher" if by_teacher == label else "neither"
     return {
         "data": _png(run.images[index]), "label": run.classes[label],
-        "student": run.classes[chosen], "teacher": run.classes[by_teacher],
-        "student_confidence": 100 * float(student.probabilities[index, chosen]),
+        "student": run.classes[by_student], "teacher": run.classes[by_teacher],
+        "student_confidence": 100 * float(student.probabilities[index, by_student]),
         "teacher_confidence": 100 * float(teacher.probabilities[index, by_teacher]),
         "correct": correct,
     }  # fmt: skip

@@ -136,15 +136,15 @@ def group_runs(runs: Sequence[Analysis]) -> list[RunGroup]:
         by_experiment.setdefault(key, []).append(run)
     by_student: dict[str, list[RunGroup]] = {}
     names = _group_names(list(by_experiment.values()))
-    for name, same in zip(names, by_experiment.values(), strict=True):
-        first = {run.summary["seed"]: run for run in reversed(same)}
-        repeated = [run for run in same if run is not first[run.summary["seed"]]]
-        group = RunGroup(name, [first[seed] for seed in sorted(first)], repeated)
+    for name, repetitions in zip(names, by_experiment.values(), strict=True):
+        run_by_seed = {run.summary["seed"]: run for run in reversed(repetitions)}
+        repeated = [run for run in repetitions if run is not run_by_seed[run.summary["seed"]]]
+        group = RunGroup(name, [run_by_seed[seed] for seed in sorted(run_by_seed)], repeated)
         by_student.setdefault(group.student, []).append(group)
 
     def student_rank(groups: Sequence[RunGroup]) -> tuple[bool, float]:
-        taught = any(group.runs[0].recipe["kind"] != "train" for group in groups)
-        return not taught, -max(group.top1 for group in groups)
+        has_teacher = any(group.runs[0].recipe["kind"] != "train" for group in groups)
+        return not has_teacher, -max(group.top1 for group in groups)
 
     students = sorted(by_student.values(), key=student_rank)
     return [group for groups in students for group in _sort_by_accuracy(groups)]
@@ -198,8 +198,10 @@ def find_baseline(groups: Sequence[RunGroup]) -> RunGroup | None:
         model = str(run.recipe.get("model", ""))
         has_weights = Path(model).is_absolute() and ".py:" not in model
         trains_all = run.recipe.get("trains", "all") == "all"
-        same = all(run.summary[name] == first.summary[name] for name in ("student", "dataset"))
-        return same and run.summary["method"] == "ce" and trains_all and not has_weights
+        is_same_task = all(
+            run.summary[name] == first.summary[name] for name in ("student", "dataset")
+        )
+        return is_same_task and run.summary["method"] == "ce" and trains_all and not has_weights
 
     return next((group for group in groups if is_baseline(group.runs[0])), None)
 
@@ -214,9 +216,9 @@ def _group_names(groups: Sequence[Sequence[Analysis]]) -> list[str]:
     ]
     names = list(methods)
     for method in {method for method in methods if methods.count(method) > 1}:
-        same = [number for number, other in enumerate(methods) if other == method]
-        differences = _describe_differences([groups[number][0] for number in same])
-        for number, difference in zip(same, differences, strict=True):
+        numbers = [number for number, other in enumerate(methods) if other == method]
+        differences = _describe_differences([groups[number][0] for number in numbers])
+        for number, difference in zip(numbers, differences, strict=True):
             names[number] = f"{method} ({difference})"
     return [
         name if names.count(name) == 1 else f"{name} in {group[0].folder}"

@@ -120,17 +120,17 @@ class CachedTap:
             )
 
     def _open_view(self, view: int) -> list[Tensor]:
-        """Map a view's tensors into memory; compute missing ones first, in one process only."""
+        """Map a view's tensors into memory; one process computes missing ones first."""
         tensors = [self._read(view, name) for name in self._names]
         if any(rows is None for rows in tensors):
             self.folder.mkdir(parents=True, exist_ok=True)
             with file_lock(self.folder / "lock"):
-                missing = [name for name in self._names if self._read(view, name) is None]
-                for name in missing:
+                missing_names = [name for name in self._names if self._read(view, name) is None]
+                for name in missing_names:
                     if self._note(view, name).is_file():
                         self.say(f"{self._path(view, name)} is damaged: computing it again")
-                if missing:
-                    self._compute(view, missing)
+                if missing_names:
+                    self._compute(view, missing_names)
             tensors = [self._read(view, name, verify=False) for name in self._names]
         complete = [rows for rows in tensors if rows is not None]
         if len(complete) < len(tensors):
@@ -148,7 +148,7 @@ class CachedTap:
         return path.with_name(f"{path.name}.json")
 
     def _read(self, view: int, name: str, verify: bool = True) -> Tensor | None:
-        """A tensor [N, …] mapped into memory; None if it is missing or not as its note says."""
+        """A tensor [N, …] mapped into memory; None if it is absent or unlike its note."""
         path = self._path(view, name)
         try:
             note = json.loads(self._note(view, name).read_text())
@@ -176,7 +176,7 @@ class CachedTap:
                 for name in names
             }
             rows: dict[str, Tensor] = {}
-            done = 0
+            row = 0
             for batch in self._load_view(view):
                 tensors = self._spec.tensors(self._tap(batch.images.to(device)))
                 for name, tensor in zip(self._names, tensors, strict=True):
@@ -188,9 +188,9 @@ class CachedTap:
                             str(temp_paths[name]), shared=True, size=torch.Size(shape).numel(),
                             dtype=tensor.dtype,
                         ).view(shape)  # fmt: skip
-                    rows[name][done : done + len(tensor)] = tensor.cpu()
-                done += len(batch)
-            assert done == self._num_samples
+                    rows[name][row : row + len(tensor)] = tensor.cpu()
+                row += len(batch)
+            assert row == self._num_samples
             for name in names:
                 written = rows.pop(name)
                 sizes, dtype = list(written.shape), str(written.dtype).removeprefix("torch.")

@@ -235,9 +235,9 @@ def _find_trunk(model: nn.Module, calls: list[_Call], stem: _Call | None) -> lis
 
 def _trunk_paths(module: nn.Module, path: str, calls: list[_Call]) -> Iterator[str]:
     """Paths of the blocks, and of the layers beside them, that a network is built from."""
-    inside = [call for call in calls if not path or call.path.startswith(f"{path}.")]
+    inner_calls = [call for call in calls if not path or call.path.startswith(f"{path}.")]
     # Maps of one pixel come from squeeze-and-excitation inside a block, padding from a block too.
-    maps = [call for call in inside if call.map is not None and not call.is_from(_NO_STAGE)]
+    maps = [call for call in inner_calls if call.map is not None and not call.is_from(_NO_STAGE)]
     sizes = {call.size for call in maps if min(call.size) > 1}
     gives_map = any(call.path == path and call.map is not None for call in calls)
     is_block = gives_map and len(sizes) <= _MAX_BLOCK_RESOLUTIONS
@@ -301,8 +301,8 @@ def _fits(smaller: tuple[int, int], larger: tuple[int, int]) -> bool:
 
 def _outermost(call: _Call, calls: list[_Call]) -> _Call:
     """The outermost module that gives this very output: its name says most."""
-    same = [c for c in calls if c.output is call.output and call.path.startswith(c.path)]
-    return min([call, *same], key=lambda c: len(c.path))
+    aliases = [c for c in calls if c.output is call.output and call.path.startswith(c.path)]
+    return min([call, *aliases], key=lambda c: len(c.path))
 
 
 def _block_paths(stage: _Call, trunk: list[_Call]) -> tuple[str, ...]:

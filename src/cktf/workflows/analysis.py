@@ -96,7 +96,7 @@ class Analysis:
         labels: [N] of the test images.
         images: the test images as they are stored.
         student, teacher: their outputs; None if there is none, or if it cannot be loaded.
-        missing: why an output is missing; empty if none is.
+        missing_reason: why an output is missing; empty if none is.
         data_dir: where the images are now, if not where the recipe says.
     """
 
@@ -109,7 +109,7 @@ class Analysis:
     images: Any = None
     student: NetworkOutputs | None = None
     teacher: NetworkOutputs | None = None
-    missing: str = ""
+    missing_reason: str = ""
     data_dir: str | None = None
 
     @property
@@ -158,20 +158,21 @@ class RunAnalyzer:
     """Runs the networks of finished runs on their test images; shared teachers run once.
 
     Args:
-        images: the largest number of test images to classify.
-        compared: the largest number of images of which features are kept.
+        max_images: the largest number of test images to classify.
+        max_compared: the largest number of images of which features are kept.
         data_dir: folder of the data set, where the runs name another.
         trust_code: whether code that builds the networks may run.
     """
 
     def __init__(
         self,
-        images: int = 10_000,
-        compared: int = 1000,
+        max_images: int = 10_000,
+        max_compared: int = 1000,
         data_dir: str | None = None,
         trust_code: bool = False,
     ) -> None:
-        self.images, self.compared, self.data_dir = images, compared, data_dir
+        self.max_images, self.max_compared = max_images, max_compared
+        self.data_dir = data_dir
         self.trust_code = trust_code
         self._data: dict[str, ImageSet[Any]] = {}
         self._teachers: dict[str, NetworkOutputs] = {}
@@ -183,7 +184,7 @@ class RunAnalyzer:
         try:
             return self._add_networks(analysis)
         except CktfError as error:
-            return replace(analysis, missing=str(error))
+            return replace(analysis, missing_reason=str(error))
 
     def _add_networks(self, analysis: Analysis) -> Analysis:
         recipe = parse_any_recipe(analysis.recipe)
@@ -193,7 +194,7 @@ class RunAnalyzer:
         data_key = section.model_dump_json(exclude=_TRAINING_FIELDS)
         if data_key not in self._data:
             test = load_split(section, "test")
-            self._data[data_key] = test.subset(evenly_spaced_indices(len(test), self.images))
+            self._data[data_key] = test.subset(evenly_spaced_indices(len(test), self.max_images))
         test, classes = self._data[data_key], tuple(self._data[data_key].classes)
         network = load_teacher(
             str(analysis.folder.absolute()), classes, trust_code=self.trust_code
@@ -203,7 +204,7 @@ class RunAnalyzer:
             paths = recipe.student_taps, recipe.student_embedding
         student = self._run_network(network, analysis.summary["student"], test, recipe, paths)
         teacher = None
-        missing = ""
+        missing_reason = ""
         if not isinstance(recipe, TrainRecipe):
             try:
                 if not self.trust_code:
@@ -211,10 +212,10 @@ class RunAnalyzer:
                 check_teacher_ref(recipe, analysis.folder)
                 teacher = self._run_teacher(recipe, data_key, test)
             except CktfError as error:
-                missing = f"The teacher cannot be loaded: {error}"
+                missing_reason = f"The teacher cannot be loaded: {error}"
         return replace(
             analysis, classes=classes, labels=test.labels, images=test.images, student=student,
-            teacher=teacher, missing=missing,
+            teacher=teacher, missing_reason=missing_reason,
         )  # fmt: skip
 
     def _run_teacher(
@@ -259,7 +260,7 @@ class RunAnalyzer:
             [n for n in ("stem", "stages", "embedding") if getattr(inspection.paths, n)],
         )
         logits, embeddings, rows = [], [], []
-        compared, done = evenly_spaced_indices(len(test), self.compared), 0
+        compared_indices, start = evenly_spaced_indices(len(test), self.max_compared), 0
         with eval_mode(network):
             for batch in loader.epoch(0):
                 with runtime.autocast():
@@ -267,9 +268,9 @@ class RunAnalyzer:
                 logits.append(features.logits.float().cpu())
                 if features.embedding is not None:
                     embeddings.append(features.embedding.float().cpu())
-                in_batch = (compared >= done) & (compared < done + len(batch))
-                rows.append(_feature_rows(features, compared[in_batch] - done))
-                done += len(batch)
+                in_batch = (compared_indices >= start) & (compared_indices < start + len(batch))
+                rows.append(_feature_rows(features, compared_indices[in_batch] - start))
+                start += len(batch)
             all_logits = torch.cat(logits)
             if all_logits.softmax(dim=1).isnan().any():
                 raise RunFolderError(f"{name} gives numbers that are not finite.")
