@@ -8,12 +8,13 @@ import pytest
 import torch
 from image_files import VALIDATION, WNIDS, WORDS, jpeg, write_cifar10, write_jpegs
 from safetensors.torch import save_file
-from small_runs import SmallNet
+from small_runs import SmallNet, distill_few, stop_after_steps
 from typer.testing import CliRunner
 
 from cktf.cli.main import app
 from cktf.data import ImageSet, load_dataset
 from cktf.data.cifar_classes import CIFAR10
+from cktf.errors import Interrupted
 from cktf.models import Normalized, create, save_network
 
 
@@ -36,6 +37,29 @@ def few_images(images):
         ImageSet(data.images[:200], data.labels[:200], data.classes, data.mean, data.std)
         for data in images
     ]
+
+
+@pytest.fixture
+def small_run(few_images, tmp_path):
+    """Distill KD between small networks into `tmp_path / name`: two epochs of five steps."""
+
+    def run(name="run", *, data=few_images, method="kd", **options):
+        return distill_few(data, tmp_path / name, method=method, **options)
+
+    return run
+
+
+@pytest.fixture
+def interrupted_run(small_run, monkeypatch):
+    """Like `small_run`, but SIGTERM comes after `steps` steps."""
+
+    def run(steps, name="run", **options):
+        with monkeypatch.context() as patch:
+            stop_after_steps(patch, steps)
+            with pytest.raises(Interrupted):
+                small_run(name, **options)
+
+    return run
 
 
 @pytest.fixture

@@ -45,15 +45,17 @@ class TwoClassifiers(SmallNet):
         return self.last(super().forward(x).relu())
 
 
-def distill(data, out, *, student=None, method="cktf+kd", epochs=2, options=None, **more):
+def distill(
+    data, out, *, teacher=None, student=None, method="cktf+kd", epochs=2, options=None, **more
+):
     """Distill from a wider network; `data` is the pair (train, test)."""
     torch.manual_seed(0)
-    teacher, default_student = SmallNet(width=16), SmallNet()
+    default_teacher, default_student = SmallNet(width=16), SmallNet()
     if options is None and "cktf" in method:
         options = OPTIONS
     return cktf.distill(
-        teacher, student or default_student, train=data[0], test=data[1], method=method,
-        epochs=epochs, out=out, options=options, show=False, **more,
+        teacher or default_teacher, student or default_student, train=data[0], test=data[1],
+        method=method, epochs=epochs, out=out, options=options, show=False, **more,
     )  # fmt: skip
 
 
