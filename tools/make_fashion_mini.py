@@ -1,10 +1,10 @@
-"""Make the data set inside the package: a class-balanced part of Fashion-MNIST.
+"""Make fashion-mini, the data set inside the package: a balanced part of Fashion-MNIST.
 
     python tools/make_fashion_mini.py [DIR]     # default: where Debian's package puts the files
 
 Writes src/cktf/data/fashion_mini/{train,test}.xz: for each of 10,000 training and 5,000 test images
-one byte of label and 28x28 bytes of image. Both are drawn from the split of the same name, so no
-test image trains anything. The same seed gives the same files.
+one byte of label and 28x28 bytes of image. Each is drawn from the split of the same name, so that no
+test image is in training. The same seed gives the same files.
 """
 
 import lzma
@@ -21,7 +21,7 @@ TARGET = Path(__file__).parents[1] / "src" / "cktf" / "data" / "fashion_mini"
 
 
 def main() -> None:
-    """Draw, pack, say how large the files are."""
+    """Draw and write both splits; print the sizes of the files."""
     directory = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     TARGET.mkdir(exist_ok=True)
     for split, count in PER_CLASS.items():

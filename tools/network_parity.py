@@ -1,9 +1,9 @@
-"""Every network beside its published twin, as a table.
+"""Compare every network with its published counterpart in a table.
 
     python tools/network_parity.py [--out FILE]
 
-Compares parameters, keys and shapes, and the logits for weights and images given by a formula, with
-the facts that the tests hold of the published code.
+Compares parameters, keys, shapes, and the logits for weights and images computed by a formula, with
+those of the published code, which tests/facts holds.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from test_zoo_families import (  # type: ignore[import-not-found]
+from test_zoo import (  # type: ignore[import-not-found]
     FAMILIES,
     LOGITS,
     NETWORKS,
@@ -26,24 +26,24 @@ from test_zoo_families import (  # type: ignore[import-not-found]
 from cktf.models import to_published_keys
 
 
-def row(family: str, name: str) -> str:
-    """One network of one family."""
+def format_row(family: str, name: str) -> str:
+    """Compare one network of one family; a row of the table."""
     network = on_paper(name)
     shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
-    same = shapes == to_published_keys(published_state(family, name), name)
+    shapes_equal = shapes == to_published_keys(published_state(family, name), name)
     parameters = sum(p.numel() for p in network.parameters())
     published = FAMILIES[family][name]["parameters"]
     sizes = [size for f, n, size in LOGITS if (f, n) == (family, name)]
-    errors = "; ".join(f"{size} px {difference(family, name, size):.1e}" for size in sizes)
+    errors = "; ".join(f"{size} px {logits_difference(family, name, size):.1e}" for size in sizes)
     count = f"{parameters:,}" + ("" if parameters == published else f" (published {published:,})")
     return (
         f"| {name} | {family.removesuffix('_family').upper()} | {count} | {len(shapes)} "
-        f"{'equal' if same else 'NOT equal'} | {errors or 'not in the facts'} |"
+        f"{'equal' if shapes_equal else 'NOT equal'} | {errors or 'not in the facts'} |"
     )
 
 
-def difference(family: str, name: str, size: int) -> float:
-    """Largest difference of two images' logits from the published ones."""
+def logits_difference(family: str, name: str, size: int) -> float:
+    """Largest absolute difference of the logits from the published ones."""
     with torch.no_grad():
         logits = with_published_weights(family, name)(published_images(size))
     return float((logits - torch.tensor(FAMILIES[family][name][f"logits_{size}"])).abs().max())
@@ -57,7 +57,7 @@ def main() -> None:
     lines = [
         "| network | family | parameters | keys and shapes | largest difference of logits |",
         "|---|---|---|---|---|",
-        *(row(family, name) for family, name in NETWORKS),
+        *(format_row(family, name) for family, name in NETWORKS),
     ]
     print("\n".join(lines))
     if out is not None:

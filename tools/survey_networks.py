@@ -1,9 +1,9 @@
-"""How many of timm's architectures are understood without explicit taps.
+"""Count the architectures of timm whose features are found without explicit taps.
 
     python tools/survey_networks.py [--out FILE]
 
-Takes the smallest network of every family (module) of timm that classifies, with fresh weights and
-at its own size of images, and looks where its features are, as `cktf inspect` does.
+Builds the smallest classifier of every family (module) of timm with fresh weights and finds its
+features at its own image size, as `cktf inspect` does.
 """
 
 import argparse
@@ -16,17 +16,19 @@ import torch
 from cktf.errors import CktfError
 from cktf.workflows import inspect
 
-# Names that promise a small network, so that few have to be counted.
-_SMALL = re.compile(r"atto|femto|pico|nano|tiny|xx?s|xt|small|_s$|b0|18|micro|lite|_t$|050|_x1$")
-_TRIED = 6
+# Parts of the names of small networks, so that few have to be built.
+_SMALL_NAME = re.compile(
+    r"atto|femto|pico|nano|tiny|xx?s|xt|small|_s$|b0|18|micro|lite|_t$|050|_x1$"
+)
+_MAX_CANDIDATES = 6
 
 
-def smallest(family: str) -> str | None:
-    """The network of a family with the fewest parameters, among those that promise to have few."""
+def find_smallest(family: str) -> str | None:
+    """Find the network with the fewest parameters among a family's likely candidates."""
     names = timm.list_models(module=family, exclude_filters=["*_in21k*", "test_*"])
-    likely = [name for name in names if _SMALL.search(name)] or names
+    small = [name for name in names if _SMALL_NAME.search(name)] or names
     counts = {}
-    for name in sorted(likely, key=len)[:_TRIED]:
+    for name in sorted(small, key=len)[:_MAX_CANDIDATES]:
         with torch.device("meta"):
             try:
                 network = timm.create_model(name)
@@ -36,35 +38,35 @@ def smallest(family: str) -> str | None:
     return min(counts, key=lambda name: counts[name]) if counts else None
 
 
-def look(name: str) -> tuple[bool, str]:
-    """Whether a network is understood, and its stages or the message."""
+def inspect_network(name: str) -> tuple[bool, str]:
+    """Inspect a network: whether its features are found, and its stages or the error."""
     torch.manual_seed(0)
-    described = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    assert described is not None
-    channels, height, width = described.input_size
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    assert config is not None
+    channels, height, width = config.input_size
     try:
-        found = inspect(f"timm:{name}", (channels, height, width))
+        inspection = inspect(f"timm:{name}", (channels, height, width))
     except CktfError as error:
         return False, str(error)
-    shapes = ", ".join("x".join(map(str, s.shape[1:])) for s in found.features.stages)
+    shapes = ", ".join("x".join(map(str, s.shape[1:])) for s in inspection.features.stages)
     return True, shapes
 
 
 def main() -> None:
-    """Look at one network after the other; print as it goes."""
+    """Inspect a network of every family and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     out = parser.parse_args().out
-    lines, understood = [], 0
+    lines, count = [], 0
     for family in timm.list_modules():
-        name = smallest(family)
+        name = find_smallest(family)
         if name is None:
             continue
-        good, text = look(name)
-        understood += good
-        lines.append(f"{'ok ' if good else 'NOT'} {family:20} {name:36} {text}")
+        found, text = inspect_network(name)
+        count += found
+        lines.append(f"{'ok ' if found else 'NOT'} {family:20} {name:36} {text}")
         print(lines[-1], flush=True)
-    lines.append(f"understood: {understood} of {len(lines)} families; timm {timm.__version__}")
+    lines.append(f"understood: {count} of {len(lines)} families; timm {timm.__version__}")
     print(lines[-1])
     if out is not None:
         out.write_text("\n".join(lines) + "\n")

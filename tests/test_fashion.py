@@ -1,35 +1,17 @@
-"""Data sets from files in their true formats."""
+"""Fashion-MNIST from IDX files, and the small part inside the package."""
 
 import gzip
-import hashlib
-import pickle
 import struct
-import urllib.request
 from collections import Counter
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from image_files import pixels
 
-from cktf.data import (
-    DATASETS,
-    fashion,
-    get_dataset_info,
-    get_labels,
-    load_dataset,
-)
+from cktf.data import fashion, get_labels, load_dataset
 from cktf.errors import DataError
-
-RNG = np.random.default_rng
-
-
-def pixels(seed, *shape):
-    return RNG(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-# Fashion-MNIST
 
 
 def idx(array, kind=8):
@@ -142,135 +124,11 @@ def test_fashion_mini_is_part_of_fashion_mnist(mini, split, prefix):
     assert set(part) <= whole
 
 
-# CIFAR-10
-
-TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
-
-
-def planes(seed, count):
-    """Labels, and images as CIFAR stores them: all red values, then green, then blue."""
-    return RNG(seed).integers(0, 10, count), pixels(seed, count, 3072)
-
-
-def pictures(rows):
-    """[N, 3072] planes as [N, 32, 32, 3], value by value."""
-    found = np.empty((len(rows), 32, 32, 3), np.uint8)
-    for n, y, x, channel in np.ndindex(found.shape):
-        found[n, y, x, channel] = rows[n, channel * 1024 + y * 32 + x]
-    return found
-
-
-def records(labels, rows):
-    return b"".join(bytes([label]) + row.tobytes() for label, row in zip(labels, rows, strict=True))
-
-
-@pytest.fixture
-def binary(tmp_path):
-    """A folder in the binary layout with two images a file."""
-    folder = tmp_path / "cifar-10-batches-bin"
-    folder.mkdir()
-    for seed, name in enumerate([*TRAIN, "test_batch"]):
-        (folder / f"{name}.bin").write_bytes(records(*planes(seed, 2)))
-    return folder
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise URLError("no network")
-
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
-
-
-@pytest.fixture
-def python(tmp_path, monkeypatch, offline):
-    """A folder in the Python layout; torchvision is told the check sums of its files."""
-    from torchvision.datasets import CIFAR10
-
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    sums = {}
-    for seed, name in enumerate([*TRAIN, "test_batch"]):
-        labels, rows = planes(seed, 2)
-        raw = pickle.dumps({"data": rows, "labels": labels.tolist()}, protocol=2)
-        (folder / name).write_bytes(raw)
-        sums[name] = hashlib.md5(raw).hexdigest()
-    raw = pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}, protocol=2)
-    (folder / "batches.meta").write_bytes(raw)
-    meta = {**CIFAR10.meta, "md5": hashlib.md5(raw).hexdigest()}
-    monkeypatch.setattr(CIFAR10, "meta", meta)
-    monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name in TRAIN])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-    return folder
-
-
-@pytest.mark.parametrize(("split", "seeds"), [("train", range(5)), ("test", [5])])
-@pytest.mark.parametrize("layout", ["binary", "python"])
-@pytest.mark.parametrize("inside", [True, False])
-def test_cifar10_in_both_layouts(request, layout, split, seeds, inside):
-    folder = request.getfixturevalue(layout)
-    found = load_dataset("cifar10", folder if inside else folder.parent, split)
-    parts = [planes(seed, 2) for seed in seeds]
-    assert found.labels.tolist() == [int(label) for labels, _ in parts for label in labels]
-    assert (found.images.numpy() == np.concatenate([pictures(rows) for _, rows in parts])).all()
-    assert found.classes[0] == "airplane"
-    assert found.classes[9] == "truck"
-
-
-BAD_BINARY = {
-    "cut": ("data_batch_3", records(*planes(0, 2))[:-1], "data_batch_3.bin is cut short"),
-    "empty": ("data_batch_1", b"", "data_batch_1.bin is cut short"),
-    "missing": ("data_batch_5", None, "has no data_batch_5.bin"),
-    "label": ("data_batch_2", records([4, 10], planes(0, 2)[1]), "labels run from .* to 10"),
-}
-
-
-@pytest.mark.parametrize(("name", "raw", "words"), BAD_BINARY.values(), ids=BAD_BINARY)
-def test_damaged_binary_files_are_named(binary, name, raw, words):
-    path = binary / f"{name}.bin"
-    path.unlink()
-    if raw is not None:
-        path.write_bytes(raw)
-    with pytest.raises(DataError, match=words):
-        load_dataset("cifar10", binary, "train")
-
-
-def test_damaged_python_files_are_fetched_again_or_reported(python):
-    path = python / "data_batch_4"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"cifar-10-batches-bin.*failed.*no network"):
-        load_dataset("cifar10", python.parent, "train")
-
-
-def test_cifar10_offline_without_files(tmp_path, offline):
-    with pytest.raises(DataError, match=r"downloading it failed.*no network"):
-        load_dataset("cifar10", tmp_path, "test")
-
-
-def test_cifar10_needs_a_directory():
-    with pytest.raises(DataError, match="--data-dir"):
-        load_dataset("cifar10", None, "train")
-
-
-# Names
-
-
-def test_data_sets_are_known_by_name(mini):
-    assert sorted(DATASETS) == [
-        "cifar10", "cifar100", "fashion-mini", "fashion-mnist", "hf:NAME", "imagefolder:DIR",
-        "stl10", "tiny-imagenet",
-    ]  # fmt: skip
-    info = get_dataset_info("fashion-mini")
-    assert (info.train, info.test) == (len(mini["train"]), len(mini["test"]))
-    with pytest.raises(DataError, match=r"'cifar-10'.*Did you mean 'cifar10'"):
-        get_dataset_info("cifar-10")
-
-
-def test_paths_may_be_relative(tmp_path, monkeypatch):
+def test_relative_directories(tmp_path, monkeypatch):
     write_fashion(tmp_path / "here", pixels(0, 2, 28, 28), np.arange(2), "t10k")
     monkeypatch.chdir(tmp_path)
     assert len(load_dataset("fashion-mnist", Path("here"), "test")) == 2
 
 
-def test_labels_of_library_data(mini):
+def test_labels_need_no_samples(mini):
     assert torch.equal(get_labels(mini["test"]), mini["test"].labels)
