@@ -1,4 +1,4 @@
-"""Every network against the two published families, and its features at every size."""
+"""The library's networks against the two published families, and their features."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from cktf.taps import Tap
 FAMILIES = json.loads((Path(__file__).parent / "facts" / "zoo.json").read_text())
 NETWORKS = [(family, name) for family, facts in FAMILIES.items() for name in facts]
 DEEP = {"ResNet101", "ResNet152", "resnet110"}
-# Where the rows are not the images' two, the published network took every image for four.
+# The published networks that gave other than two rows of logits read each image as four.
 LOGITS = [
     (family, name, size)
     for family, name in NETWORKS
@@ -25,7 +25,7 @@ LOGITS = [
     if len(FAMILIES[family][name].get(f"logits_{size}") or ()) == 2
 ]
 ALL = ("embedding", "stem", "stages", "blocks", "preacts")
-# How many times smaller than the image the stem and the stages are.
+# Ratio of the image size to the size of the stem and of each stage.
 SHRINKING = {
     "resnet": (1, 1, 2, 4),
     "wrn": (1, 1, 2, 4),
@@ -38,13 +38,13 @@ ONE_OF_EACH = ("resnet5", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "Shuff
 
 
 def published_state(family: str, name: str) -> dict[str, list[int]]:
-    """The facts' keys and shapes."""
+    """Keys and shapes of the published network, from the facts file."""
     facts = FAMILIES[family][name]
     return FAMILIES[facts.get("same_state_as", family)][name]["state"]
 
 
-def formula(key: str, position: int, shape: list[int]) -> torch.Tensor:
-    """The weights that the facts prescribe for the position-th key."""
+def formula_weights(key: str, position: int, shape: list[int]) -> torch.Tensor:
+    """The weights for which the facts file holds logits; `position` is that of the sorted key."""
     if key.endswith("num_batches_tracked"):
         return torch.tensor(0)
     n = int(np.prod(shape))
@@ -59,17 +59,17 @@ def formula(key: str, position: int, shape: list[int]) -> torch.Tensor:
     return torch.from_numpy(w.reshape(shape)).float()
 
 
-def on_paper(name: str) -> nn.Module:
-    """A network of shapes without numbers."""
+def build_on_meta(name: str) -> nn.Module:
+    """A network on the meta device, with shapes and without values."""
     with torch.device("meta"):
         return create(name, 10).eval()
 
 
-def with_published_weights(family: str, name: str) -> nn.Module:
-    """A network with the facts' weights, given under that family's keys."""
+def build_with_formula_weights(family: str, name: str) -> nn.Module:
+    """A network with the formula's weights, loaded from one family's keys."""
     shapes = published_state(family, name)
-    state = {key: formula(key, i, shapes[key]) for i, key in enumerate(sorted(shapes))}
-    network = on_paper(name)
+    state = {key: formula_weights(key, i, shapes[key]) for i, key in enumerate(sorted(shapes))}
+    network = build_on_meta(name)
     network.load_state_dict(to_published_keys(state, name), assign=True)
     return network
 
@@ -93,7 +93,7 @@ def mark_deep(cases):
 
 @pytest.mark.parametrize(("family", "name"), mark_deep(NETWORKS))
 def test_keys_shapes_and_parameters_are_the_published_ones(family, name):
-    network = on_paper(name)
+    network = build_on_meta(name)
     shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
     translated = to_published_keys(published_state(family, name), name)
     assert shapes == translated
@@ -104,7 +104,7 @@ def test_keys_shapes_and_parameters_are_the_published_ones(family, name):
 
 @pytest.mark.parametrize(("family", "name", "size"), mark_deep(LOGITS))
 def test_logits_are_the_published_ones(family, name, size, capsys):
-    network = with_published_weights(family, name)
+    network = build_with_formula_weights(family, name)
     with torch.no_grad():
         logits = network(published_images(size))
     error = float((logits - torch.tensor(FAMILIES[family][name][f"logits_{size}"])).abs().max())
@@ -114,7 +114,7 @@ def test_logits_are_the_published_ones(family, name, size, capsys):
     assert error < 1e-5
 
 
-def test_only_the_vggs_are_named_otherwise_by_the_other_family():
+def test_only_vgg_keys_differ_between_families():
     ours, theirs = FAMILIES["crd_family"], FAMILIES["cktf_family"]
     renamed = [n for n in ours if n in theirs and theirs[n].get("state", {}).keys()]
     assert renamed == [name for name in ours if name.startswith("vgg")]
@@ -130,9 +130,9 @@ def test_only_the_vggs_are_named_otherwise_by_the_other_family():
 
 @pytest.mark.parametrize("name", mark_deep(list_networks()))
 def test_features_fit_together(name):
-    """With numbers: what the classifier reads, blocks and stages, before and after activation."""
+    """The classifier reads the embedding; the last block is the stage; ReLU of preacts is it too."""
     family = "crd_family" if name in FAMILIES["crd_family"] else "cktf_family"
-    network = with_published_weights(family, name)
+    network = build_with_formula_weights(family, name)
     with torch.no_grad():
         f = Tap(network, needs=ALL)(published_images(32))
         classifier = network.get_submodule(network.feature_paths.embedding.removesuffix(":input"))
@@ -155,7 +155,7 @@ def test_features_fit_together(name):
 @pytest.mark.parametrize("name", mark_deep(list_networks()))
 @pytest.mark.parametrize("size", [32, 64, 96])
 def test_resolutions_of_the_features(name, size):
-    f = Tap(on_paper(name), needs=ALL)(torch.empty(2, 3, size, size, device="meta"))
+    f = Tap(build_on_meta(name), needs=ALL)(torch.empty(2, 3, size, size, device="meta"))
     shrinking = next(s for prefix, s in SHRINKING.items() if name.startswith(prefix))
     if name.startswith("vgg") and size == 32:
         shrinking = (*shrinking[:-1], 8)
@@ -170,7 +170,7 @@ def test_resolutions_of_the_features(name, size):
 
 @pytest.mark.parametrize("name", mark_deep(list_networks()))
 def test_every_module_runs_and_none_works_in_place(name):
-    network, ran = on_paper(name), set()
+    network, ran = build_on_meta(name), set()
     for path, module in network.named_modules():
         module.register_forward_hook(lambda *_, path=path: ran.add(path))
     network(torch.empty(2, 3, 64, 64, device="meta"))
@@ -204,7 +204,7 @@ def test_fresh_weights_are_trained_by_the_logits(name):
 
 
 def test_vgg_pools_a_fourth_time_where_eight_pixels_are_left():
-    network, ran = on_paper("vgg8"), []
+    network, ran = build_on_meta("vgg8"), []
     network.pool3.register_forward_hook(lambda *_: ran.append(size))
     for size in (32, 48, 63, 64, 96):
         network(torch.empty(2, 3, size, size, device="meta"))
@@ -213,7 +213,7 @@ def test_vgg_pools_a_fourth_time_where_eight_pixels_are_left():
 
 def test_shufflenet_v2_is_the_one_of_torchvision_with_a_small_stem():
     """The facts have no logits of it; torchvision's has the same stages and the same order."""
-    network = with_published_weights("crd_family", "ShuffleV2")
+    network = build_with_formula_weights("crd_family", "ShuffleV2")
     other = shufflenetv2.ShuffleNetV2([4, 8, 4], [24, 116, 232, 464, 1024], num_classes=10).eval()
     other.conv1[0], other.maxpool = nn.Conv2d(3, 24, 1, bias=False), nn.Identity()
     pairs = [

@@ -3,7 +3,7 @@
     python tools/make_fashion_mini.py [DIR]     # default: where Debian's package puts the files
 
 Writes src/cktf/data/fashion_mini/{train,test}.xz: for each of 10,000 training and 5,000 test images
-one byte of label and 28x28 bytes of image. Each is drawn from the split of the same name, so that no
+one byte of label and 28x28 bytes of image. Each is drawn from the split of the same name, so no
 test image is in training. The same seed gives the same files.
 """
 

@@ -17,10 +17,10 @@ from test_zoo import (  # type: ignore[import-not-found]
     FAMILIES,
     LOGITS,
     NETWORKS,
-    on_paper,
+    build_on_meta,
     published_images,
     published_state,
-    with_published_weights,
+    build_with_formula_weights,
 )
 
 from cktf.models import to_published_keys
@@ -28,7 +28,7 @@ from cktf.models import to_published_keys
 
 def format_row(family: str, name: str) -> str:
     """Compare one network of one family; a row of the table."""
-    network = on_paper(name)
+    network = build_on_meta(name)
     shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
     shapes_equal = shapes == to_published_keys(published_state(family, name), name)
     parameters = sum(p.numel() for p in network.parameters())
@@ -45,7 +45,7 @@ def format_row(family: str, name: str) -> str:
 def logits_difference(family: str, name: str, size: int) -> float:
     """Largest absolute difference of the logits from the published ones."""
     with torch.no_grad():
-        logits = with_published_weights(family, name)(published_images(size))
+        logits = build_with_formula_weights(family, name)(published_images(size))
     return float((logits - torch.tensor(FAMILIES[family][name][f"logits_{size}"])).abs().max())
 
 
