@@ -7,6 +7,7 @@ from urllib.error import URLError
 import pytest
 import torch
 from image_files import VALIDATION, WNIDS, WORDS, jpeg, write_cifar10, write_jpegs
+from network_files import USER_CODE
 from safetensors.torch import save_file
 from small_runs import SmallNet, distill_few, stop_after_steps
 from typer.testing import CliRunner
@@ -179,3 +180,11 @@ def split_folders(tmp_path):
         for label, name in enumerate(("cat", "dog")):
             write_jpegs(root / part / name, count, first=100 * label + (50 if part == "val" else 0))
     return root
+
+
+@pytest.fixture
+def user_code(tmp_path):
+    """The path of a Python file with functions and classes that build networks."""
+    path = tmp_path / "networks.py"
+    path.write_text(USER_CODE)
+    return str(path)

@@ -130,7 +130,7 @@ def test_only_vgg_keys_differ_between_families():
 
 @pytest.mark.parametrize("name", mark_deep(list_networks()))
 def test_features_fit_together(name):
-    """The classifier reads the embedding; the last block is the stage; ReLU of preacts is it too."""
+    """Embedding, stages, blocks and preacts agree with the modules between them."""
     family = "crd_family" if name in FAMILIES["crd_family"] else "cktf_family"
     network = build_with_formula_weights(family, name)
     with torch.no_grad():
@@ -246,3 +246,12 @@ def test_depths_that_no_cifar_resnet_has(depth):
 
     with pytest.raises(ValueError, match=f"3n \\+ 2 layers, not {depth}"):
         CifarResNet(depth, (16, 16, 32, 64), 10, convolutions=1)
+
+
+def test_unknown_network_names_the_nearest():
+    with pytest.raises(ModelError, match="resnet20"):
+        create("resnt20", 10)
+    with pytest.raises(ModelError, match="'ResNet18'"):
+        create("resnet18", 10)
+    with pytest.raises(ModelError, match="2 classes"):
+        create("resnet8", 1)

@@ -18,9 +18,9 @@ from test_zoo import (  # type: ignore[import-not-found]
     LOGITS,
     NETWORKS,
     build_on_meta,
+    build_with_formula_weights,
     published_images,
     published_state,
-    build_with_formula_weights,
 )
 
 from cktf.models import to_published_keys

@@ -1,0 +1,115 @@
+"""Networks built from their specs: of this library, timm, torchvision and user code."""
+
+import sys
+
+import pytest
+import torch
+from network_files import USER_CODE_WITH_IMPORTS
+from torch import nn
+from torchvision import models
+
+from cktf.data import load_dataset
+from cktf.errors import ModelError
+from cktf.models import build_network, parse_network_spec
+from cktf.models.network_building import drop_pretrained
+from cktf.recipes import build_student
+
+IMAGES = torch.rand(2, 3, 32, 32)
+
+
+def build(text, num_classes):
+    return build_network(parse_network_spec(text), num_classes)
+
+
+@pytest.mark.parametrize(
+    "line", ["timm:mobilenetv3_small_050", "torchvision:mobilenet_v3_small", "vgg8", "resnet8"]
+)
+def test_as_many_classes_as_the_data(line):
+    built = build(line, 7)
+    assert built.network.eval()(IMAGES).shape == (2, 7)
+    assert built.mean is None
+
+
+def test_own_code(user_code):
+    assert build(f"{user_code}:small(width=6)", 5).network[0].out_channels == 6
+    assert build(f"{user_code}:fixed", 5).network(IMAGES).shape == (
+        2,
+        3,
+    )
+
+
+@pytest.mark.parametrize("name", ["Net", "made", "typed", "late"])
+def test_files_as_they_are_written(tmp_path, monkeypatch, name):
+    """A dataclass with annotations as text, assigned names, and files beside it."""
+    for module in ("blocks_beside", "late_beside"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        (tmp_path / f"{module}.py").write_text("from torch import nn\nLinear = nn.Linear\n")
+    path = tmp_path / "net.py"
+    path.write_text(USER_CODE_WITH_IMPORTS)
+    paths = list(sys.path)
+    network = build(f"{path}:{name}", 5).network
+    assert network[1].out_features == (7 if name in ("made", "typed") else 5)
+    assert sys.path == paths
+    # Another file of the same name is another module.
+    other = tmp_path / "other" / "net.py"
+    other.parent.mkdir()
+    other.write_text(USER_CODE_WITH_IMPORTS.replace("8", "9"))
+    kept = sys.modules[network.origin]
+    build(f"{other}:{name}", 5)
+    assert sys.modules[network.origin] is kept
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("number", "gives a int"), ("broken", "out of luck"), ("small(depth=3)", "depth")],
+)
+def test_what_fails_says_so(user_code, name, message):
+    with pytest.raises(ModelError, match=message):
+        build(f"{user_code}:{name}", 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("squeezenet1_1", "classifier.1"), ("mobilenet_v3_small", "classifier.3")],
+)
+def test_pretrained_weights_but_for_the_classifier(monkeypatch, name, head):
+    trained = models.get_model(name).state_dict()
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: trained)
+    source = parse_network_spec(f"torchvision:{name}(pretrained=True)")
+    assert build_network(source, None).network(IMAGES).shape == (2, 1000)
+    network = build_network(source, 7).network.eval()
+    assert network(IMAGES).shape == (2, 7)
+    state = network.state_dict()
+    kept = {k for k in state if torch.equal(state[k], trained[k])}
+    assert state.keys() - kept == {f"{head}.weight", f"{head}.bias"}
+
+
+def test_a_pretrained_vit_is_of_the_size_of_its_images():
+    found = drop_pretrained(parse_network_spec("torchvision:vit_h_14(pretrained=True)"))
+    assert found.arguments == {"image_size": 518}
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "size"),
+    [("resnet18", 0.485, 224), ("efficientnet_b1", 0.485, 240), ("inception_v3", 0.485, 299),
+     ("swin_v2_t", 0.485, 256), ("efficientnet_v2_l", 0.5, 480)],
+)  # fmt: skip
+def test_pretrained_weights_see_what_they_were_trained_on(monkeypatch, name, mean, size):
+    """By the tables of torchvision's documentation."""
+    monkeypatch.setattr(models, "get_model", lambda *_, **__: nn.Identity())
+    built = build(f"torchvision:{name}(pretrained=True)", None)
+    assert (built.mean[0], built.size) == (mean, size)
+    assert built.std[0] == (0.5 if mean == 0.5 else 0.229)
+    assert build(f"torchvision:{name}", 7).mean is None
+    assert build(f"torchvision:{name}(pretrained=True)@64", 7).size == 64
+
+
+def test_a_network_of_one_size_sees_its_own():
+    data = load_dataset("fashion-mini", None, "test")
+    vit = build_student("timm:test_vit", data)
+    assert vit.size == 160
+    smaller = build_student("timm:test_vit@64", data)
+    assert smaller.size == 64
+    assert smaller.eval()(IMAGES).shape == (2, 10)
+    assert build_student("timm:test_vit@64", data).network.patch_embed.img_size == (64, 64)
+    assert build_student("resnet8@48", data).size == 48
