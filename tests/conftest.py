@@ -6,12 +6,15 @@ from urllib.error import URLError
 
 import pytest
 import torch
+import yaml
 from image_files import VALIDATION, WNIDS, WORDS, jpeg, write_cifar10, write_jpegs
 from network_files import USER_CODE
 from safetensors.torch import save_file
+from small_matrix import TINY, make_bench, save_teacher
 from small_runs import SmallNet, distill_few, stop_after_steps
 from typer.testing import CliRunner
 
+from cktf.bench import run_bench
 from cktf.cli.main import app
 from cktf.data import ImageSet, load_dataset
 from cktf.data.cifar_classes import CIFAR10
@@ -188,3 +191,29 @@ def user_code(tmp_path):
     path = tmp_path / "networks.py"
     path.write_text(USER_CODE)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def teacher_weights(tmp_path_factory):
+    """A file with a random resnet14 of two classes, the teacher of `small_matrix.TINY`."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_teacher(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, teacher_weights):
+    """The folder of `small_matrix.TINY`, trained at once, each cell alone."""
+    out = tmp_path_factory.mktemp("finished")
+    assert run_bench(make_bench(out, teacher_weights)) == []
+    return out
+
+
+@pytest.fixture
+def tiny_yaml(teacher_weights, tmp_path):
+    """A file of `small_matrix.TINY` with its teacher."""
+    path = tmp_path / "tiny.yaml"
+    teachers = {"resnet14": {"weights": str(teacher_weights)}}
+    path.write_text(yaml.safe_dump(TINY | {"teachers": teachers}, sort_keys=False))
+    return path

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from cktf.bench import compare, csv_rows, latex, markdown, published
+from cktf.bench import compare, csv_rows, markdown, published_accuracies
 from cktf.models import create
 from cktf.objectives import METHODS, parse
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 MAKERS = (
     "tools/method_pages.py",
-    "tools/readme_results.py",
+    "tools/results_page.py",
     "tools/reliability_page.py",
     "benchmarks/page.py",
     "benchmarks/transfer_page.py",
@@ -39,10 +39,10 @@ def test_pages_say_what_is_kept_in_results(tmp_path, maker):
 
 
 @pytest.mark.parametrize("matrix", [p.parent.name for p in ROOT.glob("results/*/matrix.yaml")])
-def test_kept_tables_are_those_of_their_cells(matrix):
+def test_committed_tables_are_those_of_their_cells(matrix):
     folder = ROOT / "results" / matrix
     compared = compare(folder)
-    for form, write in (("md", markdown), ("csv", csv_rows), ("tex", latex)):
+    for form, write in (("md", markdown), ("csv", csv_rows)):
         assert (folder / f"table.{form}").read_text() == write(compared), f"cktf table {folder}"
 
 
@@ -66,7 +66,7 @@ def test_the_loop_on_its_page_trains():
 
 def test_published_figures():
     """Counts of the two tables, and the paper's own rows."""
-    rows = published()
+    rows = published_accuracies()
     top1 = {(r.dataset, r.pair, r.method): r.top1 for r in rows}
     assert len(top1) == len(rows)
     for dataset, pairs, absent in (("cifar100", 7, 1), ("tiny-imagenet", 4, 4)):

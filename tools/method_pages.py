@@ -7,7 +7,7 @@ import inspect
 import re
 from pathlib import Path
 
-from cktf.bench import published
+from cktf.bench import published_accuracies
 from cktf.contrast import ContrastConfig
 from cktf.objectives import METHODS, PRESETS, Objective, expand_preset
 
@@ -50,7 +50,7 @@ def option_table(method: type[Objective]) -> list[str]:
 
 def published_table(method: str) -> list[str]:
     """Published accuracies of the method, of the student alone and of CKTF."""
-    rows = published()
+    rows = published_accuracies()
     lines: list[str] = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         top1 = {(row.pair, row.method): row.top1 for row in rows if row.dataset == dataset}

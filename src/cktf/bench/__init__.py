@@ -1,12 +1,12 @@
 """Comparisons of methods: matrices, their cells and tables, and the published figures."""
 
-from cktf.bench.cells import Cell, cells_of, chosen
-from cktf.bench.cost import Cost, cost_key, costs_in, keep_costs, measure, measure_teacher
-from cktf.bench.formats import csv_rows, latex, markdown
-from cktf.bench.matrix import Matrix, make_matrix, read_matrix, shipped
+from cktf.bench.cells import Cell, build_cells, select_cells
+from cktf.bench.cost import Cost, cost_key, measure_cell, measure_teacher, read_costs, save_costs
+from cktf.bench.formats import csv_rows, markdown
+from cktf.bench.matrix import Matrix, make_matrix, read_matrix, shipped_matrices
 from cktf.bench.plan import Bench, check_bench
-from cktf.bench.published import Published, published
-from cktf.bench.results import Result, all_results, kept_matrix, results_in
+from cktf.bench.published import PublishedAccuracy, published_accuracies
+from cktf.bench.results import Result, read_results, results_dir
 from cktf.bench.runner import run_bench
 from cktf.bench.tables import Comparison, compare
 
@@ -16,26 +16,24 @@ __all__ = [
     "Comparison",
     "Cost",
     "Matrix",
-    "Published",
+    "PublishedAccuracy",
     "Result",
-    "all_results",
-    "cells_of",
+    "build_cells",
     "check_bench",
-    "chosen",
     "compare",
     "cost_key",
-    "costs_in",
     "csv_rows",
-    "keep_costs",
-    "kept_matrix",
-    "latex",
     "make_matrix",
     "markdown",
-    "measure",
+    "measure_cell",
     "measure_teacher",
-    "published",
+    "published_accuracies",
+    "read_costs",
     "read_matrix",
-    "results_in",
+    "read_results",
+    "results_dir",
     "run_bench",
-    "shipped",
+    "save_costs",
+    "select_cells",
+    "shipped_matrices",
 ]

@@ -1,34 +1,29 @@
-"""What stands below a table, in words."""
+"""The notes below a table, in words."""
 
 from collections.abc import Mapping
 
-from cktf.bench.statistics import LEVEL, Difference
-from cktf.bench.tables import Column, Comparison
+from cktf.bench.statistics import CONFIDENCE, Difference
+from cktf.bench.tables import Comparison
 
 _VERDICTS = {
     "ahead": "ahead of {}",
     "behind": "behind {}",
     "open": "not told apart from {}",
-    "single": "one seed in common, no interval",
 }
 
 
-def notes(table: Comparison, marks: str) -> list[str]:
-    """Conditions, verdicts and sources.
-
-    Args:
-        table: that they are of.
-        marks: how the best of a column are marked.
-    """
-    # It may be of several lines; in LaTeX each note is one comment.
+def notes(table: Comparison) -> list[str]:
+    """Conditions, statistics, verdicts and sources, a line each."""
     about = " ".join(table.about.split()).removesuffix(".")
-    lines = [f"{about}. " if about else ""]
-    lines[0] += f"Top-1 %, {_of_seeds(table)}; {marks}. {table.conditions}."
-    lines += _unfinished(table)
-    if table.mixed:
+    lines = [
+        f"{f'{about}. ' if about else ''}Top-1 %, {_seeds(table)}; **best**, *second* of a column. "
+        f"{table.conditions}.",
+        *_unfinished(table),
+    ]
+    if table.mixed_teachers:
         lines.append(
-            f"On {', '.join(map(table.heading, table.mixed))}, students had several teachers, and "
-            "their differences are not of methods alone."
+            f"On {', '.join(map(table.heading, table.mixed_teachers))}, students had several "
+            "teachers, and their differences are not of methods alone."
         )
     if table.mixed_engines:
         parts = "; ".join(f"{n} ({', '.join(v)})" for n, v in table.mixed_engines.items())
@@ -36,85 +31,116 @@ def notes(table: Comparison, marks: str) -> list[str]:
             f"Mixed: these cells were not all computed alike, and small differences may come from "
             f"that. They differ in {parts}."
         )
-    if "difference" in table.shown:
-        lines.append(f"Δ: points over {_compared(table)} on the seeds that both have")
-        if table.has_intervals:
-            lines[-1] += f", and the {LEVEL:.0%} confidence interval of its mean (Student's t)"
-        lines[-1] += "."
-        if "overall" in table.shown:
-            lines.append("Δ of all pairs: mean of the Δ of each pair, and its interval over pairs")
-            uneven = any(d.pairs < len(table.columns) for d in table.overall.values())
-            lines[-1] += "; (n): of n pairs." if uneven else "."
-        lines += verdicts(table)
-    if any(table.is_published(column, table.methods) for column in table.columns):
+    lines += [*_statistics(table), *verdicts(table)]
+    if any(map(table.is_published, table.columns)):
         lines.append("Published: Zhao, Chen, Zhao, ICASSP 2023, Table 1; not measured here.")
-    costs = [
-        *(["time of a step over that of the student alone"] if "time" in table.shown else []),
-        *(["peak memory"] if "memory" in table.shown else []),
-    ]
+    costs = ["time of a step over that of the student alone"] * table.has_times
+    costs += ["peak memory"] * table.has_memory
     if costs:
-        told = " and ".join(costs)
-        on = ", ".join(table.cost_devices)
-        lines.append(f"{told[0].upper()}{told[1:]}: each measured by itself on {on}.")
+        names = " and ".join(costs)
+        devices = ", ".join(table.cost_devices)
+        lines.append(f"{names[0].upper()}{names[1:]}: each measured by itself on {devices}.")
     return lines
 
 
 def _unfinished(table: Comparison) -> list[str]:
-    """What the matrix has and the table has not."""
     progress = table.progress
     if progress is None or progress.done == progress.planned:
         return []
-    told = [f"Unfinished: {progress.done} of the matrix's {progress.planned} cells are done"]
+    parts = [f"Unfinished: {progress.done} of the matrix's {progress.planned} cells are done"]
     if progress.columns:
-        told.append(f"pairs without any: {', '.join(map(table.heading, progress.columns))}")
+        parts.append(f"pairs without any: {', '.join(map(table.heading, progress.columns))}")
     if progress.methods:
-        told.append(f"methods without any: {len(progress.methods)}")
-    return ["; ".join(told) + "."]
+        parts.append(f"methods without any: {len(progress.methods)}")
+    return ["; ".join(parts) + "."]
 
 
-def _of_seeds(table: Comparison) -> str:
-    """What an entry is, and what a number in brackets behind it says."""
-    told = "of one seed"
+def _seeds(table: Comparison) -> str:
+    """Meaning of an entry, and of a number in brackets behind it."""
+    text = "one seed"
     if table.seeds > 1:
-        told = f"mean ± standard deviation over {table.seeds} seeds"
-    return told if table.is_even else f"{told}, or over (n)"
+        text = f"mean ± standard deviation over {table.seeds} seeds"
+    even = {len(e.values) for e in table.entries.values() if e.values} == {table.seeds}
+    return text if even else f"{text}, or over (n)"
 
 
-def _compared(table: Comparison) -> str:
-    """What differences are from, in words."""
-    return " or ".join(dict.fromkeys(_base(table, method) for method in table.bases))
+def _statistics(table: Comparison) -> list[str]:
+    """The differences, and how their uncertainty was computed."""
+    contrasts = table.contrasts
+    if not contrasts.differences:
+        return []
+    names = dict.fromkeys(contrasts.baselines.values())
+    baselines = " or ".join(names) if len(names) < 4 else "the method that the matrix names"
+    text = f"Δ: difference from the mean of {baselines}, in points"
+    if contrasts.residual is None:
+        return [f"{text}. Every cell has one seed, so that no interval can be given."]
+    std, dof = contrasts.residual
+    lines = [
+        f"{text}, with its {CONFIDENCE:.0%} confidence interval: Student's t with the standard "
+        f"deviation of seeds pooled over all cells, {std:.2f} points with {dof} degrees of freedom."
+    ]
+    if contrasts.overall:
+        uneven = any(d.pairs < len(table.columns) for d in contrasts.overall.values())
+        lines.append(
+            f"Δ of all pairs: mean of the pairs' Δ{', (n): of n pairs' * uneven}. Pairs are taken "
+            "as fixed: the interval says nothing of other networks."
+        )
+    if contrasts.corrected:
+        exception = ", except on the primary contrast," if contrasts.primary else ""
+        lines.append(
+            f"Intervals are not corrected for their number; the verdicts below{exception} are, by "
+            f"Holm's method over {contrasts.corrected} differences, at {1 - CONFIDENCE:.0%}."
+        )
+    if contrasts.primary:
+        lines.insert(1, _primary(table, *contrasts.primary))
+    return lines
 
 
-def _base(table: Comparison, method: str) -> str:
-    return f"the same without {table.added}" if table.added else table.bases[method]
+def _primary(table: Comparison, method: str, difference: Difference) -> str:
+    place = "" if len(table.columns) == 1 else f", mean of {difference.pairs} pairs"
+    baseline = table.contrasts.baselines[method]
+    words = _VERDICTS[difference.verdict or "open"].format(baseline)
+    return (
+        f"Primary contrast, named in the matrix and not corrected: {method} is {words}{place}: "
+        f"{difference_text(difference)}, {_p_text(difference.p)}."
+    )
+
+
+def difference_text(difference: Difference) -> str:
+    """Points with their interval: `+0.39 [−0.06, +0.85]`."""
+    text = f"{difference.points:+.2f}"
+    if difference.low is not None and difference.high is not None:
+        text += f" [{difference.low:+.2f}, {difference.high:+.2f}]"
+    return text.replace("-", "−")
+
+
+def _p_text(p: float | None) -> str:
+    return "p < 0.001" if p is None or p < 0.001 else f"p = {p:.3f}"
 
 
 def verdicts(table: Comparison) -> list[str]:
-    """In words: of each pair of networks by itself, and of all where they are several."""
+    """Methods by verdict: of each pair of networks, and of all where they are several."""
+    contrasts = table.contrasts
+    by_column = {
+        column: {m: d for (c, m), d in contrasts.differences.items() if c == column}
+        for column in table.columns
+    }
     if len(table.columns) == 1:
-        phrases = _phrases(table, _differences(table, table.columns[0]))
-        return [f"{phrase[0].upper()}{phrase[1:]}." for phrase in phrases]
-    several = {m: d for m, d in table.overall.items() if d.pairs > 1}
-    told = {f"On {table.heading(c)}": _differences(table, c) for c in table.columns}
-    told["Over all pairs"] = several
-    found = {where: "; ".join(_phrases(table, d)) for where, d in told.items()}
-    return [f"{where}, {phrases}." for where, phrases in found.items() if phrases]
-
-
-def _differences(table: Comparison, column: Column) -> dict[str, Difference]:
-    found = {method: table.entries[column, method].difference for method in table.methods}
-    return {method: difference for method, difference in found.items() if difference is not None}
+        return [f"{p[0].upper()}{p[1:]}." for p in _phrases(table, by_column[table.columns[0]])]
+    places = {f"On {table.heading(column)}": found for column, found in by_column.items()}
+    places["Over all pairs"] = dict(contrasts.overall)
+    phrases = {place: "; ".join(_phrases(table, found)) for place, found in places.items()}
+    return [f"{place}, {text}." for place, text in phrases.items() if text]
 
 
 def _phrases(table: Comparison, differences: Mapping[str, Difference]) -> list[str]:
-    """Methods by verdict and by what they are compared with."""
+    """Methods grouped by verdict and by baseline."""
     phrases = []
     for verdict, words in _VERDICTS.items():
         groups: dict[str, list[str]] = {}
         for method, difference in differences.items():
             if difference.verdict == verdict:
-                groups.setdefault(words.format(_base(table, method)), []).append(method)
-        for group, methods in groups.items():
-            every = verdict == "single" and len(methods) == len(differences) > 1
-            phrases.append(f"{group}: {'all' if every else ', '.join(methods)}")
+                baseline = table.contrasts.baselines[method]
+                groups.setdefault(words.format(baseline), []).append(method)
+        phrases += [f"{group}: {', '.join(methods)}" for group, methods in groups.items()]
     return phrases

@@ -1,4 +1,4 @@
-"""The cells that a matrix stands for: a complete recipe each."""
+"""The cells of a matrix: a complete recipe for each student."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -21,13 +21,13 @@ from cktf.recipes import (
     find_weights_file,
     parse_any_recipe,
     parse_recipe,
-    set_field,
+    set_fields,
 )
 from cktf.user_paths import expand_user_path
 
 CellRecipe = DistillRecipe | TransferRecipe
-# Bytes of a name, of the 255 of most file systems: a file that is being written has a longer one.
-_LONGEST = 220
+# Bytes of a file name, of the 255 of most file systems; temporary names are longer.
+_MAX_NAME_BYTES = 220
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class TeacherPlan:
     """One teacher on one data set, shared by all of its students.
 
     Attributes:
-        name: in the matrix.
+        name: its name in the matrix.
         data: name of the data set of its students.
-        network: what is trained.
-        weights: trained already; None to train by `recipe`.
-        recipe: of its training.
-        apart: whether the weights do not say whose they are, so that the network is named too.
+        network: name of the network.
+        weights: trained weights; None to train by `recipe`.
+        recipe: recipe of its training.
+        weights_lack_name: the weights do not record their network, so that recipes name it too.
     """
 
     name: str
@@ -48,11 +48,11 @@ class TeacherPlan:
     network: str
     weights: Path | None
     recipe: TrainRecipe
-    apart: bool = False
+    weights_lack_name: bool = False
 
     @property
     def slug(self) -> str:
-        """Its name, for files."""
+        """Name for files."""
         return slug("teacher", self.data, self.name)
 
 
@@ -61,9 +61,9 @@ class Cell:
     """One student with one method and one seed on one data set.
 
     Attributes:
-        data, student, method, seed: what it is; the method by its name in the table.
+        data, student, method, seed: names in the matrix, and the seed.
         teacher: shared with other cells.
-        fields: of its recipe, but for the teacher.
+        fields: fields of its recipe, without the teacher.
     """
 
     data: str
@@ -75,13 +75,13 @@ class Cell:
 
     @property
     def slug(self) -> str:
-        """Its name, for files."""
+        """Name for files."""
         pair = f"{self.teacher.name}-{self.student}"
         return slug(self.data, pair, self.method, f"seed{self.seed}")
 
     @property
     def title(self) -> str:
-        """Its name, for people."""
+        """Name for people."""
         pair = f"{self.teacher.name} → {self.student}"
         return f"{self.data}, {pair}, {self.method}, seed {self.seed}"
 
@@ -95,20 +95,21 @@ class Cell:
         """Data set and pair."""
         return self.data, self.pair
 
-    def recipe(self, taught: bool = False) -> CellRecipe:
-        """Its recipe, with its teacher's weights where they are if it is to be taught."""
-        fields = merged(self.fields, {"teacher": CUSTOM})
-        if taught:
+    def recipe(self, with_teacher_weights: bool = False) -> CellRecipe:
+        """Recipe of the cell, without its teacher unless that is to be loaded."""
+        teacher = {"teacher": CUSTOM}
+        if with_teacher_weights:
             weights = str(self.teacher.weights)
-            named = {"teacher": self.teacher.network, "teacher_weights": weights}
-            fields |= named if self.teacher.apart else {"teacher": weights}
-        recipe = parse_any_recipe(fields)
+            teacher = {"teacher": weights}
+            if self.teacher.weights_lack_name:
+                teacher = {"teacher": self.teacher.network, "teacher_weights": weights}
+        recipe = parse_any_recipe(merge_fields(self.fields, teacher))
         assert not isinstance(recipe, TrainRecipe)
         return recipe
 
 
 def slug(*parts: str) -> str:
-    """A name for files.
+    """Join parts to a file name.
 
     >>> slug("cifar10", "kd:1", "seed0")
     'cifar10-kd=1-seed0'
@@ -119,35 +120,28 @@ def slug(*parts: str) -> str:
     return "-".join(plain)
 
 
-def merged(*given: Mapping[str, Any]) -> Fields:
-    """Nested fields, the later over the earlier; a dotted name is a field in a section.
+def merge_fields(*sections: Mapping[str, Any]) -> Fields:
+    """Merge nested or dotted fields, the later over the earlier.
 
-    >>> merged({"optimizer": {"lr": 0.1, "momentum": 0.9}}, {"optimizer.lr": 0.01})
+    >>> merge_fields({"optimizer": {"lr": 0.1, "momentum": 0.9}}, {"optimizer.lr": 0.01})
     {'optimizer': {'lr': 0.01, 'momentum': 0.9}}
     """
-    result: Fields = {}
-    for fields in given:
-        for name, value in fields.items():
-            if isinstance(value, Mapping):
-                before = result.get(name)
-                set_field(
-                    result, name, merged(before if isinstance(before, Mapping) else {}, value)
-                )
-            else:
-                set_field(result, name, value)
-    return result
+    fields: Fields = {}
+    for section in sections:
+        set_fields(fields, section)
+    return fields
 
 
-def cells_of(
+def build_cells(
     matrix: Matrix,
     data_dir: str | None = None,
     weights: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> list[Cell]:
-    """The cells of a matrix: seed by seed, so that a part of them is a whole comparison.
+    """Build the cells of a matrix, seed by seed, so that a part of them is a whole comparison.
 
     Args:
-        matrix: what is compared.
+        matrix: the comparison.
         data_dir: folder of the data sets that do not name their own.
         weights: of teachers by name, in place of training.
         settings: fields that override those of every student's recipe.
@@ -155,93 +149,80 @@ def cells_of(
     Raises:
         RecipeError: everything that is wrong with any of the recipes.
     """
-    weights = weights or {}
-    taught = {pair.teacher for pair in matrix.pairs}
+    weights, settings = weights or {}, settings or {}
+    teachers = {pair.teacher for pair in matrix.pairs}
     problems = Problems()
-    for name in weights.keys() - taught:
-        problems.messages.append(f"--teacher {name}: no pair has it. {nearest(name, taught)}")
+    for name in weights.keys() - teachers:
+        problems.messages.append(f"--teacher {name}: no pair has it. {nearest(name, teachers)}")
     for label, entry in matrix.methods.items():
         with problems.collect(f"methods.{label}"):
             parse(entry.method)
     plans: dict[tuple[str, str], TeacherPlan] = {}
-    for data in matrix.data:
-        for name in sorted(taught):
-            with problems.collect(f"teachers.{name}"):
-                plan = _teacher(matrix, name, _data(data, data_dir), weights.get(name))
-                plans[data["name"], name] = plan
-    of_cells = {"kind", "student", "method", "seed", "teacher"}
-    for name in of_cells & (settings or {}).keys():
+    sections = [{"dir": data_dir, **data} if data_dir else data for data in matrix.data]
+    for data, name in product(sections, sorted(teachers)):
+        with problems.collect(f"teachers.{name}"):
+            plans[data["name"], name] = _plan_teacher(matrix, name, data, weights.get(name))
+    for name in {"kind", "student", "method", "seed", "teacher"} & settings.keys():
         problems.messages.append(
             f"--set {name}: the matrix says it. Choose cells by --seeds and such."
         )
     for name in matrix.options.keys() - METHODS.keys():
         problems.messages.append(f"options: there is no method {name}. {nearest(name, METHODS)}")
     problems.raise_if_any()
-    cells = list(_cells(matrix, plans, data_dir, settings or {}))
-    _check(cells, problems)
+    cells = list(_build_cells(matrix, sections, plans, settings))
+    _check_cells(cells, problems)
     problems.raise_if_any()
     return cells
 
 
-def _data(section: Fields, data_dir: str | None) -> Fields:
-    return merged({"dir": data_dir} if data_dir else {}, section)
-
-
-def _teacher(matrix: Matrix, name: str, data: Fields, weights: str | None) -> TeacherPlan:
+def _plan_teacher(matrix: Matrix, name: str, data: Fields, weights: str | None) -> TeacherPlan:
+    """Build a teacher's recipe, and check that given weights are of its network."""
     entry = matrix.teachers.get(name, TeacherEntry())
     network = entry.network or name
-    own = {"kind": "train", "model": network}
     if matrix.kind == "transfer":
-        # Its images have labels, and are of another data set.
+        # The teacher learns from labeled images of another data set.
         data = {name: value for name, value in data.items() if name == "dir"}
-    # What only its students' recipes have is left out; a wrong name is told of those.
+    # Fields that only students have are left out; their recipes report unknown names.
     known = TrainRecipe.model_fields
     shared = {n: v for n, v in matrix.recipe.items() if n.partition(".")[0] in known}
-    recipe = parse_recipe(merged(shared, {"data": data}, entry.recipe, own))
+    fields = merge_fields(shared, {"data": data}, entry.recipe, {"kind": "train", "model": network})
+    recipe = parse_recipe(fields)
     assert isinstance(recipe, TrainRecipe)
+    dataset = recipe.data.name
     file = weights or entry.weights
-    where = None if file is None else expand_user_path(file).absolute()
-    if where is not None and not where.exists():
-        raise RecipeError([f"weights: there is no {where}. Name a run folder or a file."])
-    apart = where is not None and _is_apart(where, network, entry.network is not None)
-    if where is not None and not apart:
-        network = _network_in(where) or network
-    return TeacherPlan(name, recipe.data.name, network, where, recipe, apart)
-
-
-def _is_apart(weights: Path, network: str, named: bool) -> bool:
-    """Whether weights need their network's name beside them; RecipeError for another's weights."""
-    own, zoo = _network_in(weights), list_networks()
-    if own is None:
-        # Without a network they are known by their tensors.
-        return named
-    if own != network and (network in zoo or (named and own in zoo)):
+    if file is None:
+        return TeacherPlan(name, dataset, network, None, recipe)
+    path = expand_user_path(file).absolute()
+    if not path.exists():
+        raise RecipeError([f"weights: there is no {path}. Name a run folder or a file."])
+    checkpoint = find_weights_file(str(path))
+    if not is_cktf_weights_file(checkpoint):
+        # Without a name in the matrix, the shapes of the tensors tell the network.
+        return TeacherPlan(name, dataset, network, path, recipe, entry.network is not None)
+    stored = str(read_metadata(checkpoint)["network"])
+    named_otherwise = network in list_networks() or (
+        entry.network is not None and stored in list_networks()
+    )
+    if stored != network and named_otherwise:
         raise RecipeError(
-            [f"weights: {weights} holds a {own}, and here it is called {network}. Give other "
+            [f"weights: {path} holds a {stored}, and here it is called {network}. Give other "
              "weights, or the teacher another name."]
         )  # fmt: skip
-    return False
+    return TeacherPlan(name, dataset, stored, path, recipe)
 
 
-def _network_in(weights: Path) -> str | None:
-    """What a file of ours says that it is of, whatever it is called in a matrix."""
-    file = find_weights_file(str(weights))
-    return str(read_metadata(file)["network"]) if is_cktf_weights_file(file) else None
-
-
-def _cells(
+def _build_cells(
     matrix: Matrix,
+    sections: list[Fields],
     plans: Mapping[tuple[str, str], TeacherPlan],
-    data_dir: str | None,
     settings: Mapping[str, Any],
 ) -> Iterator[Cell]:
-    methods = matrix.methods.items()
     for data, seed, pair, (label, entry) in product(
-        matrix.data, matrix.seeds, matrix.pairs, methods
+        sections, matrix.seeds, matrix.pairs, matrix.methods.items()
     ):
         if label not in pair.without:
-            fields = merged(
-                matrix.recipe, {"data": _data(data, data_dir)}, pair.recipe, entry.recipe, settings,
+            fields = merge_fields(
+                matrix.recipe, {"data": data}, pair.recipe, entry.recipe, settings,
                 {"kind": matrix.kind, "student": pair.student, "seed": seed,
                  "method": entry.method},
             )  # fmt: skip
@@ -250,21 +231,21 @@ def _cells(
             yield Cell(data["name"], teacher, pair.student, label, seed, fields)
 
 
-def _options(matrix: Matrix, entry: MethodEntry, given: Mapping[str, Any]) -> Fields:
-    """Of the matrix, over them those of the method, over both those of recipes and settings."""
+def _options(matrix: Matrix, entry: MethodEntry, options: Mapping[str, Any]) -> Fields:
+    """Options of the matrix, over them the method's, over both those of recipes and settings."""
     absent = METHODS.keys() - parse(entry.method).keys()
 
-    def own(options: Mapping[str, Any]) -> Fields:
-        # What is no method stays, to be told of.
+    def of_terms(options: Mapping[str, Any]) -> Fields:
+        # Unknown names stay, so that validation reports them.
         return {name: values for name, values in options.items() if name not in absent}
 
-    return merged(own(matrix.options), entry.options, own(given))
+    return merge_fields(of_terms(matrix.options), entry.options, of_terms(options))
 
 
-def _check(cells: list[Cell], problems: Problems) -> None:
-    """What can be seen without weights and images; the same mistake is named once."""
-    found: dict[str, None] = {}
-    names: dict[str, str] = {}
+def _check_cells(cells: list[Cell], problems: Problems) -> None:
+    """Check everything that needs no weights and images; report the same mistake once."""
+    messages: dict[str, None] = {}
+    titles: dict[str, str] = {}
     for cell in cells:
         inner = Problems()
         with inner.collect():
@@ -276,53 +257,49 @@ def _check(cells: list[Cell], problems: Problems) -> None:
                     "data.labels: a table is of accuracies, and without labels there are none. Set "
                     "kind: transfer."
                 )
-        # Some file systems tell no capitals from others.
-        other = names.setdefault(cell.slug.casefold(), cell.title)
+        # Some file systems do not distinguish capitals.
+        other = titles.setdefault(cell.slug.casefold(), cell.title)
         if other != cell.title:
             inner.messages.append(f"{cell.title} and {other} have one name for files.")
-        if len(cell.slug.encode()) > _LONGEST:
+        if len(cell.slug.encode()) > _MAX_NAME_BYTES:
             inner.messages.append(
                 f"{cell.title} is too long for the name of a file. Call networks by shorter names "
                 "in `teachers`, or keep them in a folder that is nearer."
             )
-        found |= dict.fromkeys(f"{cell.method}: {problem}" for problem in inner.messages)
+        messages |= dict.fromkeys(f"{cell.method}: {problem}" for problem in inner.messages)
     for teacher in {(t.data, t.name): t for t in (cell.teacher for cell in cells)}.values():
-        where = f"teachers.{teacher.name}"
-        other = names.setdefault(teacher.slug, teacher.name)
+        field = f"teachers.{teacher.name}"
+        other = titles.setdefault(teacher.slug, teacher.name)
         if other != teacher.name:
-            found[f"{where}: it and {other} have one name for files. Rename one."] = None
+            messages[f"{field}: it and {other} have one name for files. Rename one."] = None
         if teacher.weights is None:
-            found |= dict.fromkeys(f"{where}: {p}" for p in check_recipe(teacher.recipe).messages)
-    problems.messages += found
+            messages |= dict.fromkeys(
+                f"{field}: {p}" for p in check_recipe(teacher.recipe).messages
+            )
+    problems.messages += messages
 
 
-def chosen(
+def select_cells(
     cells: list[Cell],
     pairs: list[str] | None = None,
     methods: list[str] | None = None,
     seeds: list[int] | None = None,
 ) -> list[Cell]:
-    """Only some of the pairs, methods and seeds.
+    """Select the cells of some pairs, methods and seeds; None selects all.
 
     Raises:
-        RecipeError: one that the matrix has not.
+        RecipeError: the matrix does not have one of them.
     """
-    for name, wanted in (("pair", pairs), ("method", methods), ("seed", seeds)):
+    selected = cells
+    for name, selection in (("pair", pairs), ("method", methods), ("seed", seeds)):
         known = {str(getattr(cell, name)) for cell in cells}
-        for value in map(str, wanted or []):
-            if value not in known:
-                raise RecipeError(
-                    [f"--{name}s: the matrix has no {value}. {nearest(value, known)}"]
-                )
-    return [
-        cell
-        for cell in cells
-        if (pairs is None or cell.pair in pairs)
-        and (methods is None or cell.method in methods)
-        and (seeds is None or cell.seed in seeds)
-    ]
+        values = known if selection is None else set(map(str, selection))
+        for value in values - known:
+            raise RecipeError([f"--{name}s: the matrix has no {value}. {nearest(value, known)}"])
+        selected = [cell for cell in selected if str(getattr(cell, name)) in values]
+    return selected
 
 
 def with_weights(cell: Cell, weights: Path) -> Cell:
-    """The same cell, with a teacher that is trained."""
+    """Copy a cell with its teacher's trained weights."""
     return replace(cell, teacher=replace(cell.teacher, weights=weights))

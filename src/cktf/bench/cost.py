@@ -1,6 +1,6 @@
-"""What a method costs: time of a step and peak memory, measured in a process of its own.
+"""Cost of a method: step time and peak memory, measured in a process of its own.
 
-Times of finished runs are not like for like where students took turns or a machine was shared.
+Times of finished runs cannot be compared: students were interleaved, or a machine was shared.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cktf.bench.cells import Cell, TeacherPlan
 from cktf.bench.results import COSTS, LOCK
@@ -47,27 +47,27 @@ from cktf.workflows.run import start_run
 from cktf.workflows.transfer_learning import scratch_epochs
 
 _WARM_UP, _STEPS = 3, 15
-# How many steps there are, and not how long one takes.
-_LENGTH = {
+# Fields that decide the number of steps, and not the time of one.
+_LENGTH_FIELDS = {
     "seed", "epochs", "init_epochs", "scratch_epochs", "schedule", "checkpoint", "teacher_cache",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one method on one pair.
+    """Cost of one method on one pair.
 
     Attributes:
-        step_seconds: median of a step of the main stage, with loading its batch.
+        step_seconds: median time of a step of the main stage, with loading its batch.
         peak_memory_mb: largest memory held while training; of the device if it has its own, else of
             the process.
-        hours: what a run takes at that rate, initialization stages and a transfer's training from
-            scratch too, evaluation left out.
-        device: on which this was measured.
+        hours: time of a run at that rate, with initialization stages and a transfer's training from
+            scratch, without evaluation.
+        device: the device it was measured on.
         batches: steps of an epoch.
-        stages: initialization stages.
+        stages: number of initialization stages.
         scratch_batches: steps of an epoch of a transfer's training from scratch.
-        step: what decides how long a step takes, as a hash; empty for costs of before.
+        step: hash of the fields that decide the time of a step; empty in older files.
     """
 
     step_seconds: float
@@ -80,7 +80,7 @@ class Cost:
     step: str = ""
 
     def for_recipe(self, recipe: Recipe | TransferRecipe) -> "Cost":
-        """The same step in a recipe of other epochs."""
+        """Estimate the hours of a recipe with the same step and other epochs."""
         main = self.batches * recipe.epochs
         first = 0 if isinstance(recipe, TrainRecipe) else recipe.init_epochs or 0
         steps = main + self.batches * self.stages * first
@@ -89,27 +89,27 @@ class Cost:
         return replace(self, hours=self.step_seconds * steps / 3600)
 
 
-def measure(cell: Cell) -> Cost:
-    """Cost of a cell, with an untrained teacher: weights do not change it.
+def measure_cell(cell: Cell) -> Cost:
+    """Measure a cell with an untrained teacher: weights do not change its cost.
 
     Raises:
-        CktfError: data that is not there.
+        CktfError: missing data.
     """
-    return replace(_apart(cell.recipe(), cell.teacher.network), step=_step_of(cell))
-
-
-def _step_of(cell: Cell) -> str:
-    fields = [cell.teacher.network, cell.recipe().model_dump(mode="json", exclude=_LENGTH)]
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    return replace(_measure_in_process(cell.recipe(), cell.teacher.network), step=_step_hash(cell))
 
 
 def measure_teacher(plan: TeacherPlan) -> Cost:
-    """Cost of a teacher's training."""
-    return _apart(plan.recipe, None)
+    """Measure the training of a teacher."""
+    return _measure_in_process(plan.recipe, None)
 
 
-def _apart(recipe: Recipe | TransferRecipe, teacher: str | None) -> Cost:
-    """A process that has done nothing else, since peak memory is of the whole process."""
+def _step_hash(cell: Cell) -> str:
+    fields = [cell.teacher.network, cell.recipe().model_dump(mode="json", exclude=_LENGTH_FIELDS)]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _measure_in_process(recipe: Recipe | TransferRecipe, teacher: str | None) -> Cost:
+    """Measure in a new process, since peak memory is that of the whole process."""
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -121,8 +121,9 @@ def _apart(recipe: Recipe | TransferRecipe, teacher: str | None) -> Cost:
         ) from error
 
 
-def _measure(given: Recipe | TransferRecipe, teacher_name: str | None) -> Cost:
-    recipe = given.distilling() if isinstance(given, TransferRecipe) else given
+def _measure(cell_recipe: Recipe | TransferRecipe, teacher_name: str | None) -> Cost:
+    transfer = cell_recipe if isinstance(cell_recipe, TransferRecipe) else None
+    recipe = transfer.distilling() if transfer else cast(Recipe, cell_recipe)
     data = replace(build_data(recipe.data, recipe.seed), test=None, raw_test=None)
     distilled = isinstance(recipe, DistillRecipe)
     name = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
@@ -136,8 +137,7 @@ def _measure(given: Recipe | TransferRecipe, teacher_name: str | None) -> Cost:
     untracked = recipe.runtime.model_copy(update={"track": ()})
     recipe = recipe.model_copy(update={"runtime": untracked})
     if isinstance(recipe, DistillRecipe):
-        # Steps of initialization stages are others: some have no student. And features of an
-        # untrained teacher are nothing to keep.
+        # Initialization stages have other steps, and an untrained teacher's features no use.
         recipe = recipe.model_copy(update={"init_epochs": 0, "teacher_cache": None})
     runtime = start_runtime(recipe.runtime, recipe.seed)
     teacher_label = CUSTOM if distilled else None
@@ -147,13 +147,13 @@ def _measure(given: Recipe | TransferRecipe, teacher_name: str | None) -> Cost:
         run = start_run(recipe, components, RunFolder(Path(path)), False, [timer])
         with suppress(_EnoughStepsError), run as started:
             started.trainer.fit()
-    # A run that ends before it is warm takes what its last step takes.
+    # A run that ends while it warms up has its last step only.
     step = statistics.median(timer.seconds[_WARM_UP:] or timer.seconds[-1:])
     memory = peak_memory_mb(runtime.device)
     phases = len(assemble(recipe, components).phases) - 1
-    scratch = _scratch_batches(given) if isinstance(given, TransferRecipe) else 0
+    scratch = _scratch_batches(transfer) if transfer else 0
     device = describe_device(runtime.device)
-    return Cost(step, memory, 0.0, device, len(data.train), phases, scratch).for_recipe(given)
+    return Cost(step, memory, 0.0, device, len(data.train), phases, scratch).for_recipe(cell_recipe)
 
 
 class _EnoughStepsError(Exception):
@@ -176,34 +176,34 @@ class _SynchronizedTimer(Callback):
 
 
 def _scratch_batches(recipe: TransferRecipe) -> int:
-    """Steps of an epoch on the most labels alone."""
+    """Steps of an epoch on the largest choice of labels."""
     labeled = build_data(recipe.labeled.model_copy(update={"batch_size": 2}), recipe.seed)
     labels = get_labels(labeled.raw_train)
-    most = choose_label_subsets(labels, recipe.labels_per_class, recipe.draws, recipe.seed)[-1]
-    images = len(most.draws[0])
+    largest = choose_label_subsets(labels, recipe.labels_per_class, recipe.draws, recipe.seed)[-1]
+    images = len(largest.draws[0])
     return images // min(recipe.data.batch_size, images)
 
 
-def costs_in(place: Path) -> dict[str, Cost]:
-    """Costs by `data|pair|method`, as far as they were measured."""
+def read_costs(place: Path) -> dict[str, Cost]:
+    """Read measured costs, by `data|pair|method`."""
     path = place / COSTS
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return {name: Cost(**cost) for name, cost in found.items()}
+    costs: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return {key: Cost(**cost) for key, cost in costs.items()}
 
 
-def kept_cost(costs: dict[str, Cost], cell: Cell) -> Cost | None:
-    """A cell's own among costs that are kept, with hours of its recipe as it is now.
+def find_cost(costs: dict[str, Cost], cell: Cell) -> Cost | None:
+    """Find a cell's cost among measured ones, with the hours of its present recipe.
 
-    None where there is none, or a step is another by now, as with batches of another size.
+    None where there is none, or its step was another, as with batches of another size.
     """
     cost = costs.get(cost_key(*cell.column, cell.method))
-    if cost is None or cost.step != _step_of(cell):
+    if cost is None or cost.step != _step_hash(cell):
         return None
     return cost.for_recipe(cell.recipe())
 
 
 def cost_key(data: str, pair: str, method: str) -> str:
-    """How a cost is found.
+    """Key of a cost.
 
     >>> cost_key("cifar10", "wrn_16_2:resnet8", "KD")
     'cifar10|wrn_16_2:resnet8|KD'
@@ -211,11 +211,11 @@ def cost_key(data: str, pair: str, method: str) -> str:
     return "|".join((data, pair, method))
 
 
-def keep_costs(costs: dict[str, Cost], place: Path) -> None:
-    """Write costs beside results, and beside those that other processes write."""
+def save_costs(costs: dict[str, Cost], place: Path) -> None:
+    """Add costs to those beside the results."""
     place.mkdir(parents=True, exist_ok=True)
-    # Of processes that share the folder, one reads and writes at a time.
+    # One of the processes that share the folder reads and writes at a time.
     with file_lock(place / LOCK):
-        known = costs_in(place) | costs
-        text = json.dumps({name: asdict(cost) for name, cost in known.items()}, indent=1)
+        merged = read_costs(place) | costs
+        text = json.dumps({key: asdict(cost) for key, cost in merged.items()}, indent=1)
         write_atomically(place / COSTS, (text + "\n").encode())

@@ -1,4 +1,4 @@
-"""Several processes on one matrix, begun, stopped and awaited together."""
+"""Several processes that share one piece of work."""
 
 import multiprocessing
 import os
@@ -17,74 +17,81 @@ from cktf.signals import signal_handler
 
 T = TypeVar("T")
 
-# What a process ends with that saved its work and stopped, and one that had none to save yet.
-_SAVED = 75
-_STOPPED = (_SAVED, -signal.SIGTERM, -signal.SIGINT)
+_SAVED_EXIT_CODE = 75
+# Exit codes of a process that saved its progress, or had none to save yet.
+_STOPPED_EXIT_CODES = (_SAVED_EXIT_CODE, -signal.SIGTERM, -signal.SIGINT)
 
 
-def work_together(work: Callable[[T], None], on: T, jobs: int, folder: Path) -> None:
-    """Do work in several processes, and wait for all of them; in this one if it is one.
+def run_in_processes(work: Callable[[T], None], argument: T, jobs: int, folder: Path) -> None:
+    """Call a function in several processes and wait for all of them; for one job, in this one.
 
-    SIGTERM is passed on to them, and a terminal's Ctrl-C reaches them by itself: each saves what it
-    trains and ends.
+    SIGTERM is passed on to them, and a terminal sends Ctrl-C to each: they save their progress and
+    end.
 
     Args:
-        work: what each of them does.
-        on: its argument.
-        jobs: how many.
-        folder: of their work.
+        work: the function.
+        argument: its argument.
+        jobs: number of processes.
+        folder: folder of their progress, for the message.
 
     Raises:
-        Interrupted: they were asked to stop.
-        TrainingError: one died; what it had not done is left.
+        Interrupted: they were told to stop.
+        TrainingError: one of them died.
     """
     if jobs == 1:
-        work(on)
+        work(argument)
         return
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_job, args=(work, on, n, jobs)) for n in range(jobs)]
+    workers = [
+        context.Process(target=_run_job, args=(work, argument, number, jobs))
+        for number in range(jobs)
+    ]
     for worker in workers:
         worker.start()
-    with _passed_on(workers) as asked:
+    with _forward_sigterm(workers) as signals:
         for worker in workers:
             try:
                 worker.join()
             except KeyboardInterrupt:
-                asked.append("SIGINT")
+                signals.append("SIGINT")
                 worker.join()
-    if asked and any(worker.exitcode in _STOPPED for worker in workers):
-        raise Interrupted(f"Stopped by {asked[0]}; saved.", folder)
-    died = {n: worker.exitcode for n, worker in enumerate(workers, 1) if worker.exitcode}
+    if signals and any(worker.exitcode in _STOPPED_EXIT_CODES for worker in workers):
+        raise Interrupted(f"Stopped by {signals[0]}; saved.", folder)
+    died = [
+        f"{number} of {jobs} (exit code {worker.exitcode})"
+        for number, worker in enumerate(workers, 1)
+        if worker.exitcode
+    ]
     if died:
-        said = ", ".join(f"{n} of {jobs} (exit code {code})" for n, code in died.items())
         raise TrainingError(
-            f"Processes ended before their work was done: {said}; -9 is often too little memory. "
-            "Look at what they said above; the same command, with fewer --jobs if need be, goes on."
+            f"Processes ended before their work was done: {', '.join(died)}; -9 is often too "
+            "little memory. Look at what they said above; the same command, with fewer --jobs if "
+            "need be, goes on."
         )
 
 
 @contextmanager
-def _passed_on(workers: Sequence[BaseProcess]) -> Iterator[list[str]]:
-    """Names of the signals that came, while SIGTERM reaches the workers too."""
-    asked: list[str] = []
+def _forward_sigterm(workers: Sequence[BaseProcess]) -> Iterator[list[str]]:
+    """Pass SIGTERM on to the workers; yields the list of signals that came."""
+    signals: list[str] = []
 
-    def pass_on(number: int, frame: object) -> None:
-        asked.append(signal.Signals(number).name)
+    def forward(number: int, frame: object) -> None:
+        signals.append(signal.Signals(number).name)
         for worker in workers:
             worker.terminate()
 
-    with signal_handler(pass_on, signal.SIGTERM):
-        yield asked
+    with signal_handler(forward, signal.SIGTERM):
+        yield signals
 
 
-def _job(work: Callable[[T], None], on: T, number: int, jobs: int) -> None:
-    """One of several processes: on its share of the processor, and a GPU of its own if it can."""
+def _run_job(work: Callable[[T], None], argument: T, number: int, jobs: int) -> None:
+    """Run one of several processes: on its share of the threads, and on a GPU of its own."""
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
-    known = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = known.split(",") if known else [str(n) for n in range(torch.cuda.device_count())]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
     if len(devices) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
     try:
-        work(on)
+        work(argument)
     except KeyboardInterrupt:
-        sys.exit(_SAVED)
+        sys.exit(_SAVED_EXIT_CODE)

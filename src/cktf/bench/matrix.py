@@ -1,11 +1,11 @@
-"""A matrix: pairs of networks, methods, seeds and data sets; its form, and the shipped ones."""
+"""The fields of a matrix, its files, and the matrices that the library ships."""
 
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from cktf.data.config import Name
@@ -21,12 +21,12 @@ class _Section(BaseModel):
 
 
 class TeacherEntry(_Section):
-    """How a teacher comes about.
+    """How to obtain a teacher.
 
     Attributes:
-        network: what is trained; by default what the teacher is called.
+        network: network to train; by default the teacher's name.
         weights: a run folder or a file of trained weights, in place of training.
-        recipe: fields in which its training differs from the matrix's own.
+        recipe: fields in which its training differs from the matrix's recipe.
     """
 
     network: Name | None = None
@@ -49,18 +49,18 @@ class PairEntry(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, given: Any) -> Any:
-        if not isinstance(given, str):
-            return given
-        teacher, colon, student = given.partition(":")
+    def _expand_string(cls, entry: Any) -> Any:
+        if not isinstance(entry, str):
+            return entry
+        teacher, colon, student = entry.partition(":")
         return {"teacher": teacher, "student": student} if colon else {"teacher": teacher}
 
 
 class MethodEntry(_Section):
-    """A method string, with what is special to it; the string alone for short.
+    """A method string and its settings; the string alone for short.
 
     Attributes:
-        options: of its terms, over those of the matrix.
+        options: options of its terms, over those of the matrix.
         recipe: fields in which its cells differ.
         against: the method that it is compared with, in place of the matrix's baseline.
     """
@@ -72,35 +72,29 @@ class MethodEntry(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, given: Any) -> Any:
-        return {"method": given} if isinstance(given, str) else given
-
-
-def _holds_out(fields: Fields) -> bool:
-    """Whether a data section, or a recipe, holds out training images."""
-    inner = fields.get("data", fields)
-    own = inner.get("validation") if isinstance(inner, Mapping) else None
-    return bool(fields.get("data.validation") or own)
+    def _expand_string(cls, entry: Any) -> Any:
+        return {"method": entry} if isinstance(entry, str) else entry
 
 
 class Matrix(_Section):
-    """Everything that is compared.
+    """A grid of methods, pairs of networks, seeds and data sets to compare.
 
     Attributes:
-        name: of the matrix.
-        about: what it is, for its table.
-        kind: what a cell is: `distill`, or `transfer` without labels.
+        name: name of the matrix.
+        about: description above its table's conditions.
+        kind: `distill`, or `transfer` without labels.
         data: one data set, or several; fields as in a recipe.
         teachers: by name; one that is not listed is the network of that name.
-        pairs: of networks.
-        methods: by the name that they have in the table; a list of method strings for short.
-        seeds: of the students; a teacher has the seed of its own recipe.
+        pairs: pairs of networks.
+        methods: by their names in the table; a list of method strings for short.
+        seeds: seeds of the students; a teacher has the seed of its own recipe.
         recipe: fields of all recipes.
-        options: of terms, wherever a method has them.
-        together: so many students at most take turns with one pass of their teacher.
+        options: options of terms, wherever a method has them.
+        interleaved: number of students at most that share one pass of their teacher.
         baseline: the method that others are compared with.
-        added: in place of a baseline: methods called `NAME+ADDED` stand in a column beside NAME.
-        held_out: the table is of accuracies on training images that were held out, to choose by.
+        primary: the method whose difference from its baseline is the primary contrast, which is
+            tested without correction.
+        held_out: compare accuracies on held-out training images, to choose by.
     """
 
     name: Name
@@ -113,97 +107,118 @@ class Matrix(_Section):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     recipe: Fields = {}
     options: dict[str, Fields] = {}
-    together: int = Field(1, ge=1)
+    interleaved: int = Field(1, ge=1)
     baseline: str | None = None
-    added: str | None = None
+    primary: str | None = None
     held_out: bool = False
 
-    @field_validator("data", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _several(cls, given: Any) -> Any:
-        return [given] if isinstance(given, Mapping) else given
-
-    @field_validator("methods", mode="before")
-    @classmethod
-    def _named(cls, given: Any) -> Any:
-        return {str(name): name for name in given} if isinstance(given, list) else given
+    def _read_old_names(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        fields = dict(fields)
+        if isinstance(fields.get("methods"), list):
+            fields["methods"] = {str(name): name for name in fields["methods"]}
+        if isinstance(fields.get("data"), Mapping):
+            fields["data"] = [fields["data"]]
+        if "together" in fields and "interleaved" not in fields:
+            fields["interleaved"] = fields.pop("together")
+        # Of `added: X`, each method NAME+X is compared with NAME.
+        added, methods = fields.pop("added", None), fields.get("methods")
+        if added is not None and isinstance(methods, dict):
+            fields["methods"] = dict(methods)
+            for name, entry in methods.items():
+                base = str(name).removesuffix(f"+{added}")
+                if base != name and base in methods:
+                    entry = {"method": entry} if isinstance(entry, str) else entry
+                    fields["methods"][name] = {**entry, "against": base}
+        return fields
 
     @model_validator(mode="after")
-    def _once(self) -> Self:
+    def _check_unique(self) -> Self:
         names = [data.get("name") for data in self.data]
         if not all(names) or len(set(names)) < len(names):
             raise ValueError(f"data: each set has a name of its own, given {names}")
         pairs = [f"{pair.teacher}:{pair.student}" for pair in self.pairs]
-        for what, given in (("pairs", pairs), ("seeds", self.seeds)):
-            for number, each in enumerate(given):
-                if each in given[:number]:
-                    raise ValueError(f"{what}: {each} is listed twice")
+        for field, values in (("pairs", pairs), ("seeds", self.seeds)):
+            for number, value in enumerate(values):
+                if value in values[:number]:
+                    raise ValueError(f"{field}: {value} is listed twice")
         return self
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
-        wanted: list[tuple[str, str | None]]
-        wanted = [(f"pairs: without {m!r}", m) for pair in self.pairs for m in pair.without]
-        wanted += [("baseline", self.baseline)]
-        wanted += [(f"methods.{m}.against", e.against) for m, e in self.methods.items()]
-        for where, method in wanted:
+    def _check_names(self) -> Self:
+        references: list[tuple[str, str | None]] = [
+            *((f"pairs: without {m!r}", m) for pair in self.pairs for m in pair.without),
+            ("baseline", self.baseline),
+            ("primary", self.primary),
+            *((f"methods.{m}.against", entry.against) for m, entry in self.methods.items()),
+        ]
+        for field, method in references:
             if method is not None and method not in self.methods:
-                raise ValueError(f"{where}: no such method. {nearest(method, self.methods)}")
+                raise ValueError(f"{field}: no such method. {nearest(method, self.methods)}")
+        if self.primary is not None:
+            baseline = self.methods[self.primary].against or self.baseline
+            if baseline in (None, self.primary):
+                raise ValueError(f"primary: {self.primary} has no baseline to be compared with")
         if self.held_out and not (_holds_out(self.recipe) or all(map(_holds_out, self.data))):
             raise ValueError("held_out: no images are; give data: {…, validation: 0.1}")
-        if self.added is not None and any(e.against for e in self.methods.values()):
-            raise ValueError("added: it says what all are compared with; leave `against` away")
-        if self.added is not None and not any(m.endswith(f"+{self.added}") for m in self.methods):
-            raise ValueError(f"added: no method is called NAME+{self.added}")
-        taught = {pair.teacher for pair in self.pairs}
-        for name in self.teachers.keys() - taught:
-            raise ValueError(f"teachers: no pair has {name!r}. {nearest(name, taught)}")
-        if self.kind == "transfer" and self.together > 1:
-            raise ValueError("together: only students that are distilled take turns")
+        teachers = {pair.teacher for pair in self.pairs}
+        for name in self.teachers.keys() - teachers:
+            raise ValueError(f"teachers: no pair has {name!r}. {nearest(name, teachers)}")
+        if self.kind == "transfer" and self.interleaved > 1:
+            raise ValueError("interleaved: only students that are distilled can be interleaved")
         return self
 
 
-def shipped() -> list[str]:
-    """Names of the matrices of the library.
+def _holds_out(fields: Fields) -> bool:
+    """Whether a data section, or a recipe, holds out training images."""
+    section = fields.get("data", fields)
+    validation = section.get("validation") if isinstance(section, Mapping) else None
+    return bool(fields.get("data.validation") or validation)
 
-    >>> "cpu-cifar10" in shipped()
+
+def shipped_matrices() -> list[str]:
+    """Names of the matrices that the library ships.
+
+    >>> "cpu-cifar10" in shipped_matrices()
     True
     """
-    found = files("cktf.bench").joinpath("matrices").iterdir()
-    return sorted(f.name.removesuffix(".yaml") for f in found if f.name.endswith(".yaml"))
+    entries = files("cktf.bench").joinpath("matrices").iterdir()
+    return sorted(e.name.removesuffix(".yaml") for e in entries if e.name.endswith(".yaml"))
 
 
 def read_matrix(name: str | Path) -> Matrix:
-    """A matrix of the library by name, or one from a file.
+    """Read a matrix of the library by name, or one from a file.
 
     Raises:
         RecipeError: no such matrix, or everything that is wrong with its form.
     """
     path = expand_user_path(name)
-    if str(name) in shipped():
+    if str(name) in shipped_matrices():
         path = Path(str(files("cktf.bench").joinpath("matrices", f"{name}.yaml")))
     elif not path.exists():
-        hint = nearest(str(name), shipped())
+        hint = nearest(str(name), shipped_matrices())
         raise RecipeError([f"There is no matrix {str(name)!r}, by name or as a file. {hint}"])
     return make_matrix(read_recipe(path))
 
 
 def make_matrix(fields: Mapping[str, Any]) -> Matrix:
-    """Check the form of a matrix.
+    """Check the fields of a matrix.
 
     Raises:
-        RecipeError: everything that is wrong.
+        RecipeError: everything that is wrong with them.
     """
     try:
         return Matrix.model_validate(dict(fields))
     except ValidationError as error:
         problems = []
         for detail in error.errors():
-            where = ".".join(str(part) for part in detail["loc"])
+            field = ".".join(str(part) for part in detail["loc"])
             message = detail["msg"].removeprefix("Value error, ")
-            text = f"{where}: {message}" if where else message
             if detail["type"] == "extra_forbidden":
                 known = Matrix.model_fields if len(detail["loc"]) == 1 else []
-                text = f"{where}: there is no such field. {nearest(str(detail['loc'][-1]), known)}"
-            problems.append(text)
+                message = f"there is no such field. {nearest(str(detail['loc'][-1]), known)}"
+            problems.append(f"{field}: {message}" if field else message)
         raise RecipeError(problems) from error

@@ -1,4 +1,4 @@
-"""A matrix with its folder: which cells there are, in which groups, and what is there of them."""
+"""A matrix with its folder: its groups of cells, its files, and what makes them unusable."""
 
 import json
 import time
@@ -10,7 +10,14 @@ from zlib import crc32
 
 from cktf.bench.cells import Cell, TeacherPlan
 from cktf.bench.matrix import Matrix
-from cktf.bench.results import canonical, completed, differing, read_result, result_key, weights_of
+from cktf.bench.results import (
+    differing_fields,
+    fill_defaults,
+    read_result,
+    result_key,
+    to_plain,
+    weights_fingerprint,
+)
 from cktf.engine import RunFolder
 from cktf.errors import RunFolderError
 from cktf.recipes import TransferRecipe, parse_recipe, read_recipe, result_fields
@@ -24,22 +31,23 @@ class Bench:
     """A matrix, its folder, and how it is carried out.
 
     Attributes:
-        matrix: what is compared.
-        cells: all of its cells, or those that were chosen.
+        matrix: the comparison.
+        cells: all of its cells, or a selection.
         out: the folder.
-        results: where results are kept; by default in `out`.
-        together: so many students at most take turns.
-        shard: which share of the cells is done here: number from 1, and of how many.
+        results: folder of the results; by default in `out`.
+        interleaved: number of students at most that share one pass of their teacher.
+        shard: share of the cells that is trained here: number from 1, and number of shares.
         reuse: folders with finished runs or results that are taken over.
-        trust_code: whether code that weights name may run.
-        show: whether lines are printed.
+        trust_code: run code that weights name.
+        show: print progress.
+        started: time from which failures count.
     """
 
     matrix: Matrix
     cells: list[Cell]
     out: Path
     results: Path
-    together: int = 1
+    interleaved: int = 1
     shard: tuple[int, int] = (1, 1)
     reuse: list[Path] = field(default_factory=list)
     trust_code: bool = False
@@ -47,56 +55,61 @@ class Bench:
     started: float = field(default_factory=time.time)
 
     def groups(self) -> list[Group]:
-        """Cells of this shard, in groups that can take turns with one teacher.
+        """Cells of this shard, in groups that can share one pass of a teacher.
 
-        They are drawn from the whole matrix, so that shards never overlap, nor fall together with
-        methods or seeds: they may be machines of several kinds.
+        Groups are drawn by hash from the whole matrix: shards never overlap, and each has cells of
+        all methods and seeds, since shards may run on machines of several kinds.
         """
-        alike: dict[str, list[Group]] = {}
+        by_teacher: dict[str, list[Group]] = {}
         for cell in self.cells:
-            groups = alike.setdefault(_alike(cell), [[]])
-            if len(groups[-1]) == self.together:
+            groups = by_teacher.setdefault(_teacher_key(cell), [[]])
+            if len(groups[-1]) == self.interleaved:
                 groups.append([])
             groups[-1].append(cell)
-        whole, (number, of) = [group for groups in alike.values() for group in groups], self.shard
-        drawn = sorted(range(len(whole)), key=lambda i: crc32(whole[i][0].slug.encode()))
-        return [whole[i] for i in sorted(drawn[number - 1 :: of])]
+        every = [group for groups in by_teacher.values() for group in groups]
+        order = sorted(range(len(every)), key=lambda i: crc32(every[i][0].slug.encode()))
+        number, shards = self.shard
+        return [every[i] for i in sorted(order[number - 1 :: shards])]
 
     def result_file(self, cell: Cell) -> Path:
-        """Where a cell's result is kept."""
+        """File of a cell's result."""
         return self.results / f"{cell.slug}.json"
 
-    def done(self, cell: Cell) -> bool:
+    def is_done(self, cell: Cell) -> bool:
         """Whether a cell has a result that can be read."""
         return read_result(self.result_file(cell)) is not None
 
     def teacher_file(self, teacher: TeacherPlan) -> Path:
-        """Where it is kept what the teacher was."""
+        """File of a teacher's record."""
         return self.results / f"{teacher.slug}.json"
 
-    def folder(self, cell: Cell) -> Path:
-        """The run folder of a cell."""
+    def run_dir(self, cell: Cell) -> Path:
+        """Run folder of a cell."""
         return self.out / "cells" / cell.slug
 
-    def failure(self, slug: str) -> Path:
-        """Where the error of what failed is kept."""
+    def teacher_dir(self, teacher: TeacherPlan) -> Path:
+        """Run folder of a teacher that is trained here."""
+        return self.out / "teachers" / teacher.slug
+
+    def failure_file(self, slug: str) -> Path:
+        """File of the error of a cell or teacher that failed."""
         return self.out / "failures" / f"{slug}.txt"
 
 
-def _alike(cell: Cell) -> str:
-    """The same for cells whose students see the same batches and teacher."""
+def _teacher_key(cell: Cell) -> str:
+    """Equal for cells whose students see the same batches and teacher."""
     recipe = cell.recipe()
     if isinstance(recipe, TransferRecipe):
         return cell.slug
-    seen = recipe.model_dump(mode="json", include=set(SHARED))
-    return json.dumps([cell.teacher.slug, seen], sort_keys=True)
+    shared = recipe.model_dump(mode="json", include=set(SHARED))
+    return json.dumps([cell.teacher.slug, shared], sort_keys=True)
 
 
 def check_bench(bench: Bench) -> None:
-    """See that what is there is of the same recipes; write nothing.
+    """Check that existing results and teachers are of the same recipes; write nothing.
 
     Raises:
-        RunFolderError: results or teachers of other recipes, or a teacher that is not there.
+        RunFolderError: results or teachers of other recipes, or a teacher that is missing.
     """
     for folder in bench.reuse:
         if not folder.is_dir():
@@ -104,12 +117,12 @@ def check_bench(bench: Bench) -> None:
     _refuse(bench.results, "results", _changed_results(bench))
     _refuse(bench.out / "teachers", "teachers", _changed_teachers(bench))
     for cell in bench.cells:
-        plan, kept = cell.teacher, bench.teacher_file(cell.teacher)
-        here = plan.weights or RunFolder(bench.out / "teachers" / plan.slug).finished
-        if not here and kept.exists() and not bench.done(cell):
+        teacher, record = cell.teacher, bench.teacher_file(cell.teacher)
+        is_here = teacher.weights or RunFolder(bench.teacher_dir(teacher)).finished
+        if not is_here and record.exists() and not bench.is_done(cell):
             raise RunFolderError(
-                f"{kept} is of a teacher that {bench.out} has not, and one that is trained again "
-                f"has other weights. Give that one with --teacher {plan.name}=FILE, or choose "
+                f"{record} is of a teacher that {bench.out} has not, and one that is trained again "
+                f"has other weights. Give that one with --teacher {teacher.name}=FILE, or choose "
                 "other --results."
             )
 
@@ -119,33 +132,33 @@ def _changed_results(bench: Bench) -> Iterator[str]:
         result = read_result(bench.result_file(cell))
         if result is not None:
             now = result_key(cell.recipe(), "") | {"teacher": result.recipe["teacher"]}
-            if fields := ", ".join(differing(completed(result.recipe), now)):
+            if fields := differing_fields(fill_defaults(result.recipe), now):
                 yield f"{cell.slug}: {fields}"
 
 
 def _changed_teachers(bench: Bench) -> Iterator[str]:
     for teacher in {cell.teacher.slug: cell.teacher for cell in bench.cells}.values():
-        run = RunFolder(bench.out / "teachers" / teacher.slug)
+        run, file = RunFolder(bench.teacher_dir(teacher)), bench.teacher_file(teacher)
+        now = result_fields(teacher.recipe)
+        fields = ""
         if teacher.weights is None and run.finished:
-            before = result_fields(parse_recipe(read_recipe(run.recipe)))
-            if fields := ", ".join(differing(before, result_fields(teacher.recipe))):
-                yield f"{teacher.slug}: {fields}"
-        elif (kept := bench.teacher_file(teacher)).exists():
-            record = json.loads(kept.read_text())
+            fields = differing_fields(result_fields(parse_recipe(read_recipe(run.recipe))), now)
+        elif file.exists():
+            record = json.loads(file.read_text())
             if teacher.weights is not None:
-                if record["weights"] != f"sha256 {weights_of(teacher.weights)}":
-                    yield f"{teacher.slug}: its weights"
+                sha = f"sha256 {weights_fingerprint(teacher.weights)}"
+                fields = "its weights" * (record["weights"] != sha)
             elif record["recipe"] is not None:
-                now = canonical(result_fields(teacher.recipe))
-                if fields := ", ".join(differing(record["recipe"], now)):
-                    yield f"{teacher.slug}: {fields}"
+                fields = differing_fields(record["recipe"], to_plain(now))
+        if fields:
+            yield f"{teacher.slug}: {fields}"
 
 
-def _refuse(place: Path, what: str, changed: Iterator[str]) -> None:
+def _refuse(place: Path, kind: str, changed: Iterator[str]) -> None:
     lines = [f"  - {line}" for line in islice(changed, 10)]
     if lines:
         raise RunFolderError(
-            f"{place} holds {what} of other recipes than the matrix's; they differ in\n"
+            f"{place} holds {kind} of other recipes than the matrix's; they differ in\n"
             + "\n".join(lines)
             + "\nChoose another --out, or move them away."
         )

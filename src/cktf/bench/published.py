@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 
-class Published(NamedTuple):
+class PublishedAccuracy(NamedTuple):
     """One published accuracy.
 
     Attributes:
@@ -25,14 +25,14 @@ class Published(NamedTuple):
     top1: float
 
 
-def published() -> list[Published]:
+def published_accuracies() -> list[PublishedAccuracy]:
     """All published accuracies, in the order of the tables.
 
-    >>> next(row for row in published() if row.method == "cktf")
-    Published(dataset='cifar100', pair='wrn_40_2:wrn_16_2', method='cktf', top1=75.85)
+    >>> next(row for row in published_accuracies() if row.method == "cktf")
+    PublishedAccuracy(dataset='cifar100', pair='wrn_40_2:wrn_16_2', method='cktf', top1=75.85)
     """
     text = files("cktf.bench").joinpath("published.csv").read_text()
     return [
-        Published(row["dataset"], row["pair"], row["method"], float(row["top1"]))
+        PublishedAccuracy(row["dataset"], row["pair"], row["method"], float(row["top1"]))
         for row in csv.DictReader(text.splitlines())
     ]

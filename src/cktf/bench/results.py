@@ -1,11 +1,11 @@
-"""What is kept of a cell: one small file, which says by what recipe and of which teacher it is."""
+"""Result files: one for each finished cell, with its recipe and its teacher's weights."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import yaml
 
@@ -22,18 +22,31 @@ from cktf.workflows import read_teacher_ref
 RESULTS, MATRIX, COSTS, LOCK = "results", "matrix.yaml", "costs.json", "results.lock"
 
 
+class Column(NamedTuple):
+    """A pair of networks on a data set; either name may have a colon in it, as timm's have."""
+
+    data: str
+    teacher: str
+    student: str
+
+    @property
+    def pair(self) -> str:
+        """`teacher:student`."""
+        return f"{self.teacher}:{self.student}"
+
+
 @dataclass(frozen=True)
 class Result:
-    """A cell that is done.
+    """A finished cell.
 
     Attributes:
-        data, pair, method, seed: which it is; the pair is `teacher:student`.
-        recipe: fields that decide the result, by dotted name; its teacher by the weights.
-        summary: of the run.
-        top1_by_epoch: of the student, in per cent; empty where it was not kept.
-        together: how many students took turns with it; None where nobody knows.
-        note: what else is to be known of it.
-        student: its name in the matrix, where its recipe has a path; empty in older files.
+        data, pair, method, seed: the cell; the pair is `teacher:student`.
+        recipe: fields that decide the result, by dotted name; the teacher by its weights.
+        summary: summary of the run.
+        top1_by_epoch: accuracies of the student in per cent; empty where they were not kept.
+        interleaved: number of students that were trained in turn with it; None if unknown.
+        note: a remark on the result.
+        student: name in the matrix, where its recipe has a path; empty in older files.
     """
 
     data: str
@@ -43,70 +56,78 @@ class Result:
     recipe: Mapping[str, Any]
     summary: Mapping[str, Any]
     top1_by_epoch: list[float]
-    together: int | None
+    interleaved: int | None
     note: str = ""
     student: str = ""
 
     @property
     def top1(self) -> float:
-        """In per cent, of the last epoch; of a transfer, of its probe."""
+        """Accuracy of the last epoch in per cent; for a transfer, of its probe."""
         return float(self.summary["test_top1"])
 
+    @property
+    def column(self) -> Column:
+        """Data set and pair of networks."""
+        student = self.student or str(self.recipe["student"])
+        return Column(self.data, self.pair.removesuffix(f":{student}"), student)
+
     def to_json(self) -> bytes:
-        """The file's text."""
+        """Text of the file."""
         return (json.dumps(self.__dict__, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def canonical(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as it is read back from JSON."""
-    back: dict[str, Any] = json.loads(json.dumps(dict(fields)))
-    return back
+def to_plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert values to those that JSON reads back."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(fields)))
+    return plain
 
 
 def result_key(recipe: CellRecipe, teacher: str) -> dict[str, Any]:
-    """What decides a cell's result: its recipe, and the weights of its teacher.
-
-    Args:
-        recipe: of the cell.
-        teacher: fingerprint of the weights.
-    """
-    return canonical(result_fields(recipe) | {"teacher": f"sha256 {teacher}"})
+    """Fields that decide a cell's result: its recipe, and its teacher's fingerprint."""
+    return to_plain(result_fields(recipe) | {"teacher": f"sha256 {teacher}"})
 
 
 @lru_cache(maxsize=256)
-def _fingerprint(path: Path, _changed: int) -> str:
+def _fingerprint(path: Path, _modified: int) -> str:
     return short_sha256(path)
 
 
-def weights_of(path: Path) -> str:
+def weights_fingerprint(path: Path) -> str:
     """Fingerprint of the weights in a run folder or file."""
     file = find_weights_file(str(path))
     return _fingerprint(file, file.stat().st_mtime_ns)
 
 
-def result_of(cell: Cell, folder: Path, teacher: str, together: int | None) -> Result:
-    """The result of a finished run folder."""
+def read_run(cell: Cell, folder: Path, teacher: str, interleaved: int | None) -> Result:
+    """Read the result of a cell from its finished run folder."""
     run = RunFolder(folder)
-    rows = RunFolder(folder / "student").rows() if not run.metrics.exists() else run.rows()
-    curve = [row["test_top1"] for row in rows if row.get("test_top1") is not None]
-    data, pair = cell.column
-    summary = json.loads(run.summary.read_text())
-    decided = result_key(cell.recipe(), teacher)
+    rows = run.rows() if run.metrics.exists() else RunFolder(folder / "student").rows()
     return Result(
-        data, pair, cell.method, cell.seed, decided, summary, curve, together, student=cell.student
+        *cell.column,
+        cell.method,
+        cell.seed,
+        result_key(cell.recipe(), teacher),
+        json.loads(run.summary.read_text()),
+        [row["test_top1"] for row in rows if row.get("test_top1") is not None],
+        interleaved,
+        student=cell.student,
     )
 
 
 def read_result(path: Path) -> Result | None:
-    """A result's file; None for a file of something else."""
+    """Read a result file; None for a file of something else."""
     try:
-        return Result(**json.loads(path.read_text()))
+        fields = json.loads(path.read_text())
+        if "together" in fields:
+            # Name of the field in older files.
+            fields["interleaved"] = fields.pop("together")
+        return Result(**fields)
     except (OSError, ValueError, TypeError):
         return None
 
 
-def results_in(folder: Path) -> Path:
-    """Where the results of a folder that `cktf bench` was given are: in it, or it itself.
+def results_dir(folder: Path) -> Path:
+    """Find the results in the --out folder of `cktf bench`, or in the folder itself.
 
     Raises:
         RunFolderError: none there.
@@ -120,116 +141,122 @@ def results_in(folder: Path) -> Path:
     )
 
 
-def all_results(place: Path) -> list[Result]:
-    """Results in a folder."""
-    found = [read_result(path) for path in sorted(place.glob("*.json"))]
-    return [result for result in found if result is not None]
+def read_results(place: Path) -> list[Result]:
+    """Read all result files in a folder."""
+    results = map(read_result, sorted(place.glob("*.json")))
+    return [result for result in results if result is not None]
 
 
-def keep_matrix(matrix: Matrix, place: Path) -> None:
-    """Put the matrix beside its results, for the order and the names of their table."""
+def save_matrix(matrix: Matrix, place: Path) -> None:
+    """Write the matrix beside its results, for the order and the names of their table."""
     place.mkdir(parents=True, exist_ok=True)
     fields = matrix.model_dump(mode="json", exclude_defaults=True)
     text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
     write_atomically(place / MATRIX, text.encode())
 
 
-def kept_matrix(place: Path) -> Matrix | None:
-    """The matrix beside results."""
+def read_saved_matrix(place: Path) -> Matrix | None:
+    """Read the matrix beside results."""
     path = place / MATRIX
     return make_matrix(read_recipe(path)) if path.exists() else None
 
 
 def teacher_record(plan: TeacherPlan, weights: Path) -> dict[str, Any]:
-    """What is kept of a teacher."""
+    """Describe a teacher: its weights, and its training if that was done here."""
     summary = (weights if weights.is_dir() else weights.parent) / "summary.json"
     trained = plan.weights is None and summary.is_file()
     return {
         "teacher": plan.name,
         "data": plan.data,
-        "weights": f"sha256 {weights_of(weights)}",
-        "recipe": canonical(result_fields(plan.recipe)) if trained else None,
+        "weights": f"sha256 {weights_fingerprint(weights)}",
+        "recipe": to_plain(result_fields(plan.recipe)) if trained else None,
         "summary": json.loads(summary.read_text()) if trained else None,
     }
 
 
-def keep_teacher(path: Path, record: Mapping[str, Any]) -> None:
-    """Keep what a teacher was; RunFolderError where students of another are compared already."""
+def save_teacher_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a teacher's record.
+
+    Raises:
+        RunFolderError: the folder has results of students of another teacher.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Of processes that share the folder, one looks and writes at a time.
+    # One of the processes that share the folder compares and writes at a time.
     with file_lock(path.parent / LOCK):
-        if path.exists():
-            before = json.loads(path.read_text())["weights"]
-            if before != record["weights"]:
-                raise RunFolderError(
-                    f"{path} is of a teacher with other weights ({before}, now "
-                    f"{record['weights']}), and students of two are not compared. Give that one "
-                    "with --teacher NAME=FILE, or choose other --results."
-                )
+        if not path.exists():
+            write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
             return
-        write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+        before = json.loads(path.read_text())["weights"]
+    if before != record["weights"]:
+        raise RunFolderError(
+            f"{path} is of a teacher with other weights ({before}, now {record['weights']}), and "
+            "students of two are not compared. Give that one with --teacher NAME=FILE, or choose "
+            "other --results."
+        )
 
 
 class Reusable:
-    """Finished runs and results elsewhere, by what decided them.
+    """Finished runs and results of other folders, by the fields that decide them.
 
     Args:
-        folders: in which run folders and files of results are looked for, at any depth.
+        folders: searched for run folders and result files at any depth.
     """
 
     def __init__(self, folders: list[Path]) -> None:
         self._runs: dict[str, Path] = {}
         self._results: dict[str, Result] = {}
-        for folder in folders:
-            for path in sorted(folder.rglob("*.json")):
-                self._note(path)
+        for path in (path for folder in folders for path in sorted(folder.rglob("*.json"))):
+            try:
+                self._add(path)
+            except (CktfError, OSError, ValueError, TypeError, KeyError) as error:
+                # A file of another version, or half a file, is none of these cells.
+                announce(f"not taken over: {path}: {error}", True)
 
-    def _note(self, path: Path) -> None:
+    def _add(self, path: Path) -> None:
         run = RunFolder(path.parent)
-        try:
-            if path == run.summary and run.finished:
-                decided = _run_decided_by(run)
-                if decided is not None:
-                    self._runs[_key(decided)] = run.path
-            elif result := read_result(path):
-                self._results[_key(completed(result.recipe))] = result
-        except (CktfError, OSError, ValueError, TypeError, KeyError) as error:
-            # Of another version, or half a file: it is none of these cells.
-            announce(f"not taken over: {path}: {error}", True)
+        if path == run.summary and run.finished:
+            key = _run_key(run)
+            if key is not None:
+                self._runs[_hashable(key)] = run.path
+        elif result := read_result(path):
+            self._results[_hashable(fill_defaults(result.recipe))] = result
 
     def find(self, cell: Cell, teacher: str) -> Path | Result | None:
-        """A run folder, or a result alone, of the cell's very recipe."""
-        key = _key(result_key(cell.recipe(), teacher))
+        """Find a run folder, or a result alone, with exactly the cell's recipe."""
+        key = _hashable(result_key(cell.recipe(), teacher))
         return self._runs.get(key) or self._results.get(key)
 
 
-def _key(decided: Mapping[str, Any]) -> str:
-    return json.dumps(decided, sort_keys=True)
+def _hashable(key: Mapping[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True)
 
 
-def completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A kept recipe with fields that there were not yet when it was kept, at their defaults."""
+def fill_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Add fields that recipes did not have yet when a result was written, at their defaults."""
     fields: dict[str, Any] = {}
     for name, value in recipe.items():
         set_field(fields, name, value)
-    return canonical(result_fields(parse_any_recipe(fields)) | {"teacher": recipe["teacher"]})
+    return to_plain(result_fields(parse_any_recipe(fields)) | {"teacher": recipe["teacher"]})
 
 
-def _run_decided_by(run: RunFolder) -> dict[str, Any] | None:
-    """None for a run that is no cell; CktfError where its teacher is gone."""
+def _run_key(run: RunFolder) -> dict[str, Any] | None:
+    """Fields that decide a run's result; None for a run that cannot be a cell.
+
+    Raises:
+        CktfError: its teacher is gone.
+    """
     fields = read_recipe(run.recipe)
     if fields.get("kind") not in ("distill", "transfer"):
         return None
-    # What lies at its teacher's path by now may be another.
-    taught = read_teacher_ref(run.path)
-    sha = taught.sha256 if taught else weights_of(Path(fields["teacher"]))
-    # Of weights apart from their network, the weights decide.
+    # The file at its teacher's path may have been replaced since.
+    ref = read_teacher_ref(run.path)
+    sha = ref.sha256 if ref else weights_fingerprint(Path(fields["teacher"]))
+    # The weights decide, wherever they lie.
     recipe = parse_any_recipe(fields | {"teacher_weights": None})
     return result_key(cast(CellRecipe, recipe), sha.partition(" ")[0])
 
 
-def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Names of the fields in which two recipes differ."""
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            yield name
+def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Names of the fields in which two recipes differ, joined by commas; empty if none."""
+    names = sorted(before.keys() | now.keys())
+    return ", ".join(name for name in names if before.get(name) != now.get(name))

@@ -2,10 +2,9 @@
 
 import re
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -16,6 +15,11 @@ from cktf.user_paths import expand_user_path
 
 if TYPE_CHECKING:
     from cktf.bench import Bench, Cell, Cost
+
+    # Title, why nothing is to be trained, and the cost or why it could not be measured.
+    _Line = tuple[str, str, Cost | str | None]
+
+T = TypeVar("T")
 
 
 @make_command
@@ -46,9 +50,14 @@ def bench(
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Only the I-th of N shares of the cells.")
     ] = "1/1",
-    together: Annotated[
+    interleaved: Annotated[
         int | None,
-        typer.Option(min=1, help="Students that take turns with one pass of their teacher."),
+        typer.Option(
+            "--interleaved",
+            "--together",
+            min=1,
+            help="Students that are trained in turn, a step each, from one pass of their teacher.",
+        ),
     ] = None,
     reuse: Annotated[
         list[Path] | None,
@@ -68,172 +77,171 @@ def bench(
     trust_code: TrustCodeOption = False,
 ) -> None:
     """Train the cells of a benchmark matrix that are not done."""
-    from cktf.bench import Bench, cells_of, check_bench, chosen, read_matrix, run_bench
+    from cktf.bench import Bench, build_cells, check_bench, read_matrix, run_bench, select_cells
     from cktf.recipes import apply_assignments, refuse_code
 
-    read = read_matrix(matrix)
+    parsed = read_matrix(matrix)
     fields: dict[str, object] = {}
     apply_assignments(fields, settings or [])
-    where = None if data_dir is None else str(data_dir.absolute())
-    cells = cells_of(read, where, _weights(teacher or []), fields)
+    directory = None if data_dir is None else str(data_dir.absolute())
+    cells = build_cells(parsed, directory, _parse_weights(teacher or []), fields)
     if expand_user_path(matrix).exists() and not trust_code:
         for cell in cells:
             refuse_code(cell.fields | {"teacher": cell.teacher.network}, Path(matrix))
     plan = Bench(
-        read,
-        chosen(cells, _names(pairs), _names(methods), _seeds(seeds)),
+        parsed,
+        select_cells(cells, _parse_names(pairs), _parse_names(methods), _parse_seeds(seeds)),
         out,
         results or out / "results",
-        together or read.together,
-        _shard(shard),
+        interleaved or parsed.interleaved,
+        _parse_shard(shard),
         reuse or [],
         trust_code,
     )
     if dry_run:
         check_bench(plan)
     if dry_run or costs:
-        _costs(plan, keep=costs)
+        _print_costs(plan, measure_finished=costs)
         return
     failed = run_bench(plan, jobs)
-    done = sum(map(plan.done, plan.cells))
+    done = sum(map(plan.is_done, plan.cells))
     print(f"{done} of {len(plan.cells)} cells are done. Table: cktf table {plan.results}")
     for name in failed:
-        print(f"failed: {name}: see {plan.failure(name)}", file=sys.stderr)
+        print(f"failed: {name}: see {plan.failure_file(name)}", file=sys.stderr)
     if failed:
         raise typer.Exit(1)
 
 
-FORMS = {"md": "table.md", "csv": "table.csv", "latex": "table.tex"}
-
-
 @make_command
 def table(
-    folder: Annotated[Path, typer.Argument(help="What cktf bench was given as --out.")],
+    folder: Annotated[Path, typer.Argument(help="The --out folder of cktf bench.")],
     baseline: Annotated[
         str | None, typer.Option(help="The method that others are compared with.")
     ] = None,
-    form: Annotated[
-        str, typer.Option("--format", help="What is printed: md, csv or latex.")
-    ] = "md",
+    form: Annotated[str, typer.Option("--format", help="Print as md or csv.")] = "md",
     write: Annotated[
-        bool, typer.Option("--write/--no-write", help="Write all three beside the results.")
+        bool, typer.Option("--write/--no-write", help="Write both forms beside the results.")
     ] = True,
 ) -> None:
     """Print the table of a benchmark: methods down, pairs across."""
-    from cktf.bench import compare, csv_rows, latex, markdown, results_in
+    from cktf.bench import compare, csv_rows, markdown, results_dir
     from cktf.files import write_atomically
 
-    if form not in FORMS:
-        raise RecipeError([f"--format {form}: choose {', '.join(FORMS)}."])
-    compared = compare(folder, baseline)
-    texts = {"md": markdown(compared), "csv": csv_rows(compared), "latex": latex(compared)}
+    comparison = compare(folder, baseline)
+    texts = {"md": markdown(comparison), "csv": csv_rows(comparison)}
+    if form not in texts:
+        raise RecipeError([f"--format {form}: choose {', '.join(texts)}."])
     if write:
-        for name, text in texts.items():
-            write_atomically(results_in(folder) / FORMS[name], text.encode())
+        for suffix, text in texts.items():
+            write_atomically(results_dir(folder) / f"table.{suffix}", text.encode())
     print(texts[form], end="")
 
 
-def _weights(given: list[str]) -> dict[str, str]:
-    found = {}
-    for item in given:
-        name, equals, file = item.partition("=")
-        if not equals or not name or not file:
-            raise RecipeError([f"--teacher takes NAME=FILE, given {item!r}."])
-        found[name] = file
-    return found
+def _parse_weights(options: list[str]) -> dict[str, str]:
+    weights = {}
+    for option in options:
+        name, _, file = option.partition("=")
+        if not name or not file:
+            raise RecipeError([f"--teacher takes NAME=FILE, given {option!r}."])
+        weights[name] = file
+    return weights
 
 
-def _names(given: str | None) -> list[str] | None:
-    """Joined by commas; one inside brackets is part of a name, as in `KD (1, 1)`."""
-    return None if given is None else [n.strip() for n in re.split(r",(?![^(]*\))", given)]
+def _parse_names(option: str | None) -> list[str] | None:
+    """Split at commas, except inside brackets, as in `KD (1, 1)`."""
+    return None if option is None else [n.strip() for n in re.split(r",(?![^(]*\))", option)]
 
 
-def _seeds(given: str | None) -> list[int] | None:
-    if given is None:
+def _parse_seeds(option: str | None) -> list[int] | None:
+    if option is None:
         return None
-    if not all(seed.strip().isdigit() for seed in given.split(",")):
-        raise RecipeError([f"--seeds takes numbers joined by commas, given {given!r}."])
-    return [int(seed) for seed in given.split(",")]
+    if not all(seed.strip().isdigit() for seed in option.split(",")):
+        raise RecipeError([f"--seeds takes numbers joined by commas, given {option!r}."])
+    return [int(seed) for seed in option.split(",")]
 
 
-def _shard(given: str) -> tuple[int, int]:
-    number, slash, of = given.partition("/")
-    if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
-        raise RecipeError([f"--shard takes I/N with I from 1 to N, as 2/8; given {given!r}."])
-    return int(number), int(of)
+def _parse_shard(option: str) -> tuple[int, int]:
+    number, _, shards = option.partition("/")
+    if not (number.isdigit() and shards.isdigit() and 1 <= int(number) <= int(shards)):
+        raise RecipeError([f"--shard takes I/N with I from 1 to N, as 2/8; given {option!r}."])
+    return int(number), int(shards)
 
 
-def _costs(plan: "Bench", *, keep: bool) -> None:
-    """Print every cell with its estimated hours, and the sum of those that are to be trained."""
-    from cktf.bench import Cost, cost_key, costs_in, measure_teacher
-    from cktf.bench.cost import kept_cost
-    from cktf.engine import RunFolder
+def _print_costs(plan: "Bench", *, measure_finished: bool) -> None:
+    """Print every cell with its estimated hours, and the sum of those that are to be trained.
 
+    Args:
+        plan: the matrix and its folder.
+        measure_finished: measure finished cells too, and save every cost beside the results.
+    """
     cells = [cell for group in plan.groups() for cell in group]
-    finished = {cell.slug for cell in cells if plan.done(cell)}
-    needed = {cell.teacher.slug for cell in cells if cell.slug not in finished}
-    total, unknown, why = 0.0, 0, set[str]()
-    teachers = {cell.teacher.slug: cell.teacher for cell in cells}
-    for slug, teacher in teachers.items():
-        name = f"teacher {teacher.name} on {teacher.data}"
-        hours = "? h"
-        if teacher.weights is not None or RunFolder(plan.out / "teachers" / slug).finished:
-            hours = "trained already"
-        elif slug not in needed:
-            hours = "all its students are done"
-        elif isinstance(taken := _tried(name, partial(measure_teacher, teacher)), str):
-            unknown += 1
-            why.add(taken)
-        else:
-            hours, total = f"{taken.hours:.2f} h", total + taken.hours
-        print(f"{name}: {hours}", flush=True)
-    known, found = costs_in(plan.results), dict[str, Cost | str]()
-    for cell in cells:
-        done = cell.slug in finished
-        if done and not keep:
-            print(f"{cell.title}: done", flush=True)
-            continue
-        key = cost_key(*cell.column, cell.method)
-        if key not in found:
-            kept = None if keep else kept_cost(known, cell)
-            found[key] = kept or _measured(cell, key, plan.results if keep else None)
-        cost = found[key]
+    finished = {cell.slug for cell in cells if plan.is_done(cell)}
+    total, unknown, reasons = 0.0, 0, set[str]()
+    teachers = {cell.teacher.slug for cell in cells}
+    for title, state, cost in (
+        *_teacher_costs(plan, cells, finished),
+        *_cell_costs(plan, cells, finished, measure_finished),
+    ):
+        hours, detail = state or "? h", ""
         if isinstance(cost, str):
-            why.add(cost)
-            unknown += not done
-            print(f"{cell.title}: {'done' if done else '? h'}", flush=True)
-            continue
-        total += 0 if done else cost.hours
-        print(
-            f"{cell.title}: {'done' if done else f'{cost.hours:.2f} h'} "
-            f"({cost.step_seconds * 1e3:.0f} ms a step, {cost.peak_memory_mb:,.0f} MiB)",
-            flush=True,
-        )
+            reasons.add(cost)
+            unknown += not state
+        elif cost is not None:
+            hours = state or f"{cost.hours:.2f} h"
+            total += 0 if state else cost.hours
+            detail = f" ({cost.step_seconds * 1e3:.0f} ms a step, {cost.peak_memory_mb:,.0f} MiB)"
+        print(f"{title}: {hours}{detail}", flush=True)
     already = f" ({len(finished)} done)" if finished else ""
     more = f", and {unknown} that could not be measured" if unknown else ""
     print(
         f"{len(cells)} cells{already}, {len(teachers)} teachers: "
         f"about {total:.1f} h one by one{more}"
     )
-    for reason in sorted(why):
+    for reason in sorted(reasons):
         print(f"! {reason}")
 
 
-def _measured(cell: "Cell", key: str, place: Path | None) -> "Cost | str":
-    """Its cost, or why there is none; kept at once, since what comes later may be stopped."""
-    from cktf.bench import keep_costs, measure
+def _teacher_costs(plan: "Bench", cells: "list[Cell]", finished: set[str]) -> "Iterator[_Line]":
+    from cktf.bench import measure_teacher
+    from cktf.engine import RunFolder
 
-    cost = _tried(cell.method, partial(measure, cell))
-    if place is not None and not isinstance(cost, str):
-        keep_costs({key: cost}, place)
-    return cost
+    needed = {cell.teacher.slug for cell in cells if cell.slug not in finished}
+    for slug, teacher in {cell.teacher.slug: cell.teacher for cell in cells}.items():
+        title, state = f"teacher {teacher.name} on {teacher.data}", ""
+        if teacher.weights is not None or RunFolder(plan.teacher_dir(teacher)).finished:
+            state = "trained already"
+        elif slug not in needed:
+            state = "all its students are done"
+        yield title, state, None if state else _try_measuring(title, measure_teacher, teacher)
 
 
-def _tried(name: str, measure: "Callable[[], Cost]") -> "Cost | str":
-    """What is measured, or why it could not be: one that fails is not the others' end."""
+def _cell_costs(
+    plan: "Bench", cells: "list[Cell]", finished: set[str], measure_finished: bool
+) -> "Iterator[_Line]":
+    from cktf.bench import Cost, cost_key, measure_cell, read_costs, save_costs
+    from cktf.bench.cost import find_cost
+
+    saved, costs = read_costs(plan.results), dict[str, Cost | str]()
+    for cell in cells:
+        state = "done" if cell.slug in finished else ""
+        if state and not measure_finished:
+            yield cell.title, state, None
+            continue
+        key = cost_key(*cell.column, cell.method)
+        if key not in costs:
+            known = None if measure_finished else find_cost(saved, cell)
+            costs[key] = cost = known or _try_measuring(cell.method, measure_cell, cell)
+            if measure_finished and not isinstance(cost, str):
+                # At once, since a later measurement may be stopped.
+                save_costs({key: cost}, plan.results)
+        yield cell.title, state, costs[key]
+
+
+def _try_measuring(title: str, measure: "Callable[[T], Cost]", subject: T) -> "Cost | str":
+    """Measure a cost, or return the reason why that failed, so that others are still measured."""
     try:
-        return measure()
+        return measure(subject)
     except CktfError as error:
-        return f"{name}: {error}"
+        return f"{title}: {error}"
     except Exception as error:
-        return f"{name}: {type(error).__name__}: {error}"
+        return f"{title}: {type(error).__name__}: {error}"

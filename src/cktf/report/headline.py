@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cktf.bench.statistics import paired
+from cktf.bench.statistics import paired_difference
 from cktf.report.run_groups import RunGroup, find_baseline, kept_top1
 from cktf.workflows.analysis import Analysis, NetworkOutputs
 
@@ -69,7 +69,7 @@ class Difference:
 
 def compare_groups(first: RunGroup, second: RunGroup) -> Difference:
     """First minus second: over the seeds that both have, else over the test images."""
-    difference = paired(first.top1_by_seed, second.top1_by_seed)
+    difference = paired_difference(first.top1_by_seed, second.top1_by_seed)
     if difference is not None and difference.high is not None:
         return _over_seeds(difference.mean, difference.high, difference.pairs)
     if difference is not None:
@@ -94,7 +94,7 @@ def compare_to_teacher(group: RunGroup) -> Difference | None:
         for top1 in [run.summary.get("teacher_probe_top1") or run.summary.get("teacher_top1")]
         if top1 is not None
     }
-    difference = paired(group.top1_by_seed, teachers)
+    difference = paired_difference(group.top1_by_seed, teachers)
     if difference is None:
         return None
     if difference.high is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cktf.bench.statistics import spread
+from cktf.bench.statistics import sample_std
 from cktf.engine import standard_error
 from cktf.errors import CktfError, RecipeError
 from cktf.recipes import CUSTOM, parse_any_recipe, result_fields
@@ -54,7 +54,7 @@ class RunGroup:
 
         None if the run recorded none.
         """
-        deviation = spread(list(map(kept_top1, self.runs)))
+        deviation = sample_std(list(map(kept_top1, self.runs)))
         if deviation is not None:
             return deviation / math.sqrt(len(self.runs))
         top1, summary = kept_top1(self.runs[0]), self.runs[0].summary
