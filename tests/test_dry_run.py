@@ -1,4 +1,4 @@
-"""Two batches of a planned run: what they tell, and what they leave alone."""
+"""Dry runs: what two batches of a planned run report, and what they leave unchanged."""
 
 import re
 
@@ -19,7 +19,7 @@ from cktf.workflows import preview_run
 from cktf.workflows.train import UserObjects, prepare
 
 
-def rehearsed(train, tmp_path, *, teacher=None, student=None, method="cktf+kd", **fields):
+def dry_run(train, tmp_path, *, teacher=None, student=None, method="cktf+kd", **fields):
     torch.manual_seed(0)
     objects = UserObjects(teacher or SmallNet(width=16), student or SmallNet(), train, None)
     options = {"cktf": {"negatives": 64}} if "cktf" in method else {}
@@ -30,27 +30,27 @@ def rehearsed(train, tmp_path, *, teacher=None, student=None, method="cktf+kd", 
     return preview_run(recipe, prepare(recipe, tmp_path / "run", objects)[1])
 
 
-class Right(nn.Module):
-    """Knows the label of every image, which is written in its first pixel."""
+class PerfectTeacher(nn.Module):
+    """A network that reads the label of an image from its first pixel."""
 
     def __init__(self):
         super().__init__()
         self.body = SmallNet(width=16)
 
     def forward(self, x):
-        told = nn.functional.one_hot((x[:, 0, 0, 0] * 20).round().long().clamp(0, 9), 10)
-        return self.body(x) * 1e-3 + told
+        labels = nn.functional.one_hot((x[:, 0, 0, 0] * 20).round().long().clamp(0, 9), 10)
+        return self.body(x) * 1e-3 + labels
 
 
-def told(images):
+def with_label_pixels(images):
     """Images whose first pixel holds the label, a twentieth for each."""
     pixels = images.images.permute(0, 3, 1, 2).float() / 255
     pixels[:, 0, 0, 0] = images.labels / 20
     return torch.utils.data.TensorDataset(pixels, images.labels)
 
 
-class Greedy(SmallNet):
-    """Takes more memory than there is, once it is trained."""
+class OutOfMemoryNet(SmallNet):
+    """A network that runs out of memory in training."""
 
     def forward(self, x):
         if self.training:
@@ -58,13 +58,13 @@ class Greedy(SmallNet):
         return super().forward(x)
 
 
-def test_too_little_memory_is_what_a_trial_tells(images, tmp_path):
+def test_a_dry_run_reports_too_little_memory(images, tmp_path):
     with pytest.raises(TrainingError, match=r"for batches of 64 .*data\.batch_size=32"):
-        rehearsed(told(images[0]), tmp_path, student=Greedy(), method="kd")
+        dry_run(with_label_pixels(images[0]), tmp_path, student=OutOfMemoryNet(), method="kd")
 
 
-def test_a_student_that_has_learned_takes_a_smaller_rate(images, tmp_path):
-    """Unless the rate is given, or the classifier alone is trained."""
+def test_a_trained_student_is_advised_a_smaller_rate(images, tmp_path):
+    """No advice where the rate is set, or the classifier alone is trained."""
 
     def advice(**fields):
         recipe = parse_recipe({"kind": "train", "epochs": 2, **fields})
@@ -82,21 +82,21 @@ def test_a_student_that_has_learned_takes_a_smaller_rate(images, tmp_path):
     assert not advice(model="resnet8", data=data)
 
 
-def test_a_good_plan(images, tmp_path):
-    teacher, student = Right(), SmallNet()
+def test_a_good_plan_has_no_warnings_and_changes_nothing(images, tmp_path):
+    teacher, student = PerfectTeacher(), SmallNet()
     before = {k: v.clone() for k, v in student.state_dict().items()}
-    found = rehearsed(told(images[0]), tmp_path, teacher=teacher, student=student)
-    assert found.advice == []
-    assert [list(t) for t in found.terms] == [
+    result = dry_run(with_label_pixels(images[0]), tmp_path, teacher=teacher, student=student)
+    assert result.advice == []
+    assert [list(t) for t in result.terms] == [
         ["ce", "cktf", "cktf.stem", "cktf.module1", "cktf.embedding", "kd"]
     ] * 2
-    assert found.terms[0] != found.terms[1]
-    assert found.gradient > 0
-    assert (found.steps, found.epochs) == (15, 2)
-    assert found.student.features.stages[0].shape == (64, 16, 8, 8)
-    assert found.teacher.parameters > found.student.parameters
-    assert "banks" in found.contrast
-    assert found.step_seconds > 0
+    assert result.terms[0] != result.terms[1]
+    assert result.gradient > 0
+    assert (result.steps, result.epochs) == (15, 2)
+    assert result.student.features.stages[0].shape == (64, 16, 8, 8)
+    assert result.teacher.parameters > result.student.parameters
+    assert "banks" in result.contrast
+    assert result.step_seconds > 0
     for key, value in student.state_dict().items():
         assert torch.equal(value, before[key]), key
     assert all(p.grad is None for p in student.parameters())
@@ -111,67 +111,66 @@ def subset(images, keep):
     )
 
 
-def test_a_teacher_that_guesses(images, tmp_path):
-    assert any("as by guessing" in a for a in rehearsed(images[0], tmp_path).advice)
+def frozen_student():
+    student = SmallNet().requires_grad_(False)
+    student.spare = nn.Parameter(torch.zeros(1))
+    return {"student": student, "method": "at"}
 
 
-def test_the_wrong_way_round(images, tmp_path):
-    advice = rehearsed(images[0], tmp_path, teacher=SmallNet(), student=SmallNet(width=16)).advice
-    assert any("wrong way round" in a for a in advice)
+def infinite_teacher():
+    teacher = SmallNet(width=16)
+    nn.init.constant_(teacher.fc.weight, float("inf"))
+    return {"teacher": teacher, "method": "kd"}
 
 
-def test_other_classes(images, tmp_path):
-    found = rehearsed(images[0], tmp_path, teacher=SmallNet(7, width=16), method="cktf")
-    assert any("tells 7 classes and the data has 10" in a for a in found.advice)
+@pytest.mark.parametrize(
+    ("build_arguments", "words"),
+    [
+        (dict, "as by guessing"),
+        (lambda: {"teacher": SmallNet(), "student": SmallNet(width=16)}, "wrong way round"),
+        (lambda: {"teacher": SmallNet(7, width=16), "method": "cktf"},
+         "tells 7 classes and the data has 10"),
+        (frozen_student, "Are its parameters frozen?"),
+        (infinite_teacher, "it comes from: kd"),
+    ],
+    ids=["guessing teacher", "wrong way round", "other classes", "frozen student", "not finite"],
+)  # fmt: skip
+def test_a_dry_run_warns(images, tmp_path, build_arguments, words):
+    result = dry_run(images[0], tmp_path, **build_arguments())
+    assert any(words in advice for advice in result.advice)
 
 
 def test_classes_without_images(images, tmp_path):
     """Of the ten classes one is missing, another has a few images."""
     labels = images[0].labels
     few = (labels == 4) & ((labels == 4).cumsum(0) > 5)
-    found = rehearsed(subset(images[0], (labels != 3) & ~few), tmp_path)
+    result = dry_run(subset(images[0], (labels != 3) & ~few), tmp_path)
     name = images[0].classes[3]
-    assert any(f"1 of 10 classes have no training image ({name})" in a for a in found.advice)
-    assert any("the smallest 5." in a for a in found.advice)
+    assert any(f"1 of 10 classes have no training image ({name})" in a for a in result.advice)
+    assert any("the smallest 5." in a for a in result.advice)
 
 
-def test_a_student_that_no_gradient_reaches(images, tmp_path):
-    student = SmallNet().requires_grad_(False)
-    student.spare = nn.Parameter(torch.zeros(1))
-    found = rehearsed(images[0], tmp_path, student=student, method="at")
-    assert found.gradient == 0
-    assert any("Are its parameters frozen?" in a for a in found.advice)
-
-
-def test_a_loss_that_is_not_finite(images, tmp_path):
-    teacher = SmallNet(width=16)
-    with torch.no_grad():
-        teacher.fc.weight.fill_(float("inf"))
-    found = rehearsed(images[0], tmp_path, teacher=teacher, method="kd")
-    assert any("it comes from: kd" in a for a in found.advice)
-
-
-def test_what_reaches_a_network(images, tmp_path):
+def test_the_input_of_a_network_is_described(images, tmp_path):
     teacher = Normalized(SmallNet(width=16), [0.5] * 3, [0.25] * 3, size=48)
-    found = rehearsed(images[0], tmp_path, teacher=teacher, method="kd")
-    assert found.teacher.input == "3 x 48 x 48; mean 0.500 0.500 0.500, std 0.250 0.250 0.250"
-    assert found.teacher.name == "SmallNet"
+    result = dry_run(images[0], tmp_path, teacher=teacher, method="kd")
+    assert result.teacher.input == "3 x 48 x 48; mean 0.500 0.500 0.500, std 0.250 0.250 0.250"
+    assert result.teacher.name == "SmallNet"
 
 
 @pytest.mark.parametrize(
     "line", ["--teacher teacher --student resnet8", "distill --teacher teacher --student resnet8",
              "--model resnet8", "train --model resnet8"],
 )  # fmt: skip
-def test_doctor_tells_before_training(run_cli, cli_dir, line):
+def test_doctor_reports_before_training(run_cli, cli_dir, line):
     result = run_cli(f"doctor {line} --epochs 3")
     assert result.exit_code == 0, result.output
     assert yaml.safe_load(result.stdout)["epochs"] == 3
-    said = re.sub(r"\s+", " ", result.stderr)
-    assert re.search(r"A step takes [\d,]+ ms, an epoch of 156 steps .*, and 3 epochs", said)
+    output = re.sub(r"\s+", " ", result.stderr)
+    assert re.search(r"A step takes [\d,]+ ms, an epoch of 156 steps .*, and 3 epochs", output)
     if "teacher" in line:
-        assert said.count("64 x 8 x 8") == 2
-        assert "The teacher is right on" in said
-        assert "wrong way round" in said
+        assert output.count("64 x 8 x 8") == 2
+        assert "The teacher is right on" in output
+        assert "wrong way round" in output
     assert not (cli_dir / "runs").exists()
 
 
