@@ -190,7 +190,9 @@ def not_known(*args, **named):
 def test_too_little_memory_is_no_damage(two, monkeypatch, load):
     kept, said, newest = two
     monkeypatch.setattr(checkpoints.torch, "load", load)
-    with pytest.raises(TrainingError, match=f"too little for .*{newest.name}, .* which is whole"):
+    with pytest.raises(
+        TrainingError, match=f"too little memory to load .*{newest.name} .*, undamaged"
+    ):
         kept.newest()
     assert not said
 
@@ -347,7 +349,7 @@ def test_a_full_disk(few_images, tmp_path, monkeypatch, capsys):
         assert "could be written again" in log
         assert "metrics.jsonl could not be written" in capsys.readouterr().err
         kept = Checkpoints(run / "checkpoints", print)
-        assert kept.newest()["place"] == [2, 0]
+        assert kept.newest()["position"] == [2, 0]
 
 
 @alone
