@@ -22,7 +22,6 @@ def stl(tmp_path):
         (folder / f"{split}_X.bin").write_bytes(stl10_bytes(images))
         (folder / f"{split}_y.bin").write_bytes(bytes([1, 10, 4]))
     (folder / "unlabeled_X.bin").write_bytes(stl10_bytes(UNLABELED))
-    (folder / "class_names.txt").write_text("\n".join(NAMES) + "\n")
     return folder
 
 
@@ -50,11 +49,6 @@ def test_stl10_without_labels(stl, budget):
         assert batch.labels is None
 
 
-def test_class_names_without_their_file(stl):
-    (stl / "class_names.txt").unlink()
-    assert list(load_dataset("stl10", stl, "test").classes) == NAMES
-
-
 ONE = 3 * 96 * 96
 BAD_STL = {
     "cut": ("train_X.bin", b"x" * (3 * ONE - 1), r"expected 82,944 .*as many as.*found 82,943"),
@@ -65,7 +59,6 @@ BAD_STL = {
     "empty labels": ("train_y.bin", b"", "from 1 to 10, a byte each; found none"),
     "label of zero": ("train_y.bin", bytes([1, 0, 4]), "found labels from 0 to 4"),
     "label of eleven": ("train_y.bin", bytes([1, 11, 4]), "found labels from 1 to 11"),
-    "names": ("class_names.txt", b"cat dog", "10 classes, found 2 names"),
 }
 
 

@@ -240,14 +240,6 @@ def test_shufflenet_v2_is_the_one_of_torchvision_with_a_small_stem():
         torch.testing.assert_close(network(images), other(images))
 
 
-@pytest.mark.parametrize("depth", [7, 18])
-def test_depths_that_no_cifar_resnet_has(depth):
-    from cktf.models.cifar_resnet import CifarResNet
-
-    with pytest.raises(ValueError, match=f"3n \\+ 2 layers, not {depth}"):
-        CifarResNet(depth, (16, 16, 32, 64), 10, convolutions=1)
-
-
 def test_unknown_network_names_the_nearest():
     with pytest.raises(ModelError, match="resnet20"):
         create("resnt20", 10)

@@ -158,13 +158,12 @@ def _list_splits(
 
 
 def _check_same_classes(name: str, split: str, train: set[str], test: set[str]) -> None:
-    unknown, missing = sorted(test - train), sorted(train - test)
-    if unknown or missing:
-        differences = [f"{split} has {abbreviate(unknown)}, which train has not"] if unknown else []
-        differences += [f"{split} lacks {abbreviate(missing)}"] if missing else []
+    if train != test:
+        only_train = abbreviate(sorted(train - test)) or "none"
+        only_test = abbreviate(sorted(test - train)) or "none"
         raise DataError(
-            f"{name}: train and {split} must have the same classes; they have {len(train)} and "
-            f"{len(test)}: {'; '.join(differences)}. Rename, add or remove class folders."
+            f"{name}: train and {split} must have the same classes; only in train: {only_train}; "
+            f"only in {split}: {only_test}. Rename, add or remove class folders."
         )
 
 

@@ -1,6 +1,6 @@
 """Hold out part of a labeled set, class by class."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 import numpy as np
@@ -66,19 +66,17 @@ def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     """
     if not 0 <= fraction < 1:
         raise DataError(f"A fraction to hold out is from 0 to below 1, given {fraction:g}.")
-    values = labels.numpy()
-    held_out = np.zeros(len(values), dtype=bool)
     random = np.random.default_rng(seed)
-    for label in np.unique(values) if fraction else ():
-        members = np.flatnonzero(values == label)
+
+    def draw(label: int, members: np.ndarray, count: int) -> np.ndarray:
         if len(members) < 2:
             raise DataError(
                 f"To hold out a fraction of {fraction:g}, each class gives at least one image and "
                 f"keeps one; class {label} has a single image. Add images to it, or remove it."
             )
-        share = _count_held_out(len(members), fraction)
-        held_out[random.choice(members, share, replace=False)] = True
-    return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
+        return random.choice(members, count, replace=False)
+
+    return _hold_out(labels, fraction, draw)
 
 
 def split_by_name(labels: Tensor, names: Sequence[str], fraction: float) -> tuple[Tensor, Tensor]:
@@ -95,14 +93,19 @@ def split_by_name(labels: Tensor, names: Sequence[str], fraction: float) -> tupl
         Positions for training and positions held out, each ascending.
     """
     hashes = np.array([sha256(n.encode("utf-8", "surrogateescape")).digest() for n in names])
+    return _hold_out(
+        labels, fraction, lambda _, members, count: members[np.argsort(hashes[members])[:count]]
+    )
+
+
+def _hold_out(
+    labels: Tensor, fraction: float, choose: Callable[[int, np.ndarray, int], np.ndarray]
+) -> tuple[Tensor, Tensor]:
+    """Split by class; `choose(label, positions, count)` gives the positions to hold out."""
     values = labels.numpy()
     held_out = np.zeros(len(values), dtype=bool)
-    for label in np.unique(values):
+    for label in np.unique(values) if fraction else ():
         members = np.flatnonzero(values == label)
-        share = _count_held_out(len(members), fraction)
-        held_out[members[np.argsort(hashes[members])[:share]]] = True
+        count = min(max(1, int(fraction * len(members) + 0.5)), len(members) - 1)
+        held_out[choose(label, members, count)] = True
     return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
-
-
-def _count_held_out(count: int, fraction: float) -> int:
-    return min(max(1, int(fraction * count + 0.5)), count - 1)

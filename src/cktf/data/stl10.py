@@ -45,8 +45,7 @@ def open_stl10(directory: Path | None, split: str, _: ReadOptions) -> SplitSourc
         )
     if labels is None:
         labels = torch.full((count,), NO_LABEL)
-    classes = _read_class_names(folder / "class_names.txt")
-    return SplitSource("stl10", split, _BinaryFile(path), labels, classes, MEAN, STD, _SIZE)
+    return SplitSource("stl10", split, _BinaryFile(path), labels, CLASSES, MEAN, STD, _SIZE)
 
 
 def _find_folder(directory: Path | None, split: str) -> Path:
@@ -72,18 +71,6 @@ def _read_labels(path: Path) -> Tensor:
             "Fetch it again."
         )
     return torch.from_numpy(labels.astype(np.int64) - 1)
-
-
-def _read_class_names(path: Path) -> tuple[str, ...]:
-    if not path.is_file():
-        return CLASSES
-    names = tuple(path.read_text(encoding="utf-8").split())
-    if len(names) != len(CLASSES):
-        raise DataError(
-            f"{path}: STL-10 has {len(CLASSES)} classes, found {len(names)} names. Fetch it again, "
-            "or delete it to use the usual names."
-        )
-    return names
 
 
 @final

@@ -53,11 +53,8 @@ def _read_class_names(folder: Path, wnids: list[str]) -> tuple[str, ...]:
     if not path.is_file():
         raise DataError(f"Tiny ImageNet: {folder} has no words.txt. {_ADVICE}")
     lines = path.read_text(encoding="utf-8").splitlines()
-    words = {wnid: text for wnid, _, text in (line.partition("\t") for line in lines)}
-    missing = [wnid for wnid in wnids if not words.get(wnid, "").strip()]
-    if missing:
-        raise DataError(f"{path} has no words for {abbreviate(missing)} of wnids.txt. {_ADVICE}")
-    names = [words[wnid].split(",")[0].strip() for wnid in wnids]
+    words = {wnid: text for wnid, _, text in (line.partition("	") for line in lines)}
+    names = [words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids]
     counts = Counter(names)
     return tuple(
         name if counts[name] == 1 else f"{name} ({wnid})"

@@ -78,10 +78,6 @@ class CifarResNet(nn.Module):
         self, depth: int, widths: Sequence[int], num_classes: int, convolutions: int = 2
     ) -> None:
         super().__init__()
-        if convolutions not in (1, 2):
-            raise ValueError(f"A block has 1 or 2 convolutions, not {convolutions}.")
-        if (depth - 2) % (3 * convolutions):
-            raise ValueError(f"A CIFAR ResNet has {3 * convolutions}n + 2 layers, not {depth}.")
         self.convolutions = convolutions
         self.blocks_per_stage = (depth - 2) // (3 * convolutions)
         stem, *stages = widths

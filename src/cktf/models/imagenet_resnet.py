@@ -90,8 +90,6 @@ class ImageNetResNet(nn.Module):
         self, block: type[BasicBlock | Bottleneck], blocks: Sequence[int], num_classes: int
     ) -> None:
         super().__init__()
-        if len(blocks) != len(_WIDTHS):
-            raise ValueError(f"This ResNet has {len(_WIDTHS)} stages, not {len(blocks)}.")
         self.blocks_per_stage = tuple(blocks)
         self.conv1 = nn.Conv2d(3, _WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(_WIDTHS[0])

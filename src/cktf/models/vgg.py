@@ -45,14 +45,11 @@ class VGG(nn.Module):
 
     def __init__(self, layers: Sequence[int], num_classes: int) -> None:
         super().__init__()
-        if len(layers) != len(_WIDTHS):
-            raise ValueError(f"A VGG has {len(_WIDTHS)} blocks, not {len(layers)}.")
         self.layers = tuple(layers)
-        self.block0 = _block(3, _WIDTHS[0], layers[0])
-        self.block1 = _block(_WIDTHS[0], _WIDTHS[1], layers[1])
-        self.block2 = _block(_WIDTHS[1], _WIDTHS[2], layers[2])
-        self.block3 = _block(_WIDTHS[2], _WIDTHS[3], layers[3])
-        self.block4 = _block(_WIDTHS[3], _WIDTHS[4], layers[4])
+        channels = (3, *_WIDTHS)
+        self.block0, self.block1, self.block2, self.block3, self.block4 = (
+            _block(channels[k], channels[k + 1], count) for k, count in enumerate(layers)
+        )
         self.pool0 = nn.MaxPool2d(2)
         self.pool1 = nn.MaxPool2d(2)
         self.pool2 = nn.MaxPool2d(2)

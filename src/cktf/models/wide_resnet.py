@@ -59,8 +59,6 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, factor: int, num_classes: int) -> None:
         super().__init__()
-        if (depth - 4) % 6:
-            raise ValueError(f"A wide ResNet has 6n + 4 layers, not {depth}.")
         self.blocks_per_stage = blocks = (depth - 4) // 6
         widths = [16 * factor, 32 * factor, 64 * factor]
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
