@@ -42,7 +42,7 @@ def embeddings(count=N):
 
 
 def crd(labels=None, **options):
-    return CRD(4, 5, N, embedding_dim=D, labels=labels, **({"negatives": K} | options))
+    return CRD(4, 5, N, labels=labels, **({"embedding_dim": D, "negatives": K} | options))
 
 
 def ids(labels, index):
@@ -491,6 +491,12 @@ def test_the_estimator_of_whoever_names_none(options, estimator):
             "given queue with shared. Set memory=bank and estimator=shared, or leave",
         ),
         ({"bank_device": "/no/such/folder", "estimator": "shared"}, "device, host or a folder"),
+        ({"estimator": "some"}, "estimator: "),
+        ({"storage": "float16"}, "storage: "),
+        ({"negatives": 0}, "negatives: .* equal to 1"),
+        ({"temperature": 0.01}, "temperature: .* equal to 0.02"),
+        ({"momentum": 1.5}, "momentum: .* equal to 1"),
+        ({"embedding_dim": 0}, "embedding_dim: .* equal to 1"),
         ({"renormalize": (0,)}, "renormalize: .* equal to 1"),
     ],
 )

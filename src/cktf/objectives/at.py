@@ -3,13 +3,9 @@
 Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928.
 """
 
-from typing import Any
-
-from typing_extensions import Self
-
 from cktf.batch import Batch
 from cktf.functional import at_loss
-from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
+from cktf.objectives.base import Loss, Objective, loss_of
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -25,12 +21,6 @@ class AT(Objective):
     paper = "arXiv 1612.03928"
     default_weight = 1000.0
     requires = frozenset({"stages"})
-
-    @classmethod
-    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
-        """Build it for two networks with stages."""
-        stage_maps("AT", *context.both("AT"))
-        return cls(**options)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""

@@ -1,10 +1,10 @@
-"""What every objective is: a weighted sum of terms over the features of two networks."""
+"""The base of all objectives, and their weighted sum."""
 
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,8 @@ from typing_extensions import Self
 from cktf.batch import Batch
 from cktf.contrast import Footprint
 from cktf.errors import MethodError
+from cktf.objectives.pairs import embeddings, stage_maps
 from cktf.taps import CacheSpec, Features
-
-T = TypeVar("T")
 
 # What an objective may require of a batch, and not of the networks.
 BATCH_FIELDS = frozenset({"labels", "index"})
@@ -25,11 +24,11 @@ _FROM_CONTEXT = frozenset({"labels", "config"})
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss and what it is made of.
+    """A loss and its terms.
 
     Attributes:
         total: scalar float32, to be minimized.
-        terms: each part by name, before weighting, for the record.
+        terms: each term by name, before weighting, for the record.
     """
 
     total: Tensor
@@ -43,7 +42,7 @@ def loss_of(name: str, value: Tensor) -> Loss:
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What an objective is built for.
+    """The networks and the training set that an objective is built for.
 
     Attributes:
         student: features of an example batch, of two or more images.
@@ -58,31 +57,22 @@ class BuildContext:
     labels: Tensor | None
 
     def both(self, method: str) -> tuple[Features, Features]:
-        """Student's and teacher's features, for a method that compares them."""
+        """Features of student and teacher; MethodError where there is no teacher."""
         if self.teacher is None:
             raise MethodError(f"{method} transfers knowledge and needs a teacher; there is none.")
         return self.student, self.teacher
 
 
-def present(value: T | None, what: str) -> T:
-    """The value, or a message that says what an objective was not given."""
-    if value is None:
-        raise MethodError(
-            f"{what} was not given. Run both networks, tapped with what the method needs."
-        )
-    return value
-
-
 @dataclass(frozen=True)
 class Phase:
-    """What is trained before the student is trained on the sum; a stage of its own.
+    """A phase of training before the student is trained on the sum.
 
     Attributes:
         name: for the record.
         objective: what is minimized; its parameters train.
-        lr: learning rate, which stays.
-        trains_student: whether the student runs and trains; without, the teacher's features stand
-            in the student's place.
+        lr: learning rate, constant.
+        trains_student: whether the student runs and trains; else the objective reads the teacher's
+            features as the student's too.
         weight: of the loss.
     """
 
@@ -125,9 +115,18 @@ class Objective(nn.Module, ABC):
     def from_setting(cls, context: BuildContext, **options: Any) -> Self:
         """Build it for two networks and a training set.
 
+        The default takes no arguments from them, and checks that they have the stages and the
+        embedding that the method requires.
+
         Raises:
             MethodError: the method does not fit them, or an option is out of its range.
         """
+        if cls.needs_teacher:
+            networks = context.both(cls.__name__)
+            if "stages" in cls.requires:
+                stage_maps(cls.__name__, *networks)
+            if "embedding" in cls.requires:
+                embeddings(cls.__name__, *networks)
         return cls(**options)
 
     @classmethod
@@ -165,7 +164,7 @@ class Objective(nn.Module, ABC):
         return []
 
     def cacheable(self) -> CacheSpec:
-        """What of the teacher's features is enough, for a cache of them on disk.
+        """The teacher's features that a cache on disk has to hold.
 
         Raises:
             MethodError: it reads whole maps, which take too much room.
@@ -181,17 +180,17 @@ class Objective(nn.Module, ABC):
         return CacheSpec(embedding="embedding" in self.features)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Called before each epoch, which are counted from 1; most objectives do not care."""
+        """Called before each epoch; epochs are counted from 1."""
 
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
-        """Take a batch into the memories, before training; without gradient."""
+        """Write a batch into the memories, before training; without gradient."""
 
     def full_after(self, samples: int) -> bool:
-        """Whether so many samples have filled the memories."""
+        """Whether so many samples fill the memories."""
         return True
 
     def footprint(self, batch: int) -> Footprint:
-        """What it takes of memory for batches of a size, beside its parameters."""
+        """Memory for batches of a size, besides the parameters."""
         return Footprint()
 
     def after_step(self) -> None:
@@ -199,7 +198,7 @@ class Objective(nn.Module, ABC):
 
 
 class WeightedSum(Objective):
-    """`Σ weight · term`; a term of weight 0 is not computed, nor one that only initializes.
+    """`Σ weight · term`, without terms of weight 0 and terms that only initialize.
 
     Args:
         terms: for each name a weight, at least 0, and an objective.
@@ -210,22 +209,24 @@ class WeightedSum(Objective):
 
     def __init__(self, terms: dict[str, tuple[float, Objective]]) -> None:
         super().__init__()
-        kept = {name: pair for name, pair in terms.items() if pair[0] > 0}
-        if not kept or any(weight < 0 for weight, _ in terms.values()):
-            given = {name: weight for name, (weight, _) in terms.items()}
+        weights = {name: weight for name, (weight, _) in terms.items()}
+        if not any(weights.values()) or min(weights.values()) < 0:
             raise MethodError(
-                f"A sum has weights of 0 or more, and at least one above 0; given {given}."
+                f"A sum has weights of 0 or more, and at least one above 0; given {weights}."
             )
-        self.terms = nn.ModuleDict({name: objective for name, (_, objective) in kept.items()})
-        self._given = {name: weight for name, (weight, _) in kept.items()}
-        summed = {name: pair for name, pair in kept.items() if not pair[1].only_initializes}
-        if not summed:
+        self.terms = nn.ModuleDict({n: objective for n, (w, objective) in terms.items() if w})
+        self._phase_weights = weights
+        self.weights = {
+            name: weight
+            for name, weight in weights.items()
+            if weight and not terms[name][1].only_initializes
+        }
+        if not self.weights:
             raise MethodError(
-                f"{' and '.join(kept)} only initialize the student, and nothing is left to train "
-                "it on: there are no labels. Add a method that needs none, such as cktf."
+                f"{' and '.join(self.terms)} only initialize the student, and nothing is left to "
+                "train it on: there are no labels. Add a method that needs none, such as cktf."
             )
-        self.weights = {name: weight for name, (weight, _) in summed.items()}
-        parts = [objective for _, objective in summed.values()]
+        parts = self._summed_terms()
         self.requires = frozenset().union(*(part.requires for part in parts))
         self.needs_teacher = any(part.needs_teacher for part in parts)
         self.filling = any(part.filling for part in parts)
@@ -233,7 +234,7 @@ class WeightedSum(Objective):
     def phases(self) -> list[Phase]:
         """The phases of all terms; one on a term's own loss has the term's weight."""
         return [
-            replace(phase, weight=self._given[name]) if phase.objective is term else phase
+            replace(phase, weight=self._phase_weights[name]) if phase.objective is term else phase
             for name, term in self.terms.items()
             for phase in cast(Objective, term).phases()
         ]
@@ -264,7 +265,7 @@ class WeightedSum(Objective):
         Raises:
             MethodError: a term first trains on the teacher's whole maps.
         """
-        found = CacheSpec()
+        spec = CacheSpec()
         for term in self.terms.values():
             objective = cast(Objective, term)
             if objective.phases():
@@ -272,32 +273,32 @@ class WeightedSum(Objective):
                     f"{type(objective).__name__} has a first stage of its own on whole maps, which "
                     "a teacher cache does not hold. Train without teacher_cache."
                 )
-            found |= objective.cacheable()
-        return found
+            spec |= objective.cacheable()
+        return spec
 
     def begin_epoch(self, epoch: int) -> None:
-        """Tell every term."""
-        for part in self._parts():
+        """Pass the call on to every term."""
+        for part in self._summed_terms():
             part.begin_epoch(epoch)
 
     def after_step(self) -> None:
         """Update the memories of every term."""
-        for part in self._parts():
+        for part in self._summed_terms():
             part.after_step()
 
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
-        """Take a batch into the memories that want it."""
-        for part in self._parts():
+        """Write a batch into the memories that are filled before training."""
+        for part in self._summed_terms():
             if part.filling:
                 part.fill(student, teacher, batch)
 
     def full_after(self, samples: int) -> bool:
         """Whether so many samples have filled all memories."""
-        return all(part.full_after(samples) for part in self._parts() if part.filling)
+        return all(part.full_after(samples) for part in self._summed_terms() if part.filling)
 
     def footprint(self, batch: int) -> Footprint:
         """All terms together."""
-        return sum((part.footprint(batch) for part in self._parts()), Footprint())
+        return sum((part.footprint(batch) for part in self._summed_terms()), Footprint())
 
-    def _parts(self) -> list[Objective]:
+    def _summed_terms(self) -> list[Objective]:
         return [cast(Objective, self.terms[name]) for name in self.weights]

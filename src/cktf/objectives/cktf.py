@@ -26,9 +26,9 @@ from cktf.errors import MethodError, nearest
 from cktf.functional.maps import pair_stages
 from cktf.functional.module_vector import EPSILON, ModuleNorm, module_grid, module_vector
 from cktf.functional.precision import full_precision
-from cktf.objectives.base import BuildContext, Loss, Objective, present
+from cktf.objectives.base import BuildContext, Loss, Objective
 from cktf.objectives.crd import CRD
-from cktf.objectives.pairs import embeddings
+from cktf.objectives.pairs import embeddings, require_feature
 from cktf.processes import broadcast_first, num_processes, sum_over_processes
 from cktf.taps import CacheSpec, Features
 
@@ -159,7 +159,7 @@ class CKTF(Objective):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
-        return self.loss(student, present(teacher, "CKTF's teacher"), batch.index)
+        return self.loss(student, require_feature(teacher, "CKTF's teacher"), batch.index)
 
     def cacheable(self) -> CacheSpec:
         """The averages of maps that the heads read, where nothing else reads the maps."""
@@ -185,7 +185,7 @@ class CKTF(Objective):
     @torch.no_grad()
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
         """Put a batch's rows into the memories of all pairs."""
-        vectors = self._vectors(student, present(teacher, "CKTF's teacher"))
+        vectors = self._vectors(student, require_feature(teacher, "CKTF's teacher"))
         memory = self._pairs()[0].memory
         _check.indices("CKTF", batch.index, len(student.logits), memory.dataset_size)
         draw = memory.reserve(batch.index)
@@ -219,7 +219,7 @@ class CKTF(Objective):
         return vectors
 
     def _stem(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
-        s, t = present(student.stem, "A stem"), present(teacher.stem, "A stem")
+        s, t = require_feature(student.stem, "A stem"), require_feature(teacher.stem, "A stem")
         grid = module_grid(s.shape, t.shape, self._pool_globally)
         return (
             module_vector(s, s.shape[1], grid, "none"),
@@ -230,7 +230,7 @@ class CKTF(Objective):
         """The teacher's maps that the heads read, each averaged to its grid."""
 
         def grid(student_map: Tensor | None, teacher_map: Tensor | None) -> tuple[int, int]:
-            s, t = present(student_map, "A stem"), present(teacher_map, "A stem")
+            s, t = require_feature(student_map, "A stem"), require_feature(teacher_map, "A stem")
             return module_grid(s.shape, t.shape, self._pool_globally)
 
         positions = pair_stages(range(len(student.stages)), range(len(teacher.stages)))

@@ -12,8 +12,8 @@ from typing_extensions import Self
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import fsp_loss
-from cktf.objectives.base import BuildContext, Loss, Objective, Phase, loss_of, present
-from cktf.objectives.pairs import stage_maps
+from cktf.objectives.base import BuildContext, Loss, Objective, Phase, loss_of
+from cktf.objectives.pairs import require_feature, stage_maps
 from cktf.taps import Features
 
 
@@ -64,6 +64,6 @@ class FSP(Objective):
 
 def _maps(student: Features, teacher: Features | None) -> tuple[list[Tensor], list[Tensor]]:
     students, teachers = stage_maps("FSP", student, teacher)
-    teacher = present(teacher, "FSP's teacher")
-    stems = present(student.stem, "FSP's stem"), present(teacher.stem, "FSP's stem")
+    teacher = require_feature(teacher, "FSP's teacher")
+    stems = require_feature(student.stem, "FSP's stem"), require_feature(teacher.stem, "FSP's stem")
     return [stems[0], *students], [stems[1], *teachers]

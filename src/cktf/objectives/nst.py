@@ -4,13 +4,9 @@ Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Select
 2017, arXiv 1707.01219.
 """
 
-from typing import Any
-
-from typing_extensions import Self
-
 from cktf.batch import Batch
 from cktf.functional import nst_loss
-from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
+from cktf.objectives.base import Loss, Objective, loss_of
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -26,12 +22,6 @@ class NST(Objective):
     paper = "arXiv 1707.01219"
     default_weight = 50.0
     requires = frozenset({"stages"})
-
-    @classmethod
-    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
-        """Build it for two networks with stages."""
-        stage_maps("NST", *context.both("NST"))
-        return cls(**options)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""

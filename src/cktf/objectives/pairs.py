@@ -1,53 +1,58 @@
-"""Which features of two networks an objective compares."""
+"""The features of two networks that an objective compares."""
+
+from typing import TypeVar
 
 from torch import Tensor
 
 from cktf.errors import MethodError
 from cktf.functional.maps import pair_stages
-from cktf.objectives.base import present
 from cktf.taps import Features
+
+T = TypeVar("T")
+
+_NO_MAPS = {
+    "stages": (
+        "{method} compares stage maps, and the {network} has none. Use a method that reads "
+        "embeddings or logits, or name the stages: feature_paths = FeaturePaths(stages=...)."
+    ),
+    "preacts": (
+        "{method} compares maps before their activation, and none are known of the {network}. Name "
+        "them: feature_paths = FeaturePaths(preacts=...), or use another method."
+    ),
+}
+
+
+def require_feature(value: T | None, name: str) -> T:
+    """Return a feature, or raise MethodError where it is None."""
+    if value is None:
+        raise MethodError(f"{name} is missing. Tap both networks for what the method requires.")
+    return value
 
 
 def stage_maps(
     method: str, student: Features, teacher: Features | None, kind: str = "stages"
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The stages' maps of both networks, side by side; of the deeper network a choice.
+    """Pair the stages' maps of two networks; of the deeper network some are left out.
 
     Args:
         method: for messages.
         student: its features of a batch.
         teacher: its features of the same batch.
-        kind: `stages`, or `preacts` for the same places before their activations.
+        kind: `stages`, or `preacts` for the maps before their activations.
 
     Raises:
         MethodError: a network without such maps.
     """
-    teacher = present(teacher, f"{method}'s teacher")
-    maps: dict[str, tuple[Tensor, ...]] = {
-        "student": getattr(student, kind),
-        "teacher": getattr(teacher, kind),
-    }
-    for whose, given in maps.items():
-        if not given:
-            raise MethodError(_MISSING[kind].format(method=method, whose=whose))
-    pairs = pair_stages(maps["student"], maps["teacher"])
+    teacher = require_feature(teacher, f"{method}'s teacher")
+    for network, features in (("student", student), ("teacher", teacher)):
+        if not getattr(features, kind):
+            raise MethodError(_NO_MAPS[kind].format(method=method, network=network))
+    pairs = pair_stages(getattr(student, kind), getattr(teacher, kind))
     return [s for s, _ in pairs], [t for _, t in pairs]
 
 
 def embeddings(method: str, student: Features, teacher: Features | None) -> tuple[Tensor, Tensor]:
-    """The penultimate vectors of both networks."""
-    teacher = present(teacher, f"{method}'s teacher")
-    what = f"{method}'s embedding"
-    return present(student.embedding, what), present(teacher.embedding, what)
-
-
-_MISSING = {
-    "stages": (
-        "{method} compares stage maps, and the {whose} has none. Use a method that reads "
-        "embeddings or logits, or name the stages: feature_paths = FeaturePaths(stages=...)."
-    ),
-    "preacts": (
-        "{method} compares maps before their activation, and none are known of the {whose}. Name "
-        "them: feature_paths = FeaturePaths(preacts=...), or use another method."
-    ),
-}
+    """The penultimate vectors of both networks; MethodError where one is missing."""
+    teacher = require_feature(teacher, f"{method}'s teacher")
+    name = f"{method}'s embedding"
+    return require_feature(student.embedding, name), require_feature(teacher.embedding, name)

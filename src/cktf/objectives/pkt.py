@@ -4,13 +4,9 @@ Source: Passalis and Tefas, "Learning Deep Representations with Probabilistic Kn
 ECCV 2018, arXiv 1803.10837.
 """
 
-from typing import Any
-
-from typing_extensions import Self
-
 from cktf.batch import Batch
 from cktf.functional import pkt_loss
-from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
+from cktf.objectives.base import Loss, Objective, loss_of
 from cktf.objectives.pairs import embeddings
 from cktf.taps import Features
 
@@ -26,12 +22,6 @@ class PKT(Objective):
     paper = "arXiv 1803.10837"
     default_weight = 30000.0
     requires = frozenset({"embedding"})
-
-    @classmethod
-    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
-        """Build it for two networks with embeddings."""
-        embeddings("PKT", *context.both("PKT"))
-        return cls(**options)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""

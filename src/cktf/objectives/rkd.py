@@ -3,14 +3,10 @@
 Source: Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068.
 """
 
-from typing import Any
-
-from typing_extensions import Self
-
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import rkd_loss
-from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
+from cktf.objectives.base import Loss, Objective, loss_of
 from cktf.objectives.pairs import embeddings
 from cktf.taps import Features
 
@@ -38,12 +34,6 @@ class RKD(Objective):
                 f"{distance_weight}, angle_weight {angle_weight}."
             )
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
-
-    @classmethod
-    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
-        """Build it for two networks with embeddings."""
-        embeddings("RKD", *context.both("RKD"))
-        return cls(**options)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""

@@ -3,13 +3,9 @@
 Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682.
 """
 
-from typing import Any
-
-from typing_extensions import Self
-
 from cktf.batch import Batch
 from cktf.functional import sp_loss
-from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
+from cktf.objectives.base import Loss, Objective, loss_of
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -24,12 +20,6 @@ class SP(Objective):
     paper = "arXiv 1907.09682"
     default_weight = 3000.0
     requires = frozenset({"stages"})
-
-    @classmethod
-    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
-        """Build it for two networks with stages."""
-        stage_maps("SP", *context.both("SP"))
-        return cls(**options)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
