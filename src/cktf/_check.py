@@ -108,7 +108,7 @@ def at_least_two(method: str, student: Tensor) -> None:
 def paired_maps(
     method: str, student: Sequence[Tensor], teacher: Sequence[Tensor], *, equal: bool = False
 ) -> None:
-    """As many maps [B, C, H, W] of one batch from both networks, of equal shapes if asked."""
+    """As many maps [B, C, H, W] of one batch from both networks; with `equal` of equal shapes."""
     if not student or len(student) != len(teacher):
         raise ShapeError(
             f"{method} needs as many maps from both networks, and at least one: student "

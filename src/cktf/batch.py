@@ -1,4 +1,4 @@
-"""What travels through training: one batch of images."""
+"""A batch of images, as it passes through training."""
 
 from dataclasses import dataclass, replace
 
@@ -11,11 +11,11 @@ class Batch:
     """One batch.
 
     Attributes:
-        images: [B, C, H, W] float32 in [0, 1] (or as a user's own data set gives them).
+        images: [B, C, H, W] float32 in [0, 1]; a user's data set may give other ranges.
         labels: [B] int64 classes; None where the data has none.
         index: [B] int64, each sample's position in its data set.
-        view: which of a finite set of augmentations all of them are in; None for new ones.
-        origin: the batch that was moved here from another device.
+        view: the number of the images' augmentation in a finite set; None for random ones.
+        origin: the batch on its first device; None for that batch itself.
     """
 
     images: Tensor
@@ -25,7 +25,7 @@ class Batch:
     origin: "Batch | None" = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
+        """Copy the batch to a device."""
         return replace(
             self,
             images=copy_to_device(self.images, device),
@@ -36,7 +36,7 @@ class Batch:
 
     @property
     def original(self) -> "Batch":
-        """As it came, where looking at its numbers keeps no GPU waiting."""
+        """The batch on its first device, where reading its numbers synchronizes no GPU."""
         return self.origin or self
 
     def __len__(self) -> int:
@@ -44,8 +44,8 @@ class Batch:
 
 
 def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; neither waits for the other where it goes to a GPU."""
+    """Copy a tensor to a device, asynchronously where that is a GPU."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        # From other memory a copy waits for the work before it.
+        # Only copies from pinned memory are asynchronous.
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

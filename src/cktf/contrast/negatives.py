@@ -1,4 +1,4 @@
-"""Which training samples a batch is contrasted with.
+"""Draw the training samples that a batch is contrasted with.
 
 With labels, a sample's negatives are the samples of other classes; without, all samples but
 itself, as if each were a class. Order the samples by class and write that order down twice: the
@@ -54,15 +54,15 @@ class NegativeSampler(nn.Module):
             [B, K] int64 positions; on a CPU they ascend.
         """
         after, count = self.after[index].unsqueeze(1), self.count[index].unsqueeze(1)
-        drawn = torch.empty(len(index), negatives, dtype=torch.int64, device=index.device)
+        negative_index = torch.empty(len(index), negatives, dtype=torch.int64, device=index.device)
         # Classes differ in size: 31 random bits are scaled to each anchor's own count, in integers;
         # a float32 could name no more than 2^24 rows, and round up to the count.
-        drawn.random_(1 << 31).mul_(count).bitwise_right_shift_(31).add_(after)
-        drawn = self.order.index_select(0, drawn.view(-1)).view_as(drawn)
-        if drawn.device.type == "cpu":
-            # In the order of memory, scores are gathered, and weights added, ten times faster.
-            drawn.numpy().sort(axis=1)
-        return drawn.long()
+        negative_index.random_(1 << 31).mul_(count).bitwise_right_shift_(31).add_(after)
+        negative_index = self.order.index_select(0, negative_index.view(-1)).view_as(negative_index)
+        if negative_index.device.type == "cpu":
+            # Scores are gathered, and weights added, ten times faster in memory order.
+            negative_index.numpy().sort(axis=1)
+        return negative_index.long()
 
 
 def check_labels(dataset_size: int, labels: Tensor | None) -> None:

@@ -20,8 +20,8 @@ from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
 
-class _Same(nn.Module):
-    """No connector where a student's map has its teacher's shape."""
+class _Identity(nn.Module):
+    """Stands for a connector where the student's map has the teacher's shape."""
 
     def forward(
         self, student: torch.Tensor, teacher: torch.Tensor
@@ -58,7 +58,7 @@ class AB(Objective):
             raise MethodError(f"AB's margin is above 0, given {margin}; 1 is usual.")
         self.margin, self.init_lr = margin, init_lr
         self.connectors = nn.ModuleList(
-            _Same() if s == t else Regressor(s, t, relu=False)
+            _Identity() if s == t else Regressor(s, t, relu=False)
             for s, t in zip(student, teacher, strict=True)
         )
 

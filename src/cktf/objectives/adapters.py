@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cktf.functional.maps import pool_to_smaller
 
 # The largest kernel that takes up a difference of sizes.
-_LARGEST = 7
+_MAX_KERNEL = 7
 
 
 class Regressor(nn.Module):
@@ -25,25 +25,25 @@ class Regressor(nn.Module):
     def __init__(self, student: torch.Size, teacher: torch.Size, *, relu: bool) -> None:
         super().__init__()
         channels = student[1], teacher[1]
-        size, wanted = tuple(student[2:]), tuple(teacher[2:])
-        kernel = 1 + size[0] - wanted[0], 1 + size[1] - wanted[1]
+        size, target = tuple(student[2:]), tuple(teacher[2:])
+        kernel = 1 + size[0] - target[0], 1 + size[1] - target[1]
         self.pools = False
-        # A BN follows, so that a bias would do nothing.
-        if size == tuple(2 * side for side in wanted):
+        # BatchNorm follows and cancels a bias.
+        if size == tuple(2 * side for side in target):
             layer: nn.Module = nn.Conv2d(*channels, 3, stride=2, padding=1, bias=False)
-        elif wanted == tuple(2 * side for side in size):
+        elif target == tuple(2 * side for side in size):
             layer = nn.ConvTranspose2d(*channels, 4, stride=2, padding=1, bias=False)
-        elif min(kernel) >= 1 and max(kernel) <= _LARGEST:
+        elif min(kernel) >= 1 and max(kernel) <= _MAX_KERNEL:
             layer = nn.Conv2d(*channels, kernel, bias=False)
         else:
             layer = nn.Conv2d(*channels, 1, bias=False)
             self.pools = True
-        after = [nn.BatchNorm2d(teacher[1]), *([nn.ReLU()] if relu else [])]
-        self.layers = nn.Sequential(layer, *after)
+        activation = [nn.ReLU()] if relu else []
+        self.layers = nn.Sequential(layer, nn.BatchNorm2d(teacher[1]), *activation)
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Both maps in one shape."""
         if self.pools:
             student, teacher = pool_to_smaller(student, teacher)
-        # Maps may come in half precision; under autocast the layers compute in it again.
+        # Maps may be in half precision; autocast chooses the precision of the layers.
         return self.layers(student.float()), teacher

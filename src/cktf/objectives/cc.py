@@ -53,5 +53,5 @@ class CC(Objective):
 
     @full_precision
     def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        own = self.student_head(student.float())
-        return cc_loss(own, self.teacher_head(teacher.detach().float()))
+        student = self.student_head(student.float())
+        return cc_loss(student, self.teacher_head(teacher.detach().float()))

@@ -22,8 +22,8 @@ from cktf.taps import Features
 _SLOPE = 0.1
 
 
-def _layers(layer: type[nn.Module], *channels: int, norm: bool = False) -> nn.Sequential:
-    """3x3 layers from one number of channels to the next, each with its activation."""
+def _conv_layers(layer: type[nn.Module], *channels: int, norm: bool = False) -> nn.Sequential:
+    """Build 3x3 layers from one number of channels to the next, each with an activation."""
     layers: list[nn.Module] = []
     for before, after in pairwise(channels):
         layers.append(layer(before, after, 3, padding=1, bias=not norm))
@@ -44,14 +44,14 @@ class Paraphraser(Objective):
 
     def __init__(self, channels: int, factor: int) -> None:
         super().__init__()
-        self.encoder = _layers(nn.Conv2d, channels, channels, factor, factor)
-        self.decoder = _layers(nn.ConvTranspose2d, factor, factor, channels, channels)
+        self.encoder = _conv_layers(nn.Conv2d, channels, channels, factor, factor)
+        self.decoder = _conv_layers(nn.ConvTranspose2d, factor, factor, channels, channels)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """Mean squared error of the teacher's map."""
         stage = require_feature(teacher, "FT's teacher").stages[-1].detach().float()
-        restored = self.decoder(self.encoder(stage))
-        return loss_of("paraphraser", F.mse_loss(restored.float(), stage))
+        reconstruction = self.decoder(self.encoder(stage))
+        return loss_of("paraphraser", F.mse_loss(reconstruction.float(), stage))
 
 
 class FT(Objective):
@@ -88,7 +88,7 @@ class FT(Objective):
             )
         self.init_lr = init_lr
         self.paraphraser = Paraphraser(teacher_channels, size)
-        self.translator = _layers(
+        self.translator = _conv_layers(
             nn.Conv2d, student_channels, student_channels, size, size, norm=True
         )
 

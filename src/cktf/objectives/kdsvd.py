@@ -46,7 +46,7 @@ class KDSVD(Objective):
         cls, context: BuildContext, rank: int = 1, axis: Axis | None = None, **options: Any
     ) -> Self:
         """Build it for two networks with two stages or more."""
-        students, teachers = _pooled(*context.both("KDSVD"))
+        students, teachers = _pooled_maps(*context.both("KDSVD"))
         if len(students) < 2:
             raise MethodError("KDSVD relates neighboring stages, and a network here has only one.")
         if axis == "channel" and common_axis(students, teachers) != "channel":
@@ -55,21 +55,21 @@ class KDSVD(Objective):
                 f"{[m.shape[1] for m in students]}, the teacher {[m.shape[1] for m in teachers]}. "
                 "Use axis: width."
             )
-        most = count_vectors(teachers, axis or common_axis(students, teachers))
-        if rank > most:
+        available = count_vectors(teachers, axis or common_axis(students, teachers))
+        if rank > available:
             raise MethodError(
                 f"KDSVD keeps rank = {rank} singular vectors of each teacher map, and here one has "
-                f"{most}. Set rank to {most} or less."
+                f"{available}. Set rank to {available} or less."
             )
         return cls(rank, axis, **options)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch; larger maps are average-pooled."""
-        students, teachers = _pooled(student, teacher)
+        students, teachers = _pooled_maps(student, teacher)
         return loss_of("kdsvd", kdsvd_loss(students, teachers, self.rank, self.axis))
 
 
-def _pooled(student: Features, teacher: Features | None) -> list[tuple[Tensor, ...]]:
+def _pooled_maps(student: Features, teacher: Features | None) -> list[tuple[Tensor, ...]]:
     """The stages' maps of both networks, the larger of each pair pooled to the other."""
     maps = zip(*stage_maps("KDSVD", student, teacher), strict=True)
     return list(zip(*(pool_to_smaller(s, t) for s, t in maps), strict=True))

@@ -2,7 +2,7 @@
 
 A method string is names joined by `+`, each with an optional weight: `cktf+kd`, `crd:0.8+kd`.
 Cross-entropy joins with weight 1 wherever there are labels; `ce` names it, `ce` alone is the
-student without a teacher. Every method has a weight of its own, whatever stands beside it;
+student without a teacher. A method's weight does not depend on the others;
 `cktf:0.8` is 0.8 · (L_penultimate + Σ L_k).
 """
 
@@ -134,17 +134,17 @@ def compose(
         if weight == 0:
             continue
         objective = METHODS[name]
-        chosen = dict(preset_options.get(name, {})) | rename_options((options or {}).get(name, {}))
+        values = dict(preset_options.get(name, {})) | rename_options((options or {}).get(name, {}))
         if weight is None:
             weight = objective.default_weight
-        elif common := sorted(objective.weight_options.keys() & chosen.keys()):
+        elif common := sorted(objective.weight_options.keys() & values.keys()):
             raise MethodError(
                 f"The weight of {name} in {method!r} sets {' and '.join(objective.weight_options)},"
                 f" and the options set {' and '.join(common)}. Give one of them."
             )
         else:
-            chosen |= objective.weight_options
-        terms[name] = weight, objective.from_setting(context, **chosen)
+            values |= objective.weight_options
+        terms[name] = weight, objective.from_setting(context, **values)
     return WeightedSum(terms)
 
 

@@ -24,7 +24,7 @@ _EPSILON = 1e-5
 
 
 class _Gaussian(nn.Module):
-    """What a student's map says of its teacher's: a mean, and a variance for each channel."""
+    """Predicts a teacher's map from a student's: a mean, and a variance for each channel."""
 
     def __init__(self, student_channels: int, teacher_channels: int, variance: float) -> None:
         super().__init__()
