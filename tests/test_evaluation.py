@@ -26,7 +26,7 @@ from cktf.workflows.user_objects import UserObjects
 
 @pytest.fixture
 def sets(tmp_path):
-    """Folders of the same two classes, of a side and a number of test images that tell them."""
+    """Three folders of the same classes that differ in image size and in test images."""
     for name, (side, count) in {"a": (64, 3), "b": (96, 4), "c": (128, 5)}.items():
         for part, images in (("train", 2), ("test", count)):
             for label in ("cat", "dog"):
@@ -34,8 +34,8 @@ def sets(tmp_path):
     return {name: f"imagefolder:{tmp_path / name}" for name in "abc"}
 
 
-def finished(folder, recipe):
-    """What evaluation reads of a run: its recipe, and a network of its classes."""
+def write_run(folder, recipe):
+    """Write the files of a finished run that evaluation reads."""
     folder.mkdir()
     (folder / "recipe.yaml").write_text(to_yaml(recipe))
     save_network(
@@ -46,7 +46,7 @@ def finished(folder, recipe):
 
 
 @pytest.mark.parametrize("kind", ["train", "transfer"])
-def test_the_set_that_is_named_is_measured(sets, tmp_path, monkeypatch, kind):
+def test_the_named_data_set_is_evaluated(sets, tmp_path, monkeypatch, kind):
     section = {"name": sets["a"], "test": sets["b"], "classes": ["cat", "dog"]}
     if kind == "train":
         recipe = parse_recipe({"kind": kind, "model": "resnet8", "data": section})
@@ -55,7 +55,7 @@ def test_the_set_that_is_named_is_measured(sets, tmp_path, monkeypatch, kind):
         recipe = parse_transfer_recipe({"kind": kind, "labeled": section, **fields})
     monkeypatch.chdir(tmp_path)
     # A run folder may be called like a network.
-    run = finished(Path("resnet8"), recipe)
+    run = write_run(Path("resnet8"), recipe)
     for data, (measured, images) in {
         None: ("b", 8), sets["a"]: ("a", 6), sets["b"]: ("b", 8), sets["c"]: ("c", 10),
     }.items():  # fmt: skip
@@ -63,17 +63,17 @@ def test_the_set_that_is_named_is_measured(sets, tmp_path, monkeypatch, kind):
         assert (name, accuracy.samples) == (sets[measured], images)
 
 
-def test_a_folder_named_from_where_one_is_is_the_same_folder(sets, tmp_path, monkeypatch):
+def test_relative_folders_are_recognized(sets, tmp_path, monkeypatch):
     section = {"name": sets["a"], "test": sets["b"], "dir": "images"}
     recipe = parse_recipe({"kind": "train", "model": "resnet8", "data": section})
-    run = finished(tmp_path / "run", recipe)
+    run = write_run(tmp_path / "run", recipe)
     monkeypatch.chdir(tmp_path)
     assert evaluation.load_test_section(run, "imagefolder:b")[1] == recipe.data
     assert evaluation.load_test_section(run, "imagefolder:a")[1].dir == "images"
     assert evaluation.load_test_section(run, "imagefolder:c")[1].name == sets["c"]
 
 
-def test_a_run_is_evaluated_at_the_size_of_its_training(sets, tmp_path, monkeypatch):
+def test_evaluation_uses_the_size_of_training(sets, tmp_path, monkeypatch):
     out = tmp_path / "run"
     line = f"train --model resnet8 --data {sets['a']} --epochs 1 --out {out}"
     assert CliRunner().invoke(app, [*line.split(), "--set", "data.batch_size=4"]).exit_code == 0
@@ -92,7 +92,7 @@ def test_a_run_is_evaluated_at_the_size_of_its_training(sets, tmp_path, monkeypa
 
 @pytest.mark.parametrize("tested", ["a", "b"])
 def test_a_folder_may_have_moved(sets, tmp_path, tested):
-    """It is where --data-dir says, and images that came later change no size."""
+    """--data-dir names its new place; images added later do not change the image size."""
     out, moved = tmp_path / "run", tmp_path / "elsewhere"
     line = f"train --model resnet8 --data {sets['a']} --epochs 1 --out {out}"
     options = ["--set", "data.batch_size=4", "--set", f"data.test={sets[tested]}"]
@@ -118,7 +118,7 @@ def test_a_folder_may_have_moved(sets, tmp_path, tested):
 
 def test_a_folder_of_test_images_alone(sets, tmp_path):
     recipe = parse_recipe({"kind": "train", "model": "resnet8", "data": {"name": sets["a"]}})
-    run = finished(tmp_path / "run", recipe)
+    run = write_run(tmp_path / "run", recipe)
     (tmp_path / "b" / "train").rename(tmp_path / "aside")
     assert cktf.evaluate(run, sets["b"])[0].samples == 8
     words = "found test, and no class folders in train"
@@ -134,7 +134,7 @@ def test_another_set_is_tested_at_the_size_of_training(sets):
 
 
 @pytest.mark.parametrize(("given", "size"), [({}, 64), ({"image_size": 32}, 32)])
-def test_a_transfer_probes_at_the_size_it_distils_at(sets, tmp_path, given, size):
+def test_transfer_probes_at_the_size_of_distillation(sets, tmp_path, given, size):
     fields = {
         "teacher": "custom", "student": "custom", "labeled": {"name": sets["c"]} | given,
         "data": {"name": sets["a"], "batch_size": 2},
@@ -143,8 +143,8 @@ def test_a_transfer_probes_at_the_size_it_distils_at(sets, tmp_path, given, size
     networks = UserObjects(create("resnet8", 2), create("resnet8", 2))
     planned = plan(recipe, out, networks)
     assert planned.labeled.raw_train.images.shape[1] == size
-    assert planned.parts.data.raw_train.images.shape[1] == 64
-    # What is evaluated or reported of it later, and what goes on, is of that size too.
+    assert planned.components.data.raw_train.images.shape[1] == 64
+    # Evaluation, reports and resumed runs use that size too.
     assert planned.recipe.labeled.image_size == size
-    finished(out, planned.recipe)
+    write_run(out, planned.recipe)
     assert plan(recipe, out, networks, resume=True).recipe == planned.recipe

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from image_files import pixels
 from PIL import Image
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
@@ -17,13 +18,6 @@ from cktf.data import (
 )
 from cktf.errors import DataError
 from cktf.recipes import build_test_loader
-
-RNG = np.random.default_rng
-
-
-def pixels(seed, *shape):
-    return RNG(seed).integers(0, 256, shape, dtype=np.uint8)
-
 
 # Images in memory
 
@@ -65,7 +59,7 @@ def test_image_set_refuses_labels_that_do_not_fit(images, labels, words):
 
 
 def naive_crops(image, padding, flip=True):
-    """Every possible outcome for one image, by the pixels' bytes: {bytes: (dy, dx, mirrored)}."""
+    """All possible crops of one image: {bytes of the crop: (dy, dx, mirrored)}."""
     height, width, channels = image.shape
     outcomes = {}
     for dy, dx in np.ndindex(2 * padding + 1, 2 * padding + 1):
@@ -81,7 +75,7 @@ def naive_crops(image, padding, flip=True):
 
 
 def naive_augmented(images, generator, padding, flip):
-    """The definition, image by image, with the offsets that the generator gives."""
+    """The definition, image by image, with the generator's offsets."""
     count = len(images)
     offset = torch.randint(2 * padding + 1, (2, count, 1), generator=generator)
     mirrored = torch.randint(2, (count, 1), generator=generator).bool()
@@ -107,7 +101,7 @@ def test_crop_and_flip_against_a_loop(flip, padding, height, width, dtype):
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_every_offset_and_side_is_as_likely(flip):
+def test_offsets_and_flips_are_uniform(flip):
     image = pixels(3, 4, 4, 1)
     outcomes = naive_crops(image, 1, flip)
     each = 200
@@ -160,7 +154,7 @@ def test_testing_keeps_order_and_the_short_batch(make):
 
 
 @pytest.mark.parametrize("make", [memory, mapped])
-def test_order_is_decided_by_seed_and_epoch_alone(make):
+def test_seed_and_epoch_decide_the_order(make):
     expected = order(make(seed=3), 2)
     torch.rand(17)
     loader = make(seed=3)
@@ -172,7 +166,7 @@ def test_order_is_decided_by_seed_and_epoch_alone(make):
 
 
 @pytest.mark.parametrize("make", [memory, mapped])
-def test_loading_leaves_the_global_generator_alone(make):
+def test_loading_leaves_the_global_rng_unchanged(make):
     before = torch.get_rng_state()
     batches(make())
     assert torch.equal(torch.get_rng_state(), before)
@@ -192,7 +186,7 @@ def test_batches_hold_the_images_of_their_index(make, train):
             assert label == index % 4
 
 
-def test_augmentation_repeats_with_the_epoch_and_leaves_the_images_alone():
+def test_augmentation_repeats_with_the_epoch():
     loader = memory(augment=True)
     before = loader.data.images.clone()
     first, again, next_epoch = (torch.cat([b.images for b in loader.epoch(e)]) for e in (1, 1, 2))
@@ -203,7 +197,7 @@ def test_augmentation_repeats_with_the_epoch_and_leaves_the_images_alone():
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_augmentation_mirrors_only_where_the_data_allow_it(flip):
+def test_images_are_mirrored_only_if_flip_is_set(flip):
     data = image_set(count=40, flip=flip)
     mirrored = set()
     for batch in MemoryLoader(data, 10, train=True, augment=True).epoch(1):
@@ -217,23 +211,23 @@ def test_augmentation_mirrors_only_where_the_data_allow_it(flip):
 
 # Batches from any data set
 
-COLOUR = pixels(4, 4, 5, 5, 3)
-GREY = pixels(5, 4, 5, 5)
+COLOR = pixels(4, 4, 5, 5, 3)
+GRAY = pixels(5, 4, 5, 5)
 KINDS = {
-    "picture": (Image.fromarray, COLOUR),
-    "array": (lambda a: a, COLOUR),
-    "bytes": (lambda a: torch.from_numpy(a.transpose(2, 0, 1).copy()), COLOUR),
-    "floats": (lambda a: torch.from_numpy(a.transpose(2, 0, 1) / np.float32(255)), COLOUR),
-    "float array": (lambda a: (a / 255).astype(np.float32), COLOUR),
-    "gray picture": (Image.fromarray, GREY),
-    "gray array": (lambda a: a, GREY),
-    "gray bytes": (lambda a: torch.from_numpy(a.copy())[None], GREY),
+    "picture": (Image.fromarray, COLOR),
+    "array": (lambda a: a, COLOR),
+    "bytes": (lambda a: torch.from_numpy(a.transpose(2, 0, 1).copy()), COLOR),
+    "floats": (lambda a: torch.from_numpy(a.transpose(2, 0, 1) / np.float32(255)), COLOR),
+    "float array": (lambda a: (a / 255).astype(np.float32), COLOR),
+    "gray picture": (Image.fromarray, GRAY),
+    "gray array": (lambda a: a, GRAY),
+    "gray bytes": (lambda a: torch.from_numpy(a.copy())[None], GRAY),
 }
 
 
 @pytest.fixture
 def always_warn():
-    """PyTorch says some warnings once in a process; a test is to hear them."""
+    """PyTorch issues some warnings once per process; here every time."""
     before = torch.is_warn_always_enabled()
     torch.set_warn_always(True)
     yield
@@ -242,7 +236,7 @@ def always_warn():
 
 @pytest.mark.parametrize(("convert", "arrays"), KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("pair", [tuple, list])
-def test_images_of_any_kind(convert, arrays, pair, always_warn):
+def test_kinds_of_images(convert, arrays, pair, always_warn):
     data = [pair((convert(array), label)) for label, array in enumerate(arrays)]
     (batch,) = DatasetLoader(data, 4, train=False).epoch(1)
     stacked = arrays if arrays.ndim == 4 else arrays[..., None]
@@ -267,12 +261,12 @@ MODES = {
 
 
 @pytest.mark.parametrize(("picture", "expected"), MODES.values(), ids=MODES)
-def test_pictures_are_of_their_colors(picture, expected):
+def test_modes_of_pil_images(picture, expected):
     (batch,) = DatasetLoader([(picture, 0)], 1, train=False).epoch(1)
     assert (batch.images[0, :, 0].T * 255).round().tolist() == expected
 
 
-def test_a_picture_of_unknown_range_is_named():
+def test_pil_images_of_unknown_range_are_named():
     with pytest.raises(DataError, match=r"sample 0 cannot be converted .*32-bit integers"):
         batches(DatasetLoader([(Image.new("I", (2, 1), -1), 0)], 1, train=False))
 
@@ -305,7 +299,7 @@ def test_a_bad_sample_is_named(sample, words):
         batches(DatasetLoader([good, good, sample, good], 2, train=False))
 
 
-TESTED = {
+TEST_SETS = {
     "small": ((torch.zeros(3, 64, 64), 0), 500),
     "larger": ((torch.zeros(3, 640, 320), 0), 10),
     "picture": ((Image.new("RGB", (640, 320)), 0), 10),
@@ -317,13 +311,13 @@ TESTED = {
 }
 
 
-@pytest.mark.parametrize(("sample", "size"), TESTED.values(), ids=TESTED)
-def test_images_are_tested_by_their_size(sample, size):
+@pytest.mark.parametrize(("sample", "size"), TEST_SETS.values(), ids=TEST_SETS)
+def test_batch_size_of_tests_follows_the_image_size(sample, size):
     assert build_test_loader([sample] * 3).batch_size == size
 
 
 class Drawn:
-    """Images that are drawn anew whenever they are read."""
+    """Images that are random at every access."""
 
     def __len__(self):
         return 3
@@ -332,7 +326,7 @@ class Drawn:
         return torch.rand(3, 640, 320), 0
 
 
-def test_a_look_at_the_size_draws_nothing():
+def test_choosing_the_batch_size_leaves_the_rng_unchanged():
     before = torch.random.get_rng_state()
     assert build_test_loader(Drawn()).batch_size == 10
     assert torch.equal(before, torch.random.get_rng_state())
@@ -351,7 +345,7 @@ def test_workers_give_the_same_batches():
 
 
 class Plain:
-    """A data set that only gives samples."""
+    """A data set without an attribute for labels."""
 
     def __len__(self):
         return 5
@@ -361,7 +355,7 @@ class Plain:
 
 
 class Unreadable(Plain):
-    """A data set whose samples need not be read for their labels."""
+    """A data set whose labels are an attribute; reading a sample fails."""
 
     def __init__(self, **attributes):
         vars(self).update(attributes)
@@ -374,7 +368,7 @@ class Unreadable(Plain):
 
 
 IMAGES_OF_FIVE = torch.zeros(5, 3, 2, 2)
-LABELLED = {
+LABELED_SETS = {
     "plain": Plain(),
     "targets list": Unreadable(targets=[2, 0, 1, 1, 3]),
     "targets tensor": Unreadable(targets=torch.tensor([2, 0, 1, 1, 3], dtype=torch.int32)),
@@ -393,8 +387,8 @@ LABELLED = {
 }
 
 
-@pytest.mark.parametrize("data", LABELLED.values(), ids=LABELLED)
-def test_labels_of(data):
+@pytest.mark.parametrize("data", LABELED_SETS.values(), ids=LABELED_SETS)
+def test_get_labels(data):
     found = get_labels(data)
     assert found.dtype == torch.int64
     assert found.tolist() == [2, 0, 1, 1, 3]
@@ -405,7 +399,7 @@ def test_labels_of(data):
     [{"labels": ["cat", "dog", "horse"]}, {"targets": [7] * 5, "target_transform": abs}],
     ids=["names of classes", "transformed targets"],
 )
-def test_attributes_that_are_not_the_labels_of_samples(attributes):
+def test_attributes_that_are_not_labels(attributes):
     data = Plain()
     vars(data).update(attributes)
     assert get_labels(data).tolist() == [2, 0, 1, 1, 3]

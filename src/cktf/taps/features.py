@@ -18,7 +18,7 @@ class Features:
         stages: one [B, C, H, W] per stage, after its activation.
         blocks: per stage the maps of its blocks, the last of which is the stage's.
         preacts: one [B, C, H, W] per stage, before its activation.
-        pool_globally: whether CKTF averages each map whole, as published for networks of this kind.
+        pool_globally: whether CKTF averages each map to one pixel, as published for these networks.
     """
 
     logits: Tensor
