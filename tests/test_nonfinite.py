@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small_runs import SmallNet, distill_few, equal_weights, read_untimed_metrics, student_weights
+from small_runs import SmallNet, equal_weights, read_untimed_metrics, student_weights
 
 import cktf
 from cktf.engine import Trainer, TrainStep
@@ -17,16 +17,16 @@ from cktf.taps import FeaturePaths, Tap
 SKIP = {"runtime.on_nonfinite": "skip"}
 
 
-def spoil(monkeypatch, steps, change):
-    """Change what the objective gives in some steps, counted from 1."""
-    forward, done = TrainStep.forward, []
+def change_loss(monkeypatch, steps, change):
+    """Apply `change` to the loss of some steps, counted from 1."""
+    forward, calls = TrainStep.forward, []
 
-    def counted(self, batch):
-        done.append(1)
+    def changed_forward(self, batch):
+        calls.append(1)
         loss = forward(self, batch)
-        return change(loss) if len(done) in steps else loss
+        return change(loss) if len(calls) in steps else loss
 
-    monkeypatch.setattr(TrainStep, "forward", counted)
+    monkeypatch.setattr(TrainStep, "forward", changed_forward)
 
 
 def nan_in(term):
@@ -51,38 +51,33 @@ def bad_gradient(loss):
     return Loss(_BadGradient.apply(loss.total), loss.terms)
 
 
-def test_a_loss_that_is_not_finite_is_told(few_images, tmp_path, monkeypatch):
-    spoil(monkeypatch, {8}, nan_in("kd"))
+def test_a_loss_that_is_not_finite_is_an_error(small_run, monkeypatch):
+    change_loss(monkeypatch, {8}, nan_in("kd"))
     with pytest.raises(TrainingError) as caught:
-        distill_few(few_images, tmp_path / "run", method="kd", overrides={"checkpoint.epochs": 1})
+        small_run(overrides={"checkpoint.epochs": 1})
     text = str(caught.value)
     assert "not finite at step 3 of epoch 2; it comes from: kd." in text
     assert "The learning rate was 0.0" in text
     assert "--on-nonfinite skip" in text
     # The last good checkpoint is there, and the run goes on from it.
     monkeypatch.undo()
-    whole = distill_few(
-        few_images, tmp_path / "whole", method="kd", overrides={"checkpoint.epochs": 1}
-    )
-    done = distill_few(
-        few_images,
-        tmp_path / "run",
-        method="kd",
+    whole = small_run("whole", overrides={"checkpoint.epochs": 1})
+    done = small_run(
         resume=True,
         overrides={"checkpoint.epochs": 1} | SKIP,
     )
     assert equal_weights(student_weights(whole), student_weights(done))
 
 
-def test_a_gradient_that_is_not_finite_is_told(few_images, tmp_path, monkeypatch):
-    spoil(monkeypatch, {2}, bad_gradient)
+def test_a_gradient_that_is_not_finite_is_an_error(small_run, monkeypatch):
+    change_loss(monkeypatch, {2}, bad_gradient)
     with pytest.raises(TrainingError, match=r"gradient is not finite at step 2 of epoch 1; the lo"):
-        distill_few(few_images, tmp_path / "run", method="kd")
+        small_run()
 
 
-def test_numbers_on_a_device_are_looked_at_before_a_save(few_images, tmp_path, monkeypatch):
-    """As on a GPU, where no step waits: told later, but with its own step, and never saved."""
-    spoil(monkeypatch, {4}, nan_in("ce"))
+def test_values_on_a_gpu_are_checked_before_a_save(small_run, tmp_path, monkeypatch):
+    """A GPU's steps do not wait: the error comes later, names its step, and nothing is saved."""
+    change_loss(monkeypatch, {4}, nan_in("ce"))
     start_epoch = Trainer.start_epoch
 
     def as_on_a_gpu(self, number):
@@ -91,36 +86,34 @@ def test_numbers_on_a_device_are_looked_at_before_a_save(few_images, tmp_path, m
 
     monkeypatch.setattr(Trainer, "start_epoch", as_on_a_gpu)
     with pytest.raises(TrainingError, match=r"at step 4 of epoch 1; it comes from: ce") as caught:
-        distill_few(few_images, tmp_path / "run", method="kd", overrides={"checkpoint.epochs": 1})
-    # By then the weights are spoilt too, which says nothing of the cause.
+        small_run(overrides={"checkpoint.epochs": 1})
+    # The weights are not finite either by now, which says nothing of the cause.
     assert "Likely cause: not known, since it was seen some steps later" in str(caught.value)
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_images_are_blamed_where_they_are_the_cause(few_images, tmp_path, monkeypatch):
+def test_images_with_nan_are_named(small_run, monkeypatch):
     forward = TrainStep.forward
 
-    def spoiled(self, batch):
+    def forward_with_nan(self, batch):
         batch.images[1] = math.nan
         return forward(self, batch)
 
-    monkeypatch.setattr(TrainStep, "forward", spoiled)
+    monkeypatch.setattr(TrainStep, "forward", forward_with_nan)
     with pytest.raises(TrainingError, match=r"the images of samples \[\d+\] hold NaN"):
-        distill_few(few_images, tmp_path / "run", method="kd")
+        small_run()
 
 
 @pytest.mark.parametrize("change", [nan_in("ce"), bad_gradient])
 @pytest.mark.parametrize("method", ["cktf+kd", "queue"])
-def test_a_skipped_step_changes_nothing_but_the_schedule(
-    few_images, tmp_path, monkeypatch, change, method
-):
+def test_a_skipped_step_changes_nothing_but_the_schedule(small_run, monkeypatch, change, method):
     options = {"negatives": 32}
     if method == "queue":
         options |= {"memory": "queue", "queue_size": 96}
     states = []
     step = Trainer.train_step
 
-    def watched(self):
+    def compare_states(self):
         before = {k: v.clone() for k, v in self.objective.state_dict().items()}
         before |= {f"student.{k}": v.clone() for k, v in self.student.state_dict().items()}
         skipped = self.metrics.skipped
@@ -131,12 +124,10 @@ def test_a_skipped_step_changes_nothing_but_the_schedule(
             }
             states.append([k for k in before if not torch.equal(before[k], after[k])])
 
-    monkeypatch.setattr(Trainer, "train_step", watched)
+    monkeypatch.setattr(Trainer, "train_step", compare_states)
     # The first step too: it would set the normalizers.
-    spoil(monkeypatch, {1, 7}, change)
-    run = distill_few(
-        few_images, tmp_path / "run", method="cktf+kd", options={"cktf": options}, overrides=SKIP
-    )
+    change_loss(monkeypatch, {1, 7}, change)
+    run = small_run(method="cktf+kd", options={"cktf": options}, overrides=SKIP)
     assert states == [[], []]
     rows = read_untimed_metrics(run.folder)
     assert [row["skipped"] for row in rows] == [1, 1]
@@ -157,22 +148,22 @@ def test_buffers_that_a_forward_pass_changes_are_restored():
     assert {id(b) for b in buffers} == {id(network.steps), *map(id, norm.buffers())}
 
 
-def test_skipping_changes_nothing_where_all_is_finite(few_images, tmp_path):
-    a = distill_few(few_images, tmp_path / "a", options={"cktf": {"negatives": 32}})
-    b = distill_few(few_images, tmp_path / "b", options={"cktf": {"negatives": 32}}, overrides=SKIP)
+def test_skipping_changes_nothing_where_all_is_finite(small_run):
+    a = small_run("a", method="cktf+kd")
+    b = small_run("b", method="cktf+kd", overrides=SKIP)
     assert equal_weights(student_weights(a), student_weights(b))
 
 
-def test_skipping_ends_where_nothing_is_finite(few_images, tmp_path, monkeypatch):
-    spoil(monkeypatch, set(range(3, 1000)), nan_in("ce"))
+def test_skipping_ends_where_nothing_is_finite(small_run, monkeypatch):
+    change_loss(monkeypatch, set(range(3, 1000)), nan_in("ce"))
     monkeypatch.setattr("cktf.engine.epoch_metrics._MAX_SKIPPED_IN_A_ROW", 6)
     with pytest.raises(TrainingError, match="6 steps in a row were not finite"):
-        distill_few(few_images, tmp_path / "run", method="kd", overrides=SKIP)
+        small_run(overrides=SKIP)
     monkeypatch.setattr("cktf.engine.epoch_metrics._MAX_SKIPPED_IN_A_ROW", 600)
     monkeypatch.undo()
-    spoil(monkeypatch, set(range(1, 1000)), nan_in("ce"))
+    change_loss(monkeypatch, set(range(1, 1000)), nan_in("ce"))
     with pytest.raises(TrainingError, match="all were skipped"):
-        distill_few(few_images, tmp_path / "other", method="kd", overrides=SKIP)
+        small_run("other", overrides=SKIP)
 
 
 def test_the_gradient_is_clipped_as_a_whole():
@@ -186,26 +177,22 @@ def test_the_gradient_is_clipped_as_a_whole():
             torch.testing.assert_close(parameter.grad, gradient * scale)
 
 
-def test_clipping_is_part_of_a_run(few_images, tmp_path):
-    free = distill_few(few_images, tmp_path / "free", method="kd")
-    clipped = distill_few(
-        few_images, tmp_path / "clipped", method="kd", overrides={"optimizer.clip": 0.01}
-    )
-    loose = distill_few(
-        few_images, tmp_path / "loose", method="kd", overrides={"optimizer.clip": 1e9}
-    )
+def test_clipping_is_part_of_a_run(small_run):
+    free = small_run("free")
+    clipped = small_run("clipped", overrides={"optimizer.clip": 0.01})
+    loose = small_run("loose", overrides={"optimizer.clip": 1e9})
     assert not equal_weights(student_weights(free), student_weights(clipped))
     assert equal_weights(student_weights(free), student_weights(loose))
     assert read_untimed_metrics(free.folder)[0]["gradient_norm"] > 0.1
 
 
-def test_no_memory_is_told_with_what_to_change(few_images, tmp_path, monkeypatch):
+def test_out_of_memory_says_what_to_change(small_run, monkeypatch):
     def full(self, *args, **named):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(CRD, "loss", full)
     with pytest.raises(TrainingError) as caught:
-        distill_few(few_images, tmp_path / "run", options={"cktf": {"negatives": 32}})
+        small_run(method="cktf+kd")
     text = str(caught.value)
     for part in ("data.batch_size=20", "options.METHOD: memory=queue and", "2.00 GiB"):
         assert part in text
@@ -221,31 +208,31 @@ def test_no_memory_is_told_with_what_to_change(few_images, tmp_path, monkeypatch
         ({"memory": "batch"}, None),
     ],
 )
-def test_no_memory_is_told_with_what_is_not_set(options, advice):
+def test_advice_on_memory_fits_the_options(options, advice):
     crd = CRD(4, 5, 10**4, **options)
-    told = out_of_memory(MemoryError(), crd.footprint(40), 40, torch.device("cpu"))
-    assert told
-    assert str(told).count("batch_size") == 1
-    contrast = str(told).partition("of options.METHOD: ")[2]
+    error = out_of_memory(MemoryError(), crd.footprint(40), 40, torch.device("cpu"))
+    assert error
+    assert str(error).count("batch_size") == 1
+    contrast = str(error).partition("of options.METHOD: ")[2]
     assert contrast.startswith(advice) if advice else not contrast
 
 
-def test_memory_that_the_machine_does_not_have(few_images, tmp_path, monkeypatch):
+def test_out_of_memory_on_the_cpu(small_run, monkeypatch):
     """The allocator's own error, on the CPU."""
     monkeypatch.setattr(TrainStep, "forward", lambda *args: torch.empty(1 << 60, dtype=torch.uint8))
     with pytest.raises(TrainingError, match="Memory of cpu is not enough for batches of 40"):
-        distill_few(few_images, tmp_path / "run", method="kd")
+        small_run()
     assert not is_out_of_memory(ValueError("x"))
 
 
-def test_no_memory_for_the_teacher_on_the_test_images(few_images, tmp_path, monkeypatch):
+def test_out_of_memory_in_evaluation(small_run, monkeypatch):
     def full(self, *args, **named):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(Trainer, "evaluate", full)
     with pytest.raises(TrainingError, match=r"not enough for batches of 500 .*2\.00 GiB") as caught:
-        distill_few(few_images, tmp_path / "run", method="kd")
-    # How many images it sees at a time is not the recipe's to say.
+        small_run()
+    # A recipe cannot change the batch size of evaluation.
     assert "batch_size" not in str(caught.value)
 
 

@@ -4,47 +4,37 @@ import json
 
 import pytest
 import torch
-from small_runs import SmallNet, equal_weights, read_metrics, student_weights
+from small_runs import distill_few, equal_weights, read_metrics, student_weights
 
 import cktf
 from cktf.engine import Trainer
 from cktf.errors import RecipeError
 
 METHOD = "cktf+ab+ft"
-STAGES = ["ab", "ab", "ft", "ft", "train", "train"]
+PHASES = ["ab", "ab", "ft", "ft", "train", "train"]
 
 
-def distill(images, out, method=METHOD, **more):
-    torch.manual_seed(0)
-    teacher, own = SmallNet(width=16), SmallNet()
-    options = {"cktf": {"negatives": 64}} if "cktf" in method else {}
-    options |= more.pop("options", {})
-    return cktf.distill(
-        teacher, own, train=images[0], test=images[1], method=method, epochs=2, out=out,
-        options=options, show=False, overrides={"init_epochs": 2, "checkpoint.epochs": 1}, **more,
-    )  # fmt: skip
+def distill_phases(data, out, method=METHOD, **more):
+    """Distill with two epochs for each phase and a checkpoint after each."""
+    overrides = {"init_epochs": 2, "checkpoint.epochs": 1}
+    return distill_few(data, out, method=method, overrides=overrides, **more)
 
 
 @pytest.fixture(scope="module")
-def whole(images, tmp_path_factory):
-    return distill(images, tmp_path_factory.mktemp("phases") / "whole")
+def whole(few_images, tmp_path_factory):
+    return distill_phases(few_images, tmp_path_factory.mktemp("phases") / "whole")
 
 
-def test_stages_are_recorded(whole):
+def test_phases_are_recorded(whole):
     rows = read_metrics(whole.folder)
-    assert [row["phase"] for row in rows] == STAGES
+    assert [row["phase"] for row in rows] == PHASES
     assert [row["epoch"] for row in rows] == [1, 2, 1, 2, 1, 2]
-    assert [list(row["terms"]) for row in rows[:4]] == [
-        ["ab"],
-        ["ab"],
-        ["paraphraser"],
-        ["paraphraser"],
-    ]
+    assert [list(row["terms"]) for row in rows[:4]] == [["ab"]] * 2 + [["paraphraser"]] * 2
     assert {"ce", "cktf", "ft"} <= set(rows[4]["terms"])
     assert "ab" not in rows[4]["terms"]
     assert [row["lr"] for row in rows[:4]] == [0.05, 0.05, 0.01, 0.01]
     assert ["test_top1" in row for row in rows] == [False] * 4 + [True] * 2
-    # What a stage minimizes becomes smaller.
+    # The loss of a phase falls.
     assert rows[1]["loss"] < rows[0]["loss"]
     assert rows[3]["loss"] < rows[2]["loss"]
     summary = json.loads((whole.folder / "summary.json").read_text())
@@ -78,9 +68,9 @@ class ChangedTensors(cktf.Callback):
         }
 
 
-def test_each_phase_trains_its_own_parameters(images, tmp_path):
+def test_each_phase_trains_its_own_parameters(few_images, tmp_path):
     changed = ChangedTensors()
-    distill(images, tmp_path / "run", callbacks=[changed])
+    distill_phases(few_images, tmp_path / "run", callbacks=[changed])
     assert list(changed.names) == ["ab", "ft", "train"]
     in_ab, in_ft, in_train = changed.names.values()
     assert {k for k in in_ab if k.startswith("objective")} == {
@@ -96,7 +86,7 @@ def test_each_phase_trains_its_own_parameters(images, tmp_path):
 
 
 @pytest.mark.parametrize("cut", [2, 3, 4, 5, 6])
-def test_a_run_continues_from_within_every_phase(images, whole, tmp_path, monkeypatch, cut):
+def test_a_run_continues_from_within_every_phase(few_images, whole, tmp_path, monkeypatch, cut):
     start_epoch = Trainer.start_epoch
 
     def interrupted(self, number):
@@ -106,15 +96,17 @@ def test_a_run_continues_from_within_every_phase(images, whole, tmp_path, monkey
 
     monkeypatch.setattr(Trainer, "start_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        distill(images, tmp_path / "cut")
+        distill_phases(few_images, tmp_path / "cut")
     monkeypatch.setattr(Trainer, "start_epoch", start_epoch)
-    continued = distill(images, tmp_path / "cut", resume=True)
+    continued = distill_phases(few_images, tmp_path / "cut", resume=True)
     assert equal_weights(student_weights(whole), student_weights(continued))
-    assert [row["phase"] for row in read_metrics(tmp_path / "cut")] == STAGES
+    assert [row["phase"] for row in read_metrics(tmp_path / "cut")] == PHASES
 
 
-def test_hints_first(images, tmp_path):
-    run = distill(images, tmp_path / "run", "fitnet+kd", options={"fitnet": {"staged": True}})
+def test_hints_first(few_images, tmp_path):
+    run = distill_phases(
+        few_images, tmp_path / "run", "fitnet+kd", options={"fitnet": {"staged": True}}
+    )
     rows = read_metrics(run.folder)
     assert [row["phase"] for row in rows] == ["fitnet", "fitnet", "train", "train"]
     assert list(rows[-1]["terms"]) == ["ce", "kd"]
