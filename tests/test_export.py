@@ -26,7 +26,7 @@ from cktf.models import Normalized
 ROOT = Path(__file__).parents[1]
 
 
-def computed(path, images):
+def run_onnx(path, images):
     """Logits by ONNX Runtime alone."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     parts = [session.run(["logits"], {"images": p.numpy()})[0] for p in images.split(500)]
@@ -49,12 +49,12 @@ def exported(run):
 
 
 @pytest.mark.parametrize(("name", "form"), [("student", "ONNX"), ("student.int8", "ONNX int8")])
-def test_a_run_is_written_and_tried_on_its_test_images(run, exported, name, form):
+def test_export_and_check_on_test_images(run, exported, name, form):
     path = run.folder / f"{name}.onnx"
     onnx.checker.check_model(str(path))
     test = load_dataset("fashion-mini", None, "test")
     images = test.images.permute(0, 3, 1, 2).float() / 255
-    logits = computed(path, images)
+    logits = run_onnx(path, images)
     with torch.no_grad():
         expected = torch.cat([run.student.eval()(part) for part in images.split(500)])
     if form == "ONNX":
@@ -62,27 +62,28 @@ def test_a_run_is_written_and_tried_on_its_test_images(run, exported, name, form
     else:
         assert (logits - expected).abs().mean() < 0.1 * expected.abs().mean()
     top1 = 100 * float((logits.argmax(1) == test.labels).float().mean())
-    same = 100 * float((logits.argmax(1) == expected.argmax(1)).float().mean())
+    agreement = 100 * float((logits.argmax(1) == expected.argmax(1)).float().mean())
     row = next(line for line in exported.splitlines() if line.startswith(f"  {form}   "))
     megabytes, _, *shares = row.removeprefix(f"  {form}").split()
     assert megabytes == f"{path.stat().st_size / 1e6:.2f}"
-    assert [float(share) for share in shares] == pytest.approx([top1, same], abs=0.011)
+    assert [float(share) for share in shares] == pytest.approx([top1, agreement], abs=0.011)
     assert f"{form}: {path}" in exported.replace("\n", "")
-
-
-def test_a_file_says_what_it_is(run, exported):
-    for name in ("student", "student.int8"):
-        model = onnx.load(run.folder / f"{name}.onnx")
-        about = {prop.key: prop.value for prop in model.metadata_props}
-        assert about["network"] == "resnet8"
-        assert json.loads(about["classes"])[:2] == ["T-shirt/top", "Trouser"]
-        assert about["images"] == "float32 [batch, 3, 32, 32] in [0, 1]"
-        # These are padded, and are no photographs.
-        assert "preparation" not in about
+    model = onnx.load(path)
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    assert metadata["network"] == "resnet8"
+    assert json.loads(metadata["classes"])[:2] == ["T-shirt/top", "Trouser"]
+    assert metadata["images"] == "float32 [batch, 3, 32, 32] in [0, 1]"
+    # This data set is padded, and has no photographs.
+    assert "preparation" not in metadata
+    if form == "ONNX int8":
+        assert path.stat().st_size < (run.folder / "student.onnx").stat().st_size / 2
+        operations = [node.op_type for node in model.graph.node]
+        assert operations.count("Conv") == 9
+        assert operations.count("QuantizeLinear") >= 9
 
 
 @pytest.mark.slow
-def test_the_page_says_how_to_feed_it(tmp_path, monkeypatch, capsys):
+def test_the_code_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     """Its code, on photos that lie on their side, gives what PyTorch does."""
     names = "ant", "bee", "cat"
     write_colored_images(tmp_path / "data", names, {"train": 8, "test": 4}, side=16)
@@ -115,14 +116,6 @@ def test_the_page_says_how_to_feed_it(tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().out.split() == [names[int(expected.argmax())]]
 
 
-def test_int8_is_small_and_its_products_are_int8(run, exported):
-    sizes = [(run.folder / f"{n}.onnx").stat().st_size for n in ("student.int8", "student")]
-    assert sizes[0] < sizes[1] / 2
-    operations = [n.op_type for n in onnx.load(run.folder / "student.int8.onnx").graph.node]
-    assert operations.count("Conv") == 9
-    assert operations.count("QuantizeLinear") >= 9
-
-
 class Resized(nn.Module):
     """A network of its user's, for images of one size, that reshapes the batch."""
 
@@ -136,7 +129,7 @@ class Resized(nn.Module):
 
 
 @pytest.mark.slow
-def test_mean_std_and_size_are_in_the_file(tmp_path):
+def test_the_file_includes_normalization_and_resizing(tmp_path):
     torch.manual_seed(0)
     network = Normalized(Resized(), (0.4, 0.5, 0.6), (0.2, 0.3, 0.1), size=8)
     network.train()
@@ -145,7 +138,7 @@ def test_mean_std_and_size_are_in_the_file(tmp_path):
     for count in (1, 5):
         images = torch.rand(count, 3, 20, 12)
         with torch.no_grad():
-            assert torch.allclose(computed(tmp_path / "a.onnx", images), network(images), atol=1e-5)
+            assert torch.allclose(run_onnx(tmp_path / "a.onnx", images), network(images), atol=1e-5)
     (note,) = onnx.load(tmp_path / "a.onnx").metadata_props
     assert (note.key, note.value) == ("note", "a user's")
 
@@ -182,7 +175,7 @@ def test_a_network_that_onnx_cannot_hold_is_refused(tmp_path, network, says):
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
 
 
-def test_what_cannot_be_int8_is_said(run, exported, tmp_path):
+def test_errors_of_int8(run, exported, tmp_path):
     source, path = run.folder / "student.onnx", tmp_path / "int8.onnx"
     with pytest.raises(ModelError, match=r"cannot write .* in int8"):
         write_int8(source, path, iter([]))
@@ -197,13 +190,13 @@ def test_what_cannot_be_int8_is_said(run, exported, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_its_data_set_a_run_is_still_written(tmp_path):
+def test_export_without_the_data_set(tmp_path):
     images = [(torch.rand(3, 16, 16), i % 3) for i in range(64)]
     network = cktf.models.create("resnet8", num_classes=3)
     made = cktf.teach(network, train=images, epochs=1, out=tmp_path / "a", show=False)
     original, written = export_run(made.folder, tmp_path / "b.onnx", data_dir="anywhere")
     assert (original.form, written.path, written.accuracy) == ("PyTorch", tmp_path / "b.onnx", None)
-    assert computed(written.path, torch.rand(3, 3, 16, 16)).shape == (3, 3)
+    assert run_onnx(written.path, torch.rand(3, 3, 16, 16)).shape == (3, 3)
     with pytest.raises(RunFolderError, match="Leave --int8 away"):
         export_run(made.folder, int8=True)
 
@@ -234,7 +227,7 @@ def test_a_student_without_labels_knows_its_teachers_classes(tmp_path):
             export_run(run.folder, **asked)
 
 
-def test_what_is_missing_is_said(tmp_path, monkeypatch):
+def test_errors_of_missing_runs_and_libraries(tmp_path, monkeypatch):
     done = CliRunner().invoke(app, ["export", str(tmp_path)])
     assert done.exit_code == 2
     assert str(tmp_path) in done.output.replace("\n", "")

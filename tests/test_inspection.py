@@ -64,7 +64,7 @@ class Watched(torch.nn.Sequential):
 
 
 @pytest.mark.parametrize("reads", [False, True])
-def test_macs_are_counted_without_memory_where_that_is_possible(reads):
+def test_macs_are_counted_on_the_meta_device_if_possible(reads):
     """A graph of all layers' attention may be larger than a machine's memory."""
     network = Watched(reads)
     assert inspect(network, (3, 16, 16)).macs == 14 * 14 * 8 * 3 * 9 + 8 * 14 * 14 * 5
@@ -84,7 +84,7 @@ def test_macs_of_attention_by_hand(function, graph):
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_images_that_a_network_does_not_take():
+def test_images_of_the_wrong_size():
     result = CliRunner().invoke(app, ["inspect", "torchvision:alexnet"])
     assert result.exit_code == 2
     said = " ".join(result.output.split())
@@ -105,7 +105,7 @@ class Refusing(nn.Module):
     [(AssertionError("a size of 8"), "a size of 8"), (KeyError("x"), "'x'"),
      (IndexError(), "IndexError")],
 )  # fmt: skip
-def test_whatever_a_network_raises_is_told(error, said):
+def test_errors_of_the_network_are_reported(error, said):
     with pytest.raises(DataError, match=rf"cannot take images \(2, 3, 32, 32\): {said}. Check"):
         inspect(Refusing(error))
     full = torch.OutOfMemoryError("CUDA out of memory")
@@ -118,7 +118,7 @@ def test_a_transformer_is_built_for_the_size_that_is_named():
     assert result.exit_code == 0, result.output
 
 
-def test_inspect_prints_what_would_be_compared(monkeypatch):
+def test_inspect_prints_the_features(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     result = CliRunner().invoke(app, ["inspect", "timm:test_vit3", "--input", "3x64x64"])
     assert result.exit_code == 0
@@ -127,7 +127,7 @@ def test_inspect_prints_what_would_be_compared(monkeypatch):
     assert "million multiply-adds for an image of 3 x 160 x 160" in result.output
 
 
-def test_inspect_what_the_user_names():
+def test_inspect_with_named_taps():
     arguments = ["resnet8", "--taps", "layer1,network.layer2", "--embedding", "fc:input"]
     result = CliRunner().invoke(app, ["inspect", *arguments])
     assert result.exit_code == 0
@@ -175,7 +175,7 @@ def test_families(line):
      ((2, 3, 32, 32), (2, 7, 8, 4), None), ((2, 3, 32, 32), (2, 7), None),
      ((2, 3, 32, 32), (), None)],
 )  # fmt: skip
-def test_what_is_a_map(shape, given, expected):
+def test_as_map(shape, given, expected):
     found = as_map(torch.rand(given), torch.Size(shape))
     assert (None if found is None else tuple(found.shape)) == expected
 

@@ -334,7 +334,7 @@ def test_of_many_classes_those_that_differ_most():
     assert "that differ most" not in few["caption"]
 
 
-def test_twenty_methods_look_different():
+def test_twenty_methods_have_different_styles():
     """In every legend, and without colors among the first seven."""
     rows = [{"epoch": 1, "test_top1": 80.0, "terms": {"total": 1.0}}]
     logits = [[5.0, 0.0], [0.0, 5.0]]
@@ -421,7 +421,7 @@ def report(runs, tmp_path_factory):
     return path
 
 
-def test_one_file_that_names_no_other(report):
+def test_the_file_needs_no_other(report):
     text = report.read_text()
     assert len(text.encode()) < 8 * 2**20
     own = text[: text.index("<script>")] + text[text.index('<script type="application/json"') :]
@@ -429,7 +429,7 @@ def test_one_file_that_names_no_other(report):
     assert not re.findall(r"url\(|@import|https?://", own)
 
 
-def test_markup_stays_text(report):
+def test_markup_in_class_names_is_escaped(report):
     """In the page by Jinja's escapes, in the figures by JSON's; only three scripts are scripts."""
     text = report.read_text()
     assert len(re.findall(r"<script", text.replace(r"<\/script", ""))) >= 3
@@ -441,7 +441,7 @@ def test_markup_stays_text(report):
     assert "&lt;script&gt;" in json.dumps(json.loads(figures[1]))
 
 
-def test_what_is_shown(report):
+def test_the_figures_of_a_report(report):
     figures = read_figures(report)
     kinds = {name.removeprefix("plot-").split("-")[0] for name in figures}
     assert kinds == {
@@ -454,7 +454,7 @@ def test_what_is_shown(report):
     assert any("teacher resnet14" in note["text"] for note in curves["layout"]["annotations"])
 
 
-def test_images_lie_evenly_over_sorted_classes(runs, tmp_path, monkeypatch):
+def test_images_are_evenly_spaced_over_sorted_classes(runs, tmp_path, monkeypatch):
     """Those that are classified, and those of them whose representations are compared."""
     assert evenly_spaced_indices(36, 9).tolist() == [0, 4, 8, 13, 17, 21, 26, 30, 35]
     assert torch.equal(evenly_spaced_indices(999, 2000), torch.arange(999))
@@ -497,7 +497,7 @@ def test_a_network_that_gives_no_numbers(runs, monkeypatch):
     assert "not finite" in RunAnalyzer(max_images=9).analyze(runs[2]).missing_reason
 
 
-def test_a_teacher_is_looked_at_once_whatever_its_path_and_batches(runs, tmp_path):
+def test_a_teacher_runs_once_for_runs_that_share_it(runs, tmp_path):
     """And the time for an image is of its precision."""
     shutil.copytree(runs[0], tmp_path / "teacher")
     shutil.copytree(runs[2], tmp_path / "run")
@@ -517,7 +517,7 @@ def test_a_teacher_is_looked_at_once_whatever_its_path_and_batches(runs, tmp_pat
     assert other.student.latency_ms != found[0].student.latency_ms
 
 
-def test_networks_are_seen_as_the_run_saw_them(runs):
+def test_networks_run_at_the_size_and_taps_of_the_recipe(runs):
     """A teacher at the size of its run, both at the taps that are named; each run's own."""
     folder = runs[0].parent
     named = ["network.layer1", "network.layer3"]

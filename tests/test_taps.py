@@ -57,7 +57,7 @@ def test_inferred_preactivations(inplace):
     assert infer_paths(hidden.eval(), IMAGES).preacts == ()
 
 
-def test_only_what_is_needed_is_kept_and_no_hook_stays():
+def test_a_tap_returns_only_needed_features_and_leaves_no_hooks():
     network = create("resnet8", 10)
     f = Tap(network, needs=["embedding"])(IMAGES)
     assert (f.stem, f.stages, f.blocks, f.preacts) == (None, (), (), ())
@@ -195,7 +195,7 @@ class SqueezeExcite(nn.Module):
         return self.fc(self.out(x * self.gate(x)).mean((2, 3)))
 
 
-def test_infer_passes_squeeze_and_excitation_by():
+def test_infer_ignores_squeeze_and_excitation():
     assert infer_paths(SqueezeExcite(), IMAGES).stages == ("out",)
 
 
@@ -213,7 +213,7 @@ class Attending(nn.Module):
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_infer_takes_no_attention_for_a_map(both):
+def test_infer_ignores_attention_between_places(both):
     """Of 4 x 4 places it is 16 x 16, and no smaller map would stand before it."""
 
     class Attentive(nn.Module):
@@ -231,7 +231,7 @@ def test_infer_takes_no_attention_for_a_map(both):
     assert infer_paths(Attentive(), IMAGES).stages == ("a", last)
 
 
-def test_infer_takes_no_attention_of_a_known_network_for_a_map():
+def test_infer_ignores_attention_in_efficientformer():
     """Inside a block of maps of 14 x 14, attention between 7 x 7 places."""
     timm = pytest.importorskip("timm")
     images = torch.rand(2, 3, 224, 224)
@@ -336,7 +336,7 @@ def test_traps(network, paths, message):
         Tap(network, paths, needs)(IMAGES)
 
 
-def test_what_is_frozen_may_run_without_a_gradient():
+def test_a_frozen_module_may_run_without_a_gradient():
     network = Recomputed()
     network.conv.requires_grad_(False)
     features = Tap(network, FeaturePaths(stem="conv"), ["stem"])(IMAGES)
@@ -345,7 +345,7 @@ def test_what_is_frozen_may_run_without_a_gradient():
         Tap(Recomputed(), FeaturePaths(stem="conv"), ["stem"])(IMAGES)
 
 
-def test_infer_avoids_what_is_overwritten():
+def test_infer_avoids_overwritten_outputs():
     assert infer_paths(Overwritten(), IMAGES).stem == "relu"
 
 
@@ -356,7 +356,7 @@ def test_infer_without_a_linear_layer():
     assert infer_paths(NoLinear(), IMAGES, given).embedding == "conv:input"
 
 
-def test_infer_a_convolution_that_classifies():
+def test_infer_a_convolutional_classifier():
     network = Everywhere()
     tap = Tap.infer(network, IMAGES)
     assert tap.paths.stages == ("body",)
@@ -421,7 +421,7 @@ def test_a_network_of_two_classifiers_gets_two():
     assert resize_classifier(network, 7, IMAGES, anew=True)
 
 
-def test_what_has_no_classifier_of_its_own_says_so():
+def test_errors_of_networks_without_a_classifier():
     with pytest.raises(ModelError, match=r"with more than one layer.*with 7 classes"):
         resize_classifier(Tail(nn.Linear(5, 5)), 7, IMAGES)
     with pytest.raises(ModelError, match="runs no linear layer or convolution"):

@@ -347,7 +347,7 @@ def recipe(teacher_dir, cifar_dir, cache, **more):
     )  # fmt: skip
 
 
-def test_a_run_with_the_cache_is_that_without(teacher_dir, cifar_dir, tmp_path):
+def test_a_run_with_the_cache_equals_one_without(teacher_dir, cifar_dir, tmp_path):
     plain = run_recipe(recipe(teacher_dir, cifar_dir, None), tmp_path / "plain", show=False)
     kept = run_recipe(
         recipe(teacher_dir, cifar_dir, str(tmp_path / "cache")), tmp_path / "kept", show=False
@@ -408,7 +408,7 @@ def test_a_data_set_of_the_users_own_has_no_views(images, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["kd+crd", "cktf"])
-def test_a_rehearsal_with_the_cache_writes_nothing(teacher_dir, cifar_dir, tmp_path, method):
+def test_a_dry_run_with_the_cache_writes_nothing(teacher_dir, cifar_dir, tmp_path, method):
     options = "--set options.cktf.module_norm=none" if method == "cktf" else ""
     printed = run_command(
         f"doctor distill --teacher {teacher_dir} --student resnet8 --unlabeled cifar10 --data-dir "

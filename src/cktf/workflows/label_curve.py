@@ -4,21 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cktf.errors import RecipeError
-
 CURVE = "curve.png"
-
-
-def check_plots() -> None:
-    """Check that plots can be drawn.
-
-    Raises:
-        RecipeError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise RecipeError(["A plot needs matplotlib: pip install 'cktf[transfer]'."]) from error
 
 
 def draw_curve(
@@ -30,11 +16,7 @@ def draw_curve(
         points: the points of each line, as `ProbeResult.points` gives them.
         levels: accuracies with the most labels, each drawn as a mark.
         path: a file in a format of matplotlib, such as .png or .svg.
-
-    Raises:
-        RecipeError: matplotlib is not installed.
     """
-    check_plots()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

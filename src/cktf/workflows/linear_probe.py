@@ -8,6 +8,7 @@ import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from cktf.recipes import (
 from cktf.taps import Tap, eval_mode
 from cktf.workflows.classifier import EmbeddedImages, LinearClassifier
 from cktf.workflows.inspection import find_feature_paths
-from cktf.workflows.label_curve import CURVE, check_plots, draw_curve
+from cktf.workflows.label_curve import CURVE, draw_curve
 from cktf.workflows.train import plain
 from cktf.workflows.user_objects import check_map_style
 
@@ -135,12 +136,9 @@ def check_probes(curve: bool) -> None:
     Raises:
         RecipeError: scikit-learn or matplotlib is missing.
     """
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise RecipeError(["A probe needs scikit-learn: pip install 'cktf[transfer]'."]) from error
-    if curve:
-        check_plots()
+    for module, name in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
+        if (curve or module == "sklearn") and find_spec(module) is None:
+            raise RecipeError([f"A probe needs {name}: pip install 'cktf[transfer]'."])
 
 
 def _fit_logistic_regression(features: Any, labels: Tensor, seed: int) -> "LogisticRegression":
