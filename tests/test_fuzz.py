@@ -1,6 +1,6 @@
-"""Anything at all as input: it ends in success or in one clear message, soon, and in little memory.
+"""Any input ends in success or in one clear message, within a minute and 2 GB of memory.
 
-`CKTF_FUZZ=10000 pytest tests/test_fuzz.py` makes so many cases in all; by default 500.
+`CKTF_FUZZ=10000 pytest tests/test_fuzz.py` runs 10,000 cases in all; the default is 500.
 """
 
 import gzip
@@ -38,11 +38,12 @@ pytestmark = pytest.mark.slow
 CASES = int(os.environ.get("CKTF_FUZZ", "500"))
 COUNTS = Path(os.environ["CKTF_FUZZ_COUNTS"]) if "CKTF_FUZZ_COUNTS" in os.environ else None
 SECONDS, MEGABYTES = 60, 2048
-RIGHT = 60
+# One draw in so many is junk.
+JUNK_INTERVAL = 60
 
 
 def fuzz(share):
-    """A share of all cases, of no fixed seed where there are many."""
+    """Settings for a share of all cases; more than 500 cases are not derandomized."""
     return settings(
         max_examples=max(5, round(CASES * share)), deadline=None, derandomize=CASES <= 500,
         suppress_health_check=list(HealthCheck), database=None, print_blob=False,
@@ -59,24 +60,24 @@ def peak():
 
 
 @contextmanager
-def watched(kind, told):
-    """Note a case that takes much memory."""
+def record_memory(kind, case):
+    """Record a case that takes much memory."""
     before = peak()
     try:
         yield
     finally:
         if peak() - before > 100:
-            grown.append((kind, round(peak() - before), str(told)[:500]))
+            grown.append((kind, round(peak() - before), str(case)[:500]))
 
 
 @contextmanager
-def within_time(kind):
-    """What is inside ends within a minute."""
+def time_limit(kind):
+    """Fail where the block takes more than a minute."""
 
-    def too_long(number, frame):
+    def fail(number, frame):
         raise TimeoutError(f"{kind}: no end after {SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, too_long)
+    before = signal.signal(signal.SIGALRM, fail)
     signal.alarm(SECONDS)
     try:
         yield
@@ -86,21 +87,20 @@ def within_time(kind):
 
 
 @contextmanager
-def outcome(kind):
-    """Count a case, which may end with the errors of ours alone."""
+def count_outcome(kind):
+    """Count a case, which may raise `CktfError` alone."""
     count = counted.setdefault(kind, {"accepted": 0, "refused": 0})
     try:
-        with watched(kind, ""), within_time(kind):
+        with record_memory(kind, ""), time_limit(kind):
             yield
         count["accepted"] += 1
     except CktfError as error:
-        told = str(error).strip()
-        count["refused" if told else "without a word"] += 1
+        count["refused" if str(error).strip() else "without a message"] += 1
 
 
 @pytest.fixture(scope="module", autouse=True)
-def within_memory():
-    """With 600 MB said to be free, what would take more has to be refused."""
+def memory_limit():
+    """Report 600 MB of free memory, so that larger cases must be refused."""
     with pytest.MonkeyPatch.context() as patch:
         free = psutil.virtual_memory()._replace(available=600_000_000)
         patch.setattr(psutil, "virtual_memory", lambda: free)
@@ -109,15 +109,15 @@ def within_memory():
         yield
     used = peak()
     if COUNTS is not None:
-        kept = {"peak_megabytes": round(used), "cases": counted, "grown": grown}
-        COUNTS.write_text(json.dumps(kept, indent=1) + "\n")
+        record = {"peak_megabytes": round(used), "cases": counted, "grown": grown}
+        COUNTS.write_text(json.dumps(record, indent=1) + "\n")
     assert used < max(MEGABYTES, before + 1), grown
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory):
+def fuzz_dir(tmp_path_factory):
     """A folder with whole files of every kind, and a teacher; the working folder of all cases."""
-    folder = tmp_path_factory.mktemp("shop")
+    folder = tmp_path_factory.mktemp("fuzz_dir")
     rng = np.random.default_rng(0)
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
         records = rng.integers(0, 256, (20, 3073), dtype=np.uint8)
@@ -147,20 +147,20 @@ def command(kind, arguments, folder):
     names = sorted(p.name for p in folder.rglob("*"))
     count = counted.setdefault(kind, {"accepted": 0, "refused": 0})
     recipe = folder / "fuzzed.yaml"
-    told = arguments, recipe.read_bytes() if recipe.exists() else b""
-    with watched(kind, told), working_in(folder), within_time(kind), warnings.catch_warnings():
+    case = arguments, recipe.read_bytes() if recipe.exists() else b""
+    with record_memory(kind, case), working_in(folder), time_limit(kind), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = CliRunner().invoke(app, arguments)
-    told = f"{shlex.join(arguments)}: {result.output}"
+    message = f"{shlex.join(arguments)}: {result.output}"
     assert result.exception is None or isinstance(result.exception, SystemExit), (
-        told, result.exc_info,
+        message, result.exc_info,
     )  # fmt: skip
-    assert result.exit_code in (0, 2), told
+    assert result.exit_code in (0, 2), message
     assert "Traceback" not in result.output
     if result.exit_code:
-        assert any(start in result.output for start in ("cktf: ", "Usage: ", "Error: ")), told
+        assert any(start in result.output for start in ("cktf: ", "Usage: ", "Error: ")), message
     count["refused" if result.exit_code else "accepted"] += 1
-    assert sorted(p.name for p in folder.rglob("*")) == names, told
+    assert sorted(p.name for p in folder.rglob("*")) == names, message
 
 
 # Recipes and command lines
@@ -181,18 +181,18 @@ junk = st.recursive(
 
 
 @st.composite
-def now_and_then(draw, strategy, good):
-    """Something good, but once in so many times anything at all."""
-    return draw(strategy if draw(st.integers(0, RIGHT)) == RIGHT // 2 else good)
+def occasionally(draw, strategy, good):
+    """Draw good values, and now and then one of another strategy."""
+    return draw(strategy if draw(st.integers(0, JUNK_INTERVAL)) == JUNK_INTERVAL // 2 else good)
 
 
 def mostly(*values):
-    """Values that are right, or nearly, and now and then one that is anything."""
-    return now_and_then(junk, st.sampled_from(values))
+    """Draw one of some values, and now and then junk."""
+    return occasionally(junk, st.sampled_from(values))
 
 
 def section(**fields):
-    return now_and_then(junk, st.fixed_dictionaries({}, optional=fields))
+    return occasionally(junk, st.fixed_dictionaries({}, optional=fields))
 
 
 # Well-meant ones, many times, beside those that try something.
@@ -258,7 +258,7 @@ distilled = st.fixed_dictionaries(
     optional=distilling,
 )  # fmt: skip
 surplus = st.fixed_dictionaries({"kind": mostly("train"), "surplus": junk})
-recipes = st.one_of(trained, distilled, now_and_then(surplus, distilled))
+recipes = st.one_of(trained, distilled, occasionally(surplus, distilled))
 
 
 @st.composite
@@ -284,12 +284,12 @@ def mutated(draw, content):
 
 @fuzz(0.16)
 @given(fields=recipes)
-def test_recipes(shop, fields):
-    path = shop / "fuzzed.yaml"
+def test_recipes(fuzz_dir, fields):
+    path = fuzz_dir / "fuzzed.yaml"
     path.write_text(yaml.dump(fields), encoding="utf-8")
     kind = fields["kind"] if fields["kind"] in ("train", "distill") else "train"
-    command("recipes", [kind, "--recipe", "fuzzed.yaml", "--dry-run", "--out", "new"], shop)
-    assert not (shop / "ran").exists()
+    command("recipes", [kind, "--recipe", "fuzzed.yaml", "--dry-run", "--out", "new"], fuzz_dir)
+    assert not (fuzz_dir / "ran").exists()
 
 
 TEXT = """kind: train
@@ -311,13 +311,13 @@ hostile = st.sampled_from(
 
 @fuzz(0.16)
 @given(data=st.data())
-def test_recipe_files(shop, data):
+def test_recipe_files(fuzz_dir, data):
     text = data.draw(mutated(TEXT.encode()))
     if data.draw(st.booleans()):
         at = data.draw(st.integers(0, len(text)))
         text = text[:at] + data.draw(hostile).encode() + text[at:]
-    (shop / "fuzzed.yaml").write_bytes(text)
-    command("recipe files", ["train", "--recipe", "fuzzed.yaml", "--dry-run"], shop)
+    (fuzz_dir / "fuzzed.yaml").write_bytes(text)
+    command("recipe files", ["train", "--recipe", "fuzzed.yaml", "--dry-run"], fuzz_dir)
 
 
 TEACHER = ["--teacher", "teacher.st", "--student", "resnet8", "--method", "kd"]
@@ -343,14 +343,14 @@ commands = st.sampled_from(
 
 @fuzz(0.16)
 @given(name=commands, rest=st.lists(words, max_size=6))
-def test_command_lines(shop, name, rest):
+def test_command_lines(fuzz_dir, name, rest):
     good = ["--data", "cifar10", "--data-dir", ".", "--dry-run", "--set", "data.batch_size=4"]
     if name in ("train", "distill", "transfer", "doctor"):
         needed = ["--model", "resnet8"] if name in ("train", "doctor") else TEACHER
         rest = [*needed, *rest, *(good if name != "transfer" else ["--dry-run"])]
     if "--debug" in rest:
         rest.remove("--debug")
-    command("command lines", [name, *rest], shop)
+    command("command lines", [name, *rest], fuzz_dir)
 
 
 # Files of images
@@ -366,28 +366,28 @@ IDX = idx(np.arange(6 * 28 * 28, dtype=np.uint64).astype(np.uint8).reshape(6, 28
 
 @fuzz(0.1)
 @given(data=st.data())
-def test_idx_files(shop, data):
+def test_idx_files(fuzz_dir, data):
     packed = data.draw(st.booleans())
     content = data.draw(mutated(gzip.compress(IDX, mtime=0) if packed else IDX))
     if packed and data.draw(st.booleans()):
         content = gzip.compress(data.draw(mutated(IDX)), mtime=0)
-    path = shop / ("fuzzed.gz" if packed else "fuzzed-idx")
+    path = fuzz_dir / ("fuzzed.gz" if packed else "fuzzed-idx")
     path.write_bytes(content)
-    with outcome("IDX files"):
+    with count_outcome("IDX files"):
         assert fashion._read_idx(path, 3).dtype == np.uint8
 
 
 @fuzz(0.1)
 @given(data=st.data())
-def test_cifar_files(shop, tmp_path_factory, data):
+def test_cifar_files(fuzz_dir, tmp_path_factory, data):
     name = data.draw(st.sampled_from(["data_batch_3.bin", "test_batch.bin"]))
-    whole = (shop / name).read_bytes()
+    whole = (fuzz_dir / name).read_bytes()
     content = data.draw(mutated(whole) | st.binary(max_size=40) | st.just(whole * 2))
-    folder = shop.parent / "cifar-fuzzed"
+    folder = fuzz_dir.parent / "cifar-fuzzed"
     folder.mkdir(exist_ok=True)
-    for path in shop.glob("*_batch*.bin"):
+    for path in fuzz_dir.glob("*_batch*.bin"):
         (folder / path.name).write_bytes(path.read_bytes() if path.name != name else content)
-    with outcome("CIFAR binaries"):
+    with count_outcome("CIFAR binaries"):
         for split in ("train", "test"):
             images = load_dataset("cifar10", folder, split)
             assert int(images.labels.max()) < 10
@@ -400,10 +400,10 @@ def cifar_pickle():
 
 @fuzz(0.08)
 @given(data=st.data())
-def test_cifar_pickles(shop, data):
-    path = shop / "fuzzed.pickle"
+def test_cifar_pickles(fuzz_dir, data):
+    path = fuzz_dir / "fuzzed.pickle"
     path.write_bytes(data.draw(mutated(cifar_pickle())))
-    with outcome("CIFAR pickles"), warnings.catch_warnings():
+    with count_outcome("CIFAR pickles"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pixels, labels = cifar._read_pickle(cifar._CIFAR10, path)
         assert pixels.shape == (len(labels), 3072)
@@ -424,9 +424,9 @@ PICTURES = dict(pictures())
 
 @fuzz(0.12)
 @given(data=st.data())
-def test_images(shop, data):
+def test_images(fuzz_dir, data):
     kind = data.draw(st.sampled_from(sorted(PICTURES)))
-    folder = shop.parent / "pictures"
+    folder = fuzz_dir.parent / "pictures"
     for name in ("a", "b"):
         for split in ("train", "test"):
             (folder / split / name).mkdir(parents=True, exist_ok=True)
@@ -434,7 +434,7 @@ def test_images(shop, data):
     path = folder / "train" / "a" / f"fuzzed.{kind}"
     path.write_bytes(data.draw(mutated(PICTURES[kind])))
     try:
-        with outcome("images"), warnings.catch_warnings():
+        with count_outcome("images"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             reading = ReadOptions(image_size=8, skip_broken=data.draw(st.booleans()))
             images = load_dataset("imagefolder", folder, "train", reading)
@@ -448,15 +448,15 @@ def test_images(shop, data):
 
 @fuzz(0.06)
 @given(data=st.data())
-def test_weights(shop, data):
+def test_weights(fuzz_dir, data):
     kind = data.draw(st.sampled_from(["st", "pt"]))
-    whole = (shop / f"teacher.{kind}").read_bytes()
+    whole = (fuzz_dir / f"teacher.{kind}").read_bytes()
     # Where headers are is where changes matter.
     edge = data.draw(st.sampled_from([200, 3000, len(whole)]))
     content = data.draw(mutated(whole[:edge])) + whole[edge:]
-    path = shop / ("fuzzed.safetensors" if kind == "st" else "fuzzed.pt")
+    path = fuzz_dir / ("fuzzed.safetensors" if kind == "st" else "fuzzed.pt")
     path.write_bytes(content)
-    with outcome("weights"), warnings.catch_warnings():
+    with count_outcome("weights"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         load_teacher(str(path), None)
 
@@ -468,46 +468,46 @@ DESCRIPTION = {
 }  # fmt: skip
 
 
-def test_whole_files_are_taken(shop):
-    """What is mutated is good before that."""
+def test_unchanged_files_are_loaded(fuzz_dir):
+    """Files are good before they are mutated."""
     for name in ("teacher.st", "teacher.pt"):
-        load_teacher(str(shop / name), None)
+        load_teacher(str(fuzz_dir / name), None)
 
 
 @fuzz(0.04)
-@given(described=st.fixed_dictionaries(DESCRIPTION) | section(**DESCRIPTION))
-def test_descriptions(shop, described):
+@given(metadata=st.fixed_dictionaries(DESCRIPTION) | section(**DESCRIPTION))
+def test_descriptions(fuzz_dir, metadata):
     from safetensors.torch import save_file
 
     state = {k: v.contiguous() for k, v in create("resnet8", 10).state_dict().items()}
-    path = shop / "described.safetensors"
-    save_file(state, path, metadata={"cktf": json.dumps(described)})
-    with working_in(shop), outcome("descriptions of weights"):
+    path = fuzz_dir / "described.safetensors"
+    save_file(state, path, metadata={"cktf": json.dumps(metadata)})
+    with working_in(fuzz_dir), count_outcome("descriptions of weights"):
         load_network(path)
-    assert not (shop / "ran").exists()
+    assert not (fuzz_dir / "ran").exists()
 
 
 @fuzz(0.02)
 @given(data=st.data())
-def test_pickles_of_others(shop, data):
-    path = shop / "fuzzed.pt"
+def test_foreign_pickles(fuzz_dir, data):
+    path = fuzz_dir / "fuzzed.pt"
     path.write_bytes(data.draw(mutated(pickle.dumps({"a": [1.0] * 20}))))
-    with outcome("pickles"), warnings.catch_warnings():
+    with count_outcome("pickles"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         read_state_dict(path)
 
 
 @fuzz(0.04)
 @given(data=st.data())
-def test_checkpoints(shop, tmp_path_factory, data):
-    folder = shop.parent / "checkpoints"
+def test_checkpoints(fuzz_dir, tmp_path_factory, data):
+    folder = fuzz_dir.parent / "checkpoints"
     folder.mkdir(exist_ok=True)
     kept = Checkpoints(folder, lambda line: None)
     for number in (1, 2):
         kept.save({"number": number, "w": torch.arange(50.0) * number}, str(number))
     path = kept.present[-1].with_suffix(data.draw(st.sampled_from([".pt", ".json"])))
     path.write_bytes(data.draw(mutated(path.read_bytes())))
-    with outcome("checkpoints of runs"), warnings.catch_warnings():
+    with count_outcome("checkpoints of runs"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         state = kept.newest()
         assert torch.equal(state["w"], torch.arange(50.0) * state["number"])

@@ -466,7 +466,7 @@ def test_images_are_evenly_spaced_over_sorted_classes(runs, tmp_path, monkeypatc
     shutil.copytree(runs[2], named)
     recipe = (named / "recipe.yaml").read_text().replace("precision: auto", "precision: bfloat16")
     (named / "recipe.yaml").write_text(recipe)
-    monkeypatch.setattr("cktf.recipes.build._MAX_TEST_BATCH", 7)
+    monkeypatch.setattr("cktf.recipes.data._MAX_TEST_BATCH", 7)
     batches, inside = MemoryLoader.epoch, []
 
     def watched(self, number):

@@ -1,13 +1,11 @@
 """Recipes: the typed description of an experiment, and what it is built from."""
 
 from cktf.data.config import DataConfig
-from cktf.recipes.build import (
+from cktf.recipes.data import (
     Data,
-    Problems,
     build_data,
     build_test_loader,
     build_train_loader,
-    check_recipe,
     load_split,
     match_image_sizes,
     select_samples,
@@ -49,6 +47,7 @@ from cktf.recipes.schema import (
     TrainRecipe,
     TransferRecipe,
 )
+from cktf.recipes.validation import Problems, check_recipe
 
 __all__ = [
     "CUSTOM",
