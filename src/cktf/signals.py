@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first asks a run to save itself and stop, a second ends it at once."""
+"""Handlers of SIGTERM and Ctrl-C: the first makes a run save itself and stop, a second ends it."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _StopRequest:
-    """The signal that asked this process to stop, while at least one run listens."""
+    """The stop signal that this process received, while at least one run catches such signals."""
 
     def __init__(self) -> None:
         self.num_runs, self.process_id = 0, 0
@@ -19,7 +19,7 @@ class _StopRequest:
         self.handlers = ExitStack()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the first signal; let the second end the process."""
+        """Record the first signal; let the second end the process."""
         if os.getpid() != self.process_id:
             # DataLoader workers inherit this handler and should exit.
             if number == signal.SIGTERM:
@@ -35,7 +35,7 @@ _stop_request = _StopRequest()
 
 
 def stop_signal() -> str | None:
-    """Return the name of the signal that asked to stop; None if none did."""
+    """Return the name of the stop signal that was received; None if there was none."""
     return None if _stop_request.signal is None else _stop_request.signal.name
 
 
@@ -45,7 +45,7 @@ def signal_handler(
 ) -> Iterator[None]:
     """Handle signals inside the block; restore the previous handlers on exit.
 
-    Signals reach the main thread only: in another nothing is changed.
+    Only the main thread handles signals: in another thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -62,7 +62,7 @@ def signal_handler(
 def interrupt_on_signals() -> Iterator[None]:
     """Raise KeyboardInterrupt, which names the signal, at SIGTERM and Ctrl-C.
 
-    A run inside the block that catches stop signals takes precedence.
+    `catch_stop_signals` inside the block takes precedence.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -74,9 +74,9 @@ def interrupt_on_signals() -> Iterator[None]:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[None]:
-    """Note stop signals for `stop_signal` instead of ending the process.
+    """Record stop signals for `stop_signal` instead of ending the process.
 
-    Several runs of one process may listen together, and stop listening in any order.
+    Several runs of one process may do so at once, and leave their blocks in any order.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

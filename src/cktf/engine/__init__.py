@@ -1,4 +1,4 @@
-"""The training loop, evaluation and run folders."""
+"""The training loop, its configuration, evaluation, and run folders."""
 
 from cktf.engine.callbacks import Callback
 from cktf.engine.config import (

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class BestCheckpoint:
-    """The epoch whose accuracy on held-out images is the highest, the earliest of equals.
+    """Weights of the epoch with the highest accuracy on held-out images, the earliest of equals.
 
     Attributes:
-        epoch: the best so far; 0 before the first.
+        epoch: the best epoch so far; 0 before the first.
         top1: its accuracy on the held-out images, in per cent.
     """
 
@@ -28,9 +28,9 @@ class BestCheckpoint:
         network.load_state_dict(self._weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Epoch, accuracy and weights, for a checkpoint."""
         return {"epoch": self.epoch, "top1": self.top1, "weights": self._weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restore a state of `state_dict`."""
         self.epoch, self.top1, self._weights = state["epoch"], state["top1"], state["weights"]

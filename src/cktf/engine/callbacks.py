@@ -1,4 +1,4 @@
-"""What happens around the steps of training: timing, progress, signals, and a user's own code."""
+"""Callbacks around the steps of training: their base class, timing, and stopping on a signal."""
 
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 class Callback:
     """Base of callbacks: override the methods that you need.
 
-    The trainer has the state of the run: `position` (epochs and steps done), `phase`, `epoch`,
+    The trainer holds the state of the run: `position` (epochs and steps done), `phase`, `epoch`,
     `student`, `metrics`, `optimizer`, `config`, `run` (its folder). Callbacks run in the order in
-    which they were given, and what one raises ends the run. A callback that draws random numbers
-    changes those of training.
+    which they were passed, before a checkpoint is saved. An exception from a callback ends the run.
+    A callback that draws random numbers changes those of training. docs/loop.md has an example.
 
     >>> class StopEarly(Callback):
     ...     def on_epoch_end(self, trainer, row):
@@ -25,37 +25,37 @@ class Callback:
     """
 
     def on_train_start(self, trainer: "Trainer") -> None:
-        """Before the first step, after a checkpoint was loaded."""
+        """Called before the first step, after a checkpoint was loaded."""
 
     def on_phase_start(self, trainer: "Trainer") -> None:
-        """Before the first step of a phase; `trainer.phase` is the new one."""
+        """Called before the first step of a phase, which is `trainer.phase`."""
 
     def on_epoch_start(self, trainer: "Trainer") -> None:
-        """Before the first step of an epoch, or where a run continues inside one."""
+        """Called before the first step of an epoch, or where a run continues inside one."""
 
     def on_step_start(self, trainer: "Trainer") -> None:
-        """Before a batch is loaded."""
+        """Called before a batch is loaded."""
 
     def on_step_end(self, trainer: "Trainer") -> None:
-        """After the optimizer's step; `trainer.position` counts it."""
+        """Called after the optimizer's step, when gradients are cleared and the step is counted."""
 
     def on_evaluate_step(self, trainer: "Trainer") -> None:
-        """After each batch of an evaluation."""
+        """Called after each batch of an evaluation."""
 
     def on_epoch_end(self, trainer: "Trainer", row: dict[str, Any]) -> None:
-        """After an epoch was evaluated and recorded.
+        """Called after an epoch was evaluated and recorded.
 
         Args:
             trainer: of the run.
-            row: what metrics.jsonl holds of the epoch.
+            row: the epoch's line in metrics.jsonl.
         """
 
     def on_train_end(self, trainer: "Trainer") -> None:
-        """After the last step, or after an error or a signal that ends the run."""
+        """Called after the last step, and after an error or a signal that ends the run."""
 
 
 class StepTimer(Callback):
-    """Adds the seconds of every step, with loading its batch, to the epoch's metrics."""
+    """Adds the seconds of every step, loading included, to the epoch's metrics."""
 
     def on_step_start(self, trainer: "Trainer") -> None:
         """Start the clock."""
@@ -87,5 +87,5 @@ class StopOnSignal(Callback):
             raise Interrupted(f"Stopped by {name} after {at}; {outcome}.", trainer.run.path)
 
     def on_evaluate_step(self, trainer: "Trainer") -> None:
-        """Stop if a signal came during an evaluation, which is repeated when the run continues."""
+        """Stop if a signal came; the evaluation is repeated when the run continues."""
         self.on_step_end(trainer)

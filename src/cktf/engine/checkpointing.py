@@ -1,4 +1,4 @@
-"""When a run saves itself, and what happens when it cannot."""
+"""When a run saves a checkpoint, what it does if that fails, and upgrades of older checkpoints."""
 
 import time
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ _RETRY_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class TrainingPosition:
-    """How far a run is.
+    """How much of a run is done.
 
     Attributes:
-        epochs: finished ones, of all phases.
-        step: finished steps of the next epoch.
+        epochs: number of finished epochs, over all phases.
+        step: number of finished steps of the next epoch.
     """
 
     epochs: int = 0
@@ -29,7 +29,7 @@ class TrainingPosition:
 
     @property
     def file_name(self) -> str:
-        """A name whose alphabetical order is the order in time."""
+        """File name whose alphabetical order is the order in time."""
         return f"{self.epochs:06d}-{self.step:09d}"
 
     def __str__(self) -> str:
@@ -37,11 +37,11 @@ class TrainingPosition:
 
 
 class PeriodicCheckpoints(Callback):
-    """Saves a run by the clock, by epochs, at the end of each phase, and again after a failure.
+    """Saves a run every few minutes or epochs, at the end of each phase, and after a failed save.
 
     Args:
-        config: how often.
-        title: of the run, for messages.
+        config: how often to save.
+        title: name of the run, for messages.
         show: whether messages are printed.
 
     Attributes:
@@ -60,17 +60,17 @@ class PeriodicCheckpoints(Callback):
             self.save(trainer)
 
     def on_epoch_end(self, trainer: "Trainer", row: dict[str, Any]) -> None:
-        """Save at the end of a phase, and as often as the configuration says."""
+        """Save at the end of a phase, after a failed save, and as the configuration says."""
         every, epochs = self.config.epochs, trainer.position.epochs
         last = trainer.phase is not None and trainer.epoch == trainer.phase.epochs
         if last or self._failed or self._overdue() or (every > 0 and epochs % every == 0):
             self.save(trainer)
 
     def save(self, trainer: "Trainer") -> bool:
-        """Write a checkpoint; if that fails, training goes on and the user is told.
+        """Write a checkpoint; if that fails, report it and go on.
 
         Returns:
-            Whether the run can be continued from its position.
+            Whether a checkpoint of the present position exists.
         """
         position, run = trainer.position, trainer.run
         trainer.raise_if_nonfinite()
@@ -107,7 +107,7 @@ class PeriodicCheckpoints(Callback):
 
 
 def upgrade_checkpoint(state: dict[str, Any]) -> dict[str, Any]:
-    """Bring a checkpoint of version 4 into the present format; ValueError for other versions."""
+    """Convert a checkpoint of version 4 to the present format; ValueError for other versions."""
     if state["version"] == 4:
         metrics = state.pop("tally")
         metrics["steps"] = metrics.pop("counted")

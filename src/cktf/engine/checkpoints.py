@@ -34,7 +34,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they are.
+        folder: the folder that holds them.
         warn: called with a line about each checkpoint that is damaged.
     """
 

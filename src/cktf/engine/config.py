@@ -1,4 +1,4 @@
-"""Settings of training: what the engine takes, and recipes are composed of."""
+"""Sections that configure training: recipes compose them, and the engine reads them."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,18 +12,18 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Precision = Literal["auto", "float32", "bfloat16"]
 OnNonFinite = Literal["stop", "skip"]
 
-# The papers' rate for their schedule; for a short cycle the best of 0.05, 0.1, 0.2 and 0.4 by less
-# than a standard error, on images held out of CIFAR-10's training set.
+# `multistep`: the papers' rate. `onecycle`: the best of 0.05, 0.1, 0.2 and 0.4 on images held out
+# of CIFAR-10's training set, by less than one standard error.
 _PEAK_LR = {"multistep": 0.05, "onecycle": 0.1}
 
 
 class OptimizerConfig(Section):
-    """SGD.
+    """Options of `torch.optim.SGD`, and gradient clipping.
 
     Attributes:
         lr: peak learning rate; by default 0.1 for `onecycle`, 0.05 for `multistep`.
         momentum, weight_decay, nesterov: as in `torch.optim.SGD`.
-        clip: largest norm of the gradient, to which a longer one is scaled; None leaves it.
+        clip: largest norm of the gradient; a longer gradient is scaled to it. None never clips.
     """
 
     lr: float | None = Field(None, gt=0)
@@ -43,10 +43,10 @@ class ScheduleConfig(Section):
     """The learning rate over the steps of a run.
 
     Attributes:
-        name: `onecycle` (up for 30 % of the steps, then down to zero by a cosine, for short runs)
-            or `multistep` (times `gamma` at each milestone, as in the papers).
-        milestones: fractions of the run at which `multistep` steps.
-        gamma: factor by which `multistep` changes the rate.
+        name: `onecycle`, for short runs, rises for 30 % of the steps and falls to zero along a
+            cosine; `multistep`, as in the papers, multiplies the rate by `gamma` at each milestone.
+        milestones: of `multistep`, as fractions of the run.
+        gamma: factor of `multistep`.
     """
 
     name: Literal["onecycle", "multistep"] = "onecycle"
@@ -55,17 +55,17 @@ class ScheduleConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """Where, in which precision and how the networks compute; losses are formed in float32.
+    """Device and precision of the networks; losses are computed in float32.
 
     Attributes:
         device: `cpu`, `cuda`, or `auto`: CUDA where PyTorch sees it, else the CPU, also on Apple
             silicon.
         precision: of the networks; `auto` is bfloat16 where the hardware multiplies it faster.
-        channels_last: memory format of the networks and images.
-        compile: run both networks through `torch.compile`, which first takes a minute.
+        channels_last: whether networks and images are in channels-last memory format.
+        compile: whether `torch.compile` compiles both networks, which takes about a minute.
         on_nonfinite: `stop` at a loss or gradient that is not finite, or `skip` and count the step.
-        track: trackers that show a run while it goes on, or `none`; by default TensorBoard where it
-            is installed.
+        track: names of trackers that record the run, or `none`; by default TensorBoard where it is
+            installed.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -85,11 +85,12 @@ class RuntimeConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """How often a run saves itself; the end of each phase is saved in any case.
+    """How often a run saves a checkpoint, besides the one at the end of each phase.
 
     Attributes:
-        epochs: save after every so many epochs; 0 for never.
-        minutes: and whenever so much time has passed, also inside an epoch; 0 for never.
+        epochs: epochs between two checkpoints; 0 saves none for this reason.
+        minutes: minutes between two checkpoints, also inside an epoch; 0 saves none for this
+            reason.
     """
 
     epochs: int = Field(0, ge=0)
@@ -97,7 +98,7 @@ class CheckpointConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Everything that the training loop reads; recipes add networks and methods.
+    """Base of all recipes: everything that the training loop reads.
 
     Attributes:
         epochs: passes over the training set in the main phase.

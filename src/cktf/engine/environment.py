@@ -1,4 +1,4 @@
-"""The code and the machine that a number comes from."""
+"""The code, machine and precision behind a result, for its record."""
 
 import functools
 import importlib.metadata
@@ -18,11 +18,11 @@ _PACKAGES = ("torch", "torchvision", "accelerate", "numpy")
 
 
 def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Describe what computed a result, so that results of unlike engines can be told apart.
+    """Describe what computed a result, so that tables can mark results of unlike engines.
 
     Args:
-        device: on which the networks ran.
-        dtype: in which they ran.
+        device: where the networks ran.
+        dtype: data type that the networks computed in.
 
     Returns:
         `device`, `precision`, `bfloat16` (`multiplied` by the hardware, `emulated` by rounding

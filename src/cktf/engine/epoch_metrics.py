@@ -1,9 +1,9 @@
-"""Losses and gradients of an epoch: summed for the record, and checked to be finite.
+"""Losses and gradient norms of an epoch: summed for the record, and checked to be finite.
 
-Reading a number back waits for the device. On the CPU nothing waits, and every step is checked
-before it changes the student. On another device the numbers of 20 steps stay there and are checked
-together, and always before a checkpoint, so that no checkpoint holds what came after the first that
-is not finite. Only where such steps are to be skipped, every step waits for its own.
+Reading a number from a GPU waits for its queued work. So the numbers of 20 steps stay there and are
+checked together, and always before a checkpoint, so that no checkpoint follows a step that is not
+finite. On the CPU, or where such steps are to be skipped, every step is checked before it changes
+the student.
 """
 
 from collections.abc import Sequence
@@ -39,15 +39,15 @@ class NonFiniteStep:
 
 @dataclass
 class EpochMetrics:
-    """The numbers of one epoch so far.
+    """Losses, gradient norms and times of one epoch so far.
 
     Attributes:
         names: `loss`, `gradient` (its norm) and the terms.
-        sums: of each over the steps that were taken, on the device; None before the first.
-        steps, skipped, skipped_in_a_row: numbers of steps.
+        sums: sum of each over the steps that were taken, on the device; None before the first.
+        steps, skipped, skipped_in_a_row: counts of steps.
         lr: learning rate of the last step that was taken.
-        seconds: spent on steps, with loading their batches.
-        unchecked: step, learning rate and numbers of steps that were not checked yet.
+        seconds: time of all steps, loading included.
+        unchecked: step, learning rate and numbers of each step that was not checked yet.
     """
 
     names: list[str] = field(default_factory=list)
@@ -60,20 +60,20 @@ class EpochMetrics:
     unchecked: list[tuple[int, float, Tensor]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """All but the unchecked steps, for a checkpoint."""
         names = ("names", "steps", "skipped", "skipped_in_a_row", "lr", "seconds")
         sums = None if self.sums is None else self.sums.cpu()
         return {name: getattr(self, name) for name in names} | {"sums": sums}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> "EpochMetrics":
-        """The metrics that were saved."""
+        """Restore a state of `state_dict`."""
         metrics = cls(**state)
         metrics.sums = None if metrics.sums is None else metrics.sums.to(device)
         return metrics
 
     def stack(self, loss: Loss, norm: Tensor) -> Tensor:
-        """Loss, gradient norm and terms of a step in one tensor."""
+        """Stack loss, gradient norm and terms of a step in one tensor."""
         self.names = [_TOTAL, _GRADIENT, *loss.terms]
         return torch.stack([loss.total.detach(), norm, *loss.terms.values()])
 
@@ -98,12 +98,12 @@ class EpochMetrics:
             )
 
     def defer_check(self, step: int, lr: float, numbers: Tensor) -> bool:
-        """Store a step's numbers to check them later; True when it is time."""
+        """Store a step's numbers to check them later; returns whether a check is due."""
         self.unchecked.append((step, lr, numbers))
         return len(self.unchecked) >= _CHECK_EVERY
 
     def check(self) -> NonFiniteStep | None:
-        """The first of the unchecked steps that is not finite; waits for the device."""
+        """Return the first unchecked step that is not finite, if any; waits for the device."""
         if not self.unchecked:
             return None
         finite = torch.stack([numbers for _, _, numbers in self.unchecked]).isfinite().tolist()
@@ -115,7 +115,7 @@ class EpochMetrics:
         return None
 
     def means(self) -> dict[str, Any]:
-        """Means over the steps that were taken, for the record."""
+        """Compute means over the steps that were taken, for the record."""
         if self.sums is None:
             raise TrainingError(
                 "No step of the epoch was finite, and all were skipped. Look at the images, and "
@@ -133,11 +133,11 @@ class EpochMetrics:
 
 
 def gradient_norm(parameters: Sequence[Tensor], clip: float | None) -> Tensor:
-    """Norm of the whole gradient before it is clipped, on the device.
+    """Compute the norm of the whole gradient, on the device, and then clip the gradient.
 
     Args:
-        parameters: whose gradients count, where they have one.
-        clip: norm to which a longer gradient is scaled; None leaves it.
+        parameters: those without a gradient are left out.
+        clip: largest norm, to which a longer gradient is scaled; None never clips.
     """
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip is not None:
@@ -152,13 +152,13 @@ def nonfinite_error(
     student: nn.Module,
     parameters: Sequence[Tensor],
 ) -> TrainingError:
-    """The error for a step that is not finite, with its likely cause.
+    """Build the error for a step that is not finite, with its likely cause.
 
     Args:
         bad: the step.
-        epoch: of the step.
-        batch: of the step; None where more steps came after it.
-        student: for the names of its parameters.
+        epoch: epoch of the step.
+        batch: batch of the step; None where more steps came after it.
+        student: the network, for the names of its parameters.
         parameters: all that train, with the gradients of that step unless steps came after it.
     """
     terms = [name for name in bad.names if name not in (_TOTAL, _GRADIENT)]

@@ -52,8 +52,8 @@ def evaluate(
     Args:
         forward: a function from images to logits [B, num_classes], in eval mode.
         loader: labeled batches.
-        num_classes: as many as there are logits.
-        device: where the network is.
+        num_classes: number of logits.
+        device: device of the network.
         after_batch: called after every batch.
 
     Raises:

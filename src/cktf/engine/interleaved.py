@@ -1,6 +1,6 @@
-"""Several trainings that take turns, a step each, so that one pass of a shared teacher serves all.
+"""Several trainings interleaved step by step, so that one pass of a shared teacher serves all.
 
-Each is the same, bit for bit, as if it ran alone.
+Each ends with the same weights, bit for bit, as if it ran alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,10 @@ from cktf.errors import Interrupted
 
 
 class RandomStream:
-    """The random generators of one of several trainings in a process.
+    """The state of the random generators of one of several trainings in a process.
 
     Args:
-        device: of the training.
+        device: where it trains.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,7 +26,7 @@ class RandomStream:
 
     @contextmanager
     def resumed(self) -> Iterator[None]:
-        """Draw on from where this training last stopped."""
+        """Restore this training's generators inside the block, and save them on exit."""
         restore_random_state(self.state, self.device)
         try:
             yield
@@ -35,14 +35,14 @@ class RandomStream:
 
 
 def fit_interleaved(trainers: Sequence[Trainer]) -> list[TrainResult]:
-    """Train to the end, step by step in turn.
+    """Train several students to the end, one step of each in turn.
 
     Args:
-        trainers: with the same training batches; their phases, epochs and positions may differ.
+        trainers: all with the same training batches; phases, epochs and positions may differ.
 
     Raises:
-        Interrupted: a signal came, and all have saved themselves.
-        TrainingError: of the first that cannot go on; the others end too.
+        Interrupted: a signal came, and all have been saved.
+        TrainingError: one of them cannot go on; the others end too.
     """
     streams = {trainer: RandomStream(trainer.device) for trainer in trainers}
     with ExitStack() as stack:
@@ -62,7 +62,7 @@ def fit_interleaved(trainers: Sequence[Trainer]) -> list[TrainResult]:
 
 
 def _interleave_epoch(number: int, streams: dict[Trainer, RandomStream]) -> None:
-    """One epoch of all trainings that have not done it; some may continue inside it."""
+    """Train epoch `number` of all trainings that have not finished it."""
     active = {
         trainer: stream
         for trainer, stream in streams.items()

@@ -1,4 +1,4 @@
-"""Peak memory of a run, and what to change where memory is not enough."""
+"""Peak memory of a run, and advice where memory is not enough."""
 
 import re
 import resource
@@ -17,7 +17,7 @@ _STATUS, _RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Measure peak memory from here on, where the system can reset it."""
+    """Reset the peak of `peak_memory_mb`, where the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
@@ -25,9 +25,9 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory since the reset, in MiB: of a GPU, or else of the process.
+    """Peak memory since the reset, in MiB: of a GPU, or else of the process.
 
-    Where the system cannot reset it, as on macOS, it may date from before the run.
+    Where the system cannot reset it, as on macOS, the peak may date from before the run.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -46,13 +46,13 @@ def enough_memory(
     *,
     training: bool = False,
 ) -> Iterator[None]:
-    """Turn a failed allocation inside into a message that says what to change.
+    """Turn a failed allocation inside the block into an error that says what to change.
 
     Args:
-        batch_size: of the images that a network sees inside.
-        device: where it is.
-        footprint: of contrast.
-        training: whether that size is `data.batch_size`, rather than one for test images.
+        batch_size: number of images in a batch inside the block.
+        device: device of the network.
+        footprint: memory of the contrastive objectives.
+        training: whether `data.batch_size` sets the batch size; that of test images is fixed.
 
     Raises:
         TrainingError: memory was not enough.
@@ -68,7 +68,7 @@ def enough_memory(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is a failed allocation: PyTorch has no type for it on the CPU."""
+    """Whether an error is a failed allocation, for which PyTorch has no type on the CPU."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
@@ -81,7 +81,7 @@ def out_of_memory(
     *,
     training: bool = True,
 ) -> TrainingError:
-    """The error to raise for a failed allocation; arguments as of `enough_memory`."""
+    """Build the error for a failed allocation; the arguments are those of `enough_memory`."""
     text, advice = str(error), []
     if training and batch_size > 2:
         advice.append(f"smaller batches, --set data.batch_size={max(2, batch_size // 2)}")

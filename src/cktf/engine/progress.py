@@ -1,4 +1,4 @@
-"""What a user sees while a network trains."""
+"""Progress of training in the terminal."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 def announce(text: str, show: bool) -> None:
-    """Print a line to standard error, where `show` is set."""
+    """Print a line to standard error if `show` is set."""
     if show:
         Console(stderr=True).print(text, highlight=False, markup=False)
 
 
 class ProgressBar(Callback):
-    """A bar for each phase of a run, with loss, accuracy and speed; a line an epoch without tty.
+    """Shows a bar for each phase, with loss, accuracy and speed; without a terminal, epoch lines.
 
     Args:
-        title: what is trained.
+        title: name of the run.
     """
 
     def __init__(self, title: str) -> None:
@@ -31,7 +31,7 @@ class ProgressBar(Callback):
         self._bar: Progress | None = None
 
     def on_phase_start(self, trainer: "Trainer") -> None:
-        """Begin a bar at the epochs and steps that are done."""
+        """Start a bar at the epochs and steps that are done."""
         self.on_train_end(trainer)
         assert trainer.phase is not None
         name, epochs, steps = trainer.phase.name, trainer.phase.epochs, len(trainer.train)
@@ -54,7 +54,7 @@ class ProgressBar(Callback):
         self._bar.start()
 
     def on_step_end(self, trainer: "Trainer") -> None:
-        """Move on by one batch."""
+        """Advance the bar by one step."""
         if self._bar is not None:
             self._bar.advance(self._task)
 

@@ -1,4 +1,4 @@
-"""The state of all random generators of a process, in types that a checkpoint can hold."""
+"""States of the random generators of a process, in types that a checkpoint can hold."""
 
 import random
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of Python's, NumPy's, PyTorch's and the device's generators."""
+    """Return the states of Python's, NumPy's, PyTorch's and the device's generators."""
     return {
         "torch": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -22,7 +22,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Set the generators to a state of `random_state`."""
+    """Restore the generators from the states that `random_state` returned."""
     torch.set_rng_state(state["torch"])
     if state["device"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["device"], device)
@@ -35,7 +35,7 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
 def preserve_rng(device: torch.device) -> Iterator[dict[str, Any]]:
     """Restore the random generators on exit.
 
-    Yields the state at entry, which is emptied on exit.
+    Yields the states at entry, in a dictionary that is emptied on exit.
     """
     state = random_state(device)
     try:
@@ -47,7 +47,7 @@ def preserve_rng(device: torch.device) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from a seed temporarily; restore the random generators on exit."""
+    """Seed the random generators inside the block; restore them on exit."""
     with preserve_rng(device):
         set_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""One folder per run: enough to resume, evaluate and report it."""
+"""The folder of a run, which is enough to resume, evaluate and report it."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from cktf.errors import RunFolderError
 from cktf.files import write_atomically
 from cktf.locks import file_lock
 
-# Seconds that a result waits for room on the disk, and between two attempts.
+# How long the writing of a result is tried again, and the wait between two attempts, in seconds.
 _GIVE_UP_AFTER, _RETRY_AFTER = 3600.0, 10.0
 
 
 class RunFolder:
-    """Files of one run; docs/design.md says what is in it.
+    """Files of one run; docs/design.md lists them.
 
     Args:
         path: the folder.
@@ -44,10 +44,10 @@ class RunFolder:
         self._unwritten: list[str] = []
 
     def check(self, *, resume: bool) -> None:
-        """Make sure that the run can be written here, without writing anything.
+        """Check that the run can be written here; writes nothing.
 
         Raises:
-            RunFolderError: it cannot be written, or holds a run and is not to be continued.
+            RunFolderError: the folder cannot be written, or holds a run that is not to be resumed.
         """
         try:
             existing = next(
@@ -73,18 +73,18 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether a run came to its end here."""
+        """Whether the folder holds a finished run."""
         return self.summary.is_file() and self.weights.is_file()
 
     def create(self, checkpoint_mb: float) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Args:
-            checkpoint_mb: size of a checkpoint: there must be room for three, less those that are
-                there already, and for one in any case.
+            checkpoint_mb: size of a checkpoint in MiB. There must be room for three, minus those
+                that exist, and for one in any case.
 
         Raises:
-            RunFolderError: the file system does not let us, or is too full.
+            RunFolderError: the folder cannot be written, or its disk is too full.
         """
         try:
             self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder's lock, which ends with the process, however that ends.
+        """Hold the folder's lock, which the system releases when the process ends.
 
         Raises:
             RunFolderError: another run writes there.
@@ -123,7 +123,7 @@ class RunFolder:
             yield
 
     def log(self, line: str) -> None:
-        """Add a dated line to log.txt; one that cannot be written waits for the next."""
+        """Add a dated line to log.txt; if that fails, it is written with the next line."""
         self._unwritten.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         with suppress(OSError), self.log_file.open("a", encoding="utf-8") as file:
             file.write("".join(self._unwritten))
@@ -135,7 +135,7 @@ class RunFolder:
         print(line, file=sys.stderr, flush=True)
 
     def record(self, row: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl; one that cannot be written is written with the next."""
+        """Add a line to metrics.jsonl; if that fails, it is written with the next line."""
         self._rows = [*self.rows(), row]
         try:
             if self._incomplete:
@@ -151,7 +151,7 @@ class RunFolder:
             )
 
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, up to one that is not whole."""
+        """Return the lines of metrics.jsonl, up to the first incomplete one."""
         if self._rows is not None:
             return self._rows
         rows: list[dict[str, Any]] = []
@@ -161,7 +161,7 @@ class RunFolder:
         return rows
 
     def begin_rows(self, rows: list[dict[str, Any]]) -> None:
-        """Start the record from those of a checkpoint: later ones are trained again."""
+        """Start metrics.jsonl from the rows of a checkpoint; later epochs are trained again."""
         self._rows = list(map(_with_phase, rows))
         self.insist(lambda: write_atomically(self.metrics, _lines(rows)), "its record")
 
@@ -170,10 +170,10 @@ class RunFolder:
         write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
 
     def insist(self, write: Callable[[], None], what: str) -> None:
-        """Write a result, waiting up to an hour for room on the disk or for its file system.
+        """Write a result; where that fails, as on a full disk, try again for up to an hour.
 
         Raises:
-            RunFolderError: it did not come back within an hour.
+            RunFolderError: it still failed after an hour.
         """
         until = time.monotonic() + _GIVE_UP_AFTER
         while True:
@@ -198,5 +198,5 @@ def _lines(rows: list[dict[str, Any]]) -> bytes:
 
 
 def _with_phase(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose phase may still be called `stage`."""
+    """Rename the key `stage`, which older runs have, to `phase`."""
     return {"phase" if name == "stage" else name: value for name, value in row.items()}

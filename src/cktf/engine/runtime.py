@@ -19,14 +19,14 @@ from cktf.functional.precision import RoundedProducts, multiplies_bfloat16
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how the networks of a run compute.
+    """Device, precision and seed of a run.
 
     Attributes:
-        accelerator: the processes of the run.
-        device: of the networks.
+        accelerator: the only `accelerate.Accelerator` of the run.
+        device: where the networks compute.
         precision: of the networks: `auto`, `float32` or `bfloat16`.
-        channels_last: memory format of the networks.
-        seed: random seed.
+        channels_last: whether networks are in channels-last memory format.
+        seed: random seed (weights, order, augmentation, negatives).
     """
 
     accelerator: Accelerator
@@ -37,14 +37,14 @@ class Runtime:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the networks compute in."""
+        """Data type that the networks compute in."""
         return autocast_dtype(self.precision, self.device) or torch.float32
 
     def reset_seed(self) -> None:
-        """Start all random generators from the seed.
+        """Seed Python's, NumPy's and PyTorch's random generators.
 
-        The weights of the student, those of the objective and the draws of training each start from
-        it, so that none depends on how much was drawn for another.
+        A run does so three times: before the student's weights, before the objective's weights, and
+        before training. So none of them depends on how much the one before has drawn.
         """
         set_seed(self.seed)
 
@@ -78,12 +78,11 @@ class Runtime:
 
 
 def start_runtime(config: RuntimeConfig, seed: int = 0) -> Runtime:
-    """Choose the device of a run.
-
-    On the CPU the process from here on keeps the memory that it frees.
+    """Build the runtime of a run; on the CPU, also set the memory allocator of this process.
 
     Raises:
-        TrainingError: the device is not there, or a launcher asks for what a run does not do.
+        TrainingError: the device is missing, or a launcher asks for several processes or gradient
+            accumulation.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("Device 'cuda' was asked for, and PyTorch sees none. Use device=cpu.")
@@ -105,14 +104,14 @@ def start_runtime(config: RuntimeConfig, seed: int = 0) -> Runtime:
 
 
 def start_available_runtime(config: RuntimeConfig, seed: int = 0) -> Runtime:
-    """Choose the device for a trained network; without a GPU it is the CPU, whatever it was."""
+    """Build the runtime for a trained network: without a GPU, `cuda` becomes `cpu`."""
     if not torch.cuda.is_available():
         config = config.model_copy(update={"device": "cpu"})
     return start_runtime(config, seed)
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The type that networks compute in; None for float32.
+    """Data type for `torch.autocast`; None for float32, which needs no autocast.
 
     `auto` is bfloat16 where the hardware multiplies it faster than float32.
     """
@@ -127,7 +126,7 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
 def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
     """Run networks in a precision, on any hardware.
 
-    On a CPU that does not multiply bfloat16, it takes about float32's time.
+    A CPU that does not multiply bfloat16 emulates it, in about float32's time.
     """
     dtype = autocast_dtype(precision, device)
     emulated = dtype is not None and device.type == "cpu" and not multiplies_bfloat16(device)
@@ -141,7 +140,7 @@ def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
 def in_precision(
     network: Callable[[Tensor], Tensor], precision: Precision, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """Wrap a network so that only its forward pass, not the code around it, runs in a precision."""
+    """Wrap a network so that its forward pass, and no other code, runs in a precision."""
 
     def forward(images: Tensor) -> Tensor:
         with autocast(precision, device):
@@ -151,7 +150,7 @@ def in_precision(
 
 
 def synchronized_time(device: torch.device) -> float:
-    """The clock, in seconds, once a device has finished its queued work."""
+    """Wait until a device has finished its queued work; return the clock in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

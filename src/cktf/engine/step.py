@@ -1,4 +1,4 @@
-"""One training step as a module, the phases of a run, and the learning rate."""
+"""The training step as a module, the phases of a run, and the learning rate schedule."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +22,12 @@ class TrainStep(nn.Module):
     """The forward pass of a training step: both networks, then the loss between their features.
 
     Its parameters are those that train: the student's and the objective's. The teacher is frozen
-    and no submodule.
+    and not a submodule.
 
     Args:
-        objective: what is minimized; its own parameters train too.
-        student_tap: the tapped network that trains; None where only the objective trains.
-        teacher_tap: the tapped frozen network; None for an objective that needs none.
+        objective: the loss to minimize; its own parameters train too.
+        student_tap: tap of the student; None where only the objective trains.
+        teacher_tap: tap of the teacher; None for an objective that needs no teacher.
         runtime: device and precision of the networks.
         freeze_statistics: keep the whole student in eval mode, BatchNorm statistics included.
     """
@@ -48,12 +48,15 @@ class TrainStep(nn.Module):
         self.runtime, self.freeze_statistics = runtime, freeze_statistics
 
     def forward(self, batch: Batch) -> Loss:
-        """The loss of a batch; adapters compute in the networks' precision."""
+        """Compute the loss of a batch; adapters compute in the networks' precision."""
         with self.runtime.autocast():
             return self.loss(*self.features(batch), batch)
 
     def features(self, batch: Batch) -> tuple[Features, Features | None]:
-        """Features of the student and of the teacher, the latter without gradient."""
+        """Extract the features of the student, and those of the teacher without gradient.
+
+        In a phase that trains no student, the teacher's features stand in for the student's.
+        """
         teacher = None
         if self.teacher_tap is not None:
             with torch.no_grad():
@@ -63,23 +66,23 @@ class TrainStep(nn.Module):
         return student, teacher
 
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
-        """The objective's loss between features of a batch."""
+        """Compute the objective's loss between two networks' features of a batch."""
         return self.objective(student, teacher, batch)  # type: ignore[no-any-return]
 
     def forward_buffers(self) -> list[Tensor]:
-        """Buffers that a forward pass changes, to restore where its step is skipped.
+        """List the buffers that a forward pass changes, to restore them after a skipped step.
 
-        Memories change in `Objective.after_step`, which a skipped step does not reach.
+        Memories are not among them: they change in `Objective.after_step`, after the optimizer.
         """
         norms = (module for module in self.objective.modules() if isinstance(module, _NormBase))
         student = [] if self.student is None else list(self.student.buffers())
         return [*student, *(buffer for norm in norms for buffer in norm.buffers())]
 
     def train(self, mode: bool = True) -> "TrainStep":
-        """Set the training mode, except for what keeps its statistics.
+        """Set the training mode, except for frozen BatchNorm statistics.
 
-        That is the whole student with `freeze_statistics`, and else BatchNorm layers whose
-        parameters are all frozen.
+        They are those of the whole student with `freeze_statistics`, and otherwise those of
+        BatchNorm layers whose parameters are all frozen.
         """
         super().train(mode)
         if self.student is not None and mode:
@@ -93,10 +96,10 @@ class TrainStep(nn.Module):
 
 @dataclass(frozen=True)
 class TrainPhase:
-    """A part of a run with an objective and an optimizer of its own.
+    """A part of a run that has its own objective and optimizer.
 
     Attributes:
-        name: `train` for the main phase, the last, in which the student trains on the whole sum.
+        name: `train` for the main phase, which comes last and trains the student on the whole sum.
         step: forward pass of a step.
         epochs: passes over the training set.
         lr: constant learning rate of an initialization phase; None follows the schedule.
@@ -125,13 +128,13 @@ def preserve_buffers(network: nn.Module) -> Iterator[None]:
 def build_scheduler(
     optimizer: torch.optim.Optimizer, config: ScheduleConfig | None, lr: float, steps: int
 ) -> LRScheduler:
-    """The learning rate over the steps of a phase.
+    """Build the learning rate schedule of a phase.
 
     Args:
-        optimizer: its rate is scheduled.
-        config: which schedule; None for a constant rate, as of an initialization phase.
-        lr: its peak.
-        steps: of the whole phase.
+        optimizer: the optimizer to schedule.
+        config: the schedule; None for a constant rate, as in an initialization phase.
+        lr: peak learning rate.
+        steps: number of steps of the whole phase.
     """
     if config is None:
         return ConstantLR(optimizer, factor=1.0)

@@ -1,6 +1,6 @@
-"""The record of a run in TensorBoard and other trackers, through Accelerate's.
+"""The record of a run in TensorBoard and other trackers, through those of Accelerate.
 
-A tracker that fails is left out from then on: it is a view of a run, and no reason to end one.
+A tracker that fails is left out from then on; the run goes on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,10 @@ TENSORBOARD, PROJECT = "tensorboard", "cktf"
 
 
 def trackers_of(names: Sequence[str] | None) -> list[str]:
-    """Trackers that are used: by default TensorBoard where it is installed.
+    """Check the names of trackers; by default TensorBoard where it is installed.
 
     Raises:
-        TrainingError: one that Accelerate does not know, or that is not installed.
+        TrainingError: a tracker that Accelerate does not know, or that is not installed.
     """
     there = [str(name) for name in get_available_trackers()]
     if names is None:
@@ -41,8 +41,8 @@ class Trackers(Callback):
     """Sends the record of every epoch to trackers.
 
     Args:
-        names: of trackers; None for the default.
-        config: of the run, fields by dotted name.
+        names: names of trackers; None for the default.
+        config: fields of the recipe by dotted name.
     """
 
     def __init__(self, names: Sequence[str] | None, config: Mapping[str, Any]) -> None:
@@ -50,7 +50,7 @@ class Trackers(Callback):
         self._started: list[GeneralTracker] = []
 
     def on_train_start(self, trainer: "Trainer") -> None:
-        """Start each; TensorBoard's files go into the run's folder `tensorboard`."""
+        """Start the trackers; TensorBoard writes to the folder `tensorboard` of the run."""
         for name in self.names:
             try:
                 self._started.append(_start(name, trainer.run, self.config))
@@ -58,7 +58,7 @@ class Trackers(Callback):
                 trainer.run.log(f"{name} cannot be used: {error}")
 
     def on_epoch_end(self, trainer: "Trainer", row: dict[str, Any]) -> None:
-        """Send an epoch's numbers."""
+        """Send an epoch's numbers to the trackers."""
         for tracker in list(self._started):
             try:
                 tracker.log(values_of(row), step=len(trainer.run.rows()))
@@ -67,7 +67,7 @@ class Trackers(Callback):
                 trainer.run.log(f"{tracker.name} is left out from here: {error}")
 
     def on_train_end(self, trainer: "Trainer") -> None:
-        """End each."""
+        """End the trackers."""
         for tracker in self._started:
             try:
                 tracker.finish()
@@ -84,11 +84,11 @@ def _start(name: str, run: RunFolder, config: Mapping[str, Any]) -> GeneralTrack
         tracker = kind(PROJECT, str(run.path))
     else:
         tracker = kind(PROJECT)
-    # Accelerate's newer versions make a tracker first and start it then.
+    # In newer versions of Accelerate, the constructor does not start a tracker.
     if hasattr(tracker, "start"):
         tracker.start()
     if name == TENSORBOARD:
-        # Its own way to keep a configuration makes a second run of it.
+        # TensorBoard's `add_hparams` would show the configuration as a second run.
         lines = "\n".join(f"    {field}: {value}" for field, value in config.items())
         tracker.writer.add_text("recipe", lines)
     else:
@@ -97,7 +97,7 @@ def _start(name: str, run: RunFolder, config: Mapping[str, Any]) -> GeneralTrack
 
 
 def values_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """A row's numbers by name.
+    """Collect a row's numbers by name.
 
     >>> values_of({"phase": "train", "epoch": 1, "loss": 2.5, "terms": {"kd": 2.0}, "test_top1": 9})
     {'loss/kd': 2.0, 'loss': 2.5, 'test_top1': 9.0}

@@ -1,6 +1,6 @@
-"""The one training loop: teacher, student, objective, step.
+"""The one training loop.
 
-It knows no method by name: whatever is trained is an `Objective` over `Features`.
+It knows no method by name: the loss is that of an `Objective` over `Features`.
 """
 
 import json
@@ -39,17 +39,17 @@ from cktf.signals import catch_stop_signals, stop_signal
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training gave.
+    """The results of a training.
 
     Attributes:
         last: accuracy after the last epoch; None without test data.
-        best_top1: of the best epoch, chosen on the test set, in per cent.
-        best_row: record of the epoch whose weights the student has, chosen on held-out images;
-            None without these, where it has the weights of the last epoch.
-        seconds: spent on training in all phases, without evaluating, saving and filling memories.
-        images_per_second: of the main phase.
-        peak_memory_mb: largest memory in this run: of a GPU, or else of the process.
-        skipped: steps whose numbers were not finite.
+        best_top1: accuracy of the best epoch, chosen on the test set, in per cent.
+        best_row: record of the epoch that is best on held-out images, whose weights the student
+            has; None without held-out images, where the student has those of the last epoch.
+        seconds: time of the steps of all phases; evaluating, saving and filling memories excluded.
+        images_per_second: speed of the main phase.
+        peak_memory_mb: peak memory of the run in MiB: of the GPU, or else of the process.
+        skipped: number of steps that were skipped, since their numbers were not finite.
     """
 
     last: Accuracy | None
@@ -72,26 +72,26 @@ class Trainer:
     """Trains one network, phase after phase.
 
     Args:
-        phases: in order; the last is the main one, and its objective holds whatever the others
+        phases: in order; the last is the main phase, and its objective holds all that the others
             train. Their teachers are frozen and put in eval mode.
         train: training batches.
-        test: evaluated after every epoch of the main phase; None for no evaluation.
-        num_classes: logits of the student.
-        config: how to train.
+        test: batches to evaluate on after every epoch of the main phase; None for no evaluation.
+        num_classes: number of logits of the student.
+        config: the recipe.
         run: folder that everything is written to.
         runtime: device, precision and seed.
-        title: shown beside the progress bar.
+        title: name of the run, shown beside the progress bar.
         show: whether progress is shown.
-        identity: of the recipe: a checkpoint of another is refused.
-        validation: images held out of the training set: the student ends with the weights of the
+        identity: hash of the recipe; a checkpoint of another recipe is refused.
+        validation: batches held out of the training set; the student ends with the weights of the
             epoch that is best on them.
         callbacks: called around steps and epochs, after timing and progress, before checkpoints.
 
     Attributes:
-        position: epochs and steps that are done.
-        phase, epoch: the current ones; epochs are counted from 1 in each phase.
-        metrics: of the current epoch.
-        should_stop: a callback sets it to end training after the epoch.
+        position: number of epochs and steps that are done.
+        phase, epoch: the current phase, and its current epoch, counted from 1 in each phase.
+        metrics: losses and times of the current epoch.
+        should_stop: set by a callback to end training after the epoch.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Trainer:
                 self._call("on_train_end")
 
     def start_epoch(self, number: int) -> None:
-        """Begin an epoch, or continue inside it; epochs are counted on over all phases."""
+        """Begin an epoch or continue inside it; `number` counts from 1 over all phases."""
         first = 1
         for phase in self.phases:
             if number < first + phase.epochs:
@@ -253,7 +253,7 @@ class Trainer:
             return evaluate(forward, loader, self.num_classes, self.device, after_batch)
 
     def result(self) -> TrainResult:
-        """What came of a finished run; the student gets the weights that the run saves."""
+        """Collect the results of a finished run, and load the best weights into the student."""
         rows = self.run.rows()
         main = [row for row in rows if row["phase"] == MAIN]
         rate = sum(row["images"] for row in main) / sum(row["seconds"] for row in main)
@@ -277,7 +277,7 @@ class Trainer:
             getattr(callback, hook)(self, *arguments)
 
     def _start_phase(self, phase: TrainPhase, *, resumed: bool) -> None:
-        """Make the optimizer of a phase, and fill memories or continue from the checkpoint."""
+        """Build the optimizer of a phase; load it from the checkpoint, or fill the memories."""
         self.phase, config = phase, self.config.optimizer
         trained = [] if phase.step.student is None else list(self.student.parameters())
         self.parameters: list[Tensor] = [*trained, *phase.step.objective.parameters()]
@@ -289,7 +289,7 @@ class Trainer:
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
         )
-        # Gradients that the networks came with belong to no step of this run.
+        # A user's networks may come with gradients.
         self.optimizer.zero_grad(set_to_none=True)
         schedule = self.config.schedule if phase.lr is None else None
         steps = phase.epochs * len(self.train)
@@ -300,7 +300,7 @@ class Trainer:
                 self.scheduler.load_state_dict(self._checkpoint["scheduler"])
         elif phase.step.objective.filling:
             self._fill_memories(phase)
-        # It holds a copy of all that is trained, and later phases have no use for it.
+        # It holds a copy of all weights, and later phases do not need it.
         self._checkpoint = None
         self._call("on_phase_start")
 
@@ -327,10 +327,10 @@ class Trainer:
         self.run.log(f"memories filled from {samples} training images in {seconds:.1f} s")
 
     def _all_finite(self, batch: Batch) -> bool:
-        """Whether the unchecked steps are finite; False counts a skipped step.
+        """Check the loss and gradient of the unchecked steps; count the step if it is skipped.
 
         Raises:
-            TrainingError: one is not, and the run stops there.
+            TrainingError: a step is not finite, and steps are not to be skipped.
         """
         bad = self.metrics.check()
         if bad is None:
@@ -344,12 +344,12 @@ class Trainer:
         return False
 
     def raise_if_nonfinite(self) -> None:
-        """Check the steps that were not checked yet; TrainingError if one is not finite."""
+        """Check the unchecked steps; TrainingError if one of them is not finite."""
         if (bad := self.metrics.check()) is not None:
             raise nonfinite_error(bad, self.epoch, None, self.student, self.parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides the next step, in the format of `CHECKPOINT_VERSION`."""
+        """Everything that decides the next step, in the format of `CHECKPOINT_VERSION`."""
         return {
             "version": CHECKPOINT_VERSION,
             "identity": self.identity,
@@ -365,7 +365,7 @@ class Trainer:
         }
 
     def _load_checkpoint(self) -> None:
-        """Take up the newest checkpoint, but for the optimizer, which its phase loads."""
+        """Load the newest checkpoint, except the optimizer, which its phase loads."""
         state = self.run.checkpoints.newest()
         if state is None:
             self.run.begin_rows([])
@@ -376,7 +376,7 @@ class Trainer:
             if state["identity"] not in (self.identity, None):
                 raise ValueError("it was saved under another recipe")
             self.student.load_state_dict(state["student"])
-            # Freed at once: until then, its file takes room on the disk.
+            # Its tensors are mapped: until they are freed, the file takes room on the disk.
             self.objective.load_state_dict(state.pop("objective"))
             self.position = TrainingPosition(*state["position"])
             self.metrics = EpochMetrics.from_state_dict(state["metrics"], self.device)
@@ -390,7 +390,7 @@ class Trainer:
 
     @contextmanager
     def _refusing_other_runs(self) -> Iterator[None]:
-        """Say that a checkpoint is of another run where it does not fit."""
+        """Raise CheckpointError if loading inside the block fails: the checkpoint does not fit."""
         try:
             yield
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Networks, data and objective of a run, known to fit together before anything is trained."""
+"""Check that networks, data and method fit together, and build the objective and its phases."""
 
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ _LR_TOO_HIGH = (
 
 @dataclass(frozen=True)
 class _ExampleRun:
-    """A network's forward pass on a few images, with a warning if its input looks wrong."""
+    """Features of a network for a few images, with a warning if its input looks wrong."""
 
     images: Tensor
     paths: FeaturePaths
@@ -50,7 +50,17 @@ class _ExampleRun:
 
 @dataclass(frozen=True)
 class Assembly:
-    """Networks, data and objective that are known to fit together, and what looks wrong."""
+    """Objective and phases of a run whose networks, data and method fit together.
+
+    Attributes:
+        method: the method string; `ce` without a teacher.
+        num_classes: number of logits of the student.
+        images: [B, C, H, W], a few training images.
+        objective: the weighted sum of the methods.
+        phases: initialization phases, then the main phase.
+        same_classes: whether the teacher has as many logits as the student.
+        warnings: what looks wrong, a line each.
+    """
 
     method: str
     num_classes: int
@@ -62,7 +72,7 @@ class Assembly:
 
 
 def assemble(recipe: Recipe, components: RunComponents) -> Assembly:
-    """Tap both networks and build the objective between them, sized by a dry run.
+    """Tap both networks and build the objective, sized by their features of a few images.
 
     Raises:
         CktfError: networks, data and method do not fit.
@@ -104,7 +114,7 @@ def _phases(
     student: _ExampleRun,
     teacher: _ExampleRun | None,
 ) -> list[TrainPhase]:
-    """The initialization phases of the methods, then the main phase on their sum."""
+    """Build the initialization phases of the methods, then the main phase on their sum."""
     teacher_network, shared_tap = components.teacher, components.shared_tap
     cached = isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None
 
@@ -122,7 +132,7 @@ def _phases(
         return Tap(teacher_network, teacher.paths, part.features, compile=compile)
 
     def step(part: Objective, *, compile: bool = False, trains_student: bool = True) -> TrainStep:
-        # Blocks are chosen among, and only the teacher's.
+        # Objectives read blocks of the teacher only.
         needs = part.features - {"blocks"}
         student_tap = Tap(components.student, student.paths, needs, compile=compile)
         return TrainStep(
@@ -177,7 +187,7 @@ def _run_examples(
     )
 
 
-# Paths of the stages and of the embedding that the user gives.
+# A user's paths of the stages and of the embedding.
 _UserPaths = tuple[list[str], str | None]
 
 

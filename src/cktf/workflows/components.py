@@ -1,4 +1,4 @@
-"""The objects that a run is made of."""
+"""The objects that a run consists of."""
 
 from dataclasses import dataclass, field
 
@@ -15,14 +15,14 @@ class RunComponents:
 
     Attributes:
         runtime: device, precision and seed.
-        student: the network that trains.
+        student: the network to train.
         teacher: the frozen network; None to train on labels alone.
-        student_name, teacher_name: for the record.
-        data: the images.
-        shared_tap: the teacher's tap, where several interleaved runs share one teacher.
-        measured_accuracy: on the test images by role, which those runs share.
-        teacher_origin, student_origin: which weights were loaded, for the log.
-        teacher_classes: names of the teacher's classes, where they are known.
+        student_name, teacher_name: names for the record.
+        data: the images and their loaders.
+        shared_tap: the teacher's tap, where interleaved runs share one teacher.
+        measured_accuracy: accuracies on the test images by role, which interleaved runs share.
+        teacher_origin, student_origin: the weights that were loaded, for the log.
+        teacher_classes: names of the teacher's classes; None where they are unknown.
     """
 
     runtime: Runtime

@@ -1,4 +1,4 @@
-"""A dry run: two batches of a planned run, to see what is compared and what it costs."""
+"""A dry run: the training step on two batches, which shows what is compared and what it costs."""
 
 import time
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ _IMBALANCE = 10
 
 @dataclass(frozen=True)
 class NetworkPreview:
-    """A network as the run will see it.
+    """A network in a dry run.
 
     Attributes:
-        name: of the network.
-        paths: where its features are.
-        features: of a batch, those that the method reads.
-        parameters: how many.
-        input: what reaches it, and how it is normalized.
+        name: name of the network.
+        paths: paths of its features.
+        features: the features of a batch that the method reads.
+        parameters: number of parameters.
+        input: size and normalization of its input.
     """
 
     name: str
@@ -44,19 +44,19 @@ class NetworkPreview:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What two batches told.
+    """The results of a dry run.
 
     Attributes:
-        student, teacher: the networks; the teacher None where the run has none.
-        data: one line on the images.
-        terms: loss of each of the two batches, by term.
-        gradient: norm over the student's parameters at the second batch.
-        step_seconds: of the second batch, with loading it.
-        steps: of an epoch.
-        epochs: of the run, initialization stages included.
-        objective: the weight of each term.
-        contrast: what contrast takes of memory; empty for methods without.
-        peak_memory_mb: largest memory held so far.
+        student, teacher: the networks; teacher None where the run has none.
+        data: one line about the images.
+        terms: loss of each batch by term.
+        gradient: gradient norm over the student's parameters, of the last batch.
+        step_seconds: time of the last batch's step, loading included.
+        steps: number of steps in an epoch.
+        epochs: number of epochs of the run, initialization phases included.
+        objective: weight of each term.
+        contrast: memory of the contrastive objectives; empty without any.
+        peak_memory_mb: peak memory so far, in MiB.
         advice: what looks wrong, each with its fix.
     """
 
@@ -84,7 +84,7 @@ class _Step:
 
 
 def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
-    """Take the run's own step, forward and backward, on two batches.
+    """Run the training step, forward and backward, on two batches.
 
     No weight changes, and nothing is written.
 
@@ -125,7 +125,7 @@ def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
 
 
 def _take_steps(step: TrainStep, components: RunComponents) -> list[_Step]:
-    """Loss and gradient of two batches, or of the only one that an epoch has."""
+    """Compute loss and gradient of two batches, or of one where an epoch has one."""
     if components.teacher is not None:
         components.teacher.eval().requires_grad_(False)
     if isinstance(step.teacher_tap, CachedTap):
@@ -202,7 +202,7 @@ def _about_teacher(steps: list[_Step], teacher: NetworkPreview, classes: int) ->
         assert step.teacher is not None and step.batch.labels is not None
         right += int((step.teacher.logits.argmax(1) == step.batch.labels).sum())
         count += len(step.batch.labels)
-    # At least a few right answers are expected, so that luck does not decide.
+    # With fewer images, so few right answers are likely by chance.
     if count >= 2 * classes and right <= _MORE_THAN_GUESSING * count / classes:
         yield (
             f"The teacher is right on {right} of {count} training images, as by guessing. Are its "

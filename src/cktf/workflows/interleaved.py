@@ -1,7 +1,8 @@
-"""Several students of one teacher, trained a step each in turn: one teacher pass serves all.
+"""Distill several students from one teacher, step by step in turn: one teacher pass serves all.
 
 Students with the same seed and data see the same batches, so that the teacher, often the larger
-part of the time, runs once for all of them. Each run is the same, bit for bit, as if it ran alone.
+part of the time, runs once for all of them. Each run ends with the same weights, bit for bit, as if
+it ran alone.
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,7 @@ from cktf.workflows.input_fingerprint import check_input_fingerprint
 from cktf.workflows.run import Run, StartedRun, finish_run, read_finished, start_run
 from cktf.workflows.train import prepare
 
-# Fields in which interleaved students are alike: they decide the batches, and what the teacher
-# gives for them.
+# Fields in which interleaved recipes agree: they decide the batches and the teacher's features.
 SHARED = (
     "teacher", "teacher_weights", "teacher_size", "teacher_taps", "teacher_embedding", "data",
     "seed", "runtime",
@@ -28,18 +28,18 @@ SHARED = (
 def distill_interleaved(
     recipes: Sequence[tuple[DistillRecipe, Path]], *, trust_code: bool = False
 ) -> list[Run]:
-    """Train students that differ in the method only, from one teacher; continues what is there.
+    """Train several students from one teacher; runs that were stopped are resumed.
 
     Args:
-        recipes: each with its run folder; alike in the fields `SHARED`.
-        trust_code: whether code that weights name may run.
+        recipes: recipes with their run folders; they agree in the fields of `SHARED`.
+        trust_code: whether code that a weights file names may run.
 
     Returns:
-        The runs, in order. Their times leave out what the teacher did for another.
+        The runs, in the order of the recipes. Each teacher pass counts in the time of one run only.
 
     Raises:
-        CktfError: a mistake in any of them, before anything is trained.
-        Interrupted: a signal came, and all have saved themselves.
+        CktfError: a mistake in one of them; nothing was trained.
+        Interrupted: a signal came, and all have been saved.
     """
     first = recipes[0][0]
     for recipe, _ in recipes:

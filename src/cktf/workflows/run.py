@@ -1,4 +1,4 @@
-"""From networks, data and objective to a finished run folder."""
+"""Carry out a run: from its components to a finished run folder."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -44,9 +44,9 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: where everything is.
-        student: the trained network: the module that was given, or one that takes images in [0, 1].
-        summary: what summary.json holds.
+        folder: the run folder.
+        student: the trained network: the user's module, or one that takes images in [0, 1].
+        summary: contents of summary.json.
     """
 
     folder: Path
@@ -59,8 +59,9 @@ class StartedRun:
     """A run that is ready to train.
 
     Attributes:
-        recipe, components, folder, assembly: what it is of.
-        trainer: trains it.
+        recipe, components, folder: as in `execute`.
+        assembly: objective and phases.
+        trainer: runs the training loop.
         teacher_accuracy: on the test images; None where it cannot be measured.
     """
 
@@ -79,12 +80,13 @@ def execute(
     show: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> Run:
-    """Train, record and save; nothing is written before all is known to fit.
+    """Train, record and save; a finished run is read instead.
 
-    The teacher is frozen and in eval mode meanwhile, and then as it was. A finished run is read.
+    Nothing is written before networks, data and method are known to fit. During the run the teacher
+    is frozen and in eval mode; afterwards it is as before.
 
     Raises:
-        CktfError: networks, data and method do not fit; nothing was trained then.
+        CktfError: networks, data and method do not fit; nothing was trained.
     """
     with preserve_modes(components.teacher):
         check_input_fingerprint(recipe, components, folder)
@@ -105,7 +107,7 @@ def start_run(
     """Assemble a run, lock its folder, write its recipe and build its trainer.
 
     Raises:
-        CktfError: networks, data and method do not fit; nothing was written then.
+        CktfError: networks, data and method do not fit; nothing was written.
     """
     assembly, data, runtime = assemble(recipe, components), components.data, components.runtime
     assembly.objective.footprint(data.train.batch_size).check(runtime.device, built=True)
@@ -167,7 +169,7 @@ def finish_run(started: StartedRun, result: TrainResult) -> Run:
 
 
 def read_finished(components: RunComponents, folder: RunFolder) -> Run:
-    """Read a finished run, with its weights in the student."""
+    """Read a finished run, and load its weights into the student."""
     student = components.student
     load_weights(student.network if isinstance(student, Normalized) else student, folder.weights)
     return Run(folder.path, student.eval(), json.loads(folder.summary.read_text()))
@@ -187,14 +189,14 @@ def _teacher_accuracy(
 
 
 def _class_names(components: RunComponents, count: int) -> tuple[tuple[str, ...], str]:
-    """Names of the classes that the student predicts, and the data set that they are of."""
+    """Return the names of the classes that the student predicts, and of their data set."""
     data, teacher_classes = components.data, components.teacher_classes
     if data.classes is not None:
         return data.classes, data.name
     if not data.labeled and teacher_classes is not None and len(teacher_classes) == count:
         # A student without labels predicts its teacher's classes.
         return teacher_classes, data.name
-    # Numbers are no names: no data set is refused for them.
+    # Numbered names count as unknown names, which fit any data set.
     return numbered_class_names(count), CUSTOM
 
 
@@ -204,7 +206,7 @@ def _log_and_announce(folder: RunFolder, show: bool, line: str) -> None:
 
 
 def _checkpoint_mb(student: nn.Module, objective: nn.Module) -> float:
-    """Size of a checkpoint: weights, their momentum, and what the objective holds."""
+    """Size of a checkpoint in MiB: weights, their momentum, and the objective's memories."""
     trained = [*student.parameters(), *objective.parameters()]
     tensors = [*trained, *trained, *student.buffers(), *objective.buffers()]
     return sum(t.numel() * t.element_size() for t in tensors) / 2**20

@@ -1,4 +1,4 @@
-"""The teacher's features of a run on disk."""
+"""The teacher cache of a run: which features it holds, and in which folder."""
 
 import os
 
@@ -19,18 +19,18 @@ def cached_tap(
     tap: Tap,
     example: Features,
 ) -> CachedTap:
-    """Wrap the teacher's tap so that its features of a finite set of views are kept on disk.
+    """Wrap the teacher's tap so that its features are computed once and read from disk afterwards.
 
     Args:
         recipe: names the folder, the images and their views.
-        components: of the run.
-        objective: decides which features are kept.
-        tap: of the teacher.
-        example: features of a few images.
+        components: components of the run.
+        objective: decides which features are cached.
+        tap: tap of the teacher.
+        example: the teacher's features of a few images.
 
     Raises:
-        MethodError: the objective reads features that cannot be kept.
-        DataError: the disk has no room.
+        MethodError: the objective reads features that cannot be cached.
+        DataError: the features do not fit on the disk.
     """
     data, loader, dtype = recipe.data, components.data.train, components.runtime.dtype
     assert isinstance(loader, MemoryLoader | DatasetLoader)
