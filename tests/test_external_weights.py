@@ -26,7 +26,7 @@ def build(text, num_classes):
     return build_network(parse_network_spec(text), num_classes)
 
 
-class Runs:
+class RunsCommand:
     def __init__(self, command):
         self.command = command
 
@@ -34,7 +34,7 @@ class Runs:
         return os.system, (self.command,)
 
 
-FORMS = {
+FORMATS = {
     "plain": lambda s: s,
     "published": lambda s: {"epoch": 240, "model": s, "accuracy": 72.5},
     "with options": lambda s: {"opt": argparse.Namespace(lr=0.05), "model": s},
@@ -43,11 +43,11 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_forms_in_circulation(form, tmp_path):
+@pytest.mark.parametrize("form", FORMATS)
+def test_formats_of_weights(form, tmp_path):
     network = create("resnet8", 100).eval()
     path = tmp_path / "teacher.pth"
-    torch.save(FORMS[form](network.state_dict()), path)
+    torch.save(FORMATS[form](network.state_dict()), path)
     state = read_state_dict(path)
     assert state.keys() == network.state_dict().keys()
     assert identify_network(state) == ("resnet8", 100)
@@ -62,7 +62,7 @@ def test_forms_in_circulation(form, tmp_path):
     "name",
     ["wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "ResNet18", "resnet5x4"],
 )
-def test_networks_are_known_by_their_weights(name):
+def test_networks_are_identified_by_their_weights(name):
     with torch.device("meta"):
         network = create(name, 37)
     assert identify_network(network.state_dict()) == (name, 37)
@@ -79,7 +79,7 @@ def test_safetensors_and_a_named_network(tmp_path):
 
 
 def test_as_many_classes_as_the_weights(user_code, tmp_path):
-    """Also of two classifiers; not against what the line itself says."""
+    """With two classifiers too; an explicit num_classes wins."""
     path = tmp_path / "w.pth"
     line = "timm:levit_128s(num_classes=10)@32"
     torch.save(build(line, None).network.state_dict(), path)
@@ -92,22 +92,22 @@ def test_as_many_classes_as_the_weights(user_code, tmp_path):
     assert teacher(IMAGES).shape == (2, 6)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_what_looks_like_a_prefix_may_be_a_name(form, user_code, tmp_path):
+@pytest.mark.parametrize("form", FORMATS)
+def test_prefixes_that_are_names_of_modules_stay(form, user_code, tmp_path):
     path = tmp_path / "w.pth"
     network = build(f"{user_code}:Wrapped", 5).network.eval()
-    torch.save(FORMS[form](network.state_dict()), path)
+    torch.save(FORMATS[form](network.state_dict()), path)
     teacher = load_teacher(f"{user_code}:Wrapped", None, weights=str(path)).network.eval()
     torch.testing.assert_close(teacher.network(IMAGES), network(IMAGES))
     save_network(network, path.with_suffix(".safetensors"), name="x", classes="abcde", dataset="")
     load_teacher(f"{user_code}:Wrapped", None, weights=str(path.with_suffix(".safetensors")))
-    # And what is one, in a network that has no such name.
+    # In a network without such modules the same prefix is stripped.
     teacher = load_teacher(f"{user_code}:usual", None, weights=str(path)).network.eval()
     torch.testing.assert_close(teacher.network(IMAGES), network(IMAGES))
 
 
-def test_own_code_with_the_weights_of_a_run(user_code, tmp_path):
-    """What the run's file says of its images is kept."""
+def test_user_code_with_the_weights_of_a_run(user_code, tmp_path):
+    """The file's mean, std and size are used."""
     data = load_dataset("fashion-mini", None, "test")
     network = build_student(f"{user_code}:small@16", data).eval()
     path = tmp_path / "student.safetensors"
@@ -122,17 +122,17 @@ def test_own_code_with_the_weights_of_a_run(user_code, tmp_path):
     [("published", 10, False), ("published", 100, True), ("named", 10, False),
      ("numbered", 10, False), ("numbered", 100, True), ("others", 10, True)],
 )  # fmt: skip
-def test_a_classifier_goes_on_unless_its_classes_are_others(form, classes, fresh, tmp_path):
+def test_a_classifier_is_kept_if_its_classes_match(form, classes, fresh, tmp_path):
     data = load_dataset("fashion-mini", None, "test")
     network, path = create("resnet8", classes), tmp_path / "w.pth"
     if form == "published":
         torch.save(network.state_dict(), path)
     else:
-        told = {
+        class_names = {
             "named": data.classes, "others": data.classes[::-1],
             "numbered": [f"class {number}" for number in range(classes)],
         }[form]  # fmt: skip
-        save_network(network, path, name="resnet8", classes=told, dataset="x")
+        save_network(network, path, name="resnet8", classes=class_names, dataset="x")
     found = load_initial_network(str(path), data)
     state = getattr(found.network, "network", found.network).state_dict()
     changed = {
@@ -152,10 +152,10 @@ def test_weights_of_another_network_are_named(tmp_path):
         load_teacher("resnet8", None, weights=str(path))
 
 
-def test_nothing_in_a_pickle_runs(tmp_path):
+def test_pickles_run_no_code(tmp_path):
     witness = tmp_path / "witness"
     path = tmp_path / "evil.pth"
-    torch.save({"model": Runs(f"touch {witness}")}, path)
+    torch.save({"model": RunsCommand(f"touch {witness}")}, path)
     with pytest.raises(CheckpointError, match="could run code, so it was not opened"):
         read_state_dict(path)
     assert not witness.exists()

@@ -24,13 +24,13 @@ def build(text, num_classes):
 @pytest.mark.parametrize(
     "line", ["timm:mobilenetv3_small_050", "torchvision:mobilenet_v3_small", "vgg8", "resnet8"]
 )
-def test_as_many_classes_as_the_data(line):
+def test_num_classes(line):
     built = build(line, 7)
     assert built.network.eval()(IMAGES).shape == (2, 7)
     assert built.mean is None
 
 
-def test_own_code(user_code):
+def test_user_code(user_code):
     assert build(f"{user_code}:small(width=6)", 5).network[0].out_channels == 6
     assert build(f"{user_code}:fixed", 5).network(IMAGES).shape == (
         2,
@@ -39,8 +39,8 @@ def test_own_code(user_code):
 
 
 @pytest.mark.parametrize("name", ["Net", "made", "typed", "late"])
-def test_files_as_they_are_written(tmp_path, monkeypatch, name):
-    """A dataclass with annotations as text, assigned names, and files beside it."""
+def test_user_code_with_imports(tmp_path, monkeypatch, name):
+    """Postponed annotations, assigned names, imports of neighboring files."""
     for module in ("blocks_beside", "late_beside"):
         monkeypatch.delitem(sys.modules, module, raising=False)
         (tmp_path / f"{module}.py").write_text("from torch import nn\nLinear = nn.Linear\n")
@@ -63,7 +63,7 @@ def test_files_as_they_are_written(tmp_path, monkeypatch, name):
     ("name", "message"),
     [("number", "gives a int"), ("broken", "out of luck"), ("small(depth=3)", "depth")],
 )
-def test_what_fails_says_so(user_code, name, message):
+def test_errors_of_user_code_are_reported(user_code, name, message):
     with pytest.raises(ModelError, match=message):
         build(f"{user_code}:{name}", 5)
 
@@ -84,7 +84,7 @@ def test_pretrained_weights_but_for_the_classifier(monkeypatch, name, head):
     assert state.keys() - kept == {f"{head}.weight", f"{head}.bias"}
 
 
-def test_a_pretrained_vit_is_of_the_size_of_its_images():
+def test_pretrained_vit_has_the_size_of_its_weights():
     found = drop_pretrained(parse_network_spec("torchvision:vit_h_14(pretrained=True)"))
     assert found.arguments == {"image_size": 518}
 
@@ -94,7 +94,7 @@ def test_a_pretrained_vit_is_of_the_size_of_its_images():
     [("resnet18", 0.485, 224), ("efficientnet_b1", 0.485, 240), ("inception_v3", 0.485, 299),
      ("swin_v2_t", 0.485, 256), ("efficientnet_v2_l", 0.5, 480)],
 )  # fmt: skip
-def test_pretrained_weights_see_what_they_were_trained_on(monkeypatch, name, mean, size):
+def test_pretrained_networks_state_mean_and_size(monkeypatch, name, mean, size):
     """By the tables of torchvision's documentation."""
     monkeypatch.setattr(models, "get_model", lambda *_, **__: nn.Identity())
     built = build(f"torchvision:{name}(pretrained=True)", None)
@@ -104,7 +104,7 @@ def test_pretrained_weights_see_what_they_were_trained_on(monkeypatch, name, mea
     assert build(f"torchvision:{name}(pretrained=True)@64", 7).size == 64
 
 
-def test_a_network_of_one_size_sees_its_own():
+def test_networks_of_a_fixed_size_resize_images():
     data = load_dataset("fashion-mini", None, "test")
     vit = build_student("timm:test_vit", data)
     assert vit.size == 160

@@ -1,4 +1,4 @@
-"""Files of strangers, made to do harm: each is refused, and none acts."""
+"""Malicious files: each is refused, and none runs code."""
 
 import gzip
 import io
@@ -49,7 +49,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A working folder, in which whatever runs would leave a file `ran`."""
+    """A working directory, in which user code that runs leaves a file `ran`."""
     monkeypatch.chdir(tmp_path)
 
     def refuse(*args, **kwargs):

@@ -39,14 +39,14 @@ def test_round_trip(saved):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_another_network_is_named_by_its_keys(saved):
+def test_weights_of_another_network(saved):
     with pytest.raises(CheckpointError, match=r"missing: block1.*unexpected: .*layer1"):
         load_weights(create("wrn_16_1", 3), saved[1])
     with pytest.raises(CheckpointError, match=r"fc.weight is \(3, 64\) instead of \(10, 64\)"):
         load_weights(create("resnet8", 10), saved[1])
 
 
-def test_damage_is_said(saved, tmp_path):
+def test_damaged_files(saved, tmp_path):
     path = saved[1]
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="damaged"):
@@ -55,7 +55,7 @@ def test_damage_is_said(saved, tmp_path):
         load_weights(create("resnet8", 3), tmp_path / "none.safetensors")
 
 
-def test_a_strangers_file(tmp_path):
+def test_files_without_metadata(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file(create("resnet8", 3).state_dict(), path)
     with pytest.raises(CheckpointError, match="does not say which network"):
@@ -63,7 +63,7 @@ def test_a_strangers_file(tmp_path):
     load_weights(create("resnet8", 3), path)
 
 
-def test_saved_and_built_again_by_its_line(tmp_path):
+def test_timm_network_is_built_again(tmp_path):
     torch.manual_seed(0)
     data = load_dataset("fashion-mini", None, "test")
     network = build_student("timm:test_vit@32", data).eval()
@@ -74,7 +74,7 @@ def test_saved_and_built_again_by_its_line(tmp_path):
     assert again.size == 32
 
 
-def test_a_file_does_not_run_code_that_it_names(user_code, tmp_path, capsys):
+def test_loading_runs_no_user_code(user_code, tmp_path, capsys):
     path = tmp_path / "a.safetensors"
     save_network(nn.Linear(2, 2), path, name=f"{user_code}:small", classes=["a", "b"], dataset="x")
     with pytest.raises(CheckpointError, match="loading a file does not run"):
@@ -83,8 +83,8 @@ def test_a_file_does_not_run_code_that_it_names(user_code, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-def test_a_pretrained_network_comes_back_from_its_file(monkeypatch, tmp_path, name):
-    """With what its pretrained form does to images, and without heads that it does not have."""
+def test_pretrained_network_is_built_again(monkeypatch, tmp_path, name):
+    """With the input transform of its pretrained form, without auxiliary heads."""
     trained = models.get_model(name, aux_logits=True, init_weights=False).state_dict()
     monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: trained)
     line = f"torchvision:{name}(pretrained=True)"
