@@ -1,21 +1,33 @@
-"""Put the tables of committed results into docs/results.md.
+"""Put the tables of committed results into docs/results.md and README.md.
 
     python tools/results_page.py
 
-Between the marks `<!-- cktf table FOLDER -->` and `<!-- end -->` stands the output of `cktf table
-FOLDER`; between `<!-- verdicts FOLDER BASELINE -->` and `<!-- end -->` the verdicts of `cktf table
-FOLDER --baseline BASELINE`.
+Between marks and `<!-- end -->` stand: for `<!-- cktf table FOLDER -->`, that command's output;
+for `<!-- verdicts FOLDER BASELINE -->`, verdicts of `cktf table FOLDER --baseline BASELINE`; for
+`<!-- four rows FOLDER -->`, the student alone, KD, CRD+KD and CKTF+KD on the first pair.
+docs/accuracy-time.svg shows accuracy and time of all methods.
 """
 
 import re
 from pathlib import Path
 
-from cktf.bench import compare, markdown
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from cktf.bench import Comparison, compare, markdown
 from cktf.bench.captions import verdicts
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
 TABLE = re.compile(r"(<!-- cktf table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+ROWS = re.compile(r"(<!-- four rows (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+FOUR = {
+    "alone": "student alone",
+    "KD (1, 1)": "KD (1, 1)",
+    "CRD+KD": "CRD+KD",
+    "CKTF+KD": "CKTF+KD",
+}
+PICTURE = ROOT / "docs" / "accuracy-time.svg"
 VERDICTS = re.compile(r"(<!-- verdicts (\S+) (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -29,7 +41,55 @@ def fill_tables(text: str) -> str:
         texts = verdicts(compare(ROOT / mark[2], mark[3]))
         return f"{mark[1]}{''.join(f'- {text}{chr(10)}' for text in texts)}{mark[4]}"
 
-    return VERDICTS.sub(lines, TABLE.sub(table, text))
+    def rows(mark: re.Match[str]) -> str:
+        return f"{mark[1]}{four_rows(compare(ROOT / mark[2]))}{mark[3]}"
+
+    return ROWS.sub(rows, VERDICTS.sub(lines, TABLE.sub(table, text)))
+
+
+def four_rows(table: Comparison) -> str:
+    """Four methods on the first pair, as Markdown: accuracy, gain over the student alone, time."""
+    entries = {method: table.entries[table.columns[0], method] for method in FOUR}
+    lines = ["| trained by | top-1 % | gain | time of a step |", "|---|---:|---:|---:|"]
+    for method, name in FOUR.items():
+        entry, alone = entries[method], entries["alone"]
+        assert entry.mean is not None
+        assert alone.mean is not None
+        gain = "" if method == "alone" else f"+{entry.mean - alone.mean:.2f}"
+        time = "1" if entry.relative_time is None else f"{entry.relative_time:.1f}"
+        lines.append(f"| {name} | {entry.mean:.2f} ± {entry.std:.2f} | {gain} | {time} × |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(table: Comparison) -> None:
+    """Draw accuracy against the time of a step on the first pair, with names beside the points."""
+    column = table.columns[0]
+    points = {
+        method: (entry.relative_time, entry.mean, entry.std)
+        for method in table.methods
+        if (entry := table.entries[column, method]).relative_time and entry.mean is not None
+    }
+    names = sorted(points, key=lambda method: points[method][1])
+    low, high = points[names[0]][1] - 0.5, points[names[-1]][1] + 0.4
+    right = max(time for time, _, _ in points.values()) + 0.35
+    # Text stays text, and the file is the same on every run.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cktf", "font.size": 9}):
+        figure = Figure(figsize=(7.5, 3.8), layout="constrained")
+        axis = figure.subplots()
+        for rank, method in enumerate(names):
+            time, mean, std = points[method]
+            color = "#c1272d" if "CKTF" in method else "#30475e"
+            axis.errorbar(time, mean, std, fmt="o", ms=4, c=color)
+            height = low + (rank + 0.5) * (high - low) / len(names)
+            line = {"arrowstyle": "-", "color": color, "lw": 0.4}
+            axis.annotate(
+                f"{method}  {mean:.1f}", (time, mean), (right, height), color=color,
+                fontsize=8, va="center", annotation_clip=False, arrowprops=line,
+            )  # fmt: skip
+        axis.set(xlim=(0.8, right - 0.1), ylim=(low, high), ylabel="top-1 %, mean ± sd of 3 seeds")
+        axis.set(xlabel="time of a step / student alone", title=table.heading(column))
+        axis.grid(alpha=0.3)
+        figure.savefig(PICTURE, metadata={"Date": None})
 
 
 def _with_paragraphs(table: str) -> str:
@@ -38,4 +98,6 @@ def _with_paragraphs(table: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(fill_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in (PAGE, ROOT / "README.md"):
+        page.write_text(fill_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    draw(compare(ROOT / "results" / "cpu-cifar10"))
