@@ -129,7 +129,7 @@ def test_transfer(teacher_dir, cifar_dir, tmp_path):
     for line_of in points.values():
         assert [p["labels_per_class"] for p in line_of] == [1, 3]
         assert [len(p["top1"]) for p in line_of] == [3, 3]
-    assert summary["method"] == "cktf"
+    assert summary["method"] == "paper/transfer"
     assert summary["test_top1"] == points["student"][-1]["mean"]
     share = summary["test_top1"] / 100
     spread = 100 * (share * (1 - share) / summary["test_images"]) ** 0.5

@@ -117,7 +117,7 @@ def transfer(
     unlabeled: Any,
     labeled: Any = None,
     test: Any = None,
-    method: str = "cktf",
+    method: str = "paper/transfer",
     epochs: int = 30,
     labels_per_class: Sequence[int] = (),
     draws: int = 5,
@@ -139,7 +139,7 @@ def transfer(
         labeled: images for the probes: a data set of `(image, label)`, or a name; by default those
             of the data set that `unlabeled` names.
         test: a data set to test on; comes with a named one.
-        method: names joined by `+`, none of which needs labels.
+        method: names joined by `+`, none of which needs labels; or a preset.
         epochs: passes over the unlabeled images.
         labels_per_class: numbers of labels, each a point of a curve; empty for all labels.
         draws: random choices of labels at each point.
