@@ -146,18 +146,14 @@ def test_an_entry_says_of_how_many_seeds_and_pairs_it_is(tmp_path):
 
 def test_unfinished_matrices(tmp_path):
     """Seeds, pairs, methods and data sets; a method that a pair is without is not missing."""
-    pairs = [PAIR, {"teacher": "vgg13", "student": "vgg8", "without": ["alone"]}]
-    save_small_matrix(tmp_path, pairs=pairs)
     for method, top1 in (("KD", 72.0), ("CKTF", 74.0), ("AT", 74.0)):
         save_results(tmp_path, method, [top1])
-    text = markdown(compare(tmp_path))
-    assert (
-        "Unfinished: 2 of the matrix's 15 cells are done; pairs without any: vgg13 → vgg8; " in text
-    )
-    assert "; methods without any: 1.\n" in text
+    pairs = [PAIR, {"teacher": "vgg13", "student": "vgg8", "without": ["alone"]}]
+    save_small_matrix(tmp_path, pairs=pairs)
+    unfinished = "Unfinished: 2 of the matrix's {} cells are done."
+    assert unfinished.format(15) in markdown(compare(tmp_path))
     save_small_matrix(tmp_path, data=[{"name": "cifar100"}, {"name": "cifar10"}])
-    text = markdown(compare(tmp_path))
-    assert "18 cells are done; pairs without any: cifar10: wrn_40_2 → wrn_16_2; " in text
+    assert unfinished.format(18) in markdown(compare(tmp_path))
     save_small_matrix(tmp_path, seeds=[0], methods=["KD", "CKTF"])
     assert "Unfinished" not in markdown(compare(tmp_path))
 

@@ -18,8 +18,9 @@ def notes(table: Comparison) -> list[str]:
     lines = [
         f"{f'{about}. ' if about else ''}Top-1 %, {_seeds(table)}; **best**, *second* of a column. "
         f"{table.conditions}.",
-        *_unfinished(table),
     ]
+    if table.progress and table.progress[0] < table.progress[1]:
+        lines.append("Unfinished: {} of the matrix's {} cells are done.".format(*table.progress))
     if table.mixed_teachers:
         lines.append(
             f"On {', '.join(map(table.heading, table.mixed_teachers))}, students had several "
@@ -41,18 +42,6 @@ def notes(table: Comparison) -> list[str]:
         devices = ", ".join(table.cost_devices)
         lines.append(f"{names[0].upper()}{names[1:]}: each measured by itself on {devices}.")
     return lines
-
-
-def _unfinished(table: Comparison) -> list[str]:
-    progress = table.progress
-    if progress is None or progress.done == progress.planned:
-        return []
-    parts = [f"Unfinished: {progress.done} of the matrix's {progress.planned} cells are done"]
-    if progress.columns:
-        parts.append(f"pairs without any: {', '.join(map(table.heading, progress.columns))}")
-    if progress.methods:
-        parts.append(f"methods without any: {len(progress.methods)}")
-    return ["; ".join(parts) + "."]
 
 
 def _seeds(table: Comparison) -> str:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from cktf.bench.contrasts import Contrasts, Key, contrast_means
 from cktf.bench.cost import Cost, cost_key, read_costs
@@ -49,20 +49,6 @@ class Entry:
         return sample_std(list(self.values.values()))
 
 
-class Progress(NamedTuple):
-    """How much of a matrix is done.
-
-    Attributes:
-        done, planned: numbers of cells.
-        columns, methods: those without any finished cell.
-    """
-
-    done: int
-    planned: int
-    columns: list[Column]
-    methods: list[str]
-
-
 @dataclass(frozen=True)
 class Comparison:
     """A table before it is written in some form.
@@ -76,7 +62,7 @@ class Comparison:
         published_teachers: the teachers' top-1 in the paper.
         entries: by column and method.
         contrasts: differences from the baselines, and the statistics behind them.
-        progress: of the matrix; None for results without one.
+        progress: numbers of finished and of planned cells; None for results without a matrix.
         cost_devices: devices on which costs were measured.
         mixed_teachers: columns whose students had several teachers, of other weights.
         mixed_engines: parts of code and machine in which results differ (`commit`, `cpu`, …), with
@@ -91,7 +77,7 @@ class Comparison:
     published_teachers: dict[Column, float | None]
     entries: dict[Key, Entry]
     contrasts: Contrasts
-    progress: Progress | None
+    progress: tuple[int, int] | None
     cost_devices: list[str]
     mixed_teachers: list[Column]
     mixed_engines: dict[str, list[str]]
@@ -138,7 +124,8 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
     """
     place = results_dir(folder)
     results, matrix = read_results(place), read_saved_matrix(place)
-    planned = _planned_columns(matrix) if matrix else []
+    sets, pairs = (matrix.data, matrix.pairs) if matrix else ([], [])
+    planned = [Column(str(data["name"]), p.teacher, p.student) for data in sets for p in pairs]
     columns = _in_order((r.column for r in results), planned)
     methods = _in_order((r.method for r in results), list(matrix.methods) if matrix else [])
     if baseline is not None and baseline not in methods:
@@ -181,10 +168,6 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         mixed_teachers=[c for c in columns if len(_teacher_weights(results, c)) > 1],
         mixed_engines=_mixed_engines(results),
     )
-
-
-def _planned_columns(matrix: Matrix) -> list[Column]:
-    return [Column(str(d["name"]), p.teacher, p.student) for d in matrix.data for p in matrix.pairs]
 
 
 def _in_order(found: Iterable[T], planned: Sequence[T]) -> list[T]:
@@ -239,23 +222,16 @@ def as_published(method: str) -> str:
     return "+".join(sorted(terms))
 
 
-def _progress(results: Sequence[Result], matrix: Matrix) -> Progress:
+def _progress(results: Sequence[Result], matrix: Matrix) -> tuple[int, int]:
+    """Numbers of finished and of planned cells."""
     planned = {
-        (Column(str(data["name"]), pair.teacher, pair.student), method, seed): None
+        (str(data["name"]), f"{pair.teacher}:{pair.student}", method, seed)
         for data in matrix.data
         for pair in matrix.pairs
-        for method in matrix.methods
+        for method in matrix.methods.keys() - pair.without
         for seed in matrix.seeds
-        if method not in pair.without
     }
-    done = {(r.column, r.method, r.seed) for r in results} & planned.keys()
-    started = {c for c, _, _ in done}, {m for _, m, _ in done}
-    return Progress(
-        len(done),
-        len(planned),
-        [c for c in dict.fromkeys(c for c, _, _ in planned) if c not in started[0]],
-        [m for m in dict.fromkeys(m for _, m, _ in planned) if m not in started[1]],
-    )
+    return len(planned & {(r.data, r.pair, r.method, r.seed) for r in results}), len(planned)
 
 
 def _teacher_top1(results: Sequence[Result], column: Column) -> float | None:
