@@ -75,6 +75,16 @@ def test_code_blocks_of_the_loop_page_run(tmp_path, monkeypatch):
     assert names["objective"].terms["cktf"].pairs[0].student_normalizer > 0
 
 
+def test_functions_of_the_design_page_exist():
+    page = (ROOT / "docs" / "design.md").read_text()
+    places = re.findall(r"`(\w[\w/]*\.py): ([\w.]+)`", page)
+    assert len(places) > 20
+    for file, name in places:
+        source = (ROOT / "src" / "cktf" / file).read_text()
+        for part in name.split("."):
+            assert re.search(rf"^ *(def|class) {part}\b", source, re.M), f"{file}: {name}"
+
+
 def test_published_figures():
     """Counts of the two tables, and the paper's own rows."""
     rows = published_accuracies()
