@@ -1,4 +1,4 @@
-"""Write docs/performance.md and its plot from what the benchmarks kept in results/performance.
+"""Write docs/performance.md and its plot from the records of the benchmarks in results/performance.
 
 python benchmarks/page.py
 """
@@ -67,20 +67,21 @@ def sections() -> list[str]:
     case = contrast["case"]
     parts = [
         "# Performance",
-        "Written by `make benchmarks` from the commands named below: change those, not this page.\n"
-        "All times are medians of repeats that take turns within one process; what counts is the\n"
-        "ratio within a table. " + f"Machine: {contrast['machine']}.",
+        "`make benchmarks` writes this page from the commands named below: change those, not the "
+        "page.\nTimes are medians of repeats; the rows of a table take turns within one process. "
+        "Compare ratios\nwithin a table. Machine: "
+        f"{contrast['machine']}.",
         "## The contrastive loss",
         f"`benchmarks/contrast.py`: one anchor side, forward and backward, B={case['batch']}, "
-        f"K={case['negatives']}, N={case['size']}, D={case['dim']}.\nThe draw is made once a batch "
-        "for all sides (ten of them in CKTF on three stages); memory is that of\na draw and a side "
-        "beside the banks.",
+        f"K={case['negatives']}, N={case['size']}, D={case['dim']}.\nOne draw serves all anchor "
+        "sides of a batch: ten in CKTF on three stages. Memory is that of a draw and a\nside, "
+        "without the banks.",
         table(contrast["header"], contrast["rows"]),
-        "What limits each: `sampled`, the two products with all N rows, then the gather and the "
-        "scatter of\nB·K numbers; `all`, the products and B·N exponentials; `shared`, the products "
-        "with K rows and\ncopying them; `queue`, the products with M rows. bfloat16 rows halve the "
-        "memory everywhere, and save\ntime only where the hardware multiplies them: elsewhere they "
-        "are converted block by block.",
+        "What takes the time: in `sampled`, the two products with all N rows, then the gather and "
+        "the scatter of\nB·K numbers; in `all`, the products and B·N exponentials; in `shared`, "
+        "the products with K rows and\ncopying these; in `queue`, the products with its M rows. "
+        "bfloat16 rows halve the memory of the banks.\nThey save time only where the hardware "
+        "multiplies bfloat16: elsewhere they are converted in blocks.",
         f"![Time of one side against N, K, D and B]({PLOT})",
     ]
     for what, label in LABELS.items():
@@ -99,53 +100,55 @@ def sections() -> list[str]:
     ]
     parts += steps_of(step)
     parts += [
-        "### With networks in float32\n\nAs the papers compute, which makes the floor higher, by "
-        f"`benchmarks/step.py --precision float32`, {exact['machine']}.\nA step cannot be "
-        "sooner than its floor: ratios below 1 tell how much the machine's speed varied.",
+        "### With networks in float32\n\nAs in the papers; the networks, and so the floor, take "
+        f"longer. `benchmarks/step.py --precision float32`,\n{exact['machine']}.\nNo step is "
+        "faster than its floor: ratios below 1 show how much the machine's speed varied.",
         *steps_of(exact, "#"),
     ]
     pair = " to ".join(step["scaled_pair"].split(":"))
     parts += [
         f"### By the number of samples\n\nMilliseconds of a whole step of {pair} by N:",
         table(*step["scaled"]),
-        "What limits it: the networks, but for a small pair; then ten sides (eight on two stages, "
-        "twelve on four),\nof which each multiplies the batch with every row twice, and gathers "
-        "and scatters B·K numbers. A form\nof `sampled` with these products cannot come below the "
-        "last line of its profile. `batch` has none of\nthem; what it takes over the floor is the "
-        "maps of the modules, normalized and pooled, and the heads.",
+        "What takes the time: the networks, except for small pairs; then the anchor sides (eight "
+        "on two stages, ten\non three, twelve on four), each of which in `sampled` multiplies the "
+        "batch with every row twice, and\ngathers and scatters B·K numbers. While it computes "
+        "these products, `sampled` cannot be faster than the\nlast line of its profile. `batch` "
+        "has none of them: it adds only the maps of the modules, normalized\nand pooled, and the "
+        "heads.",
         "## Every method",
         f"`benchmarks/methods.py`: a step of each method, alone and with CKTF added, for "
-        f"{' to '.join(methods['pair'].split(':'))}, B={methods['batch']},\nover a step of the "
-        "student alone (16384 negatives drawn once for the batch). Memory is that of tensors.",
+        f"{' to '.join(methods['pair'].split(':'))}, B={methods['batch']},\ncompared "
+        "with a step of the student alone. 16384 negatives are drawn once for the batch.\n"
+        "Memory is that of tensors.",
         table(*methods["steps"]),
-        "The losses alone, forward and backward (KDSVD: forward), against the formulation of the "
-        "published results,\nwhich the tests keep.",
+        "The losses alone, forward and backward (KDSVD: forward only), compared with the published "
+        "formulation,\nwhich the tests hold as a reference.",
         table(*methods["losses"]),
-        "What limits it: the teacher's pass; then KDSVD's decompositions, NST's products, and "
-        "the passes of AT,\nVID and FT over whole maps.",
+        "What takes the time: the teacher's forward pass; then KDSVD's decompositions, NST's "
+        "products, and the passes\nof AT, VID and FT over whole maps.",
         "## Whole epochs",
         f"`benchmarks/epoch.py`: wrn_16_2 to resnet8 on {epoch['images']:,} images of CIFAR-10, "
-        "loading, augmentation,\nprogress and records included, against the same steps on one "
-        "batch that is there already.",
+        "with loading, augmentation,\nprogress and records, compared with the same steps on one "
+        "batch in memory.",
         table(epoch["header"], epoch["rows"]),
-        "What limits it: the batched crop-and-flip, which is the same for every method.",
+        "What takes the rest of the time: the batched crop-and-flip, the same for every method.",
         "## Loading alone",
         f"`benchmarks/feeding.py`: {feeding['images']:,} images of CIFAR-10, as they are and as "
         "JPEGs of 256 pixels, in batches of\n"
-        f"{feeding['batch']} with augmentation, {feeding['workers']} workers. The usual is "
-        "torchvision's data set and transforms, an image at a time,\nin PyTorch's `DataLoader`.",
+        f'{feeding["batch"]} with augmentation and {feeding["workers"]} workers. "usual" is '
+        "torchvision's data set and transforms, image by image,\nin PyTorch's `DataLoader`.",
         table(feeding["header"], feeding["rows"]),
-        "What limits it: from memory, the random crop of each image; streamed, decoding and "
+        "What takes the time: from memory, the random crop of each image; streamed, decoding and "
         "scaling.",
         "## Freed memory",
-        "`benchmarks/allocator.py`: steps on the CPU in a process that keeps what its tensors "
-        "free, as `cktf` has it\nwith glibc, over steps where the C library returns it to the "
-        "system, which maps and zeroes its pages\nanew in every step. "
+        "`benchmarks/allocator.py`: steps on the CPU in a process that keeps freed memory, as "
+        "`cktf` does with glibc,\ncompared with steps after which the C library returns it to the "
+        "system, which maps and zeroes its pages\nagain in the next step. "
         f"{allocator['rounds']} processes of each kind in turn, {allocator['machine']}.",
         table(allocator["header"], allocator["rows"]),
-        "What limits it: the fewer pages a step has for its time, the less there is to gain; the "
-        "process is the\nlarger for what lies free. Set `MALLOC_TRIM_THRESHOLD_` to choose "
-        "otherwise.",
+        "The gain is smaller for steps that map few pages for their time. The process stays as "
+        "large as its largest step.\nSet the environment variable `MALLOC_TRIM_THRESHOLD_` to "
+        "choose otherwise.",
     ]
     return parts
 

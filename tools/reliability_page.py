@@ -1,4 +1,4 @@
-"""Put what `make soak` counted into docs/reliability.md, between its two marks."""
+"""Put the counts of `make soak` into docs/reliability.md, between its two marks."""
 
 import json
 import re
@@ -15,7 +15,7 @@ MARKED = re.compile(r"(<!-- reliability -->\n).*?(<!-- end -->)", re.DOTALL)
 
 CASES = {
     "cktf+kd": "CKTF+KD",
-    "init": "AB and FT with their first stages, and KD",
+    "init": "AB and FT with their first phases, and KD",
     "queue": "CKTF with a queue",
     "gloo": "the objective in two gloo processes",
     "transfer": "a whole `cktf transfer`",
