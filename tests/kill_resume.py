@@ -76,7 +76,7 @@ def distilled(method: str, options: dict, **overrides) -> Callable[[Path], None]
 
 def transferred(shop: Path) -> Callable[[Path], None]:
     """A case that transfers: distillation, training from scratch, probes."""
-    from cktf.workflows import carry_out, plan
+    from cktf.workflows import plan_transfer, run_transfer
 
     train, _ = image_sets()
     # As CIFAR-10's binary files, 60 images each.
@@ -97,7 +97,8 @@ def transferred(shop: Path) -> Callable[[Path], None]:
     }  # fmt: skip
 
     def run(folder: Path) -> None:
-        carry_out(plan(parse_transfer_recipe(fields), folder, resume=True), show=False)
+        recipe = parse_transfer_recipe(fields)
+        run_transfer(plan_transfer(recipe, folder, resume=True), show=False)
 
     return run
 

@@ -19,7 +19,7 @@ from cktf.recipes import (
     parse_transfer_recipe,
     to_yaml,
 )
-from cktf.workflows import evaluation, plan
+from cktf.workflows import evaluation, plan_transfer
 from cktf.workflows.analysis import RunAnalyzer
 from cktf.workflows.user_objects import UserObjects
 
@@ -141,10 +141,10 @@ def test_transfer_probes_at_the_size_of_distillation(sets, tmp_path, given, size
     }  # fmt: skip
     recipe, out = parse_transfer_recipe({"kind": "transfer", **fields}), tmp_path / "run"
     networks = UserObjects(create("resnet8", 2), create("resnet8", 2))
-    planned = plan(recipe, out, networks)
-    assert planned.labeled.raw_train.images.shape[1] == size
-    assert planned.components.data.raw_train.images.shape[1] == 64
+    plan = plan_transfer(recipe, out, networks)
+    assert plan.labeled.raw_train.images.shape[1] == size
+    assert plan.components.data.raw_train.images.shape[1] == 64
     # Evaluation, reports and resumed runs use that size too.
-    assert planned.recipe.labeled.image_size == size
-    write_run(out, planned.recipe)
-    assert plan(recipe, out, networks, resume=True).recipe == planned.recipe
+    assert plan.recipe.labeled.image_size == size
+    write_run(out, plan.recipe)
+    assert plan_transfer(recipe, out, networks, resume=True).recipe == plan.recipe

@@ -83,7 +83,7 @@ def test_what_a_recipe_is_compared_with(name):
             {"method": method, "data_dir": Path("/data"), "set": more[1::2],
              "recipe": Path(f"paper/transfer-{name}")},
         )  # fmt: skip
-        recipe = parse_transfer_recipe(request.fields).distilling()
+        recipe = parse_transfer_recipe(request.fields).distill_recipe()
         problems = check_recipe(recipe).messages
         assert not [problem for problem in problems if not problem.startswith("teacher")], problems
         methods[recipe.method] = recipe.options

@@ -22,7 +22,7 @@ from cktf.recipes import (
     with_absolute_paths,
 )
 from cktf.workflows.teacher_ref import teacher_ref_of
-from cktf.workflows.train import name_of, prepare
+from cktf.workflows.train import network_fields, prepare
 
 TRAIN = {"kind": "train", "model": "resnet8"}
 DISTILL = {"kind": "distill", "teacher": "custom", "student": "resnet8"}
@@ -365,7 +365,7 @@ def test_the_name_of_a_network_precedes_a_folder_of_that_name(resnet8):
         assert getattr(with_absolute_paths(parse_recipe(fields)), name) == "resnet8"
         absolute = with_absolute_paths(parse_recipe(fields | {name: "./resnet8"}))
         assert getattr(absolute, name) == str(resnet8)
-    for teacher in (name_of(Path("resnet8")), "./resnet8", str(resnet8)):
+    for teacher in (network_fields(teacher=Path("resnet8"))["teacher"], "./resnet8", str(resnet8)):
         assert teacher_ref_of(parse_recipe(distill_fields | {"teacher": teacher})).teacher == str(
             resnet8
         )
@@ -392,7 +392,7 @@ def test_data_set_names_hold_absolute_paths(tmp_path, monkeypatch):
 def test_paths_from_python_may_begin_with_a_tilde(resnet8, monkeypatch):
     monkeypatch.setenv("HOME", str(resnet8.parent))
     assert prepare(parse_recipe(TRAIN), "~/out")[0].path == resnet8.parent / "out"
-    assert name_of(Path("~/resnet8")) == str(resnet8)
+    assert network_fields(model=Path("~/resnet8")) == {"model": str(resnet8)}
     with pytest.raises(RunFolderError, match=f"^{resnet8} holds no run"):
         cktf.evaluate("~/resnet8")
     with pytest.raises(CktfError, match="there is none for ~nobody1"):

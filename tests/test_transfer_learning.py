@@ -29,7 +29,7 @@ from cktf.errors import CheckpointError, CktfError, Interrupted, RecipeError
 from cktf.models import load_network
 from cktf.objectives import METHODS
 from cktf.recipes import parse_transfer_recipe, read_recipe
-from cktf.workflows import Run, carry_out, plan, transfer_learning
+from cktf.workflows import Run, linear_probe, plan_transfer, run_transfer, transfer_learning
 
 
 class UnreadableLabel:
@@ -88,13 +88,9 @@ def test_labels_are_never_read(images, tmp_path, method):
 def test_an_unreadable_label_is_noticed(images, tmp_path):
     with pytest.raises(AssertionError, match="read"):
         cktf.distill(
-            SmallNet(),
-            SmallNet(),
-            train=UnreadableLabels(images[0]),
-            epochs=1,
-            out=tmp_path,
+            SmallNet(), SmallNet(), train=UnreadableLabels(images[0]), epochs=1, out=tmp_path,
             show=False,
-        )
+        )  # fmt: skip
 
 
 LABELED_ONLY = [name for name, method in METHODS.items() if not method.accepts_unlabeled()]
@@ -126,9 +122,9 @@ def test_transfer(teacher_dir, cifar_dir, tmp_path):
     summary = json.loads((out / "summary.json").read_text())
     points = summary["points"]
     assert list(points) == ["teacher", "student", "floor"]
-    for line_of in points.values():
-        assert [p["labels_per_class"] for p in line_of] == [1, 3]
-        assert [len(p["top1"]) for p in line_of] == [3, 3]
+    for curve in points.values():
+        assert [p["labels_per_class"] for p in curve] == [1, 3]
+        assert [len(p["top1"]) for p in curve] == [3, 3]
     assert summary["method"] == "paper/transfer"
     assert summary["test_top1"] == points["student"][-1]["mean"]
     share = summary["test_top1"] / 100
@@ -137,23 +133,23 @@ def test_transfer(teacher_dir, cifar_dir, tmp_path):
     with Image.open(out / "curve.png") as plot:
         assert plot.format == "PNG"
         assert len(plot.convert("L").getcolors()) > 20
-    network, described = load_network(out / "student.safetensors")
-    assert len(described["classes"]) == 10
-    # The student has the features of the first part, and a classifier of its own.
-    first = load_network(out / "student" / "student.safetensors")[0]
-    kept = {k: v for k, v in network.state_dict().items() if "fc" not in k and "linear" not in k}
-    shared = first.state_dict()
-    assert len(kept) < len(shared)
-    assert all(torch.equal(value, shared[name]) for name, value in kept.items())
-    again = plan(parse_transfer_recipe(read_recipe(out / "recipe.yaml")), out, resume=True)
-    done = carry_out(again, show=False)
-    assert done.summary == summary
-    # The classifier in it is that of the first draw, and its accuracy that of the probe.
+    network, metadata = load_network(out / "student.safetensors")
+    assert len(metadata["classes"]) == 10
+    # The features are those of the distilled student; the classifier is the probe's.
+    distilled = load_network(out / "student" / "student.safetensors")[0].state_dict()
+    changed = {
+        name for name in distilled if not torch.equal(distilled[name], network.state_dict()[name])
+    }
+    assert changed == {"network.fc.weight", "network.fc.bias"}
+    recipe = parse_transfer_recipe(read_recipe(out / "recipe.yaml"))
+    finished = run_transfer(plan_transfer(recipe, out, resume=True), show=False)
+    assert finished.summary == summary
+    # The probe's classifier is that of the first draw.
     accuracy, data = cktf.evaluate(out)
     assert data == "cifar10"
     assert accuracy.top1 == pytest.approx(points["student"][-1]["top1"][0], abs=0.01)
     assert "curve.png" in run_command(f"transfer --resume {out}")
-    assert equal_weights(copy_state(done.student), copy_state(network))
+    assert equal_weights(copy_state(finished.student), copy_state(network))
 
 
 def interrupt_epochs(monkeypatch, stops):
@@ -176,104 +172,112 @@ def interrupt_epochs(monkeypatch, stops):
 def test_an_interrupted_transfer_continues_to_the_same_result(
     teacher_dir, cifar_dir, tmp_path, monkeypatch
 ):
-    def go(out, **more):
+    def run(name, **more):
         return cktf.transfer(
-            teacher_dir, "resnet8", unlabeled="cifar10", method="crd", epochs=2, out=out,
-            options={"crd": {"negatives": 8}}, show=False, **more,
+            teacher_dir, "resnet8", unlabeled="cifar10", method="crd", epochs=2, show=False,
+            out=tmp_path / name, options={"crd": {"negatives": 8}}, **more,
             overrides={
                 "data.dir": cifar_dir, "data.batch_size": 16, "labeled.classes": ["cat", "dog"],
                 "scratch_epochs": 2, "checkpoint.epochs": 1,
             },
         )  # fmt: skip
 
-    whole = go(tmp_path / "whole")
-    # In the second epoch of the student, and then in the second of the one from scratch.
+    whole = run("whole")
+    # In the second epoch of the distillation, then in the second of training from scratch.
     epochs = interrupt_epochs(monkeypatch, {2, 5})
     with pytest.raises(Interrupted) as stopped:
-        go(tmp_path / "cut")
-    # Continued is the whole, not the part that was stopped.
+        run("cut")
+    # The folder to resume is the transfer's.
     assert stopped.value.folder == tmp_path / "cut"
     with pytest.raises(RecipeError, match=r"already holds a run.*--resume auto"):
-        go(tmp_path / "cut")
+        run("cut")
     with pytest.raises(Interrupted):
-        go(tmp_path / "cut", resume=True)
-    done = go(tmp_path / "cut", resume=True)
+        run("cut", resume=True)
+    resumed = run("cut", resume=True)
     assert epochs == [1, 2, 2, 1, 2, 2]
     timed = {"seconds", "images_per_second", "peak_memory_mb"}
     for name in whole.summary.keys() - timed:
-        assert done.summary[name] == whole.summary[name], name
-    assert equal_weights(copy_state(done.student), copy_state(whole.student))
+        assert resumed.summary[name] == whole.summary[name], name
+    assert equal_weights(copy_state(resumed.student), copy_state(whole.student))
+    recipe = parse_transfer_recipe(read_recipe(resumed.folder / "recipe.yaml") | {"epochs": 3})
     with pytest.raises(RecipeError, match="started with another recipe; it differs in: epochs"):
-        plan(parse_transfer_recipe({**read_recipe(done.folder / "recipe.yaml"), "epochs": 3}),
-             done.folder, resume=True)  # fmt: skip
+        plan_transfer(recipe, resumed.folder, resume=True)
 
 
-def untrained(recipe, components, run, show):
-    """A run that is over at once."""
-    return Run(run.path, components.student, {"test_top1": 50.0, "epochs": 1})
+def skip_training(recipe, components, folder, *_):
+    """Stand in for `execute`: a run that has ended, with the student as it was."""
+    return Run(folder.path, components.student, {"test_top1": 50.0, "epochs": 1})
+
+
+@pytest.fixture
+def transfer_line(teacher_dir, cifar_dir, tmp_path):
+    """A command that transfers into `tmp_path / "run"`."""
+    return (
+        f"transfer --teacher {teacher_dir} --student resnet8 --unlabeled cifar10 "
+        f"--data-dir {cifar_dir} --epochs 1 --out {tmp_path}/run --set data.batch_size=16"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_probing_that_is_stopped_can_be_continued(
-    teacher_dir, cifar_dir, tmp_path, monkeypatch, number
+def test_a_transfer_stopped_while_probing_can_be_resumed(
+    transfer_line, tmp_path, monkeypatch, number
 ):
-    monkeypatch.setattr(transfer_learning, "execute", untrained)
-    monkeypatch.setattr(transfer_learning, "embed_images", lambda *_: os.kill(os.getpid(), number))
-    line = (
-        f"transfer --teacher {teacher_dir} --student resnet8 --unlabeled cifar10 "
-        f"--data-dir {cifar_dir} --epochs 1 --out {tmp_path}/run "
-        "--set data.batch_size=16 --on-nonfinite skip"
-    )
-    result = CliRunner().invoke(app, shlex.split(line))
+    monkeypatch.setattr(transfer_learning, "execute", skip_training)
+    monkeypatch.setattr(linear_probe, "embed_images", lambda *_: os.kill(os.getpid(), number))
+    result = CliRunner().invoke(app, shlex.split(f"{transfer_line} --on-nonfinite skip"))
     assert result.exit_code == 75, result.output
     assert read_recipe(tmp_path / "run" / "recipe.yaml")["runtime"]["on_nonfinite"] == "skip"
     assert f"Stopped by {number.name}" in result.output
     assert f"Continue with: cktf transfer --resume {tmp_path}/run" in result.output
 
 
-def test_a_transfer_keeps_its_folder_to_itself(teacher_dir, cifar_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer_learning, "execute", untrained)
-    line = (
-        f"transfer --teacher {teacher_dir} --student resnet8 --unlabeled cifar10 "
-        f"--data-dir {cifar_dir} --epochs 1 --resume auto --out {tmp_path}/run "
-        "--set data.batch_size=16"
-    )
-    second = []
+def test_two_transfers_cannot_write_to_one_folder(transfer_line, monkeypatch):
+    results = []
 
-    def meanwhile(*_):
-        second.append(CliRunner().invoke(app, shlex.split(line)))
+    def transfer_again(*_):
+        results.append(CliRunner().invoke(app, [*shlex.split(transfer_line), "--resume", "auto"]))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transfer_learning, "embed_images", meanwhile)
-    assert CliRunner().invoke(app, shlex.split(line)).exit_code == 75
-    assert second[0].exit_code == 2
-    assert "is being written by another run" in " ".join(second[0].output.split())
+    monkeypatch.setattr(transfer_learning, "execute", skip_training)
+    monkeypatch.setattr(linear_probe, "embed_images", transfer_again)
+    assert CliRunner().invoke(app, shlex.split(transfer_line)).exit_code == 75
+    assert results[0].exit_code == 2
+    assert "is being written by another run" in " ".join(results[0].output.split())
 
 
 def test_a_transfer_waits_for_room_for_its_files(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer_learning, "execute", untrained)
+    monkeypatch.setattr(transfer_learning, "execute", skip_training)
     monkeypatch.setattr(run_folder.time, "sleep", lambda _: None)
 
-    def full_once(owner, name):
-        write, refused = getattr(owner, name), []
+    def fail_once(owner, name):
+        write, errors = getattr(owner, name), [OSError(errno.ENOSPC, "No space left on device")]
 
-        def written(*args, **named):
-            if not refused:
-                refused.append(name)
-                raise OSError(errno.ENOSPC, "No space left on device")
+        def fail_or_write(*args, **named):
+            if errors:
+                raise errors.pop()
             return write(*args, **named)
 
-        monkeypatch.setattr(owner, name, written)
+        monkeypatch.setattr(owner, name, fail_or_write)
 
     for name in ("write_atomically", "draw_curve", "save_network"):
-        full_once(transfer_learning, name)
-    full_once(RunFolder, "write_summary")
+        fail_once(transfer_learning, name)
+    fail_once(RunFolder, "write_summary")
     few = [data.subset(torch.arange(0, len(data), 12)) for data in images]
     done = transfer(few, tmp_path, labels_per_class=[1, 2], overrides={"data.batch_size": 20})
     log = (tmp_path / "log.txt").read_text()
     for what in ("its recipe", "the curve", "the student", "the summary"):
         assert f"{what} could not be written (No space left on device)" in log
     assert RunFolder(done.folder).finished
+
+
+class RecordFolders(cktf.Callback):
+    """Records the name of the run folder at the end of each epoch."""
+
+    def __init__(self):
+        self.folders = []
+
+    def on_epoch_end(self, trainer, row):
+        self.folders.append(trainer.run.path.name)
 
 
 def test_transfer_of_objects(images, tmp_path):
@@ -284,22 +288,16 @@ def test_transfer_of_objects(images, tmp_path):
     with pytest.raises(CktfError):
         # KD compares as many logits as the teacher has.
         transfer(images, tmp_path / "kd", teacher=teacher, student=student)
-    done = transfer(
+    recorder = RecordFolders()
+    run = transfer(
         images, tmp_path / "cktf", teacher=teacher, student=student, method="cktf", draws=2,
-        options={"cktf": {"negatives": 16}},
+        options={"cktf": {"negatives": 16}}, callbacks=[recorder],
     )  # fmt: skip
-    assert done.student is student
+    assert run.student is student
     assert student.fc.out_features == 10
     assert equal_weights(before, copy_state(teacher))
-    assert {"scratch_top1", "floor_probe_top1", "teacher_probe_top1"} <= done.summary.keys()
-
-
-def test_labeled_images_may_lack_the_last_class(images, tmp_path):
-    done = transfer(
-        images, tmp_path, labeled=images[0].subset((images[0].labels < 9).nonzero()[:, 0])
-    )
-    assert done.summary["test_images"] == len(images[1])
-    assert done.summary["scratch_top1"] is not None
+    assert {"scratch_top1", "floor_probe_top1", "teacher_probe_top1"} <= run.summary.keys()
+    assert recorder.folders == ["student"]
 
 
 def number_from_one(data):
@@ -351,28 +349,31 @@ def test_nothing_is_trained_that_cannot_be_probed(change, message, images, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_a_student_that_classifies_by_a_convolution(images, tmp_path):
-    done = transfer(images, tmp_path, student=ConvolutionalClassifier())
-    assert isinstance(done.student.fc, nn.Conv2d)
+def test_convolutional_classifier_and_a_last_class_without_labeled_images(images, tmp_path):
+    labeled = images[0].subset((images[0].labels < 9).nonzero()[:, 0])
+    run = transfer(images, tmp_path, labeled=labeled, student=ConvolutionalClassifier())
+    assert isinstance(run.student.fc, nn.Conv2d)
+    assert run.summary["test_images"] == len(images[1])
+    assert run.summary["scratch_top1"] is not None
 
 
-def test_a_student_of_python_that_is_given_again_has_learned(images, tmp_path, monkeypatch):
-    """The floor and the start from scratch are of what it was at the first step."""
+def test_a_resumed_transfer_restores_the_users_initial_student(images, tmp_path, monkeypatch):
+    """The floor and the training from scratch take the weights that the transfer began with."""
 
     def build(width):
         torch.manual_seed(width)
         return SmallNet(width=width)
 
-    def go(out, student, **more):
-        return transfer(images, out, teacher=build(16), student=student, **more)
+    def run(name, student, **more):
+        return transfer(images, tmp_path / name, teacher=build(16), student=student, **more)
 
-    whole = go(tmp_path / "whole", build(8))
+    whole = run("whole", build(8))
     interrupt_epochs(monkeypatch, {2})
     student = build(8)
     with pytest.raises(Interrupted):
-        go(tmp_path / "cut", student)
+        run("cut", student)
     with pytest.raises(CheckpointError, match="of another student"):
-        go(tmp_path / "cut", build(4), resume=True)
-    done = go(tmp_path / "cut", student, resume=True)
+        run("cut", build(4), resume=True)
+    resumed = run("cut", student, resume=True)
     for name in ("points", "floor_probe_top1", "scratch_top1"):
-        assert done.summary[name] == whole.summary[name], name
+        assert resumed.summary[name] == whole.summary[name], name

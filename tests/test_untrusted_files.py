@@ -28,7 +28,7 @@ from cktf.errors import CheckpointError, DataError, ModelError, RecipeError
 from cktf.models import build_network, create, load_network, parse_network_spec, save_network
 from cktf.recipes import build_student, parse_recipe, read_recipe
 from cktf.workflows.analysis import RunAnalyzer
-from cktf.workflows.train import folder_of
+from cktf.workflows.train import default_run_path
 
 OWN = """
 import pathlib
@@ -242,11 +242,11 @@ def test_yaml_makes_plain_values_alone(here, text):
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "/escaped", "..", "a/../../../escaped", "~/x"])
-def test_names_in_a_recipe_do_not_leave_the_folder_of_runs(name):
+def test_names_in_a_recipe_do_not_leave_the_default_run_path_runs(name):
     fields = {"kind": "train", "model": name, "data": {"name": name}}
-    assert folder_of(parse_recipe(fields)).parent == Path("runs")
+    assert default_run_path(parse_recipe(fields)).parent == Path("runs")
     fields = {"kind": "distill", "teacher": name, "student": name, "method": name}
-    assert folder_of(parse_recipe(fields)).parent == Path("runs")
+    assert default_run_path(parse_recipe(fields)).parent == Path("runs")
 
 
 def test_an_archive_that_is_not_the_published_one_is_not_unpacked(here):

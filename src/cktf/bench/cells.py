@@ -250,7 +250,7 @@ def _check_cells(cells: list[Cell], problems: Problems) -> None:
         inner = Problems()
         with inner.collect():
             recipe = cell.recipe()
-            distilled = recipe.distilling() if isinstance(recipe, TransferRecipe) else recipe
+            distilled = recipe.distill_recipe() if isinstance(recipe, TransferRecipe) else recipe
             inner.messages += check_recipe(distilled).messages
             if recipe.kind == "distill" and not recipe.data.labels:
                 inner.messages.append(

@@ -123,7 +123,7 @@ def _measure_in_process(recipe: Recipe | TransferRecipe, teacher: str | None) ->
 
 def _measure(cell_recipe: Recipe | TransferRecipe, teacher_name: str | None) -> Cost:
     transfer = cell_recipe if isinstance(cell_recipe, TransferRecipe) else None
-    recipe = transfer.distilling() if transfer else cast(Recipe, cell_recipe)
+    recipe = transfer.distill_recipe() if transfer else cast(Recipe, cell_recipe)
     data = replace(build_data(recipe.data, recipe.seed), test=None, raw_test=None)
     distilled = isinstance(recipe, DistillRecipe)
     name = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model

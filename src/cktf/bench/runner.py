@@ -32,7 +32,7 @@ from cktf.errors import CktfError, Interrupted, RunFolderError
 from cktf.files import write_atomically
 from cktf.locks import file_lock
 from cktf.recipes import TransferRecipe
-from cktf.workflows import carry_out, distill_interleaved, plan, run_recipe
+from cktf.workflows import distill_interleaved, plan_transfer, run_recipe, run_transfer
 
 
 def prepare_bench(bench: Bench) -> None:
@@ -205,7 +205,8 @@ def _train(bench: Bench, cells: Group, teacher: str) -> None:
         recipe = cell.recipe(with_teacher_weights=True)
         if isinstance(recipe, TransferRecipe):
             folder = bench.run_dir(cell)
-            carry_out(plan(recipe, folder, resume=True, trust_code=bench.trust_code), show=False)
+            plan = plan_transfer(recipe, folder, resume=True, trust_code=bench.trust_code)
+            run_transfer(plan, show=False)
         else:
             runs.append((recipe, bench.run_dir(cell)))
     if len(runs) > 1:

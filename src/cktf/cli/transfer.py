@@ -6,7 +6,7 @@ from cktf.cli.command import build_run_request, make_command
 from cktf.cli.probe import print_label_curves
 
 if TYPE_CHECKING:
-    from cktf.workflows import Transferred
+    from cktf.workflows import Run
 
 
 @make_command
@@ -14,23 +14,23 @@ def transfer(**options: Any) -> None:
     """Train a student without labels; fit classifiers on few labels."""
     from cktf.cli.doctor import show_dry_run
     from cktf.recipes import parse_transfer_recipe, to_yaml
-    from cktf.workflows import carry_out, plan, preview_run
+    from cktf.workflows import plan_transfer, preview_run, run_transfer
 
     request = build_run_request("transfer", options)
     recipe = parse_transfer_recipe(request.fields)
-    planned = plan(recipe, request.out, resume=request.resume, trust_code=request.trust_code)
+    plan = plan_transfer(recipe, request.out, resume=request.resume, trust_code=request.trust_code)
     if request.dry_run:
-        show_dry_run(preview_run(recipe.distilling(), planned.components))
-        print(to_yaml(planned.recipe), end="")
+        show_dry_run(preview_run(recipe.distill_recipe(), plan.components))
+        print(to_yaml(plan.recipe), end="")
         return
-    _report(carry_out(planned))
+    _report_transfer(run_transfer(plan))
 
 
-def _report(transferred: "Transferred") -> None:
+def _report_transfer(run: "Run") -> None:
     """Print the label curve of every network, and the files."""
     from cktf.workflows import CURVE
 
-    summary: dict[str, Any] = transferred.summary
+    summary: dict[str, Any] = run.summary
     print_label_curves(
         summary["points"], {"scratch": summary["scratch_top1"]}, summary["test_images"]
     )
@@ -40,5 +40,5 @@ def _report(transferred: "Transferred") -> None:
         f"on the most labels alone, {summary['scratch_epochs']} epochs; floor: the student before "
         "training."
     )
-    plot = transferred.folder / CURVE
-    print(f"run: {transferred.folder}" + (f"; plot: {plot}" if plot.is_file() else ""))
+    plot = run.folder / CURVE
+    print(f"run: {run.folder}" + (f"; plot: {plot}" if plot.is_file() else ""))

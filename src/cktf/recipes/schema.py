@@ -18,13 +18,12 @@ class TrainRecipe(TrainingConfig):
     """Train a network on labels alone.
 
     Attributes:
-        model: a network: see `cktf.models.sources`; a run folder or a file of weights, to go on
-            from with a new classifier where its classes are others, or other in number where it
-            does not name them; or `custom` for a user's own object.
-        trains: `all` of it, or the `classifier` alone, on features that stay as they are, the
-            statistics of BatchNorm included.
-        new_classifier: whether the classifier of a run or file is new where its classes are the
-            same too, as a probe of its features asks.
+        model: the name of a network (see `cktf models`), or `custom` for a user's own object; or a
+            run folder or weights file to train further, with a new classifier if its classes, by
+            name or else in number, are not those of the data.
+        trains: `all` of it, or the `classifier` alone, on frozen features and BatchNorm statistics.
+        new_classifier: whether to replace the classifier of a run or file even if its classes are
+            those of the data.
     """
 
     kind: Literal["train"] = "train"
@@ -33,25 +32,25 @@ class TrainRecipe(TrainingConfig):
     new_classifier: bool = False
 
 
-class _Distilling(TrainingConfig):
-    """What a student from a teacher takes.
+class _DistillFields(TrainingConfig):
+    """Fields of a distillation, which a transfer has too.
 
     Attributes:
         teacher: a run folder, a weights file or a network, or `custom` for a user's own object.
-        teacher_weights: a file of weights, for a teacher that is a network.
+        teacher_weights: a file of weights, for a teacher that is the name of a network.
         student: a network: see `cktf.models.sources`; or `custom`.
-        student_taps, teacher_taps: paths of the modules whose outputs are the network's stages,
-            where those that are found are not what is meant.
-        student_embedding, teacher_embedding: likewise of the vector that the classifier reads;
-            `head:input` is what module `head` is given.
+        student_taps, teacher_taps: paths of the modules whose outputs are the network's stages; by
+            default they are inferred.
+        student_embedding, teacher_embedding: path of the module whose output the classifier reads,
+            or `head:input` for the input of module `head`; by default it is inferred.
         method: names joined by `+`, each with an optional weight; or a preset: see `cktf methods`.
         options: for a method in the string, its options: `cktf: {negatives: 4096}`.
-        student_size, teacher_size: pixels of a side that images are resized to before the network
-            sees them; by default its own, or as they come. Both see the same augmented images.
+        student_size, teacher_size: side in pixels to which the network resizes its images; by
+            default its own size, or none. Both get the same augmented images.
         teacher_cache: a folder for the teacher's features of a finite set of views, or `auto` for
             one in the user's cache; by default none.
-        init_epochs: of each initialization stage, for methods that have one; by default an eighth
-            of `epochs`, which is the papers' 30 of 240.
+        init_epochs: epochs of each initialization phase, for methods that have one; by default an
+            eighth of `epochs`, which is the papers' 30 of 240.
     """
 
     teacher: Name
@@ -80,23 +79,23 @@ class _Distilling(TrainingConfig):
         return self
 
 
-class DistillRecipe(_Distilling):
-    """Train a student from a teacher; the fields are those of its base."""
+class DistillRecipe(_DistillFields):
+    """Train a student from a teacher."""
 
     kind: Literal["distill"] = "distill"
 
 
-class TransferRecipe(_Distilling):
-    """A student from a teacher on images without labels, then linear probes on few labels.
+class TransferRecipe(_DistillFields):
+    """Distill on images without labels, then fit linear probes on few labels.
 
     Attributes:
         data: the images without labels.
-        labeled: images with labels, those for the test among them; by default those of `data`.
-        labels_per_class: how many labels each probe has; the largest number counts in the end.
-            Empty for one probe, on all labels.
-        draws: random choices of so many labels, over which a mean and its spread are taken.
-        scratch_epochs: of the student that is trained on the labels alone; by default so many that
-            it takes as many steps as the transfer, but at most 200.
+        labeled: the labeled images and the test images; by default those of the data set in `data`.
+        labels_per_class: numbers of labels of each class, each a point of a curve; the student's
+            accuracy is that at the largest. Empty for one point with all labels.
+        draws: random draws of labels at each point.
+        scratch_epochs: epochs of the student that is trained from scratch on the labels alone; by
+            default about as many steps as the distillation takes, and at most 200 epochs.
     """
 
     kind: Literal["transfer"] = "transfer"
@@ -106,9 +105,9 @@ class TransferRecipe(_Distilling):
     draws: int = Field(5, ge=1)
     scratch_epochs: int | None = Field(None, ge=1)
 
-    def distilling(self) -> DistillRecipe:
-        """The recipe of its first part."""
-        shared = {name: getattr(self, name) for name in _Distilling.model_fields}
+    def distill_recipe(self) -> DistillRecipe:
+        """Return the recipe of the distillation."""
+        shared = {name: getattr(self, name) for name in _DistillFields.model_fields}
         return DistillRecipe(**shared)
 
 

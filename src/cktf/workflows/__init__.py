@@ -10,7 +10,7 @@ from cktf.workflows.linear_probe import ProbeResult, probe, probe_run
 from cktf.workflows.run import Run
 from cktf.workflows.teacher_ref import read_teacher_ref
 from cktf.workflows.train import distill, prepare, run_recipe, teach
-from cktf.workflows.transfer_learning import Planned, Transferred, carry_out, plan, transfer
+from cktf.workflows.transfer_learning import TransferPlan, plan_transfer, run_transfer, transfer
 from cktf.workflows.user_objects import UserObjects
 
 __all__ = [
@@ -18,26 +18,25 @@ __all__ = [
     "SHARED",
     "DryRun",
     "Inspection",
-    "Planned",
     "ProbeResult",
     "Run",
-    "Transferred",
+    "TransferPlan",
     "UserObjects",
     "assemble",
-    "carry_out",
     "distill",
     "distill_interleaved",
     "draw_curve",
     "evaluate",
     "inspect",
     "load_test_section",
-    "plan",
+    "plan_transfer",
     "prepare",
     "preview_run",
     "probe",
     "probe_run",
     "read_teacher_ref",
     "run_recipe",
+    "run_transfer",
     "teach",
     "training_image_size",
     "transfer",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cktf.data import Loader, derive_seed, sample_per_class
+from cktf.data import Loader, derive_seed, get_labels, sample_per_class
 from cktf.engine import RunFolder, Runtime, RuntimeConfig, seeded, start_runtime
 from cktf.errors import DataError, RecipeError
 from cktf.recipes import (
@@ -26,12 +26,13 @@ from cktf.recipes import (
     check_recipe,
     load_teacher,
     parse_recipe,
+    select_samples,
 )
 from cktf.taps import Tap, eval_mode
 from cktf.workflows.classifier import EmbeddedImages, LinearClassifier
 from cktf.workflows.inspection import find_feature_paths
 from cktf.workflows.label_curve import CURVE, draw_curve
-from cktf.workflows.train import plain
+from cktf.workflows.train import unwrap_compiled
 from cktf.workflows.user_objects import check_map_style
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def check_classes(labels: Tensor) -> None:
     if below := int((labels < 0).sum()):
         raise DataError(
             f"A label is the number of its class, from 0; given {int(labels.min())} for {below} of "
-            f"{len(labels)} images. Leave out images that have no label, and number the others."
+            f"{len(labels)} images. Leave out images without labels, and number the others."
         )
     counts = labels.bincount()
     if len(counts) < 2 or not bool(counts.all()):
@@ -231,22 +232,45 @@ def choose_label_subsets(
     return subsets
 
 
-def probe_features(
-    labeled: EmbeddedImages, test: EmbeddedImages, subsets: Sequence[LabelSubset], seed: int = 0
+def probe_network(
+    network: nn.Module,
+    labeled: Any,
+    test: Loader,
+    subsets: Sequence[LabelSubset],
+    runtime: Runtime,
+    *,
+    embedding: str | None = None,
+    workers: int = 0,
 ) -> ProbeResult:
-    """Fit and test a classifier on each subset of the labels.
+    """Fit a classifier of a network's features on each subset of the labels, and test it.
 
     Args:
-        labeled: features to fit on.
-        test: features to test on.
+        network: from images to logits; it is left unchanged.
+        labeled: map-style data set of `(image, label)`; only the images of `subsets` are read.
+        test: labeled batches of the test images, neither shuffled nor augmented.
         subsets: the labeled images of each point of the curve.
-        seed: of the cross-validation.
+        runtime: device, precision and seed (cross-validation).
+        embedding: path of the classifier's input, if the user names one.
+        workers: processes that read `labeled`.
+
+    Raises:
+        TapError: the classifier's input cannot be found.
     """
-    fitted = [
-        [fit_classifier(labeled.take(draw), seed) for draw in subset.draws] for subset in subsets
+    indices = torch.unique(torch.cat([draw for subset in subsets for draw in subset.draws]))
+    train = build_test_loader(select_samples(labeled, indices), workers)
+    train_images, test_images = (
+        embed_images(network, loader, runtime, embedding) for loader in (train, test)
+    )
+    classifiers = [
+        [
+            fit_classifier(train_images.take(torch.searchsorted(indices, draw)), runtime.seed)
+            for draw in subset.draws
+        ]
+        for subset in subsets
     ]
-    top1 = [[classifier.accuracy(test) for classifier in point] for point in fitted]
-    return ProbeResult([subset.labels for subset in subsets], top1, fitted[-1][0], len(test.labels))
+    top1 = [[classifier.accuracy(test_images) for classifier in point] for point in classifiers]
+    labels = [subset.labels for subset in subsets]
+    return ProbeResult(labels, top1, classifiers[-1][0], len(test_images.labels))
 
 
 def probe(
@@ -281,13 +305,13 @@ def probe(
     probe_runtime = start_runtime(parse_recipe(fields).runtime, seed)
     if problems := [*check_map_style("labeled", labeled), *check_map_style("test", test)]:
         raise RecipeError(problems)
-    network, _ = plain(network)
-    fitted, tested = (
-        embed_images(network, build_test_loader(data), probe_runtime) for data in (labeled, test)
-    )
-    check_classes(fitted.labels)
-    subsets = choose_label_subsets(fitted.labels, labels_per_class, draws, seed)
-    return probe_features(fitted, tested, subsets, seed)
+    # A user's data set may draw random numbers when a sample is read.
+    with seeded(seed, probe_runtime.device):
+        labels = get_labels(labeled)
+    check_classes(labels)
+    subsets = choose_label_subsets(labels, labels_per_class, draws, seed)
+    loader = build_test_loader(test)
+    return probe_network(unwrap_compiled(network), labeled, loader, subsets, probe_runtime)
 
 
 def probe_run(
@@ -318,11 +342,15 @@ def probe_run(
     problems.raise_if_any()
     data = build_data(recipe.data.model_copy(update={"batch_size": 2}), recipe.seed)
     network = load_teacher(recipe.model, None, data.raw_train, trust_code=trust_code).network
-    runtime = {n: getattr(recipe.runtime, n) for n in ("device", "precision", "channels_last")}
     result = probe(
-        network, labeled=data.raw_train, test=data.raw_test, labels_per_class=labels_per_class,
-        draws=draws, seed=recipe.seed, runtime=runtime,
-    )  # fmt: skip
+        network,
+        labeled=data.raw_train,
+        test=data.raw_test,
+        labels_per_class=labels_per_class,
+        draws=draws,
+        seed=recipe.seed,
+        runtime=recipe.runtime.model_dump(),
+    )
     summary = {
         "network": recipe.model, "dataset": data.name, "seed": recipe.seed,
         "test_top1": result.final, "test_images": result.test_images, "points": result.points(),

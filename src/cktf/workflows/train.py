@@ -1,9 +1,9 @@
-"""Teach a network on labels, or distill a student from a teacher: recipe in, run folder out."""
+"""Train a network on labels, or distill a student from a teacher: recipe in, run folder out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,18 +13,19 @@ from cktf.errors import RecipeError, RunFolderError
 from cktf.models import Normalized
 from cktf.recipes import (
     CUSTOM,
-    AnyRecipe,
     Data,
     DistillRecipe,
     LoadedNetwork,
     Recipe,
     TrainRecipe,
+    TransferRecipe,
     build_student,
     check_recipe,
     is_pretrained_spec,
     is_weights_path,
     load_initial_network,
     load_teacher,
+    parse_any_recipe,
     parse_recipe,
     read_recipe,
     result_fields,
@@ -39,8 +40,6 @@ from cktf.workflows.inspection import explain_rejected_images
 from cktf.workflows.run import Run, execute
 from cktf.workflows.teacher_ref import read_teacher_ref, teacher_ref_of
 from cktf.workflows.user_objects import UserObjects, check_objects, load_data
-
-T = TypeVar("T")
 
 
 def teach(
@@ -78,19 +77,10 @@ def teach(
     Raises:
         CktfError: a mistake that can be mended; the message says how.
     """
-    model, compiled = plain(model)
-    fields: dict[str, Any] = {"kind": "train", "model": name_of(model)} | compiled
-    recipe = _recipe(fields, train, epochs, seed, overrides)
-    return run_recipe(
-        recipe,
-        out,
-        student=model,
-        train=train,
-        test=test,
-        resume=resume,
-        show=show,
-        callbacks=callbacks,
-    )
+    fields = {"kind": "train", **network_fields(model=model)}
+    recipe = _build_recipe(fields, train, epochs, seed, overrides)
+    objects = UserObjects(None, model, train, test)
+    return run_recipe(recipe, out, objects, resume=resume, show=show, callbacks=callbacks)
 
 
 def distill(
@@ -137,51 +127,46 @@ def distill(
     Raises:
         CktfError: a mistake that can be mended; the message says how.
     """
-    teacher, teacher_compiled = plain(teacher)
-    student, student_compiled = plain(student)
     fields: dict[str, Any] = {
         "kind": "distill",
-        "teacher": name_of(teacher),
-        "student": name_of(student),
+        **network_fields(teacher=teacher, student=student),
         "method": method,
         "options": {name: dict(values) for name, values in (options or {}).items()},
-        **teacher_compiled,
-        **student_compiled,
     }
     if (train is None) == (unlabeled is None):
         raise RecipeError(["train, unlabeled: give one of them, the images to train on."])
     if unlabeled is not None:
         train = unlabeled
         set_field(fields, "data.labels", False)
-    recipe = _recipe(fields, train, epochs, seed, overrides)
-    return run_recipe(
-        recipe,
-        out,
-        teacher=teacher,
-        student=student,
-        train=train,
-        test=test,
-        resume=resume,
-        show=show,
-        callbacks=callbacks,
-    )
+    recipe = _build_recipe(fields, train, epochs, seed, overrides)
+    objects = UserObjects(teacher, student, train, test)
+    return run_recipe(recipe, out, objects, resume=resume, show=show, callbacks=callbacks)
 
 
-def plain(network: T) -> tuple[T, dict[str, Any]]:
-    """A network without `torch.compile` around it, and the field that compiles it in training."""
-    inner = getattr(network, "_orig_mod", None)
-    return (network, {}) if inner is None else (inner, {"runtime": {"compile": True}})
+def network_fields(**networks: nn.Module | str | Path) -> dict[str, Any]:
+    """Build the fields of a recipe that name networks.
+
+    A network that `torch.compile` wraps sets `runtime.compile` as well.
+    """
+    fields: dict[str, Any] = {}
+    for field, network in networks.items():
+        if isinstance(network, Path):
+            # An absolute path is never read as the name of a network.
+            fields[field] = str(expand_user_path(network).absolute())
+        else:
+            fields[field] = network if isinstance(network, str) else CUSTOM
+        if isinstance(network, nn.Module) and unwrap_compiled(network) is not network:
+            fields["runtime"] = {"compile": True}
+    return fields
 
 
-def name_of(network: nn.Module | str | Path) -> str:
-    """What a recipe calls a network."""
-    if isinstance(network, Path):
-        # Never the name of a network.
-        return str(expand_user_path(network).absolute())
-    return CUSTOM if isinstance(network, nn.Module) else network
+def unwrap_compiled(network: nn.Module) -> nn.Module:
+    """Return the network inside `torch.compile`, or the network itself."""
+    inner: nn.Module = getattr(network, "_orig_mod", network)
+    return inner
 
 
-def _recipe(
+def _build_recipe(
     fields: dict[str, Any],
     train: Any,
     epochs: int,
@@ -197,26 +182,20 @@ def _recipe(
 def run_recipe(
     recipe: Recipe,
     out: str | Path | None = None,
+    objects: UserObjects | None = None,
     *,
-    teacher: nn.Module | str | Path | None = None,
-    student: nn.Module | str | None = None,
-    train: Any = None,
-    test: Any = None,
     resume: bool = False,
     show: bool = True,
     trust_code: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Run:
-    """Carry out a recipe; objects stand in for what it calls `custom`.
-
-    With `trust_code` a file of weights may name code that builds its network.
+    """Train by a recipe: `prepare`, then `execute`; the arguments are theirs.
 
     Raises:
-        RecipeError: everything that is wrong with the recipe, before anything is trained.
+        CktfError: a mistake, before anything is trained.
     """
-    objects = UserObjects(teacher, student, train, test)
-    run, components = prepare(recipe, out, objects, resume=resume, trust_code=trust_code)
-    return execute(recipe, components, run, show, callbacks)
+    folder, components = prepare(recipe, out, objects, resume=resume, trust_code=trust_code)
+    return execute(recipe, components, folder, show, callbacks)
 
 
 def prepare(
@@ -227,19 +206,24 @@ def prepare(
     resume: bool = False,
     trust_code: bool = False,
 ) -> tuple[RunFolder, RunComponents]:
-    """Make sure that a recipe can be carried out, and load what it needs; nothing is written.
+    """Check a recipe, and load the networks and images that it names; nothing is written.
+
+    Args:
+        recipe: names networks and data.
+        out: the run folder; by default a new one in `runs/`.
+        objects: networks and data sets for the fields that are `custom`.
+        resume: continue the run that is in `out`, if there is one.
+        trust_code: whether code that weights name may run.
 
     Raises:
-        RecipeError: everything that is wrong with it.
+        RecipeError: all mistakes in the recipe.
     """
     objects = objects or UserObjects()
     problems = check_recipe(recipe)
     problems.messages += check_objects(recipe, objects)
-    run = RunFolder(folder_of(recipe) if out is None else expand_user_path(out))
+    folder = RunFolder(default_run_path(recipe) if out is None else expand_user_path(out))
     with problems.collect("out"):
-        run.check(resume=resume)
-        if resume and run.recipe.exists():
-            check_same(recipe, parse_recipe(read_recipe(run.recipe)), run)
+        check_run_folder(folder, recipe, resume=resume)
     data: Data | None = None
     if not any(map(problems.mention, ("data", "train", "unlabeled", "test"))):
         with problems.collect("data"):
@@ -247,18 +231,20 @@ def prepare(
     teacher: LoadedNetwork | None = None
     if isinstance(recipe, DistillRecipe) and not problems.mention("teacher"):
         with problems.collect("teacher"):
-            teacher = _teacher(recipe, objects, data, trust_code)
+            teacher = _load_teacher(recipe, objects, data, trust_code)
             set_input_size(teacher.network, recipe.teacher_size)
     problems.raise_if_any()
     assert data is not None
     runtime = start_runtime(recipe.runtime, recipe.seed)
     runtime.reset_seed()
-    student, name, origin = _student(recipe, objects, data, teacher, trust_code)
+    student = _load_student(recipe, objects, data, teacher, trust_code)
     if isinstance(recipe, DistillRecipe):
-        set_input_size(student, recipe.student_size)
-    if isinstance(recipe, TrainRecipe) and recipe.trains == "classifier":
-        freeze_features(student, next(iter(data.train.epoch(1))).images[:2])
-    components = RunComponents(runtime, student, None, name, None, data, student_origin=origin)
+        set_input_size(student.network, recipe.student_size)
+    elif recipe.trains == "classifier":
+        freeze_features(student.network, next(iter(data.train.epoch(1))).images[:2])
+    components = RunComponents(
+        runtime, student.network, None, student.name, None, data, student_origin=student.note
+    )
     if teacher is not None:
         components = replace(
             components,
@@ -267,34 +253,37 @@ def prepare(
             teacher_origin=teacher.note,
             teacher_classes=teacher.classes,
         )
-    return run, components
+    return folder, components
 
 
-def check_same(recipe: AnyRecipe, started: AnyRecipe, run: RunFolder) -> None:
-    """A run is continued with the recipe that it was started with.
+def check_run_folder(folder: RunFolder, recipe: Recipe | TransferRecipe, *, resume: bool) -> None:
+    """Check that a folder can hold a run, and that a run in it has the same recipe.
 
-    Its teacher is the one of the same weights, where these were noted, and not what is at its path.
+    A teacher whose weights were recorded is compared by these, and not by its path.
 
     Raises:
-        RunFolderError: it differs.
+        RunFolderError: the folder cannot be written, or holds another run.
     """
-    before, now = result_fields(started), result_fields(recipe)
+    folder.check(resume=resume)
+    if not resume or not folder.recipe.exists():
+        return
+    before = result_fields(parse_any_recipe(read_recipe(folder.recipe)))
+    now = result_fields(recipe)
     changed = sorted(n for n in before.keys() | now.keys() if before.get(n) != now.get(n))
-    known = read_teacher_ref(run.path)
-    if known is not None:
-        now_taught = teacher_ref_of(recipe)
-        same = now_taught is not None and now_taught.sha256 == known.sha256
+    if (teacher_before := read_teacher_ref(folder.path)) is not None:
+        teacher_now = teacher_ref_of(recipe)
         changed = [name for name in changed if name not in ("teacher", "teacher_weights")]
-        changed += [] if same else ["the teacher's weights"]
+        if teacher_now is None or teacher_now.sha256 != teacher_before.sha256:
+            changed.append("the teacher's weights")
     if changed:
         raise RunFolderError(
-            f"{run.path} was started with another recipe; it differs in: {', '.join(changed)}. "
-            f"Continue it with --resume {run.path} alone, or choose another --out."
+            f"{folder.path} was started with another recipe; it differs in: {', '.join(changed)}. "
+            f"Continue it with --resume {folder.path} alone, or choose another --out."
         )
 
 
-def folder_of(recipe: Recipe, kind: str = "") -> Path:
-    """A folder of its own for a run that was given none."""
+def default_run_path(recipe: Recipe, kind: str = "") -> Path:
+    """Return the path of a new folder in `runs/`, named by the recipe."""
     if isinstance(recipe, DistillRecipe):
         name = f"{recipe.student}-{recipe.method}"
     else:
@@ -308,11 +297,11 @@ def folder_of(recipe: Recipe, kind: str = "") -> Path:
     return path
 
 
-def _teacher(
+def _load_teacher(
     recipe: DistillRecipe, objects: UserObjects, data: Data | None, trust_code: bool
 ) -> LoadedNetwork:
     if isinstance(objects.teacher, nn.Module):
-        return LoadedNetwork(objects.teacher, _name_of(objects.teacher), "")
+        return _user_network(objects.teacher)
     raw = None if data is None else data.raw_train
     return load_teacher(
         recipe.teacher,
@@ -323,22 +312,22 @@ def _teacher(
     )
 
 
-def _name_of(network: nn.Module) -> str:
-    """A network's name in the library, or its class."""
+def _user_network(network: nn.Module) -> LoadedNetwork:
+    """Name a user's network by its name in the library, or by its class."""
+    network = unwrap_compiled(network)
     inner = network.network if isinstance(network, Normalized) else network
-    return str(getattr(inner, "zoo_name", type(inner).__name__))
+    return LoadedNetwork(network, str(getattr(inner, "zoo_name", type(inner).__name__)), "")
 
 
-def _student(
+def _load_student(
     recipe: Recipe,
     objects: UserObjects,
     data: Data,
     teacher: LoadedNetwork | None,
     trust_code: bool,
-) -> tuple[nn.Module, str, str]:
-    """The network to train, its name, and what was loaded."""
+) -> LoadedNetwork:
     if isinstance(objects.student, nn.Module):
-        return objects.student, _name_of(objects.student), ""
+        return _user_network(objects.student)
     name = recipe.model if isinstance(recipe, TrainRecipe) else recipe.student
     if not isinstance(data.raw_train, ImageSet):
         raise RecipeError(
@@ -347,24 +336,27 @@ def _student(
                 f"pass a module: cktf.models.create({name!r}, num_classes)."
             ]
         )
-    classes = len(data.raw_train.classes)
+    num_classes = len(data.raw_train.classes)
     if not data.labeled and teacher is not None:
-        # Nobody knows the classes: the student tells those of its teacher.
-        classes = _logits(teacher.network, data)
+        # Images without labels have no classes: the student predicts those of its teacher.
+        images = next(iter(data.train.epoch(1))).images[:2]
+        with explain_rejected_images(images):
+            num_classes = count_logits(teacher.network, images)
     if is_weights_path(name):
-        told = None if data.labeled else classes
-        anew = isinstance(recipe, TrainRecipe) and recipe.new_classifier
         with explain_rejected_images(data.raw_train[0][0][None]):
-            found = load_initial_network(
-                name, data.raw_train, told, new_classifier=anew, trust_code=trust_code
+            return load_initial_network(
+                name,
+                data.raw_train,
+                None if data.labeled else num_classes,
+                new_classifier=isinstance(recipe, TrainRecipe) and recipe.new_classifier,
+                trust_code=trust_code,
             )
-        return found.network, found.name, found.note
-    began = "begins with the weights it comes with" if is_pretrained_spec(name) else ""
-    return build_student(name, data.raw_train, classes), name, began
+    note = "begins with the weights it comes with" if is_pretrained_spec(name) else ""
+    return LoadedNetwork(build_student(name, data.raw_train, num_classes), name, note)
 
 
 def freeze_features(network: nn.Module, images: Tensor) -> None:
-    """Leave only the classifier to be trained.
+    """Freeze all of a network but its classifier.
 
     Args:
         network: from images to logits.
@@ -374,10 +366,3 @@ def freeze_features(network: nn.Module, images: Tensor) -> None:
         path = find_classifier(network, images)
     network.requires_grad_(False)
     network.get_submodule(path).requires_grad_(True)
-
-
-def _logits(network: nn.Module, data: Data) -> int:
-    """How many a network gives."""
-    images = next(iter(data.train.epoch(1))).images[:2]
-    with explain_rejected_images(images):
-        return count_logits(network, images)

@@ -1,14 +1,16 @@
 """Transfer learning without labels: distill on unlabeled images, then classify on few labels.
 
 Source: Zhao, Chen, Zhao, "A Contrastive Knowledge Transfer Framework for Model Compression and
-Transfer Learning", ICASSP 2023, Figure 2. What the student's features are worth is measured beside
-the teacher's own, those of the student before it learned anything (the floor), and a student that
-is trained from scratch on the labels alone. The student that counts is the last epoch's: nothing is
-chosen by labels.
+Transfer Learning", ICASSP 2023, Figure 2. A transfer is a distillation without labels, a training
+from scratch on the labels alone, and linear probes of three networks: the teacher, the distilled
+student, and the student before training (the floor). No labels choose a checkpoint: the student is
+that of the last epoch.
 """
 
 import copy
+import io
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,25 +20,22 @@ import torch
 from torch import Tensor, nn
 
 from cktf.data import ImageSet, get_labels
-from cktf.engine import RunFolder, announce, standard_error
-from cktf.errors import Interrupted, RecipeError, RunFolderError
+from cktf.engine import Callback, RunFolder, TrainingConfig, announce, standard_error
+from cktf.errors import CheckpointError, Interrupted, RecipeError, RunFolderError
 from cktf.files import write_atomically
-from cktf.models import Normalized, load_weights, save_network
+from cktf.models import save_network
 from cktf.recipes import (
     CUSTOM,
     Data,
-    DistillRecipe,
     Problems,
     TrainRecipe,
     TransferRecipe,
     build_student,
-    build_test_loader,
     build_train_loader,
     is_weights_path,
     match_image_sizes,
     numbered_class_names,
     parse_transfer_recipe,
-    read_recipe,
     select_samples,
     set_field,
     set_fields,
@@ -51,7 +50,6 @@ from cktf.workflows.assembly import assemble
 from cktf.workflows.checks import check_labels
 from cktf.workflows.classifier import check_classifier, compute_embedding, install_classifier
 from cktf.workflows.components import RunComponents
-from cktf.workflows.initial_student import restore_initial_student
 from cktf.workflows.inspection import explain_rejected_images
 from cktf.workflows.label_curve import CURVE, draw_curve
 from cktf.workflows.linear_probe import (
@@ -60,54 +58,40 @@ from cktf.workflows.linear_probe import (
     check_classes,
     check_probes,
     choose_label_subsets,
-    embed_images,
-    probe_features,
+    probe_network,
 )
-from cktf.workflows.run import Run, execute
-from cktf.workflows.train import check_same, folder_of, name_of, plain, prepare
+from cktf.workflows.run import Run, execute, read_finished
+from cktf.workflows.train import check_run_folder, default_run_path, network_fields, prepare
 from cktf.workflows.user_objects import UserObjects, check_data_objects, load_data
 
-_MOST_SCRATCH_EPOCHS = 200
-TEACHER, STUDENT, SCRATCH, FLOOR = "teacher", "student", "scratch", "floor"
+_MAX_SCRATCH_EPOCHS = 200
+_INITIAL_STUDENT_FILE = "untrained.pt"
+STUDENT, SCRATCH = "student", "scratch"
 
 
 @dataclass(frozen=True)
-class Transferred:
-    """A finished transfer.
+class TransferPlan:
+    """A transfer that was checked and can run.
 
     Attributes:
-        folder: where everything is.
-        student: the network with its classifier of the labeled images' classes.
-        summary: what summary.json holds.
-    """
-
-    folder: Path
-    student: nn.Module
-    summary: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A transfer that can be carried out.
-
-    Attributes:
-        recipe: of the whole.
-        run: its folder.
-        components: networks and unlabeled images.
-        untrained: the student as it is before it learns anything.
-        labeled: images to probe with and to test on.
-        choices: which of them are used, for each point of the curve.
-        classes: of the labeled images, by name where they have names: those that are here may lack
-            the last of them.
+        recipe: of the transfer.
+        folder: its run folder, with the runs `student` and `scratch` in it.
+        components: of the distillation.
+        initial_student: a copy of the student before training.
+        labeled: the images to probe with and to test on.
+        subsets: the labeled images of each point of the curve.
+        num_classes: of the labeled images; the last classes may have no image.
+        example: [2, C, H, W], labeled images by which the classifier of a network is found.
     """
 
     recipe: TransferRecipe
-    run: RunFolder
+    folder: RunFolder
     components: RunComponents
-    untrained: nn.Module
+    initial_student: nn.Module
     labeled: Data
-    choices: list[LabelSubset]
-    classes: int
+    subsets: list[LabelSubset]
+    num_classes: int
+    example: Tensor
 
 
 def transfer(
@@ -127,41 +111,48 @@ def transfer(
     overrides: Mapping[str, Any] | None = None,
     resume: bool = False,
     show: bool = True,
-) -> Transferred:
+    callbacks: Sequence[Callback] = (),
+) -> Run:
     """Train a student on images without labels, and measure its features on few labels.
 
     Args:
         teacher: any trained module, a run folder, a weights file, or a network with weights. It is
-            frozen and in eval mode while the student is trained, and then as it was.
+            frozen and in eval mode while the student trains; its modes are restored.
         student: any module that shares no parameters with the teacher, or the name of a network.
-        unlabeled: images whose labels are not read, if they have any: a data set of images, of
-            `(image, anything)`, or a name.
-        labeled: images for the probes: a data set of `(image, label)`, or a name; by default those
-            of the data set that `unlabeled` names.
+        unlabeled: a data set of images or of `(image, anything)`, or the name of one; labels are
+            not read.
+        labeled: a data set of `(image, label)` for the probes, or the name of one; by default that
+            of `unlabeled`.
         test: a data set to test on; comes with a named one.
         method: names joined by `+`, none of which needs labels; or a preset.
         epochs: passes over the unlabeled images.
         labels_per_class: numbers of labels, each a point of a curve; empty for all labels.
-        draws: random choices of labels at each point.
+        draws: random draws of labels at each point.
         out: the run folder; by default a new one in `runs/`.
-        seed: of everything random.
+        seed: random seed (weights, order, augmentation, negatives, labels).
         options: for a method in the string, its options.
         overrides: any field of the recipe by dotted name: `{"labeled.classes": ["cat", "dog"]}`.
         resume: continue the transfer that is in `out`, if there is one.
         show: whether progress is shown.
+        callbacks: your own `cktf.Callback` objects, for the distillation of the student.
+
+    Returns:
+        The run; its `student` has a classifier of the labeled images' classes.
 
     Raises:
         CktfError: a mistake that can be mended; the message says how.
     """
-    teacher, teacher_compiled = plain(teacher)
-    student, student_compiled = plain(student)
     fields: dict[str, Any] = {
-        "kind": "transfer", "teacher": name_of(teacher), "student": name_of(student),
-        "method": method, "options": {n: dict(values) for n, values in (options or {}).items()},
-        "epochs": epochs, "seed": seed, "labels_per_class": list(labels_per_class), "draws": draws,
+        "kind": "transfer",
+        **network_fields(teacher=teacher, student=student),
+        "method": method,
+        "options": {name: dict(values) for name, values in (options or {}).items()},
+        "epochs": epochs,
+        "seed": seed,
+        "labels_per_class": list(labels_per_class),
+        "draws": draws,
         "data": {"name": unlabeled if isinstance(unlabeled, str) else CUSTOM},
-        **teacher_compiled, **student_compiled,
-    }  # fmt: skip
+    }
     if labeled is not None:
         set_field(fields, "labeled.name", labeled if isinstance(labeled, str) else CUSTOM)
     if isinstance(test, str):
@@ -169,248 +160,234 @@ def transfer(
         test = None
     set_fields(fields, overrides or {})
     objects = UserObjects(teacher, student, unlabeled), UserObjects(train=labeled, test=test)
-    return carry_out(plan(parse_transfer_recipe(fields), out, *objects, resume=resume), show=show)
+    plan = plan_transfer(parse_transfer_recipe(fields), out, *objects, resume=resume)
+    return run_transfer(plan, show=show, callbacks=callbacks)
 
 
-def plan(
+def plan_transfer(
     recipe: TransferRecipe,
     out: str | Path | None = None,
     objects: UserObjects | None = None,
-    labeled: UserObjects | None = None,
+    labeled_objects: UserObjects | None = None,
     *,
     resume: bool = False,
     trust_code: bool = False,
-) -> Planned:
-    """Make sure that all of a transfer can be carried out; nothing is written.
+) -> TransferPlan:
+    """Check a transfer, and load its networks and images; nothing is written.
 
     Args:
-        recipe: of the whole.
-        out: the run folder.
-        objects: what stands in for teacher, student and unlabeled images.
-        labeled: what stands in for the labeled images and those for the test.
-        resume: continue what is there.
+        recipe: of the transfer.
+        out: the run folder; by default a new one in `runs/`.
+        objects: teacher, student and unlabeled images for the fields that are `custom`.
+        labeled_objects: labeled images and test images for `labeled`, where that is `custom`.
+        resume: continue the transfer that is in `out`, if there is one.
         trust_code: whether code that weights name may run.
 
     Raises:
-        RecipeError: everything that is wrong with it.
+        RecipeError: all mistakes in the recipe.
     """
     recipe = match_image_sizes(recipe)
-    distilling, problems = recipe.distilling(), Problems()
-    run = RunFolder(folder_of(distilling, "transfer") if out is None else expand_user_path(out))
+    distill_recipe, problems = recipe.distill_recipe(), Problems()
+    path = default_run_path(distill_recipe, "transfer") if out is None else expand_user_path(out)
+    folder = RunFolder(path)
     with problems.collect("out"):
-        _check_folder(recipe, run, resume)
+        if folder.recipe.exists() and not resume:
+            raise RunFolderError(
+                f"{path} already holds a run. Choose another --out, or continue it with "
+                "--resume auto."
+            )
+        check_run_folder(folder, recipe, resume=resume)
     components: RunComponents | None = None
-    data: Data | None = None
-    choices: list[LabelSubset] = []
-    classes = 0
     with problems.collect():
         components = prepare(
-            distilling, run.path / STUDENT, objects, resume=resume, trust_code=trust_code
+            distill_recipe, path / STUDENT, objects, resume=resume, trust_code=trust_code
         )[1]
+    labeled: tuple[Data, list[LabelSubset], int] | None = None
     with problems.collect("labeled"):
-        data = _labeled(recipe, labeled or UserObjects())
-        labels = get_labels(data.raw_train)
-        check_classes(labels)
-        classes = len(data.classes or range(int(labels.max()) + 1))
-        check_labels("test", get_labels(data.raw_test), classes)
-        choices = choose_label_subsets(labels, recipe.labels_per_class, recipe.draws, recipe.seed)
+        labeled = _load_labeled(recipe, labeled_objects or UserObjects())
     with problems.collect():
-        check_probes(curve=len(choices) > 1)
-    if components is not None and data is not None and classes:
-        with problems.collect():
-            _check_networks(recipe, components, _example(data), classes)
+        check_probes(curve=len(recipe.labels_per_class) > 1)
+    if components is not None and labeled is not None:
+        data, subsets, num_classes = labeled
+        example = next(iter(data.train.epoch(1))).images[:2]
+        with problems.collect(), explain_rejected_images(example):
+            assert components.teacher is not None
+            compute_embedding(components.teacher, example, recipe.teacher_embedding)
+            check_classifier(components.student, num_classes, example, recipe.student_embedding)
     problems.raise_if_any()
-    assert components is not None and data is not None
-    return Planned(
-        recipe, run, components, copy.deepcopy(components.student), data, choices, classes
+    assert components is not None
+    initial_student = copy.deepcopy(components.student)
+    return TransferPlan(
+        recipe, folder, components, initial_student, data, subsets, num_classes, example
     )
 
 
-def _check_networks(
-    recipe: TransferRecipe, components: RunComponents, images: Tensor, classes: int
-) -> None:
-    """Raise unless both networks can be probed, and the student given a new classifier."""
-    assert components.teacher is not None
-    with explain_rejected_images(images):
-        compute_embedding(components.teacher, images, recipe.teacher_embedding)
-        check_classifier(components.student, classes, images, recipe.student_embedding)
-
-
-def _labeled(recipe: TransferRecipe, objects: UserObjects) -> Data:
-    # Any number of labels will do: the batches of training from scratch are made later.
+def _load_labeled(
+    recipe: TransferRecipe, objects: UserObjects
+) -> tuple[Data, list[LabelSubset], int]:
+    """Load the labeled images; choose those of each point of the curve, and count the classes."""
+    # A batch of 2 admits any number of labels; training from scratch builds its own batches.
     section = recipe.labeled.model_copy(update={"batch_size": 2})
     if problems := check_data_objects(section, objects):
         raise RecipeError(problems)
     data = load_data(section, recipe.seed, objects)
     if data.test is None or not data.labeled:
         raise RecipeError(["a probe needs labeled images, and others to test on: give test."])
-    return data
+    labels = get_labels(data.raw_train)
+    check_classes(labels)
+    num_classes = len(data.classes or range(int(labels.max()) + 1))
+    check_labels("test", get_labels(data.raw_test), num_classes)
+    subsets = choose_label_subsets(labels, recipe.labels_per_class, recipe.draws, recipe.seed)
+    return data, subsets, num_classes
 
 
-def _check_folder(recipe: TransferRecipe, run: RunFolder, resume: bool) -> None:
-    run.check(resume=resume)
-    if run.recipe.exists():
-        if not resume:
-            raise RunFolderError(
-                f"{run.path} already holds a run. Choose another --out, or continue it with "
-                "--resume auto."
-            )
-        check_same(recipe, match_image_sizes(parse_transfer_recipe(read_recipe(run.recipe))), run)
-
-
-def carry_out(planned: Planned, *, show: bool = True) -> Transferred:
-    """Carry out a transfer; what is done already is not done again.
+def run_transfer(
+    plan: TransferPlan, *, show: bool = True, callbacks: Sequence[Callback] = ()
+) -> Run:
+    """Distill, train from scratch and probe; what the folder already holds is not done again.
 
     Raises:
         CktfError: networks, data and method do not fit; nothing was trained then.
-        Interrupted: a signal asked it to stop; it can be continued.
+        Interrupted: a signal stopped it; it can be resumed.
     """
-    run, components, distilling = planned.run, planned.components, planned.recipe.distilling()
+    folder, components, distill_recipe = plan.folder, plan.components, plan.recipe.distill_recipe()
     try:
         with interrupt_on_signals():
-            if run.finished:
-                student = execute(
-                    distilling, components, RunFolder(run.path / STUDENT), show
-                ).student
-                return _read(planned, student)
-            assemble(distilling, components)
-            run.path.mkdir(parents=True, exist_ok=True)
-            with run.locked():
-                return _carry_out(planned, distilling, show)
-    except KeyboardInterrupt as stopped:
-        if not run.recipe.exists():
+            if folder.finished:
+                # Reading the distillation checks that it began with the same inputs.
+                execute(distill_recipe, components, RunFolder(folder.path / STUDENT))
+                num_classes = json.loads(folder.summary.read_text())["classes"]
+                new_classifier(components.student, num_classes, plan.example, bias=True)
+                return read_finished(components, folder)
+            assemble(distill_recipe, components)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            with folder.locked():
+                return _distill_and_probe(plan, show, callbacks)
+    except KeyboardInterrupt as stop:
+        if not folder.recipe.exists():
             raise
-        # One of its runs was stopped, or its probes; what is continued is the whole.
-        raise Interrupted(str(stopped) or "Stopped.", run.path) from stopped
+        # The folder to resume is the transfer's, and not that of the run inside it.
+        raise Interrupted(str(stop) or "Stopped.", folder.path) from stop
 
 
-def _carry_out(planned: Planned, distilling: DistillRecipe, show: bool) -> Transferred:
-    recipe, run, components = planned.recipe, planned.run, planned.components
+def _distill_and_probe(plan: TransferPlan, show: bool, callbacks: Sequence[Callback]) -> Run:
+    recipe, folder, components = plan.recipe, plan.folder, plan.components
     text = to_yaml(with_absolute_paths(recipe)).encode()
-    run.insist(lambda: write_atomically(run.recipe, text), "its recipe")
+    folder.insist(lambda: write_atomically(folder.recipe, text), "its recipe")
     if recipe.student == CUSTOM:
-        restore_initial_student((planned.untrained, components.student), run)
-    distilled = execute(distilling, components, RunFolder(run.path / STUDENT), show)
-    scratch = _scratch(planned, show)
-    assert components.teacher is not None
-    networks = {TEACHER: components.teacher, STUDENT: distilled.student, FLOOR: planned.untrained}
-    probed = _probe(planned, networks, show)
-    summary = _summary(planned, distilled, scratch, probed)
-    found = summary["points"]
-    if len(planned.choices) > 1:
-        level = {SCRATCH: scratch.summary["test_top1"]}
-        run.insist(lambda: draw_curve(found, level, run.path / CURVE), "the curve")
-    example = _example(planned.labeled)
+        _restore_initial_student(plan)
+    student_folder = RunFolder(folder.path / STUDENT)
+    distilled = execute(recipe.distill_recipe(), components, student_folder, show, callbacks)
+    scratch = _train_from_scratch(plan, show)
+    assert components.teacher is not None and plan.labeled.test is not None
+    results: dict[str, ProbeResult] = {}
+    for name, network, embedding in (
+        ("teacher", components.teacher, recipe.teacher_embedding),
+        ("student", distilled.student, recipe.student_embedding),
+        ("floor", plan.initial_student, recipe.student_embedding),
+    ):
+        announce(f"probing the {name}'s features", show)
+        results[name] = probe_network(
+            network, plan.labeled.raw_train, plan.labeled.test, plan.subsets, components.runtime,
+            embedding=embedding, workers=recipe.labeled.workers,
+        )  # fmt: skip
+    summary = distilled.summary | _summarize(plan, scratch, results)
+    if len(plan.subsets) > 1:
+        scratch_top1 = {SCRATCH: scratch.summary["test_top1"]}
+        points, path = summary["points"], folder.path / CURVE
+        folder.insist(lambda: draw_curve(points, scratch_top1, path), "the curve")
+    classifier = results["student"].classifier
     student = install_classifier(
-        distilled.student, probed[STUDENT].classifier, example, recipe.student_embedding
+        distilled.student, classifier, plan.example, recipe.student_embedding
     )
-    classes = planned.labeled.classes or numbered_class_names(len(probed[STUDENT].classifier.bias))
-    about = {"name": components.student_name, "dataset": planned.labeled.name}
-    run.insist(
-        lambda: save_network(student, run.weights, classes=classes, images=example, **about),
+    folder.insist(
+        lambda: save_network(
+            student,
+            folder.weights,
+            name=components.student_name,
+            classes=plan.labeled.classes or numbered_class_names(len(classifier.bias)),
+            dataset=plan.labeled.name,
+            images=plan.example,
+        ),
         "the student",
     )
-    run.insist(lambda: run.write_summary(summary), "the summary")
-    return Transferred(run.path, student, summary)
+    folder.insist(lambda: folder.write_summary(summary), "the summary")
+    return Run(folder.path, student, summary)
 
 
-def _example(labeled: Data) -> Tensor:
-    """Two images by which a network's classifier is found."""
-    return next(iter(labeled.train.epoch(1))).images[:2]
+def _restore_initial_student(plan: TransferPlan) -> None:
+    """Give a user's student the weights that the transfer began with; the first call saves them.
+
+    When a transfer is resumed, the user's object may have been trained meanwhile.
+    """
+    path = plan.folder.path / _INITIAL_STUDENT_FILE
+    if not path.exists():
+        file = io.BytesIO()
+        torch.save(plan.initial_student.state_dict(), file)
+        plan.folder.insist(lambda: write_atomically(path, file.getvalue()), "the initial student")
+        return
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        for student in (plan.initial_student, plan.components.student):
+            student.load_state_dict(state)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} is of another student, or damaged ({type(error).__name__}). Continue with "
+            "the student of the first call, or choose another out."
+        ) from error
 
 
-def _read(planned: Planned, student: nn.Module) -> Transferred:
-    """A transfer that is finished already, with the probe's classifier in the student."""
-    summary = json.loads(planned.run.summary.read_text())
-    new_classifier(student, summary["classes"], _example(planned.labeled), bias=True)
-    load_weights(
-        student.network if isinstance(student, Normalized) else student, planned.run.weights
-    )
-    return Transferred(planned.run.path, student.eval(), summary)
+def _train_from_scratch(plan: TransferPlan, show: bool) -> Run:
+    """Train the initial student on the most labels alone, for about as many steps."""
+    recipe, labeled, runtime = plan.recipe, plan.labeled, plan.components.runtime
+    subset = plan.subsets[-1]
+    images = select_samples(labeled.raw_train, subset.draws[0])
+    batch_size = min(recipe.data.batch_size, len(images))
+    per_class = recipe.labeled.per_class if recipe.labeled.name == CUSTOM else subset.labels
+    section = recipe.labeled.model_copy(update={"batch_size": batch_size, "per_class": per_class})
+    steps = recipe.epochs * len(plan.components.data.train)
+    update = {
+        "model": recipe.student,
+        "data": section,
+        "epochs": scratch_epochs(recipe, steps, len(images) // batch_size),
+    }
+    shared = {name: getattr(recipe, name) for name in TrainingConfig.model_fields}
+    scratch_recipe = TrainRecipe(**(shared | update))
+    train = build_train_loader(images, section, recipe.seed)
+    data = replace(labeled, train=train, raw_train=images, description="")
+    runtime.reset_seed()
+    by_name = recipe.student != CUSTOM and not is_weights_path(recipe.student)
+    if by_name and isinstance(images, ImageSet):
+        network: nn.Module = build_student(recipe.student, images, plan.num_classes)
+        set_input_size(network, recipe.student_size)
+    else:
+        network = copy.deepcopy(plan.initial_student)
+        resize_classifier(network, plan.num_classes, plan.example)
+    components = RunComponents(runtime, network, None, plan.components.student_name, None, data)
+    return execute(scratch_recipe, components, RunFolder(plan.folder.path / SCRATCH), show)
 
 
-def _summary(
-    planned: Planned, distilled: Run, scratch: Run, probed: Mapping[str, ProbeResult]
+def scratch_epochs(recipe: TransferRecipe, steps: int, epoch_steps: int) -> int:
+    """Return the epochs of training from scratch; by default `steps`, of `epoch_steps` an epoch."""
+    return recipe.scratch_epochs or min(_MAX_SCRATCH_EPOCHS, max(1, steps // epoch_steps))
+
+
+def _summarize(
+    plan: TransferPlan, scratch: Run, results: Mapping[str, ProbeResult]
 ) -> dict[str, Any]:
-    data = planned.components.data
-    images = len(planned.labeled.raw_test)
-    return distilled.summary | {
+    data, num_test_images = plan.components.data, len(plan.labeled.raw_test)
+    top1 = results["student"].final
+    return {
         "unlabeled": data.name,
         "unlabeled_images": data.train.samples,
-        "labeled": planned.labeled.name,
-        "classes": len(probed[STUDENT].classifier.bias),
-        "test_images": images,
-        "test_top1": probed[STUDENT].final,
-        # Of the test images alone; how far the draws of labels differ is in the points.
-        "test_standard_error": standard_error(probed[STUDENT].final, images),
+        "labeled": plan.labeled.name,
+        "classes": len(results["student"].classifier.bias),
+        "test_images": num_test_images,
+        "test_top1": top1,
+        # Of the test images alone; the spread over draws of labels is in the points.
+        "test_standard_error": standard_error(top1, num_test_images),
         "scratch_top1": scratch.summary["test_top1"],
         "scratch_epochs": scratch.summary["epochs"],
-        **{f"{name}_probe_top1": found.final for name, found in probed.items()},
-        "points": {name: found.points() for name, found in probed.items()},
+        **{f"{name}_probe_top1": result.final for name, result in results.items()},
+        "points": {name: result.points() for name, result in results.items()},
     }
-
-
-def _probe(
-    planned: Planned, networks: Mapping[str, nn.Module], show: bool
-) -> dict[str, ProbeResult]:
-    """Probe networks on the same labels; only those that some choice has are looked at."""
-    drawn = [draw for choice in planned.choices for draw in choice.draws]
-    needed = torch.unique(torch.cat(drawn))
-    choices = [
-        replace(choice, draws=[torch.searchsorted(needed, draw) for draw in choice.draws])
-        for choice in planned.choices
-    ]
-    assert planned.labeled.test is not None
-    recipe, found = planned.recipe, {}
-    few = select_samples(planned.labeled.raw_train, needed)
-    loaders = build_test_loader(few, recipe.labeled.workers), planned.labeled.test
-    for name, network in networks.items():
-        announce(f"probing the {name}'s features", show)
-        path = recipe.teacher_embedding if name == TEACHER else recipe.student_embedding
-        fitted, tested = (
-            embed_images(network, loader, planned.components.runtime, path) for loader in loaders
-        )
-        found[name] = probe_features(fitted, tested, choices, recipe.seed)
-    return found
-
-
-def scratch_epochs(recipe: TransferRecipe, steps: int, batches: int) -> int:
-    """Of training from scratch: where a recipe does not say, about as many steps as without labels.
-
-    Args:
-        recipe: of the transfer.
-        steps: on images without labels.
-        batches: steps of an epoch on the most labels.
-    """
-    return recipe.scratch_epochs or min(_MOST_SCRATCH_EPOCHS, max(1, steps // batches))
-
-
-def _scratch(planned: Planned, show: bool) -> Run:
-    """The same student on the most labels alone, for as many steps."""
-    recipe, labeled = planned.recipe, planned.labeled
-    chosen = planned.choices[-1]
-    few = select_samples(labeled.raw_train, chosen.draws[0])
-    update: dict[str, Any] = {"batch_size": min(recipe.data.batch_size, len(few))}
-    if recipe.labeled.name != CUSTOM:
-        update["per_class"] = chosen.labels
-    section = recipe.labeled.model_copy(update=update)
-    steps = recipe.epochs * len(planned.components.data.train)
-    own = TrainRecipe(
-        model=recipe.student, data=section, seed=recipe.seed, optimizer=recipe.optimizer,
-        schedule=recipe.schedule, runtime=recipe.runtime, checkpoint=recipe.checkpoint,
-        epochs=scratch_epochs(recipe, steps, len(few) // section.batch_size),
-    )  # fmt: skip
-    train = build_train_loader(few, section, recipe.seed)
-    data = replace(labeled, train=train, raw_train=few, description="")
-    planned.components.runtime.reset_seed()
-    if not isinstance(few, ImageSet) or is_weights_path(recipe.student) or recipe.student == CUSTOM:
-        network: nn.Module = copy.deepcopy(planned.untrained)
-        resize_classifier(network, planned.classes, _example(planned.labeled))
-    else:
-        network = set_input_size(
-            build_student(recipe.student, few, planned.classes), recipe.student_size
-        )
-    components = RunComponents(
-        planned.components.runtime, network, None, planned.components.student_name, None, data
-    )
-    return execute(own, components, RunFolder(planned.run.path / SCRATCH), show)

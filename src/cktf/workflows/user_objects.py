@@ -1,4 +1,4 @@
-"""Objects made in Python, where a recipe says `custom`."""
+"""Objects made in Python for the fields of a recipe that are `custom`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,39 +31,47 @@ class UserObjects:
 
 def check_objects(recipe: Recipe, objects: UserObjects) -> list[str]:
     """List the fields set to `custom` without an object, and objects that do not fit."""
+    problems = check_data_objects(recipe.data, objects)
     if isinstance(recipe, DistillRecipe):
-        fields = {"teacher": recipe.teacher, "student": recipe.student}
-    else:
-        fields = {"student": recipe.model}
-    return [
-        *(_missing(n) for n, value in fields.items() if _is_missing(value, getattr(objects, n))),
-        *check_data_objects(recipe.data, objects),
-    ]
+        problems += _check_object("teacher", recipe.teacher, objects.teacher)
+    student = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
+    return [*problems, *_check_object("student", student, objects.student)]
 
 
 def check_data_objects(section: DataConfig, objects: UserObjects) -> list[str]:
     """List the problems with the data sets of a user."""
-    custom = section.name == CUSTOM
-    problems = [_missing("train")] if _is_missing(section.name, objects.train) else []
-    if not custom and not isinstance(objects.train, str | Path | None):
-        problems.append(
-            f"train: a data set was given, and the recipe names {section.name}. Leave one away."
-        )
-    if not custom and objects.test is not None:
-        problems.append(f"test: {section.name} brings its own test images. Leave test away.")
-    for role in ("train", "test"):
-        data = getattr(objects, role)
-        if custom and data is not None and not isinstance(data, str):
-            argument = role if section.labels or role == "test" else "unlabeled"
-            problems += check_map_style(argument, data)
+    problems = _check_object("train", section.name, objects.train)
+    if section.name != CUSTOM:
+        if not isinstance(objects.train, str | Path | None):
+            problems.append(
+                f"train: a data set was given, and the recipe names {section.name}. Leave one away."
+            )
+        if objects.test is not None:
+            problems.append(f"test: {section.name} brings its own test images. Leave test away.")
+    else:
+        if objects.train is not None and not isinstance(objects.train, str):
+            argument = "train" if section.labels else "unlabeled"
+            problems += check_map_style(argument, objects.train)
+        if isinstance(objects.test, str):
+            problems.append("test: give a data set, as for train, not the name of one.")
+        elif objects.test is not None:
+            problems += check_map_style("test", objects.test)
     if objects.test is not None and not section.labels:
         problems.append(
             "test: a student trained without labels is not tested on classes. Measure its "
             "features with cktf.probe."
         )
-    if isinstance(objects.test, str) and custom:
-        problems.append("test: give a data set, as for train, not the name of one.")
     return problems
+
+
+def _check_object(name: str, spec: str, value: Any) -> list[str]:
+    """List a field that is `custom` and has no object."""
+    if spec != CUSTOM or not isinstance(value, str | Path | None):
+        return []
+    return [
+        f"{name}: the recipe says {CUSTOM!r}, an object made in Python. Pass it to cktf.distill or "
+        "cktf.teach, or name another."
+    ]
 
 
 def check_map_style(argument: str, data: Any) -> list[str]:
@@ -80,18 +88,6 @@ def check_map_style(argument: str, data: Any) -> list[str]:
     if hasattr(data, "__len__") and hasattr(data, "__getitem__") and len(data) > 0:
         return []
     return [f"{rule}; given {kind}."]
-
-
-def _is_missing(name: str, value: Any) -> bool:
-    """Whether a field is `custom` and no object stands in for it."""
-    return name == CUSTOM and isinstance(value, str | Path | None)
-
-
-def _missing(name: str) -> str:
-    return (
-        f"{name}: the recipe says {CUSTOM!r}, an object made in Python. Pass it to cktf.distill or "
-        "cktf.teach, or name another."
-    )
 
 
 def load_data(section: DataConfig, seed: int, objects: UserObjects) -> Data:
