@@ -21,9 +21,9 @@ LABELS = {
 
 
 def read(name: str) -> dict[str, Any]:
-    """What a benchmark kept."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return found
+    """Read a benchmark's record."""
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return record
 
 
 def plot(contrast: dict[str, Any]) -> None:

@@ -31,5 +31,5 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in CHOSEN_BY):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in _THRESHOLDS)
-    return bool(kept and mallopt(_M_TRIM_THRESHOLD, _NEVER))
+    accepted = any(mallopt(_M_MMAP_THRESHOLD, size) for size in _THRESHOLDS)
+    return bool(accepted and mallopt(_M_TRIM_THRESHOLD, _NEVER))

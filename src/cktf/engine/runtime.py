@@ -85,7 +85,7 @@ def start_runtime(config: RuntimeConfig, seed: int = 0) -> Runtime:
             accumulation.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("Device 'cuda' was asked for, and PyTorch sees none. Use device=cpu.")
+        raise TrainingError("runtime.device is cuda, and PyTorch sees no such device. Use cpu.")
     # Accelerate would choose Apple's GPUs too, which have no float64.
     on_cpu = not torch.cuda.is_available()
     # A user's own Accelerator in this process keeps its number of accumulation steps.
