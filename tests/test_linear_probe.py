@@ -17,6 +17,7 @@ import cktf
 from cktf.cli.main import app
 from cktf.data import sample_per_class
 from cktf.data.cifar_classes import CIFAR10
+from cktf.engine import RuntimeConfig, start_runtime
 from cktf.errors import DataError, RecipeError
 from cktf.models import Normalized, create, load_network, save_network
 from cktf.recipes import build_test_loader, select_samples
@@ -65,7 +66,7 @@ def test_classifier_needs_one_label_of_each_class():
 def test_smaller_label_subsets_are_within_larger_ones():
     labels = torch.arange(60) % 3
     one, five, twenty = choose_label_subsets(labels, [5, 1, 20], draws=3, seed=0)
-    assert (one.labels, five.labels, twenty.labels) == (1, 5, 20)
+    assert [s.labels_per_class for s in (one, five, twenty)] == [1, 5, 20]
     assert (len(one.draws), len(five.draws), len(twenty.draws)) == (3, 3, 1)
     for small, large in zip(one.draws, five.draws, strict=True):
         assert set(small.tolist()) < set(large.tolist())
@@ -143,8 +144,9 @@ def test_samples_are_indexed_by_plain_integers():
 
 def test_embedding_of_a_named_module(images):
     loader, network = build_test_loader(images[1]), TwoClassifiers()
-    assert embed_images(network, loader).features.shape == (500, 10)
-    assert embed_images(network, loader, embedding="fc:input").features.shape == (500, 16)
+    runtime = start_runtime(RuntimeConfig())
+    assert embed_images(network, loader, runtime).features.shape == (500, 10)
+    assert embed_images(network, loader, runtime, "fc:input").features.shape == (500, 16)
 
 
 # The command line
@@ -222,7 +224,7 @@ MISTAKES = {
     "": "labeled: is needed",
     "--labeled cifar1": "Did you mean 'cifar10'?",
     "--labeled cifar10 --sgd --finetune": "give one of them",
-    "--labeled cifar10 --sgd --draws 3": "Leave --sgd away for a curve",
+    "--labeled cifar10 --sgd --draws 3": "Leave out --sgd for a curve",
     "--labeled cifar10 --labels-per-class 1,x": "given '1,x'",
     "--labeled cifar10 --labels-per-class 9999": "9999 images of each class were requested",
     "--labeled cifar10 --epochs 3": "add --sgd or --finetune",

@@ -170,7 +170,7 @@ def _find_recipe_and_folder(options: Mapping[str, Any]) -> tuple[Path | None, Pa
         return recipe, out
     if resume != "auto":
         if out is not None:
-            raise RecipeError(["--resume RUN continues in RUN itself; leave --out away."])
+            raise RecipeError(["--resume RUN continues in RUN itself; leave out --out."])
         out = expand_user_path(resume)
         return recipe or find_recipe(out), out
     if out is None:

@@ -175,7 +175,7 @@ def check_teacher(teacher: str, weights: str | None) -> None:
         find_weights_file(teacher)
         if weights is not None:
             raise CheckpointError(
-                f"{teacher} has weights of its own. Leave teacher_weights away, or name the "
+                f"{teacher} has weights of its own. Leave out teacher_weights, or name the "
                 "network that they belong to as the teacher."
             )
         return

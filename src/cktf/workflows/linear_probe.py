@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cktf.data import Loader, derive_seed, get_labels, sample_per_class
-from cktf.engine import RunFolder, Runtime, RuntimeConfig, seeded, start_runtime
+from cktf.engine import RunFolder, Runtime, seeded, start_runtime
 from cktf.errors import DataError, RecipeError
 from cktf.recipes import (
     CUSTOM,
@@ -47,24 +47,20 @@ _MIN_FOR_FOLDS, _DEFAULT_STRENGTH = 2, 0.1
 
 @torch.no_grad()
 def embed_images(
-    network: nn.Module,
-    loader: Loader,
-    runtime: Runtime | None = None,
-    embedding: str | None = None,
+    network: nn.Module, loader: Loader, runtime: Runtime, embedding: str | None = None
 ) -> EmbeddedImages:
     """Compute the embedding of every image of a loader, in its order.
 
     Args:
         network: from images to logits; its device and mode are restored.
         loader: labeled batches, neither shuffled nor augmented.
-        runtime: device, precision and seed; by default the fastest here.
+        runtime: device, precision and seed.
         embedding: path of the classifier's input, if the user names one.
 
     Raises:
         DataError: images without labels.
         TapError: the classifier's input cannot be found.
     """
-    runtime = runtime or start_runtime(RuntimeConfig())
     device = runtime.device
     features, labels = [], []
     with runtime.on_device(network), seeded(runtime.seed, device), eval_mode(network):
@@ -199,11 +195,11 @@ class LabelSubset:
     """The labeled images of one point of a curve.
 
     Attributes:
-        labels: the number per class; None for all.
+        labels_per_class: None for all labels.
         draws: indices of the labeled images in each random draw; a single draw of all images.
     """
 
-    labels: int | None
+    labels_per_class: int | None
     draws: list[Tensor]
 
 
@@ -219,7 +215,7 @@ def choose_label_subsets(
         seed: of the first draw, which equals that of `data.per_class`; the others derive from it.
 
     Raises:
-        DataError: a class with fewer images than asked for.
+        DataError: a class with fewer images than that.
     """
     if not per_class:
         return [LabelSubset(None, [torch.arange(len(labels))])]
@@ -269,7 +265,7 @@ def probe_network(
         for subset in subsets
     ]
     top1 = [[classifier.accuracy(test_images) for classifier in point] for point in classifiers]
-    labels = [subset.labels for subset in subsets]
+    labels = [subset.labels_per_class for subset in subsets]
     return ProbeResult(labels, top1, classifiers[-1][0], len(test_images.labels))
 
 

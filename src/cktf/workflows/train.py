@@ -29,7 +29,6 @@ from cktf.recipes import (
     parse_recipe,
     read_recipe,
     result_fields,
-    set_field,
     set_fields,
     set_input_size,
 )
@@ -59,8 +58,8 @@ def teach(
 
     Args:
         model: any module from images to logits, or the name of a network of the library. Parameters
-            that require no gradient stay as they are, and so do the statistics of BatchNorm whose
-            parameters are all such.
+            without `requires_grad` stay frozen, and so do the statistics of a BatchNorm that has
+            only such parameters.
         train: a map-style data set of `(image, label)`, or the name of one of the library's.
         test: a data set to evaluate on after every epoch; comes with a named one.
         epochs: passes over the training set.
@@ -77,10 +76,18 @@ def teach(
     Raises:
         CktfError: a mistake that can be mended; the message says how.
     """
-    fields = {"kind": "train", **network_fields(model=model)}
-    recipe = _build_recipe(fields, train, epochs, seed, overrides)
+    fields: dict[str, Any] = {
+        "kind": "train",
+        **network_fields(model=model),
+        "data": {"name": train if isinstance(train, str) else CUSTOM},
+        "epochs": epochs,
+        "seed": seed,
+    }
+    set_fields(fields, overrides or {})
     objects = UserObjects(None, model, train, test)
-    return run_recipe(recipe, out, objects, resume=resume, show=show, callbacks=callbacks)
+    return run_recipe(
+        parse_recipe(fields), out, objects, resume=resume, show=show, callbacks=callbacks
+    )
 
 
 def distill(
@@ -104,12 +111,12 @@ def distill(
 
     Args:
         teacher: any trained module from images to logits, a run folder or a weights file. It is
-            frozen and in eval mode until the run ends, and then as it was.
+            frozen and in eval mode during the run; its modes are restored.
         student: any module that shares no parameters with the teacher, or the name of a network of
-            the library. What of it is frozen stays so, as in `teach`.
+            the library. Its frozen parameters stay frozen, as in `teach`.
         train: a map-style data set of `(image, label)`, or the name of one of the library's.
-        unlabeled: in its place images whose labels are not read, if they have any: a data set of
-            images, of `(image, anything)`, or a name.
+        unlabeled: instead of `train`, a data set of images or of `(image, anything)`, or the name
+            of one; labels are not read.
         test: a data set to evaluate on after every epoch; comes with a named one.
         method: names joined by `+`, each with an optional weight: `cktf+kd`, `crd:0.8`.
         epochs: passes over the training set.
@@ -127,20 +134,24 @@ def distill(
     Raises:
         CktfError: a mistake that can be mended; the message says how.
     """
+    if (train is None) == (unlabeled is None):
+        raise RecipeError(["train, unlabeled: give one of them, the images to train on."])
+    images = train if unlabeled is None else unlabeled
+    data_name = images if isinstance(images, str) else CUSTOM
     fields: dict[str, Any] = {
         "kind": "distill",
         **network_fields(teacher=teacher, student=student),
         "method": method,
         "options": {name: dict(values) for name, values in (options or {}).items()},
+        "data": {"name": data_name, "labels": unlabeled is None},
+        "epochs": epochs,
+        "seed": seed,
     }
-    if (train is None) == (unlabeled is None):
-        raise RecipeError(["train, unlabeled: give one of them, the images to train on."])
-    if unlabeled is not None:
-        train = unlabeled
-        set_field(fields, "data.labels", False)
-    recipe = _build_recipe(fields, train, epochs, seed, overrides)
-    objects = UserObjects(teacher, student, train, test)
-    return run_recipe(recipe, out, objects, resume=resume, show=show, callbacks=callbacks)
+    set_fields(fields, overrides or {})
+    objects = UserObjects(teacher, student, images, test)
+    return run_recipe(
+        parse_recipe(fields), out, objects, resume=resume, show=show, callbacks=callbacks
+    )
 
 
 def network_fields(**networks: nn.Module | str | Path) -> dict[str, Any]:
@@ -164,19 +175,6 @@ def unwrap_compiled(network: nn.Module) -> nn.Module:
     """Return the network inside `torch.compile`, or the network itself."""
     inner: nn.Module = getattr(network, "_orig_mod", network)
     return inner
-
-
-def _build_recipe(
-    fields: dict[str, Any],
-    train: Any,
-    epochs: int,
-    seed: int,
-    overrides: Mapping[str, Any] | None,
-) -> Recipe:
-    fields |= {"epochs": epochs, "seed": seed}
-    set_field(fields, "data.name", train if isinstance(train, str) else CUSTOM)
-    set_fields(fields, overrides or {})
-    return parse_recipe(fields)
 
 
 def run_recipe(

@@ -343,7 +343,9 @@ def _train_from_scratch(plan: TransferPlan, show: bool) -> Run:
     subset = plan.subsets[-1]
     images = select_samples(labeled.raw_train, subset.draws[0])
     batch_size = min(recipe.data.batch_size, len(images))
-    per_class = recipe.labeled.per_class if recipe.labeled.name == CUSTOM else subset.labels
+    per_class = (
+        recipe.labeled.per_class if recipe.labeled.name == CUSTOM else subset.labels_per_class
+    )
     section = recipe.labeled.model_copy(update={"batch_size": batch_size, "per_class": per_class})
     steps = recipe.epochs * len(plan.components.data.train)
     update = {

@@ -44,10 +44,10 @@ def check_data_objects(section: DataConfig, objects: UserObjects) -> list[str]:
     if section.name != CUSTOM:
         if not isinstance(objects.train, str | Path | None):
             problems.append(
-                f"train: a data set was given, and the recipe names {section.name}. Leave one away."
+                f"train: a data set was given, and the recipe names {section.name}. Leave one out."
             )
         if objects.test is not None:
-            problems.append(f"test: {section.name} brings its own test images. Leave test away.")
+            problems.append(f"test: {section.name} has its own test images. Leave out test.")
     else:
         if objects.train is not None and not isinstance(objects.train, str):
             argument = "train" if section.labels else "unlabeled"
