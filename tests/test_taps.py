@@ -403,7 +403,7 @@ def test_the_classifier_is_the_layer_that_gives_the_logits(make, path):
     old = network.get_submodule(path)
     assert not resize_classifier(network, 5, IMAGES)
     assert network.get_submodule(path) is old
-    assert resize_classifier(network, 5, IMAGES, anew=True)
+    assert resize_classifier(network, 5, IMAGES, force=True)
     assert not torch.equal(network.get_submodule(path).weight, old.weight)
     assert resize_classifier(network, 7, IMAGES)
     assert network(IMAGES).shape == (2, 7)
@@ -418,7 +418,7 @@ def test_a_network_of_two_classifiers_gets_two():
     network = build_network(parse_network_spec("timm:levit_128s@32"), 5).network.eval()
     assert resize_classifier(network, 7, IMAGES)
     assert network(IMAGES).shape == (2, 7)
-    assert resize_classifier(network, 7, IMAGES, anew=True)
+    assert resize_classifier(network, 7, IMAGES, force=True)
 
 
 def test_errors_of_networks_without_a_classifier():

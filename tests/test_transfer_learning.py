@@ -263,11 +263,11 @@ def test_a_transfer_waits_for_room_for_its_files(images, tmp_path, monkeypatch):
         fail_once(transfer_learning, name)
     fail_once(RunFolder, "write_summary")
     few = [data.subset(torch.arange(0, len(data), 12)) for data in images]
-    done = transfer(few, tmp_path, labels_per_class=[1, 2], overrides={"data.batch_size": 20})
+    run = transfer(few, tmp_path, labels_per_class=[1, 2], overrides={"data.batch_size": 20})
     log = (tmp_path / "log.txt").read_text()
     for what in ("its recipe", "the curve", "the student", "the summary"):
         assert f"{what} could not be written (No space left on device)" in log
-    assert RunFolder(done.folder).finished
+    assert RunFolder(run.folder).finished
 
 
 class RecordFolders(cktf.Callback):

@@ -138,7 +138,7 @@ def load_initial_network(
         new_classifier |= class_names is not None and class_names != tuple(data.classes)
         num_classes = len(data.classes)
     images = data[0][0].expand(2, -1, -1, -1)
-    if resize_classifier(loaded.network, num_classes, images, anew=new_classifier):
+    if resize_classifier(loaded.network, num_classes, images, force=new_classifier):
         note = f"{loaded.note}; with a new classifier of {num_classes} classes"
         return replace(loaded, note=note)
     return loaded

@@ -20,7 +20,7 @@ def count_logits(network: nn.Module, images: Tensor) -> int:
 
 
 def resize_classifier(
-    network: nn.Module, classes: int, images: Tensor, *, anew: bool = False
+    network: nn.Module, classes: int, images: Tensor, *, force: bool = False
 ) -> bool:
     """Give a network a fresh classifier if it has another number of logits.
 
@@ -28,7 +28,7 @@ def resize_classifier(
         network: changed in place.
         classes: the number of logits.
         images: [B, C, H, W], an example by which the classifier is found.
-        anew: replace a classifier of the right size too.
+        force: replace a classifier of that size too.
 
     Returns:
         Whether the classifier is fresh.
@@ -38,7 +38,7 @@ def resize_classifier(
         TapError: it gives no logits.
     """
     images = to_device_of(network, images)
-    if count_logits(network, images) == classes and not anew:
+    if count_logits(network, images) == classes and not force:
         return False
     inner = network.network if isinstance(network, Normalized) else network
     reset = getattr(inner, "reset_classifier", None)
