@@ -87,7 +87,7 @@ def draw(table: Comparison) -> None:
                 fontsize=8, va="center", annotation_clip=False, arrowprops=line,
             )  # fmt: skip
         axis.set(xlim=(0.8, right - 0.1), ylim=(low, high), ylabel="top-1 %, mean ± sd of 3 seeds")
-        axis.set(xlabel="time of a step / student alone", title=table.heading(column))
+        axis.set(xlabel="time of a step / student alone", title=table.column_heading(column))
         axis.grid(alpha=0.3)
         figure.savefig(PICTURE, metadata={"Date": None})
 

@@ -30,7 +30,7 @@ def vectors(method: str, tensor: Tensor, name: str) -> None:
         )
 
 
-def equal_length_rows(anchor: Tensor, bank: Tensor) -> None:
+def same_embedding_dim(anchor: Tensor, bank: Tensor) -> None:
     """Anchors and bank rows can be multiplied."""
     vectors("The contrastive loss", anchor, "anchor")
     vectors("The contrastive loss", bank, "bank")

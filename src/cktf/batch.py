@@ -28,9 +28,9 @@ class Batch:
         """Copy the batch to a device."""
         return replace(
             self,
-            images=copy_to_device(self.images, device),
-            labels=None if self.labels is None else copy_to_device(self.labels, device),
-            index=copy_to_device(self.index, device),
+            images=tensor_to_device(self.images, device),
+            labels=None if self.labels is None else tensor_to_device(self.labels, device),
+            index=tensor_to_device(self.index, device),
             origin=self.original,
         )
 
@@ -43,7 +43,7 @@ class Batch:
         return len(self.images)
 
 
-def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
+def tensor_to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device, asynchronously where that is a GPU."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         # Only copies from pinned memory are asynchronous.

@@ -23,8 +23,8 @@ def notes(table: Comparison) -> list[str]:
         lines.append("Unfinished: {} of the matrix's {} cells are done.".format(*table.progress))
     if table.mixed_teachers:
         lines.append(
-            f"On {', '.join(map(table.heading, table.mixed_teachers))}, students had several "
-            "teachers, and their differences are not of methods alone."
+            f"On {', '.join(map(table.column_heading, table.mixed_teachers))}, students had "
+            "several teachers, and their differences are not of methods alone."
         )
     if table.mixed_engines:
         parts = "; ".join(f"{n} ({', '.join(v)})" for n, v in table.mixed_engines.items())
@@ -116,7 +116,7 @@ def verdicts(table: Comparison) -> list[str]:
     }
     if len(table.columns) == 1:
         return [f"{p[0].upper()}{p[1:]}." for p in _phrases(table, by_column[table.columns[0]])]
-    places = {f"On {table.heading(column)}": found for column, found in by_column.items()}
+    places = {f"On {table.column_heading(column)}": found for column, found in by_column.items()}
     places["Over all pairs"] = dict(contrasts.overall)
     phrases = {place: "; ".join(_phrases(table, found)) for place, found in places.items()}
     return [f"{place}, {text}." for place, text in phrases.items() if text]

@@ -40,9 +40,9 @@ from cktf.recipes import (
     build_student,
     set_input_size,
 )
-from cktf.workflows.assembly import assemble
 from cktf.workflows.components import RunComponents
 from cktf.workflows.linear_probe import choose_label_subsets
+from cktf.workflows.objective_setup import set_up_objective
 from cktf.workflows.run import start_run
 from cktf.workflows.transfer_learning import scratch_epochs
 
@@ -150,7 +150,7 @@ def _measure(cell_recipe: Recipe | TransferRecipe, teacher_name: str | None) -> 
     # A run that ends while it warms up has its last step only.
     step = statistics.median(timer.seconds[_WARM_UP:] or timer.seconds[-1:])
     memory = peak_memory_mb(runtime.device)
-    phases = len(assemble(recipe, components).phases) - 1
+    phases = len(set_up_objective(recipe, components).phases) - 1
     scratch = _scratch_batches(transfer) if transfer else 0
     device = describe_device(runtime.device)
     return Cost(step, memory, 0.0, device, len(data.train), phases, scratch).for_recipe(cell_recipe)

@@ -54,7 +54,7 @@ def _heads(table: Comparison) -> list[str]:
     head += f" [{CONFIDENCE:.0%}]" if table.contrasts.residual else ""
     heads = ["method"]
     for column in table.columns:
-        heads += [table.heading(column), *[head] * table.has_differences]
+        heads += [table.column_heading(column), *[head] * table.has_differences]
         heads += [PUBLISHED] * table.is_published(column)
     heads += ["Δ of all pairs"] * bool(table.contrasts.overall)
     return heads + ["time ×"] * table.has_times + ["memory MiB"] * table.has_memory

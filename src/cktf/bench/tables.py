@@ -102,7 +102,7 @@ class Comparison:
         """Whether there are memory peaks to compare."""
         return sum(e.memory_mb is not None for e in self.entries.values()) > 1
 
-    def heading(self, column: Column) -> str:
+    def column_heading(self, column: Column) -> str:
         """Name of a column, with its data set only where there are several."""
         pair = f"{column.teacher} → {column.student}"
         return pair if {c.data for c in self.columns} == {column.data} else f"{column.data}: {pair}"

@@ -97,12 +97,14 @@ def _file_error_message(error: OSError) -> str:
 
 def _resume_advice(command: str, folder: Path) -> str:
     """The command that resumes a stopped run."""
-    from cktf.recipes import find_code, read_recipe
+    from cktf.recipes import find_user_code_fields, read_recipe
 
     if command not in _RESUMABLE_COMMANDS:
         return "Continue with the same command again."
     recipe = folder / "recipe.yaml"
-    trust = " --trust-code" if recipe.is_file() and find_code(read_recipe(recipe)) else ""
+    trust = (
+        " --trust-code" if recipe.is_file() and find_user_code_fields(read_recipe(recipe)) else ""
+    )
     return f"Continue with: cktf {command} --resume {shlex.quote(str(folder))}{trust}"
 
 

@@ -101,10 +101,10 @@ class Memory(nn.Module, ABC):
         """Draw the keys of a batch at positions [B], and reserve the rows that it overwrites."""
 
     def reserve(self, index: Tensor) -> Draw:
-        """Reserve the rows that a batch at positions [B] overwrites; `after_step` takes them."""
+        """Reserve the rows that a batch at positions [B] overwrites, until `commit_reserved`."""
         return Draw()
 
-    def after_step(self) -> None:
+    def commit_reserved(self) -> None:
         """Record the samples of the last batch as the owners of its rows."""
 
     def draw_of(self, contrast_index: Tensor, index: Tensor) -> Draw:
@@ -223,7 +223,7 @@ class Queue(Memory):
         return Draw(write_index=write_index)
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def commit_reserved(self) -> None:
         """Record the last batch and move on to the next oldest rows."""
         if self._pending is not None:
             write_index, samples = self._pending

@@ -102,7 +102,7 @@ class EpochMetrics:
         self.unchecked.append((step, lr, numbers))
         return len(self.unchecked) >= _CHECK_EVERY
 
-    def check(self) -> NonFiniteStep | None:
+    def find_nonfinite_step(self) -> NonFiniteStep | None:
         """Return the first unchecked step that is not finite, if any; waits for the device."""
         if not self.unchecked:
             return None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cktf.batch import Batch
 from cktf.data import Loader
-from cktf.engine.best_checkpoint import BestCheckpoint
+from cktf.engine.best_weights import BestWeights
 from cktf.engine.callbacks import Callback, StepTimer, StopOnSignal
 from cktf.engine.checkpointing import (
     CHECKPOINT_VERSION,
@@ -127,7 +127,7 @@ class Trainer:
         self.position, self.metrics, self.best = (
             TrainingPosition(),
             EpochMetrics(),
-            BestCheckpoint(),
+            BestWeights(),
         )
         self.phase: TrainPhase | None = None
         self.epoch, self.should_stop = 0, False
@@ -332,7 +332,7 @@ class Trainer:
         Raises:
             TrainingError: a step is not finite, and steps are not to be skipped.
         """
-        bad = self.metrics.check()
+        bad = self.metrics.find_nonfinite_step()
         if bad is None:
             return True
         if not self._skips:
@@ -345,7 +345,7 @@ class Trainer:
 
     def raise_if_nonfinite(self) -> None:
         """Check the unchecked steps; TrainingError if one of them is not finite."""
-        if (bad := self.metrics.check()) is not None:
+        if (bad := self.metrics.find_nonfinite_step()) is not None:
             raise nonfinite_error(bad, self.epoch, None, self.student, self.parameters)
 
     def state_dict(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from cktf.functional.contrast import Candidates, dense_contrast, sampled_contras
 from cktf.functional.critics import NCECritic
 
 
-def nce_critic(
+def build_nce_critic(
     normalizer: float | Tensor, negatives: int, size: int, device: torch.device
 ) -> NCECritic:
     """The critic of `nce_loss` for a normalizer Z, K negatives and N rows to draw them from.
@@ -76,7 +76,7 @@ def nce_loss(
     """
     _check_temperature(temperature)
     check_sampled_inputs(anchor, bank, contrast_index)
-    critic = nce_critic(normalizer, contrast_index.shape[1] - 1, len(bank), anchor.device)
+    critic = build_nce_critic(normalizer, contrast_index.shape[1] - 1, len(bank), anchor.device)
     positive, negative_index = bank[contrast_index[:, 0]], contrast_index[:, 1:]
     return sampled_contrast(anchor, positive, bank, negative_index, temperature, critic)
 
@@ -90,7 +90,7 @@ def _check_temperature(temperature: float) -> None:
 
 def check_sampled_inputs(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> None:
     """Raise ShapeError unless anchors, bank and chosen rows fit together."""
-    _check.equal_length_rows(anchor, bank)
+    _check.same_embedding_dim(anchor, bank)
     _check.contrast_index(contrast_index, len(anchor), len(bank))
 
 
@@ -128,7 +128,7 @@ def nce_loss_all(
     """
     _check_temperature(temperature)
     candidates = check_all_inputs(anchor, bank, index, negatives, labels, bank_labels)
-    critic = nce_critic(normalizer, negatives, len(bank), anchor.device)
+    critic = build_nce_critic(normalizer, negatives, len(bank), anchor.device)
     return dense_contrast(anchor, bank[index], bank, candidates, temperature, critic)
 
 
@@ -141,7 +141,7 @@ def check_all_inputs(
     bank_labels: Tensor | None,
 ) -> Candidates:
     """Build the candidates; ShapeError where the arguments do not fit together."""
-    _check.equal_length_rows(anchor, bank)
+    _check.same_embedding_dim(anchor, bank)
     _check.indices("The contrastive loss", index, len(anchor), len(bank))
     if negatives < 1 or len(bank) < 2:
         raise ShapeError(

@@ -28,7 +28,7 @@ from cktf.functional.module_vector import EPSILON, ModuleNorm, module_grid, modu
 from cktf.functional.precision import full_precision
 from cktf.objectives.base import BuildContext, Loss, Objective
 from cktf.objectives.crd import CRD
-from cktf.objectives.pairs import embeddings, require_feature
+from cktf.objectives.pairs import embeddings, require_not_none
 from cktf.processes import broadcast_first, num_processes, sum_over_processes
 from cktf.taps import CacheSpec, Features
 
@@ -159,7 +159,7 @@ class CKTF(Objective):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
-        return self.loss(student, require_feature(teacher, "CKTF's teacher"), batch.index)
+        return self.loss(student, require_not_none(teacher, "CKTF's teacher"), batch.index)
 
     def cacheable(self) -> CacheSpec:
         """The averages of maps that the heads read, where nothing else reads the maps."""
@@ -185,13 +185,13 @@ class CKTF(Objective):
     @torch.no_grad()
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
         """Put a batch's rows into the memories of all pairs."""
-        vectors = self._vectors(student, require_feature(teacher, "CKTF's teacher"))
+        vectors = self._vectors(student, require_not_none(teacher, "CKTF's teacher"))
         memory = self._pairs()[0].memory
         _check.indices("CKTF", batch.index, len(student.logits), memory.dataset_size)
         draw = memory.reserve(batch.index)
         for pair, (s, t) in zip(self._pairs(), vectors.values(), strict=True):
             pair.fill_rows(s, t, draw)
-        memory.after_step()
+        memory.commit_reserved()
 
     def full_after(self, samples: int) -> bool:
         """Whether so many samples have filled the memory."""
@@ -219,7 +219,7 @@ class CKTF(Objective):
         return vectors
 
     def _stem(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
-        s, t = require_feature(student.stem, "A stem"), require_feature(teacher.stem, "A stem")
+        s, t = require_not_none(student.stem, "A stem"), require_not_none(teacher.stem, "A stem")
         grid = module_grid(s.shape, t.shape, self._pool_globally)
         return (
             module_vector(s, s.shape[1], grid, "none"),
@@ -230,7 +230,7 @@ class CKTF(Objective):
         """The teacher's maps that the heads read, each averaged to its grid."""
 
         def grid(student_map: Tensor | None, teacher_map: Tensor | None) -> tuple[int, int]:
-            s, t = require_feature(student_map, "A stem"), require_feature(teacher_map, "A stem")
+            s, t = require_not_none(student_map, "A stem"), require_not_none(teacher_map, "A stem")
             return module_grid(s.shape, t.shape, self._pool_globally)
 
         positions = pair_stages(range(len(student.stages)), range(len(teacher.stages)))
@@ -290,7 +290,7 @@ def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
     # As the objective is built, one of the networks may be on a GPU already.
     teacher = teacher.to(student.device)
     if student.shape[-2:] == teacher.shape[-2:]:
-        return _cosine_of_units(*sorted((student, teacher), key=lambda m: m.shape[1]))
+        return _same_size_cosine(*sorted((student, teacher), key=lambda m: m.shape[1]))
     grid = [min(s, t) for s, t in zip(student.shape[-2:], teacher.shape[-2:], strict=True)]
     channels = max(student.shape[1], teacher.shape[1])
     s, t = (
@@ -300,7 +300,7 @@ def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
     return _cosine_of(*sum_over_processes(torch.stack([s @ t, s @ s, t @ t])).unbind())
 
 
-def _cosine_of_units(narrow: Tensor, wide: Tensor) -> Tensor:
+def _same_size_cosine(narrow: Tensor, wide: Tensor) -> Tensor:
     """The same for maps of one size, from sums over the batch: only these are divided."""
     narrow, wide = narrow.float(), wide.float()
     channels = narrow.shape[1]

@@ -13,7 +13,7 @@ from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import fsp_loss
 from cktf.objectives.base import BuildContext, Loss, Objective, Phase, loss_of
-from cktf.objectives.pairs import require_feature, stage_maps
+from cktf.objectives.pairs import require_not_none, stage_maps
 from cktf.taps import Features
 
 
@@ -64,6 +64,9 @@ class FSP(Objective):
 
 def _maps(student: Features, teacher: Features | None) -> tuple[list[Tensor], list[Tensor]]:
     students, teachers = stage_maps("FSP", student, teacher)
-    teacher = require_feature(teacher, "FSP's teacher")
-    stems = require_feature(student.stem, "FSP's stem"), require_feature(teacher.stem, "FSP's stem")
+    teacher = require_not_none(teacher, "FSP's teacher")
+    stems = (
+        require_not_none(student.stem, "FSP's stem"),
+        require_not_none(teacher.stem, "FSP's stem"),
+    )
     return [stems[0], *students], [stems[1], *teachers]

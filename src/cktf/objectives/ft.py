@@ -16,7 +16,7 @@ from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import ft_loss
 from cktf.objectives.base import BuildContext, Loss, Objective, Phase, loss_of
-from cktf.objectives.pairs import require_feature, stage_maps
+from cktf.objectives.pairs import require_not_none, stage_maps
 from cktf.taps import Features
 
 _SLOPE = 0.1
@@ -49,7 +49,7 @@ class Paraphraser(Objective):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """Mean squared error of the teacher's map."""
-        stage = require_feature(teacher, "FT's teacher").stages[-1].detach().float()
+        stage = require_not_none(teacher, "FT's teacher").stages[-1].detach().float()
         reconstruction = self.decoder(self.encoder(stage))
         return loss_of("paraphraser", F.mse_loss(reconstruction.float(), stage))
 

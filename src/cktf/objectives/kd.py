@@ -11,7 +11,7 @@ from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import kd_loss
 from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
-from cktf.objectives.pairs import require_feature
+from cktf.objectives.pairs import require_not_none
 from cktf.taps import Features
 
 
@@ -48,5 +48,5 @@ class KD(Objective):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
-        teacher = require_feature(teacher, "KD's teacher")
+        teacher = require_not_none(teacher, "KD's teacher")
         return loss_of("kd", kd_loss(student.logits, teacher.logits, self.temperature))

@@ -22,7 +22,7 @@ _NO_MAPS = {
 }
 
 
-def require_feature(value: T | None, name: str) -> T:
+def require_not_none(value: T | None, name: str) -> T:
     """Return a feature, or raise MethodError where it is None."""
     if value is None:
         raise MethodError(f"{name} is missing. Tap both networks for what the method requires.")
@@ -43,7 +43,7 @@ def stage_maps(
     Raises:
         MethodError: a network without such maps.
     """
-    teacher = require_feature(teacher, f"{method}'s teacher")
+    teacher = require_not_none(teacher, f"{method}'s teacher")
     for network, features in (("student", student), ("teacher", teacher)):
         if not getattr(features, kind):
             raise MethodError(_NO_MAPS[kind].format(method=method, network=network))
@@ -53,6 +53,6 @@ def stage_maps(
 
 def embeddings(method: str, student: Features, teacher: Features | None) -> tuple[Tensor, Tensor]:
     """The penultimate vectors of both networks; MethodError where one is missing."""
-    teacher = require_feature(teacher, f"{method}'s teacher")
+    teacher = require_not_none(teacher, f"{method}'s teacher")
     name = f"{method}'s embedding"
-    return require_feature(student.embedding, name), require_feature(teacher.embedding, name)
+    return require_not_none(student.embedding, name), require_not_none(teacher.embedding, name)

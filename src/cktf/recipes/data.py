@@ -64,7 +64,7 @@ class Data:
     description: str = ""
 
 
-def match_image_sizes(recipe: TransferRecipe) -> TransferRecipe:
+def match_labeled_image_size(recipe: TransferRecipe) -> TransferRecipe:
     """Resize the labeled images of a transfer to the size of the unlabeled ones.
 
     A recipe with an `image_size` stays as it is.

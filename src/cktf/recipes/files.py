@@ -104,7 +104,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return fields
 
 
-def find_code(fields: Mapping[str, Any]) -> list[str]:
+def find_user_code_fields(fields: Mapping[str, Any]) -> list[str]:
     """List the fields that name a Python file or module, which building the network would run."""
     specs = {name: fields.get(name) for name in ("model", "student", "teacher")}
     return [
@@ -120,7 +120,7 @@ def refuse_code(fields: Mapping[str, Any], path: Path) -> None:
     Raises:
         RecipeError: it names code.
     """
-    if lines := find_code(fields):
+    if lines := find_user_code_fields(fields):
         raise RecipeError(
             [
                 f"{line}: {path} names code, and building the network would run it. Read it, and "

@@ -43,7 +43,7 @@ def build_figure(
     return {"data": list(traces), "layout": {**axes, **layout}, "title": title}
 
 
-def _line(
+def _line_trace(
     x: Sequence[Any], y: Sequence[Any], name: str, style: PlotStyle, **options: Any
 ) -> Figure:
     return {
@@ -53,7 +53,9 @@ def _line(
     }  # fmt: skip
 
 
-def _horizontal_line(y: float, name: str, color: str, dash: str, end: str) -> tuple[Figure, Figure]:
+def _horizontal_line_trace(
+    y: float, name: str, color: str, dash: str, end: str
+) -> tuple[Figure, Figure]:
     """A line across the figure, and its name at the `left` or `right` end."""
     shape = {
         "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y,
@@ -82,7 +84,7 @@ def accuracy_curves(groups: Sequence[RunGroup]) -> Figure | None:
             if rows:
                 x, y = [r["epoch"] for r in rows], [r["test_top1"] for r in rows]
                 traces.append(
-                    _line(x, y, group.name, group_style(number), legendgroup=group.name,
+                    _line_trace(x, y, group.name, group_style(number), legendgroup=group.name,
                           showlegend=index == 0,
                           hovertemplate=f"{escape_text(group.name)}, seed {run.summary['seed']}<br>"
                           "epoch %{x}: %{y:.2f} %<extra></extra>")
@@ -96,7 +98,7 @@ def accuracy_curves(groups: Sequence[RunGroup]) -> Figure | None:
         if run.summary.get("teacher_top1") is not None
     }
     lines = [
-        _horizontal_line(
+        _horizontal_line_trace(
             top1, f"teacher {name} {top1:.2f} %", TEACHER_STYLE.color, "dash", "left"
         )
         for name, top1 in sorted(teachers)
@@ -105,7 +107,7 @@ def accuracy_curves(groups: Sequence[RunGroup]) -> Figure | None:
     if baseline is not None:
         # At the other end, since both may be equally accurate.
         name = f"{baseline.name} {baseline.top1:.2f} %"
-        lines.append(_horizontal_line(baseline.top1, name, _REFERENCE_COLOR, "dot", "right"))
+        lines.append(_horizontal_line_trace(baseline.top1, name, _REFERENCE_COLOR, "dot", "right"))
     return build_figure(
         traces, "Accuracy on the test images, epoch by epoch", "epoch", "top-1, %",
         shapes=[shape for shape, _ in lines], annotations=[note for _, note in lines], height=400,
@@ -123,7 +125,8 @@ def loss_curves(groups: Sequence[RunGroup]) -> list[tuple[str, Figure]]:
                 values = [run.rows[i - 1]["terms"][term] for i in steps]
                 hover = "%{x}: %{y:.4g}<extra>" + escape_text(group.name) + "</extra>"
                 traces.setdefault(term, []).append(
-                    _line(steps, values, group.name, group_style(number), legendgroup=group.name,
+                    _line_trace(steps, values, group.name, group_style(number),
+                          legendgroup=group.name,
                           showlegend=index == 0, hovertemplate=hover)
                 )  # fmt: skip
     return [
@@ -270,7 +273,7 @@ def calibration_curves(
         calibration = measure_calibration(outputs.probabilities, labels)
         errors.append((name, calibration.error))
         traces.append(
-            _line(calibration.confidence, calibration.accuracy, name, style,
+            _line_trace(calibration.confidence, calibration.accuracy, name, style,
                   customdata=calibration.count,
                   hovertemplate="confidence %{x:.2f}, right %{y:.1%}<br>%{customdata:,} images"
                   f"<extra>{escape_text(name)}</extra>")

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cktf.batch import Batch, copy_to_device
+from cktf.batch import Batch, tensor_to_device
 from cktf.errors import DataError
 from cktf.files import replace_atomically, write_atomically
 from cktf.locks import file_lock
@@ -91,7 +91,7 @@ class CachedTap:
             self._views[batch.view] = self._open_view(batch.view)
         index, device = batch.original.index.cpu(), batch.images.device
         return self._spec.assemble(
-            [copy_to_device(rows[index], device) for rows in self._views[batch.view]]
+            [tensor_to_device(rows[index], device) for rows in self._views[batch.view]]
         )
 
     def check_disk_space(self, example: Features) -> None:

@@ -1,12 +1,12 @@
 """What users do: teach, distill, transfer, probe, evaluate."""
 
-from cktf.workflows.assembly import assemble
 from cktf.workflows.dry_run import DryRun, preview_run
 from cktf.workflows.evaluation import evaluate, load_test_section, training_image_size
 from cktf.workflows.inspection import Inspection, inspect
 from cktf.workflows.interleaved import SHARED, distill_interleaved
 from cktf.workflows.label_curve import CURVE, draw_curve
 from cktf.workflows.linear_probe import ProbeResult, probe, probe_run
+from cktf.workflows.objective_setup import set_up_objective
 from cktf.workflows.run import Run
 from cktf.workflows.teacher_ref import read_teacher_ref
 from cktf.workflows.train import distill, prepare, run_recipe, teach
@@ -22,7 +22,6 @@ __all__ = [
     "Run",
     "TransferPlan",
     "UserObjects",
-    "assemble",
     "distill",
     "distill_interleaved",
     "draw_curve",
@@ -37,6 +36,7 @@ __all__ = [
     "read_teacher_ref",
     "run_recipe",
     "run_transfer",
+    "set_up_objective",
     "teach",
     "training_image_size",
     "transfer",

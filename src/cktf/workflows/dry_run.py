@@ -14,8 +14,8 @@ from cktf.engine import TrainStep, enough_memory, gradient_norm, peak_memory_mb,
 from cktf.models import Normalized
 from cktf.recipes import Recipe, numbered_class_names
 from cktf.taps import CachedTap, FeaturePaths, Features, Tap, preserve_modes
-from cktf.workflows.assembly import Assembly, assemble
 from cktf.workflows.components import RunComponents
+from cktf.workflows.objective_setup import ObjectiveSetup, set_up_objective
 
 _BATCHES = 2
 # A trained network classifies its training images better than guessing by more than this factor.
@@ -91,10 +91,10 @@ def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
     Raises:
         CktfError: networks, data and method do not fit.
     """
-    assembly, runtime = assemble(recipe, components), components.runtime
-    step, device = assembly.phases[-1].step, runtime.device
+    setup, runtime = set_up_objective(recipe, components), components.runtime
+    step, device = setup.phases[-1].step, runtime.device
     batch_size = components.data.train.batch_size
-    footprint = assembly.objective.footprint(batch_size)
+    footprint = setup.objective.footprint(batch_size)
     footprint.check(device, built=True)
     runtime.reset_seed()
     networks = [n for n in (components.student, components.teacher) if n is not None]
@@ -103,7 +103,7 @@ def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
         for network in networks:
             stack.enter_context(preserve_modes(network))
             runtime.to_device(network)
-        assembly.objective.to(device)
+        setup.objective.to(device)
         steps = _take_steps(step, components)
     last = steps[-1]
     assert step.student_tap is not None
@@ -115,11 +115,11 @@ def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
         teacher = _preview(step.teacher_tap, name, last.teacher, last.batch)
     gradient = float(gradient_norm(list(components.student.parameters()), None))
     components.student.zero_grad(set_to_none=True)
-    advice = list(_advice(assembly, components, steps, student, teacher, gradient))
+    advice = list(_advice(setup, components, steps, student, teacher, gradient))
     return DryRun(
         student, teacher, components.data.description or components.data.name,
         [s.terms for s in steps], gradient, last.seconds, len(components.data.train),
-        sum(phase.epochs for phase in assembly.phases), assembly.objective.describe(),
+        sum(phase.epochs for phase in setup.phases), setup.objective.describe(),
         str(footprint) if footprint.step else "", peak_memory_mb(device), advice,
     )  # fmt: skip
 
@@ -161,7 +161,7 @@ def _preview(tap: Tap | CachedTap, name: str, features: Features, batch: Batch) 
 
 
 def _advice(
-    assembly: Assembly,
+    setup: ObjectiveSetup,
     components: RunComponents,
     steps: list[_Step],
     student: NetworkPreview,
@@ -174,21 +174,21 @@ def _advice(
             f"The loss is not finite; it comes from: {', '.join(sorted(bad))}. Look for NaN in the "
             "images, and for weights of a network that did not train well."
         )
-    yield from assembly.warnings
+    yield from setup.warnings
     if not gradient > 0:
         yield "No gradient reaches the student. Are its parameters frozen? Set requires_grad."
     if components.data.labeled:
-        yield from _about_labels(components, assembly.num_classes)
+        yield from _about_labels(components, setup.num_classes)
     if teacher is None:
         return
-    if not assembly.same_classes:
+    if not setup.same_classes:
         yield (
             f"The teacher tells {teacher.features.logits.shape[1]} classes and the data has "
-            f"{assembly.num_classes}: fine for what compares features, as cktf does; kd needs a "
+            f"{setup.num_classes}: fine for what compares features, as cktf does; kd needs a "
             "teacher of the same classes."
         )
     elif steps[0].batch.labels is not None:
-        yield from _about_teacher(steps, teacher, assembly.num_classes)
+        yield from _about_teacher(steps, teacher, setup.num_classes)
     if teacher.parameters <= student.parameters:
         yield (
             f"The teacher ({teacher.parameters:,} parameters) is no larger than the student "

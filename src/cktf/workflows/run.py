@@ -33,9 +33,9 @@ from cktf.recipes import (
     with_absolute_paths,
 )
 from cktf.taps import CachedTap, preserve_modes
-from cktf.workflows.assembly import Assembly, assemble
 from cktf.workflows.components import RunComponents
 from cktf.workflows.input_fingerprint import check_input_fingerprint, write_input_fingerprint
+from cktf.workflows.objective_setup import ObjectiveSetup, set_up_objective
 from cktf.workflows.teacher_ref import with_original_teacher
 
 
@@ -60,7 +60,7 @@ class StartedRun:
 
     Attributes:
         recipe, components, folder: as in `execute`.
-        assembly: objective and phases.
+        setup: objective and phases.
         trainer: runs the training loop.
         teacher_accuracy: on the test images; None where it cannot be measured.
     """
@@ -68,7 +68,7 @@ class StartedRun:
     recipe: Recipe
     components: RunComponents
     folder: RunFolder
-    assembly: Assembly
+    setup: ObjectiveSetup
     trainer: Trainer
     teacher_accuracy: Accuracy | None
 
@@ -109,13 +109,13 @@ def start_run(
     Raises:
         CktfError: networks, data and method do not fit; nothing was written.
     """
-    assembly, data, runtime = assemble(recipe, components), components.data, components.runtime
-    assembly.objective.footprint(data.train.batch_size).check(runtime.device, built=True)
+    setup, data, runtime = set_up_objective(recipe, components), components.data, components.runtime
+    setup.objective.footprint(data.train.batch_size).check(runtime.device, built=True)
     tell = partial(_log_and_announce, folder, show)
-    for phase in assembly.phases:
+    for phase in setup.phases:
         if isinstance(phase.step.teacher_tap, CachedTap):
             phase.step.teacher_tap.say = tell
-    folder.create(_checkpoint_mb(components.student, assembly.objective))
+    folder.create(_checkpoint_mb(components.student, setup.objective))
     with folder.locked():
         text = to_yaml(with_absolute_paths(recipe)).encode()
         folder.insist(lambda: write_atomically(folder.recipe, text), "its recipe")
@@ -123,35 +123,35 @@ def start_run(
         name = components.student_name
         with enough_memory(data.train.batch_size, runtime.device, training=True):
             trainer = Trainer(
-                assembly.phases,
+                setup.phases,
                 data.train,
                 data.test,
-                assembly.num_classes,
+                setup.num_classes,
                 recipe,
                 folder,
                 runtime,
-                title=f"{name} {assembly.method}" if components.teacher else name,
+                title=f"{name} {setup.method}" if components.teacher else name,
                 show=show,
                 identity=recipe_hash(with_original_teacher(recipe, folder)),
                 validation=data.validation,
                 callbacks=[Trackers(recipe.runtime.track, result_fields(recipe)), *callbacks],
             )
-        for line in filter(None, [data.description, *assembly.warnings]):
+        for line in filter(None, [data.description, *setup.warnings]):
             tell(line)
         if components.student_origin:
             tell(f"student: {components.student_origin}")
-        accuracy = _teacher_accuracy(components, assembly, trainer)
+        accuracy = _teacher_accuracy(components, setup, trainer)
         if components.teacher_origin or accuracy is not None:
             top1 = "" if accuracy is None else f": top-1 {accuracy.top1:.2f} %"
             tell(f"teacher: {components.teacher_origin or components.teacher_name}{top1}")
-        yield StartedRun(recipe, components, folder, assembly, trainer, accuracy)
+        yield StartedRun(recipe, components, folder, setup, trainer, accuracy)
 
 
 def finish_run(started: StartedRun, result: TrainResult) -> Run:
     """Save the trained student and the summary."""
-    components, folder, assembly = started.components, started.folder, started.assembly
+    components, folder, setup = started.components, started.folder, started.setup
     components.student.eval()
-    classes, dataset = _class_names(components, assembly.num_classes)
+    classes, dataset = _class_names(components, setup.num_classes)
     folder.insist(
         lambda: save_network(
             components.student,
@@ -159,7 +159,7 @@ def finish_run(started: StartedRun, result: TrainResult) -> Run:
             name=components.student_name,
             classes=classes,
             dataset=dataset,
-            images=assembly.images,
+            images=setup.images,
         ),
         "the student",
     )
@@ -176,10 +176,10 @@ def read_finished(components: RunComponents, folder: RunFolder) -> Run:
 
 
 def _teacher_accuracy(
-    components: RunComponents, assembly: Assembly, trainer: Trainer
+    components: RunComponents, setup: ObjectiveSetup, trainer: Trainer
 ) -> Accuracy | None:
     teacher, test = components.teacher, components.data.test
-    if teacher is None or test is None or not assembly.same_classes:
+    if teacher is None or test is None or not setup.same_classes:
         return None
     components.runtime.to_device(teacher)
     if "teacher" not in components.measured_accuracy:
@@ -219,13 +219,13 @@ def _summary(started: StartedRun, result: TrainResult) -> dict[str, Any]:
     last, best, teacher = result.last, result.best_row, started.teacher_accuracy
     caches = getattr(recipe, "teacher_cache", None) is not None
     return {
-        "method": started.assembly.method,
+        "method": started.setup.method,
         "teacher": components.teacher_name,
         "student": components.student_name,
         "dataset": components.data.name,
         "seed": recipe.seed,
         "epochs": recipe.epochs,
-        "init_epochs": {phase.name: phase.epochs for phase in started.assembly.phases[:-1]},
+        "init_epochs": {phase.name: phase.epochs for phase in started.setup.phases[:-1]},
         "test_top1": None if last is None else last.top1,
         "test_top5": None if last is None else last.top5,
         "test_standard_error": None if last is None else last.standard_error,

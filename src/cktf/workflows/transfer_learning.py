@@ -33,7 +33,7 @@ from cktf.recipes import (
     build_student,
     build_train_loader,
     is_weights_path,
-    match_image_sizes,
+    match_labeled_image_size,
     numbered_class_names,
     parse_transfer_recipe,
     select_samples,
@@ -46,7 +46,6 @@ from cktf.recipes import (
 from cktf.signals import interrupt_on_signals
 from cktf.taps import new_classifier, resize_classifier
 from cktf.user_paths import expand_user_path
-from cktf.workflows.assembly import assemble
 from cktf.workflows.checks import check_labels
 from cktf.workflows.classifier import check_classifier, compute_embedding, install_classifier
 from cktf.workflows.components import RunComponents
@@ -60,6 +59,7 @@ from cktf.workflows.linear_probe import (
     choose_label_subsets,
     probe_network,
 )
+from cktf.workflows.objective_setup import set_up_objective
 from cktf.workflows.run import Run, execute, read_finished
 from cktf.workflows.train import check_run_folder, default_run_path, network_fields, prepare
 from cktf.workflows.user_objects import UserObjects, check_data_objects, load_data
@@ -186,7 +186,7 @@ def plan_transfer(
     Raises:
         RecipeError: all mistakes in the recipe.
     """
-    recipe = match_image_sizes(recipe)
+    recipe = match_labeled_image_size(recipe)
     distill_recipe, problems = recipe.distill_recipe(), Problems()
     path = default_run_path(distill_recipe, "transfer") if out is None else expand_user_path(out)
     folder = RunFolder(path)
@@ -259,7 +259,7 @@ def run_transfer(
                 num_classes = json.loads(folder.summary.read_text())["classes"]
                 new_classifier(components.student, num_classes, plan.example, bias=True)
                 return read_finished(components, folder)
-            assemble(distill_recipe, components)
+            set_up_objective(distill_recipe, components)
             folder.path.mkdir(parents=True, exist_ok=True)
             with folder.locked():
                 return _distill_and_probe(plan, show, callbacks)

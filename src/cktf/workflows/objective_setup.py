@@ -49,7 +49,7 @@ class _ExampleRun:
 
 
 @dataclass(frozen=True)
-class Assembly:
+class ObjectiveSetup:
     """Objective and phases of a run whose networks, data and method fit together.
 
     Attributes:
@@ -71,7 +71,7 @@ class Assembly:
     warnings: list[str]
 
 
-def assemble(recipe: Recipe, components: RunComponents) -> Assembly:
+def set_up_objective(recipe: Recipe, components: RunComponents) -> ObjectiveSetup:
     """Tap both networks and build the objective, sized by their features of a few images.
 
     Raises:
@@ -104,7 +104,7 @@ def assemble(recipe: Recipe, components: RunComponents) -> Assembly:
     trains_all = not isinstance(recipe, TrainRecipe) or recipe.trains == "all"
     if components.student_origin and trains_all and (recipe.optimizer.lr or 0) >= _HIGH_LR:
         warnings.append(_LR_TOO_HIGH)
-    return Assembly(method, num_classes, student.images, objective, phases, same, warnings)
+    return ObjectiveSetup(method, num_classes, student.images, objective, phases, same, warnings)
 
 
 def _phases(

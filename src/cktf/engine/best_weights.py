@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class BestCheckpoint:
+class BestWeights:
     """Weights of the epoch with the highest accuracy on held-out images, the earliest of equals.
 
     Attributes:
