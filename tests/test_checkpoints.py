@@ -34,13 +34,13 @@ def saved(tmp_path):
         torch.manual_seed(number)
         state = {"number": number, "weights": torch.randn(20, 10), "more": {"a": [1, 2.5, None]}}
         checkpoints.save(state, f"{number}")
-    return checkpoints, warnings, checkpoints.present[-1]
+    return checkpoints, warnings, checkpoints.paths[-1]
 
 
 def test_the_last_two_are_kept(saved, tmp_path):
     checkpoints, _, _ = saved
     checkpoints.save({"number": 3}, "3")
-    assert [p.name for p in checkpoints.present] == ["checkpoint-2.pt", "checkpoint-3.pt"]
+    assert [p.name for p in checkpoints.paths] == ["checkpoint-2.pt", "checkpoint-3.pt"]
     assert len(list(tmp_path.iterdir())) == 4
     assert checkpoints.newest() == {"number": 3}
 
@@ -113,12 +113,12 @@ def test_a_damaged_one_is_replaced_when_training_comes_there_again(saved):
     assert checkpoints.newest() == {"number": 20}
     newest.write_bytes(b"x")
     checkpoints.save({"number": 15}, "1b")
-    assert [p.name for p in checkpoints.present] == ["checkpoint-1.pt", "checkpoint-1b.pt"]
+    assert [p.name for p in checkpoints.paths] == ["checkpoint-1.pt", "checkpoint-1b.pt"]
 
 
 def test_all_damaged(saved):
     checkpoints, _, _ = saved
-    for path in checkpoints.present:
+    for path in checkpoints.paths:
         path.write_bytes(b"")
     with pytest.raises(RunFolderError, match="None of the checkpoints"):
         checkpoints.newest()
@@ -146,14 +146,14 @@ def test_banks_larger_than_memory_are_read_from_the_file(tmp_path):
     bank = torch.arange(1 << 24).float()  # 64 MB
     checkpoints.save({"objective": {"bank": bank}, "place": [1, 2]}, "1")
     there = torch.zeros_like(bank)
-    before = checkpoints.present[0].read_bytes()
+    before = checkpoints.paths[0].read_bytes()
     with memory_left(32):
         state = checkpoints.newest()
         assert str(tmp_path) in Path("/proc/self/maps").read_text()
         there.copy_(state["objective"]["bank"])
     assert state["place"] == [1, 2]
     assert torch.equal(there, bank)
-    assert checkpoints.present[0].read_bytes() == before
+    assert checkpoints.paths[0].read_bytes() == before
 
 
 def test_what_others_keep_of_a_checkpoint_does_not_depend_on_its_file(saved):
@@ -287,7 +287,7 @@ def at_steps(monkeypatch, actions):
 
 
 def names_in(run_dir):
-    return [p.name for p in Checkpoints(run_dir / "checkpoints", print).present]
+    return [p.name for p in Checkpoints(run_dir / "checkpoints", print).paths]
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")

@@ -11,7 +11,7 @@ from cktf.cli.main import app
 from cktf.errors import DataError, RecipeError, TapError
 from cktf.models import create
 from cktf.taps import Tap, infer_paths
-from cktf.taps.folding import as_map
+from cktf.taps.folding import to_feature_map
 from cktf.workflows import inspect
 
 
@@ -176,14 +176,14 @@ def test_families(line):
      ((2, 3, 32, 32), (), None)],
 )  # fmt: skip
 def test_as_map(shape, given, expected):
-    found = as_map(torch.rand(given), torch.Size(shape))
+    found = to_feature_map(torch.rand(given), torch.Size(shape))
     assert (None if found is None else tuple(found.shape)) == expected
 
 
 def test_tokens_fold_row_by_row():
     grid = torch.arange(2 * 12).view(2, 3, 4).float()
     tokens = torch.cat([torch.full((2, 1, 1), -1.0), grid.flatten(1).unsqueeze(2)], dim=1)
-    torch.testing.assert_close(as_map(tokens, torch.Size([2, 3, 30, 40])).squeeze(1), grid)
+    torch.testing.assert_close(to_feature_map(tokens, torch.Size([2, 3, 30, 40])).squeeze(1), grid)
 
 
 def test_a_map_of_other_proportions_is_refused():

@@ -24,7 +24,7 @@ from cktf.recipes import build_test_loader, select_samples
 from cktf.workflows import prepare
 from cktf.workflows.classifier import EmbeddedImages
 from cktf.workflows.linear_probe import (
-    check_classes,
+    check_probe_labels,
     choose_label_subsets,
     embed_images,
     fit_classifier,
@@ -134,7 +134,7 @@ def test_mistakes_of_a_probe_in_python(images, change, error, message):
 
 def test_labels_below_zero_are_counted():
     with pytest.raises(DataError, match="from 0; given -1 for 2 of 5 images"):
-        check_classes(torch.tensor([-1, 0, 1, -1, 1]))
+        check_probe_labels(torch.tensor([-1, 0, 1, -1, 1]))
 
 
 def test_samples_are_indexed_by_plain_integers():

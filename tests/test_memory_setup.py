@@ -71,7 +71,7 @@ class TestForward:
     def test_banks_hold_the_embeddings_of_everyone(self):
         torch.manual_seed(0)
         crd = CRD(3, 5, N, embedding_dim=8, negatives=10, init="forward")
-        assert crd.filling
+        assert crd.needs_filling
         student, teacher = torch.randn(N, 3), torch.randn(N, 5)
         for index in torch.randperm(N).split(B):
             features = [
@@ -134,7 +134,7 @@ class TestForward:
     def test_no_memory_needs_no_pass(self):
         assert not CRD(
             3, 5, N, embedding_dim=8, negatives=10, init="forward", memory="batch"
-        ).filling
+        ).needs_filling
 
 
 def test_normalizers_are_set_anew_at_the_epochs_that_were_named():

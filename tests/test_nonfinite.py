@@ -9,7 +9,7 @@ from small_runs import SmallNet, equal_weights, read_untimed_metrics, student_we
 import cktf
 from cktf.engine import Trainer, TrainStep
 from cktf.engine.epoch_metrics import EpochMetrics, gradient_norm
-from cktf.engine.memory import is_out_of_memory, out_of_memory
+from cktf.engine.memory import is_out_of_memory, out_of_memory_error
 from cktf.errors import TrainingError
 from cktf.objectives import CRD, Loss
 from cktf.taps import FeaturePaths, Tap
@@ -210,7 +210,7 @@ def test_out_of_memory_says_what_to_change(small_run, monkeypatch):
 )
 def test_advice_on_memory_fits_the_options(options, advice):
     crd = CRD(4, 5, 10**4, **options)
-    error = out_of_memory(MemoryError(), crd.footprint(40), 40, torch.device("cpu"))
+    error = out_of_memory_error(MemoryError(), crd.footprint(40), 40, torch.device("cpu"))
     assert error
     assert str(error).count("batch_size") == 1
     contrast = str(error).partition("of options.METHOD: ")[2]

@@ -93,7 +93,7 @@ def test_a_tracker_that_fails_does_not_end_a_run(images, student, tmp_path, monk
 def test_a_tracker_that_is_not_there(images, student, tmp_path, monkeypatch):
     """Is told before training, unless it is only the default."""
     monkeypatch.setattr(tracking, "get_available_trackers", list)
-    assert tracking.trackers_of(None) == []
+    assert tracking.available_trackers(None) == []
     for name, message in (("wandb", "pip install wandb"), ("wand", "Did you mean 'wandb'")):
         with pytest.raises(RecipeError, match=message):
             cktf.teach(

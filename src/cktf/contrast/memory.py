@@ -119,7 +119,7 @@ class Memory(nn.Module, ABC):
             "is no bank. Set memory=bank, or leave contrast_index out."
         )
 
-    def full_after(self, samples: int) -> bool:
+    def is_filled_after(self, samples: int) -> bool:
         """Whether so many samples fill it."""
         return samples >= self.num_rows
 

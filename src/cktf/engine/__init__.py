@@ -12,7 +12,7 @@ from cktf.engine.environment import describe_device, environment
 from cktf.engine.epoch_metrics import gradient_norm
 from cktf.engine.evaluate import Accuracy, evaluate, standard_error
 from cktf.engine.interleaved import fit_interleaved
-from cktf.engine.memory import enough_memory, is_out_of_memory, peak_memory_mb
+from cktf.engine.memory import explain_out_of_memory, is_out_of_memory, peak_memory_mb
 from cktf.engine.progress import announce
 from cktf.engine.randomness import preserve_rng, seeded
 from cktf.engine.run_folder import RunFolder
@@ -25,7 +25,7 @@ from cktf.engine.runtime import (
     synchronized_time,
 )
 from cktf.engine.step import MAIN, TrainPhase, TrainStep, preserve_buffers
-from cktf.engine.tracking import Trackers, trackers_of
+from cktf.engine.tracking import Trackers, available_trackers
 from cktf.engine.trainer import Trainer, TrainResult
 
 __all__ = [
@@ -46,10 +46,11 @@ __all__ = [
     "TrainingConfig",
     "announce",
     "autocast",
+    "available_trackers",
     "describe_device",
-    "enough_memory",
     "environment",
     "evaluate",
+    "explain_out_of_memory",
     "fit_interleaved",
     "gradient_norm",
     "in_precision",
@@ -62,5 +63,4 @@ __all__ = [
     "start_available_runtime",
     "start_runtime",
     "synchronized_time",
-    "trackers_of",
 ]

@@ -42,14 +42,14 @@ class Checkpoints:
         self.folder, self._warn = folder, warn
 
     @property
-    def present(self) -> list[Path]:
+    def paths(self) -> list[Path]:
         """Paths of the complete checkpoints, oldest first; none is read."""
         return sorted(p.with_suffix(".pt") for p in self.folder.glob("checkpoint-*.json"))
 
     @property
     def megabytes(self) -> float:
         """Disk space of the complete checkpoints, in MiB."""
-        return sum(p.stat().st_size for p in self.present if p.exists()) / 2**20
+        return sum(p.stat().st_size for p in self.paths if p.exists()) / 2**20
 
     def save(self, state: dict[str, Any], name: str) -> None:
         """Write a checkpoint; the earlier ones stay until it is complete.
@@ -91,18 +91,20 @@ class Checkpoints:
             RunFolderError: all are damaged.
             TrainingError: too little memory for the other tensors.
         """
-        for path in reversed(self.present):
+        for path in reversed(self.paths):
             try:
                 return _read(path)
             except Exception as error:  # damage raises errors of many types
                 if _lacks_memory(error):
                     raise TrainingError(
                         f"There is too little memory to load {path} ({path.stat().st_size:,} "
-                        f"bytes, undamaged): {_line(error)}. Free memory, or continue on a "
+                        f"bytes, undamaged): {_first_line(error)}. Free memory, or continue on a "
                         "machine that has more."
                     ) from error
-                self._warn(f"{path.name} is damaged ({_line(error)}); trying the one before it")
-        if self.present:
+                self._warn(
+                    f"{path.name} is damaged ({_first_line(error)}); trying the one before it"
+                )
+        if self.paths:
             raise RunFolderError(
                 f"None of the checkpoints in {self.folder} can be read. Remove that folder to "
                 "start over, or choose another --out."
@@ -111,7 +113,7 @@ class Checkpoints:
 
     def _remove_others(self, path: Path) -> None:
         """Remove all checkpoints but this and the one before it; later ones were damaged."""
-        before = [p for p in self.present if p < path]
+        before = [p for p in self.paths if p < path]
         stems_to_keep = {path.stem, *(p.stem for p in before[1 - NUM_KEPT :])}
         for file in self.folder.glob("checkpoint-*"):
             if file.stem not in stems_to_keep:
@@ -156,10 +158,10 @@ def _read(path: Path) -> dict[str, Any]:
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise ValueError("it is compressed, as none of ours is")
     # Optimizers keep the tensors that they load, which must not be mapped from the file.
-    return {k: v if k == _MAPPED else deepcopy(v) for k, v in _mapped(path).items()}
+    return {k: v if k == _MAPPED else deepcopy(v) for k, v in _load_mapped(path).items()}
 
 
-def _mapped(path: Path) -> dict[str, Any]:
+def _load_mapped(path: Path) -> dict[str, Any]:
     """Load a state whose tensors are mapped from the file."""
 
     def load() -> dict[str, Any]:
@@ -183,5 +185,5 @@ def _lacks_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -39,7 +39,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 @contextmanager
-def enough_memory(
+def explain_out_of_memory(
     batch_size: int,
     device: torch.device,
     footprint: Footprint | None = None,
@@ -62,7 +62,7 @@ def enough_memory(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise out_of_memory(
+        raise out_of_memory_error(
             error, footprint or Footprint(), batch_size, device, training=training
         ) from error
 
@@ -73,7 +73,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
-def out_of_memory(
+def out_of_memory_error(
     error: BaseException,
     footprint: Footprint,
     batch_size: int,

@@ -160,16 +160,16 @@ class RunFolder:
             rows.extend(_with_phase(json.loads(line)) for line in lines)
         return rows
 
-    def begin_rows(self, rows: list[dict[str, Any]]) -> None:
+    def restore_rows(self, rows: list[dict[str, Any]]) -> None:
         """Start metrics.jsonl from the rows of a checkpoint; later epochs are trained again."""
         self._rows = list(map(_with_phase, rows))
-        self.insist(lambda: write_atomically(self.metrics, _lines(rows)), "its record")
+        self.write_with_retries(lambda: write_atomically(self.metrics, _lines(rows)), "its record")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
 
-    def insist(self, write: Callable[[], None], what: str) -> None:
+    def write_with_retries(self, write: Callable[[], None], what: str) -> None:
         """Write a result; where that fails, as on a full disk, try again for up to an hour.
 
         Raises:

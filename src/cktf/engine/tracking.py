@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TENSORBOARD, PROJECT = "tensorboard", "cktf"
 
 
-def trackers_of(names: Sequence[str] | None) -> list[str]:
+def available_trackers(names: Sequence[str] | None) -> list[str]:
     """Check the names of trackers; by default TensorBoard where it is installed.
 
     Raises:
@@ -46,14 +46,14 @@ class Trackers(Callback):
     """
 
     def __init__(self, names: Sequence[str] | None, config: Mapping[str, Any]) -> None:
-        self.names, self.config = trackers_of(names), config
+        self.names, self.config = available_trackers(names), config
         self._started: list[GeneralTracker] = []
 
     def on_train_start(self, trainer: "Trainer") -> None:
         """Start the trackers; TensorBoard writes to the folder `tensorboard` of the run."""
         for name in self.names:
             try:
-                self._started.append(_start(name, trainer.run, self.config))
+                self._started.append(_start_tracker(name, trainer.run, self.config))
             except Exception as error:
                 trainer.run.log(f"{name} cannot be used: {error}")
 
@@ -61,7 +61,7 @@ class Trackers(Callback):
         """Send an epoch's numbers to the trackers."""
         for tracker in list(self._started):
             try:
-                tracker.log(values_of(row), step=len(trainer.run.rows()))
+                tracker.log(scalar_values(row), step=len(trainer.run.rows()))
             except Exception as error:
                 self._started.remove(tracker)
                 trainer.run.log(f"{tracker.name} is left out from here: {error}")
@@ -76,7 +76,7 @@ class Trackers(Callback):
         self._started = []
 
 
-def _start(name: str, run: RunFolder, config: Mapping[str, Any]) -> GeneralTracker:
+def _start_tracker(name: str, run: RunFolder, config: Mapping[str, Any]) -> GeneralTracker:
     kind = LOGGER_TYPE_TO_CLASS[name]
     if name == TENSORBOARD:
         tracker = kind(TENSORBOARD, str(run.path))
@@ -96,10 +96,10 @@ def _start(name: str, run: RunFolder, config: Mapping[str, Any]) -> GeneralTrack
     return tracker
 
 
-def values_of(row: Mapping[str, Any]) -> dict[str, float]:
+def scalar_values(row: Mapping[str, Any]) -> dict[str, float]:
     """Collect a row's numbers by name.
 
-    >>> values_of({"phase": "train", "epoch": 1, "loss": 2.5, "terms": {"kd": 2.0}, "test_top1": 9})
+    >>> scalar_values({"phase": "train", "loss": 2.5, "terms": {"kd": 2.0}, "test_top1": 9})
     {'loss/kd': 2.0, 'loss': 2.5, 'test_top1': 9.0}
     """
     terms = {f"loss/{name}": float(value) for name, value in row["terms"].items()}

@@ -27,7 +27,7 @@ from cktf.engine.checkpointing import (
 from cktf.engine.config import TrainingConfig
 from cktf.engine.epoch_metrics import EpochMetrics, gradient_norm, nonfinite_error
 from cktf.engine.evaluate import Accuracy, evaluate
-from cktf.engine.memory import enough_memory, peak_memory_mb, reset_peak_memory
+from cktf.engine.memory import explain_out_of_memory, peak_memory_mb, reset_peak_memory
 from cktf.engine.progress import ProgressBar, announce
 from cktf.engine.randomness import preserve_rng, random_state, restore_random_state
 from cktf.engine.run_folder import RunFolder
@@ -167,7 +167,7 @@ class Trainer:
         if footprint.step:
             self.run.log(f"memory for contrast: {footprint}")
             announce(f"{self.title}: memory for contrast: {footprint}", self.show)
-        enough = enough_memory(self.train.batch_size, self.device, footprint, training=True)
+        enough = explain_out_of_memory(self.train.batch_size, self.device, footprint, training=True)
         with catch_stop_signals(), enough:
             try:
                 self._call("on_train_start")
@@ -295,10 +295,10 @@ class Trainer:
         steps = phase.epochs * len(self.train)
         self.scheduler = build_scheduler(self.optimizer, schedule, config.lr, steps)
         if resumed and self._checkpoint is not None:
-            with self._refusing_other_runs():
+            with self._explain_foreign_checkpoint():
                 self.optimizer.load_state_dict(self._checkpoint["optimizer"])
                 self.scheduler.load_state_dict(self._checkpoint["scheduler"])
-        elif phase.step.objective.filling:
+        elif phase.step.objective.needs_filling:
             self._fill_memories(phase)
         # It holds a copy of all weights, and later phases do not need it.
         self._checkpoint = None
@@ -321,7 +321,7 @@ class Trainer:
                 samples += len(batch)
                 if (name := stop_signal()) is not None:
                     raise Interrupted(f"Stopped by {name} before training.", self.run.path)
-                if step.objective.full_after(samples):
+                if step.objective.is_filled_after(samples):
                     break
         seconds = time.perf_counter() - started
         self.run.log(f"memories filled from {samples} training images in {seconds:.1f} s")
@@ -368,9 +368,9 @@ class Trainer:
         """Load the newest checkpoint, except the optimizer, which its phase loads."""
         state = self.run.checkpoints.newest()
         if state is None:
-            self.run.begin_rows([])
+            self.run.restore_rows([])
             return
-        with self._refusing_other_runs():
+        with self._explain_foreign_checkpoint():
             state = upgrade_checkpoint(state)
             # Version 4 hashed other fields; its run folder's recipe was compared before.
             if state["identity"] not in (self.identity, None):
@@ -383,13 +383,13 @@ class Trainer:
             self.best.load_state_dict(state["best"])
             restore_random_state(state["random"], self.device)
             rows = json.loads(state["rows"])
-        self.run.begin_rows(rows)
+        self.run.restore_rows(rows)
         self.checkpoints.saved = self.position
         self._checkpoint = state
         self.run.log(f"continued {self.position}")
 
     @contextmanager
-    def _refusing_other_runs(self) -> Iterator[None]:
+    def _explain_foreign_checkpoint(self) -> Iterator[None]:
         """Raise CheckpointError if loading inside the block fails: the checkpoint does not fit."""
         try:
             yield

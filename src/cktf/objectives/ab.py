@@ -15,7 +15,7 @@ from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import ab_loss
 from cktf.objectives.adapters import Regressor
-from cktf.objectives.base import BuildContext, Loss, Objective, Phase, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, Phase, single_term_loss
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -65,7 +65,7 @@ class AB(Objective):
     @classmethod
     def from_setting(cls, context: BuildContext, **options: Any) -> Self:
         """Build it for two networks whose pre-activations are known."""
-        students, teachers = stage_maps("AB", *context.both("AB"), "preacts")
+        students, teachers = stage_maps("AB", *context.both_features("AB"), "preacts")
         return cls([m.shape for m in students], [m.shape for m in teachers], **options)
 
     def phases(self) -> list[Phase]:
@@ -76,4 +76,6 @@ class AB(Objective):
         """The loss of one batch."""
         maps = stage_maps("AB", student, teacher, "preacts")
         pairs = [c(s, t) for c, s, t in zip(self.connectors, *maps, strict=True)]
-        return loss_of("ab", ab_loss([s for s, _ in pairs], [t for _, t in pairs], self.margin))
+        return single_term_loss(
+            "ab", ab_loss([s for s, _ in pairs], [t for _, t in pairs], self.margin)
+        )

@@ -5,7 +5,7 @@ Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017
 
 from cktf.batch import Batch
 from cktf.functional import at_loss
-from cktf.objectives.base import Loss, Objective, loss_of
+from cktf.objectives.base import Loss, Objective, single_term_loss
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -24,4 +24,4 @@ class AT(Objective):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
-        return loss_of("at", at_loss(*stage_maps("AT", student, teacher)))
+        return single_term_loss("at", at_loss(*stage_maps("AT", student, teacher)))

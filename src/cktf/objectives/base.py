@@ -35,7 +35,7 @@ class Loss:
     terms: dict[str, Tensor]
 
 
-def loss_of(name: str, value: Tensor) -> Loss:
+def single_term_loss(name: str, value: Tensor) -> Loss:
     """The loss of an objective of one term."""
     return Loss(value, {name: value.detach()})
 
@@ -56,7 +56,7 @@ class BuildContext:
     dataset_size: int
     labels: Tensor | None
 
-    def both(self, method: str) -> tuple[Features, Features]:
+    def both_features(self, method: str) -> tuple[Features, Features]:
         """Features of student and teacher; MethodError where there is no teacher."""
         if self.teacher is None:
             raise MethodError(f"{method} transfers knowledge and needs a teacher; there is none.")
@@ -99,7 +99,7 @@ class Objective(nn.Module, ABC):
             where it reads those of the batch.
         needs_teacher: whether the teacher runs at all.
         only_initializes: whether it is minimized in its phases, and no part of the sum after them.
-        filling: whether `fill` wants a pass over the training set before training.
+        needs_filling: whether `fill` wants a pass over the training set before training.
     """
 
     title: ClassVar[str] = ""
@@ -109,7 +109,7 @@ class Objective(nn.Module, ABC):
     requires: frozenset[str] = frozenset()
     needs_teacher: bool = True
     only_initializes: bool = False
-    filling: bool = False
+    needs_filling: bool = False
 
     @classmethod
     def from_setting(cls, context: BuildContext, **options: Any) -> Self:
@@ -122,7 +122,7 @@ class Objective(nn.Module, ABC):
             MethodError: the method does not fit them, or an option is out of its range.
         """
         if cls.needs_teacher:
-            networks = context.both(cls.__name__)
+            networks = context.both_features(cls.__name__)
             if "stages" in cls.requires:
                 stage_maps(cls.__name__, *networks)
             if "embedding" in cls.requires:
@@ -185,7 +185,7 @@ class Objective(nn.Module, ABC):
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
         """Write a batch into the memories, before training; without gradient."""
 
-    def full_after(self, samples: int) -> bool:
+    def is_filled_after(self, samples: int) -> bool:
         """Whether so many samples fill the memories."""
         return True
 
@@ -229,7 +229,7 @@ class WeightedSum(Objective):
         parts = self._summed_terms()
         self.requires = frozenset().union(*(part.requires for part in parts))
         self.needs_teacher = any(part.needs_teacher for part in parts)
-        self.filling = any(part.filling for part in parts)
+        self.needs_filling = any(part.needs_filling for part in parts)
 
     def phases(self) -> list[Phase]:
         """The phases of all terms; one on a term's own loss has the term's weight."""
@@ -289,12 +289,14 @@ class WeightedSum(Objective):
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
         """Write a batch into the memories that are filled before training."""
         for part in self._summed_terms():
-            if part.filling:
+            if part.needs_filling:
                 part.fill(student, teacher, batch)
 
-    def full_after(self, samples: int) -> bool:
+    def is_filled_after(self, samples: int) -> bool:
         """Whether so many samples have filled all memories."""
-        return all(part.full_after(samples) for part in self._summed_terms() if part.filling)
+        return all(
+            part.is_filled_after(samples) for part in self._summed_terms() if part.needs_filling
+        )
 
     def footprint(self, batch: int) -> Footprint:
         """All terms together."""

@@ -13,7 +13,7 @@ from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import cc_loss
 from cktf.functional.precision import full_precision
-from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, single_term_loss
 from cktf.objectives.pairs import embeddings
 from cktf.taps import Features
 
@@ -44,12 +44,12 @@ class CC(Objective):
     @classmethod
     def from_setting(cls, context: BuildContext, **options: Any) -> Self:
         """Build it for two networks with embeddings."""
-        student, teacher = embeddings("CC", *context.both("CC"))
+        student, teacher = embeddings("CC", *context.both_features("CC"))
         return cls(student.shape[1], teacher.shape[1], **options)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
-        return loss_of("cc", self._loss(*embeddings("CC", student, teacher)))
+        return single_term_loss("cc", self._loss(*embeddings("CC", student, teacher)))
 
     @full_precision
     def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class CKTF(Objective):
             )  # fmt: skip
             memory = pair.memory
             self.pairs.append(pair)
-        self.filling = pair.filling
+        self.needs_filling = pair.needs_filling
 
     @classmethod
     def options(cls) -> dict[str, Parameter]:
@@ -117,7 +117,7 @@ class CKTF(Objective):
     @classmethod
     def from_setting(cls, context: BuildContext, **options: Any) -> Self:
         """Build it for two networks with stages."""
-        student, teacher = context.both("CKTF")
+        student, teacher = context.both_features("CKTF")
         return cls(student, teacher, context.dataset_size, labels=context.labels, **options)
 
     def extra_repr(self) -> str:
@@ -193,9 +193,9 @@ class CKTF(Objective):
             pair.fill_rows(s, t, draw)
         memory.commit_reserved()
 
-    def full_after(self, samples: int) -> bool:
+    def is_filled_after(self, samples: int) -> bool:
         """Whether so many samples have filled the memory."""
-        return self._pairs()[0].full_after(samples)
+        return self._pairs()[0].is_filled_after(samples)
 
     def footprint(self, batch: int) -> Footprint:
         """All pairs together."""

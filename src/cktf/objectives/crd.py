@@ -41,7 +41,7 @@ from cktf.contrast import (
 from cktf.functional.centered import centered
 from cktf.functional.contrast import dense_contrast, sampled_contrast
 from cktf.functional.critics import Critic, InfoNCECritic, MeanScore, NCECritic
-from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, single_term_loss
 from cktf.objectives.pairs import embeddings
 from cktf.processes import gather, mean_over_processes
 from cktf.taps import Features
@@ -112,7 +112,7 @@ class CRD(Objective):
         config = ContrastConfig.from_options(dict(config or {}) | rename_options(options))
         self.config = config
         self.memory = memory_module or build_memory(config, dataset_size, labels, num_pairs)
-        self.filling = config.init == "forward" and self.memory.num_rows > 0
+        self.needs_filling = config.init == "forward" and self.memory.num_rows > 0
         self.student_head = nn.Linear(student_dim, config.embedding_dim)
         self.teacher_head = nn.Linear(teacher_dim, config.embedding_dim)
         for side in ("student", "teacher"):
@@ -134,7 +134,7 @@ class CRD(Objective):
     @classmethod
     def from_setting(cls, context: BuildContext, **options: Any) -> Self:
         """Build it for the embeddings of two networks."""
-        student, teacher = embeddings("CRD", *context.both("CRD"))
+        student, teacher = embeddings("CRD", *context.both_features("CRD"))
         return cls(
             student.shape[1],
             teacher.shape[1],
@@ -206,7 +206,7 @@ class CRD(Objective):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The contrastive loss between the two embeddings of one batch."""
-        return loss_of("crd", self.loss(*embeddings("CRD", student, teacher), batch.index))
+        return single_term_loss("crd", self.loss(*embeddings("CRD", student, teacher), batch.index))
 
     def begin_epoch(self, epoch: int) -> None:
         """Have the next batch set the normalizers, at the epochs of `renormalize`."""
@@ -226,9 +226,9 @@ class CRD(Objective):
         student, teacher = self._rows(student_embedding, teacher_embedding)
         self._update_banks(student, teacher, draw.write_index, momentum=0.0)
 
-    def full_after(self, samples: int) -> bool:
+    def is_filled_after(self, samples: int) -> bool:
         """Whether so many samples have filled the memory."""
-        return self.memory.full_after(samples)
+        return self.memory.is_filled_after(samples)
 
     def footprint(self, batch: int) -> Footprint:
         """Memory of the banks and a step; MethodError for a batch that the memory cannot hold."""

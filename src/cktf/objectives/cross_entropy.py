@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from cktf.batch import Batch
 from cktf.errors import MethodError
-from cktf.objectives.base import Loss, Objective, loss_of
+from cktf.objectives.base import Loss, Objective, single_term_loss
 from cktf.taps import Features
 
 
@@ -22,4 +22,4 @@ class CrossEntropy(Objective):
                 "Cross-entropy reads labels, and the data has none. Use labeled data, or a method "
                 "without cross-entropy."
             )
-        return loss_of("ce", F.cross_entropy(student.logits.float(), batch.labels))
+        return single_term_loss("ce", F.cross_entropy(student.logits.float(), batch.labels))

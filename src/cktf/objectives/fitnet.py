@@ -13,7 +13,7 @@ from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import fitnet_loss
 from cktf.objectives.adapters import Regressor
-from cktf.objectives.base import BuildContext, Loss, Objective, Phase, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, Phase, single_term_loss
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -53,7 +53,7 @@ class FitNet(Objective):
     @classmethod
     def from_setting(cls, context: BuildContext, hint: int = 2, **options: Any) -> Self:
         """Build it for the maps of two networks with stages."""
-        student, teacher = _hints(*context.both("FitNet"), hint)
+        student, teacher = _hints(*context.both_features("FitNet"), hint)
         return cls(student.shape, teacher.shape, hint, **options)
 
     def phases(self) -> list[Phase]:
@@ -63,7 +63,7 @@ class FitNet(Objective):
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
         maps = _hints(student, teacher, self.hint)
-        return loss_of("fitnet", fitnet_loss(*self.regressor(*maps)))
+        return single_term_loss("fitnet", fitnet_loss(*self.regressor(*maps)))
 
 
 def _hints(

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import fsp_loss
-from cktf.objectives.base import BuildContext, Loss, Objective, Phase, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, Phase, single_term_loss
 from cktf.objectives.pairs import require_not_none, stage_maps
 from cktf.taps import Features
 
@@ -43,7 +43,7 @@ class FSP(Objective):
     @classmethod
     def from_setting(cls, context: BuildContext, **options: Any) -> Self:
         """Build it for two networks of equal widths."""
-        students, teachers = _maps(*context.both("FSP"))
+        students, teachers = _maps(*context.both_features("FSP"))
         widths = [m.shape[1] for m in students], [m.shape[1] for m in teachers]
         if widths[0] != widths[1]:
             raise MethodError(
@@ -59,7 +59,7 @@ class FSP(Objective):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
-        return loss_of("fsp", fsp_loss(*_maps(student, teacher)))
+        return single_term_loss("fsp", fsp_loss(*_maps(student, teacher)))
 
 
 def _maps(student: Features, teacher: Features | None) -> tuple[list[Tensor], list[Tensor]]:

@@ -15,7 +15,7 @@ from typing_extensions import Self
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import ft_loss
-from cktf.objectives.base import BuildContext, Loss, Objective, Phase, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, Phase, single_term_loss
 from cktf.objectives.pairs import require_not_none, stage_maps
 from cktf.taps import Features
 
@@ -51,7 +51,7 @@ class Paraphraser(Objective):
         """Mean squared error of the teacher's map."""
         stage = require_not_none(teacher, "FT's teacher").stages[-1].detach().float()
         reconstruction = self.decoder(self.encoder(stage))
-        return loss_of("paraphraser", F.mse_loss(reconstruction.float(), stage))
+        return single_term_loss("paraphraser", F.mse_loss(reconstruction.float(), stage))
 
 
 class FT(Objective):
@@ -95,7 +95,7 @@ class FT(Objective):
     @classmethod
     def from_setting(cls, context: BuildContext, **options: Any) -> Self:
         """Build it for two networks with stages."""
-        students, teachers = stage_maps("FT", *context.both("FT"))
+        students, teachers = stage_maps("FT", *context.both_features("FT"))
         return cls(students[-1].shape[1], teachers[-1].shape[1], **options)
 
     def phases(self) -> list[Phase]:
@@ -107,4 +107,4 @@ class FT(Objective):
         students, teachers = stage_maps("FT", student, teacher)
         with torch.no_grad():
             factor: Tensor = self.paraphraser.encoder(teachers[-1].float())
-        return loss_of("ft", ft_loss(self.translator(students[-1].float()), factor))
+        return single_term_loss("ft", ft_loss(self.translator(students[-1].float()), factor))

@@ -10,7 +10,7 @@ from typing_extensions import Self
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import kd_loss
-from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, single_term_loss
 from cktf.objectives.pairs import require_not_none
 from cktf.taps import Features
 
@@ -37,7 +37,7 @@ class KD(Objective):
     @classmethod
     def from_setting(cls, context: BuildContext, **options: Any) -> Self:
         """Build it for two classifiers of the same classes."""
-        student, teacher = context.both("KD")
+        student, teacher = context.both_features("KD")
         if student.logits.shape != teacher.logits.shape:
             raise MethodError(
                 "KD compares logits of the same classes: the student has "
@@ -49,4 +49,4 @@ class KD(Objective):
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
         teacher = require_not_none(teacher, "KD's teacher")
-        return loss_of("kd", kd_loss(student.logits, teacher.logits, self.temperature))
+        return single_term_loss("kd", kd_loss(student.logits, teacher.logits, self.temperature))

@@ -14,7 +14,7 @@ from cktf.errors import MethodError
 from cktf.functional import kdsvd_loss
 from cktf.functional.kdsvd import Axis, common_axis, count_vectors
 from cktf.functional.maps import pool_to_smaller
-from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, single_term_loss
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -46,7 +46,7 @@ class KDSVD(Objective):
         cls, context: BuildContext, rank: int = 1, axis: Axis | None = None, **options: Any
     ) -> Self:
         """Build it for two networks with two stages or more."""
-        students, teachers = _pooled_maps(*context.both("KDSVD"))
+        students, teachers = _pooled_maps(*context.both_features("KDSVD"))
         if len(students) < 2:
             raise MethodError("KDSVD relates neighboring stages, and a network here has only one.")
         if axis == "channel" and common_axis(students, teachers) != "channel":
@@ -66,7 +66,7 @@ class KDSVD(Objective):
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch; larger maps are average-pooled."""
         students, teachers = _pooled_maps(student, teacher)
-        return loss_of("kdsvd", kdsvd_loss(students, teachers, self.rank, self.axis))
+        return single_term_loss("kdsvd", kdsvd_loss(students, teachers, self.rank, self.axis))
 
 
 def _pooled_maps(student: Features, teacher: Features | None) -> list[tuple[Tensor, ...]]:

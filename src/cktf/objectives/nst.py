@@ -6,7 +6,7 @@ Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Select
 
 from cktf.batch import Batch
 from cktf.functional import nst_loss
-from cktf.objectives.base import Loss, Objective, loss_of
+from cktf.objectives.base import Loss, Objective, single_term_loss
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -25,4 +25,4 @@ class NST(Objective):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
-        return loss_of("nst", nst_loss(*stage_maps("NST", student, teacher)))
+        return single_term_loss("nst", nst_loss(*stage_maps("NST", student, teacher)))

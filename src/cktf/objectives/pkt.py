@@ -6,7 +6,7 @@ ECCV 2018, arXiv 1803.10837.
 
 from cktf.batch import Batch
 from cktf.functional import pkt_loss
-from cktf.objectives.base import Loss, Objective, loss_of
+from cktf.objectives.base import Loss, Objective, single_term_loss
 from cktf.objectives.pairs import embeddings
 from cktf.taps import Features
 
@@ -25,4 +25,4 @@ class PKT(Objective):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
-        return loss_of("pkt", pkt_loss(*embeddings("PKT", student, teacher)))
+        return single_term_loss("pkt", pkt_loss(*embeddings("PKT", student, teacher)))

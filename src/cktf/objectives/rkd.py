@@ -6,7 +6,7 @@ Source: Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.
 from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import rkd_loss
-from cktf.objectives.base import Loss, Objective, loss_of
+from cktf.objectives.base import Loss, Objective, single_term_loss
 from cktf.objectives.pairs import embeddings
 from cktf.taps import Features
 
@@ -38,4 +38,4 @@ class RKD(Objective):
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
         pair = embeddings("RKD", student, teacher)
-        return loss_of("rkd", rkd_loss(*pair, self.distance_weight, self.angle_weight))
+        return single_term_loss("rkd", rkd_loss(*pair, self.distance_weight, self.angle_weight))

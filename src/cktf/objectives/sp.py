@@ -5,7 +5,7 @@ Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019
 
 from cktf.batch import Batch
 from cktf.functional import sp_loss
-from cktf.objectives.base import Loss, Objective, loss_of
+from cktf.objectives.base import Loss, Objective, single_term_loss
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -24,4 +24,4 @@ class SP(Objective):
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
         students, teachers = stage_maps("SP", student, teacher)
-        return loss_of("sp", sp_loss(students[-1], teachers[-1]))
+        return single_term_loss("sp", sp_loss(students[-1], teachers[-1]))

@@ -16,7 +16,7 @@ from cktf.batch import Batch
 from cktf.errors import MethodError
 from cktf.functional import vid_loss
 from cktf.functional.maps import pool_to_smaller
-from cktf.objectives.base import BuildContext, Loss, Objective, loss_of
+from cktf.objectives.base import BuildContext, Loss, Objective, single_term_loss
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
 
@@ -75,11 +75,11 @@ class VID(Objective):
     @classmethod
     def from_setting(cls, context: BuildContext, **options: Any) -> Self:
         """Build it for two networks with stages."""
-        students, teachers = stage_maps("VID", *context.both("VID"))
+        students, teachers = stage_maps("VID", *context.both_features("VID"))
         return cls([m.shape[1] for m in students], [m.shape[1] for m in teachers], **options)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
         maps = stage_maps("VID", student, teacher)
         parts = [stage(s, t) for stage, s, t in zip(self.stages, *maps, strict=True)]
-        return loss_of("vid", torch.stack(parts).sum())
+        return single_term_loss("vid", torch.stack(parts).sum())

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cktf.data import get_dataset_info
 from cktf.data.config import DataConfig
-from cktf.engine import trackers_of
+from cktf.engine import available_trackers
 from cktf.errors import CktfError, RecipeError, nearest
 from cktf.objectives import METHODS, parse, term_names
 from cktf.recipes.networks import check_network, check_teacher
@@ -90,7 +90,7 @@ def check_recipe(recipe: Recipe) -> Problems:
     if recipe.runtime.device == "cuda" and not torch.cuda.is_available():
         problems.messages.append("runtime.device: PyTorch sees no 'cuda' here. Use cpu or auto.")
     with problems.collect("runtime.track"):
-        trackers_of(recipe.runtime.track)
+        available_trackers(recipe.runtime.track)
     return problems
 
 

@@ -24,7 +24,7 @@ UNCERTAINTY = (
 
 
 @dataclass(frozen=True)
-class Difference:
+class AccuracyGap:
     """A difference between two accuracies.
 
     Attributes:
@@ -67,7 +67,7 @@ class Difference:
         return f"{self.points:+.2f}{self.plus_minus} points"
 
 
-def compare_groups(first: RunGroup, second: RunGroup) -> Difference:
+def compare_groups(first: RunGroup, second: RunGroup) -> AccuracyGap:
     """First minus second: over the seeds that both have, else over the test images."""
     difference = paired_difference(first.top1_by_seed, second.top1_by_seed)
     if difference is not None and difference.high is not None:
@@ -78,7 +78,7 @@ def compare_groups(first: RunGroup, second: RunGroup) -> Difference:
     elif len(first.runs) == len(second.runs) == 1:
         a, b = first.runs[0], second.runs[0]
     else:
-        return Difference(first.top1 - second.top1, None, "")
+        return AccuracyGap(first.top1 - second.top1, None, "")
     half_width = None
     same_images = a.labels is not None and b.labels is not None and torch.equal(a.labels, b.labels)
     if same_images and a.classes == b.classes:
@@ -86,7 +86,7 @@ def compare_groups(first: RunGroup, second: RunGroup) -> Difference:
     return _over_images(kept_top1(a) - kept_top1(b), half_width)
 
 
-def compare_to_teacher(group: RunGroup) -> Difference | None:
+def compare_to_teacher(group: RunGroup) -> AccuracyGap | None:
     """Student minus teacher: over seeds, or for one seed over the test images."""
     teachers = {
         run.summary["seed"]: top1
@@ -107,12 +107,12 @@ def compare_to_teacher(group: RunGroup) -> Difference | None:
     return _over_images(difference.mean, half_width)
 
 
-def _over_seeds(mean: float, high: float, seeds: int) -> Difference:
-    return Difference(mean, high - mean, f"{seeds} seeds")
+def _over_seeds(mean: float, high: float, seeds: int) -> AccuracyGap:
+    return AccuracyGap(mean, high - mean, f"{seeds} seeds")
 
 
-def _over_images(points: float, half_width: float | None) -> Difference:
-    return Difference(points, half_width, "" if half_width is None else _ONE_SEED)
+def _over_images(points: float, half_width: float | None) -> AccuracyGap:
+    return AccuracyGap(points, half_width, "" if half_width is None else _ONE_SEED)
 
 
 def _half_width_over_images(

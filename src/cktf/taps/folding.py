@@ -18,7 +18,7 @@ def type_name(model: nn.Module) -> str:
     return type(model.network if isinstance(model, Normalized) else model).__name__
 
 
-def as_map(value: Tensor, images: Size) -> Tensor | None:
+def to_feature_map(value: Tensor, images: Size) -> Tensor | None:
     """A feature as a map [B, C, H, W]; None if it is none.
 
     Tokens [B, T, C] are folded to a grid of the images' proportions, without the extra tokens in
@@ -29,9 +29,9 @@ def as_map(value: Tensor, images: Size) -> Tensor | None:
         images: shape [B, C, H, W] of the images.
 
     >>> import torch
-    >>> as_map(torch.rand(2, 197, 192), torch.Size([2, 3, 224, 224])).shape
+    >>> to_feature_map(torch.rand(2, 197, 192), torch.Size([2, 3, 224, 224])).shape
     torch.Size([2, 192, 14, 14])
-    >>> as_map(torch.rand(2, 6, 8, 96), torch.Size([2, 3, 96, 128])).shape
+    >>> to_feature_map(torch.rand(2, 6, 8, 96), torch.Size([2, 3, 96, 128])).shape
     torch.Size([2, 96, 6, 8])
     """
     if not value.dim() or len(value) != images[0]:

@@ -41,7 +41,7 @@ from torch.nn.modules import (
 
 from cktf.errors import ModelError, TapError
 from cktf.models.feature_paths import FeaturePaths
-from cktf.taps.folding import as_map, input_shape, type_name
+from cktf.taps.folding import input_shape, to_feature_map, type_name
 from cktf.taps.modes import eval_mode, to_device_of
 
 _AFTER_CONVOLUTION = (activation, batchnorm, instancenorm, normalization)
@@ -90,10 +90,10 @@ def _record_calls(model: nn.Module, example: Tensor) -> tuple[list[_Call], Any]:
 
     def record(path: str, module: nn.Module, args: Any, output: Any) -> None:
         value = args[0] if args and isinstance(args[0], Tensor) else None
-        output_map = as_map(output, images) if isinstance(output, Tensor) else None
+        output_map = to_feature_map(output, images) if isinstance(output, Tensor) else None
         # A module that takes the images themselves may enlarge them.
         if value is not None and value.shape[:2] != images[:2]:
-            input_map = as_map(value, images)
+            input_map = to_feature_map(value, images)
             if input_map is not None:
                 ends = [input_map, input_map if output_map is None else output_map]
                 largest[path] = max(m.shape[-2] for m in ends), max(m.shape[-1] for m in ends)

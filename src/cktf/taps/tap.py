@@ -16,7 +16,7 @@ from cktf.batch import Batch
 from cktf.errors import TapError, nearest
 from cktf.models.feature_paths import FeaturePaths
 from cktf.taps.features import FEATURES, Features
-from cktf.taps.folding import as_map, input_shape, type_name
+from cktf.taps.folding import input_shape, to_feature_map, type_name
 from cktf.taps.infer import infer_paths
 
 
@@ -229,7 +229,7 @@ class Tap:
 
         def take(path: str) -> Tensor:
             value = recorder.take(path)
-            feature_map = as_map(value, images)
+            feature_map = to_feature_map(value, images)
             if feature_map is None:
                 raise TapError(
                     "A map is [B, C, H, W] or [B, H, W, C], or tokens [B, T, C], of the images' "

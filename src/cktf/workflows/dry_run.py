@@ -10,7 +10,13 @@ import torch
 
 from cktf.batch import Batch
 from cktf.data import get_labels
-from cktf.engine import TrainStep, enough_memory, gradient_norm, peak_memory_mb, preserve_buffers
+from cktf.engine import (
+    TrainStep,
+    explain_out_of_memory,
+    gradient_norm,
+    peak_memory_mb,
+    preserve_buffers,
+)
 from cktf.models import Normalized
 from cktf.recipes import Recipe, numbered_class_names
 from cktf.taps import CachedTap, FeaturePaths, Features, Tap, preserve_modes
@@ -99,7 +105,7 @@ def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
     runtime.reset_seed()
     networks = [n for n in (components.student, components.teacher) if n is not None]
     with ExitStack() as stack:
-        stack.enter_context(enough_memory(batch_size, device, footprint, training=True))
+        stack.enter_context(explain_out_of_memory(batch_size, device, footprint, training=True))
         for network in networks:
             stack.enter_context(preserve_modes(network))
             runtime.to_device(network)
@@ -115,7 +121,7 @@ def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
         teacher = _preview(step.teacher_tap, name, last.teacher, last.batch)
     gradient = float(gradient_norm(list(components.student.parameters()), None))
     components.student.zero_grad(set_to_none=True)
-    advice = list(_advice(setup, components, steps, student, teacher, gradient))
+    advice = list(_find_warnings(setup, components, steps, student, teacher, gradient))
     return DryRun(
         student, teacher, components.data.description or components.data.name,
         [s.terms for s in steps], gradient, last.seconds, len(components.data.train),
@@ -160,7 +166,7 @@ def _preview(tap: Tap | CachedTap, name: str, features: Features, batch: Batch) 
     return NetworkPreview(name, tap.paths, features, count, f"{size}; {normalization}")
 
 
-def _advice(
+def _find_warnings(
     setup: ObjectiveSetup,
     components: RunComponents,
     steps: list[_Step],
@@ -178,7 +184,7 @@ def _advice(
     if not gradient > 0:
         yield "No gradient reaches the student. Are its parameters frozen? Set requires_grad."
     if components.data.labeled:
-        yield from _about_labels(components, setup.num_classes)
+        yield from _label_warnings(components, setup.num_classes)
     if teacher is None:
         return
     if not setup.same_classes:
@@ -188,7 +194,7 @@ def _advice(
             "teacher of the same classes."
         )
     elif steps[0].batch.labels is not None:
-        yield from _about_teacher(steps, teacher, setup.num_classes)
+        yield from _teacher_warnings(steps, teacher, setup.num_classes)
     if teacher.parameters <= student.parameters:
         yield (
             f"The teacher ({teacher.parameters:,} parameters) is no larger than the student "
@@ -196,7 +202,7 @@ def _advice(
         )
 
 
-def _about_teacher(steps: list[_Step], teacher: NetworkPreview, classes: int) -> Iterator[str]:
+def _teacher_warnings(steps: list[_Step], teacher: NetworkPreview, classes: int) -> Iterator[str]:
     right, count = 0, 0
     for step in steps:
         assert step.teacher is not None and step.batch.labels is not None
@@ -211,7 +217,7 @@ def _about_teacher(steps: list[_Step], teacher: NetworkPreview, classes: int) ->
         )
 
 
-def _about_labels(components: RunComponents, classes: int) -> Iterator[str]:
+def _label_warnings(components: RunComponents, classes: int) -> Iterator[str]:
     counts = get_labels(components.data.raw_train).bincount(minlength=classes)
     names = components.data.classes or numbered_class_names(classes)
     empty = [names[c] for c in range(classes) if not counts[c]]

@@ -6,7 +6,7 @@ from cktf.data import FOLDER_PREFIX, resolve_dataset_name
 from cktf.engine import (
     Accuracy,
     RuntimeConfig,
-    enough_memory,
+    explain_out_of_memory,
     in_precision,
     start_available_runtime,
 )
@@ -61,7 +61,7 @@ def evaluate(
     loader, classes = build_test_loader(test, section.workers), tuple(test.classes)
     network = load_teacher(str(run.absolute()), classes, trust_code=trust_code).network
     runtime = start_available_runtime(config)
-    with enough_memory(loader.batch_size, runtime.device):
+    with explain_out_of_memory(loader.batch_size, runtime.device):
         runtime.to_device(network)
         forward = in_precision(network.eval(), runtime.precision, runtime.device)
         accuracy = accuracy_of(forward, loader, len(classes), runtime.device)

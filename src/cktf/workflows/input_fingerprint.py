@@ -21,7 +21,7 @@ def write_input_fingerprint(recipe: Recipe, components: RunComponents, run: RunF
     """Write the fingerprint of a run's inputs to its folder."""
     text = (json.dumps(_input_fingerprint(recipe, components)) + "\n").encode()
     path = run.path / FINGERPRINT_FILE
-    run.insist(lambda: write_atomically(path, text), "the fingerprint of its inputs")
+    run.write_with_retries(lambda: write_atomically(path, text), "the fingerprint of its inputs")
 
 
 def check_input_fingerprint(recipe: Recipe, components: RunComponents, run: RunFolder) -> None:

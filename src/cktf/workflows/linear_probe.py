@@ -90,7 +90,7 @@ def fit_classifier(data: EmbeddedImages, seed: int = 0) -> LinearClassifier:
     Raises:
         DataError: a single class.
     """
-    check_classes(data.labels)
+    check_probe_labels(data.labels)
     mean, std = data.features.mean(0), data.features.std(0, unbiased=False)
     # A constant feature gets weight 0.
     scale = torch.where(std > 0, 1 / std.clamp_min(1e-12), 0)
@@ -105,7 +105,7 @@ def fit_classifier(data: EmbeddedImages, seed: int = 0) -> LinearClassifier:
     return LinearClassifier(weight, bias - weight @ mean, float(model.C))
 
 
-def check_classes(labels: Tensor) -> None:
+def check_probe_labels(labels: Tensor) -> None:
     """Check that a classifier can be fitted on these labels [N].
 
     Raises:
@@ -124,7 +124,7 @@ def check_classes(labels: Tensor) -> None:
         )
 
 
-def check_probes(curve: bool) -> None:
+def check_probe_dependencies(curve: bool) -> None:
     """Check that the libraries of probes are installed.
 
     Args:
@@ -296,7 +296,7 @@ def probe(
         CktfError: a mistake in `runtime`, unsuitable data sets, images without labels, too few of a
             class, features that cannot be found.
     """
-    check_probes(curve=False)
+    check_probe_dependencies(curve=False)
     fields = {"kind": "train", "model": CUSTOM, "seed": seed, "runtime": dict(runtime or {})}
     probe_runtime = start_runtime(parse_recipe(fields).runtime, seed)
     if problems := [*check_map_style("labeled", labeled), *check_map_style("test", test)]:
@@ -304,7 +304,7 @@ def probe(
     # A user's data set may draw random numbers when a sample is read.
     with seeded(seed, probe_runtime.device):
         labels = get_labels(labeled)
-    check_classes(labels)
+    check_probe_labels(labels)
     subsets = choose_label_subsets(labels, labels_per_class, draws, seed)
     loader = build_test_loader(test)
     return probe_network(unwrap_compiled(network), labeled, loader, subsets, probe_runtime)
@@ -334,7 +334,7 @@ def probe_run(
     with problems.collect("out"):
         RunFolder(out).check(resume=True)
     with problems.collect():
-        check_probes(curve=len(labels_per_class) > 1)
+        check_probe_dependencies(curve=len(labels_per_class) > 1)
     problems.raise_if_any()
     data = build_data(recipe.data.model_copy(update={"batch_size": 2}), recipe.seed)
     network = load_teacher(recipe.model, None, data.raw_train, trust_code=trust_code).network

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cktf.batch import Batch
 from cktf.data import get_labels, has_stored_labels
-from cktf.engine import MAIN, TrainPhase, TrainStep, enough_memory
+from cktf.engine import MAIN, TrainPhase, TrainStep, explain_out_of_memory
 from cktf.objectives import BuildContext, Objective, WeightedSum, compose, features_read
 from cktf.recipes import CUSTOM, DistillRecipe, Recipe, TrainRecipe
 from cktf.taps import (
@@ -82,7 +82,7 @@ def set_up_objective(recipe: Recipe, components: RunComponents) -> ObjectiveSetu
     check_student(components)
     components.runtime.reset_seed()
     device = components.runtime.device
-    with enough_memory(components.data.train.batch_size, device, training=True):
+    with explain_out_of_memory(components.data.train.batch_size, device, training=True):
         batch, student, teacher = _run_examples(components, method, recipe)
     num_classes = int(student.features.logits.shape[1])
     check_classes(num_classes, components)
@@ -99,7 +99,7 @@ def set_up_objective(recipe: Recipe, components: RunComponents) -> ObjectiveSetu
     )
     objective = compose(method, setting, options)
     same = teacher is None or teacher.features.logits.shape[1] == num_classes
-    phases = _phases(recipe, components, objective, student, teacher)
+    phases = _build_phases(recipe, components, objective, student, teacher)
     warnings = [run.warning for run in (student, teacher) if run is not None and run.warning]
     trains_all = not isinstance(recipe, TrainRecipe) or recipe.trains == "all"
     if components.student_origin and trains_all and (recipe.optimizer.lr or 0) >= _HIGH_LR:
@@ -107,7 +107,7 @@ def set_up_objective(recipe: Recipe, components: RunComponents) -> ObjectiveSetu
     return ObjectiveSetup(method, num_classes, student.images, objective, phases, same, warnings)
 
 
-def _phases(
+def _build_phases(
     recipe: Recipe,
     components: RunComponents,
     objective: WeightedSum,

@@ -18,8 +18,8 @@ from cktf.engine import (
     Trainer,
     TrainResult,
     announce,
-    enough_memory,
     environment,
+    explain_out_of_memory,
 )
 from cktf.files import write_atomically
 from cktf.models import Normalized, load_weights, save_network
@@ -118,10 +118,10 @@ def start_run(
     folder.create(_checkpoint_mb(components.student, setup.objective))
     with folder.locked():
         text = to_yaml(with_absolute_paths(recipe)).encode()
-        folder.insist(lambda: write_atomically(folder.recipe, text), "its recipe")
+        folder.write_with_retries(lambda: write_atomically(folder.recipe, text), "its recipe")
         write_input_fingerprint(recipe, components, folder)
         name = components.student_name
-        with enough_memory(data.train.batch_size, runtime.device, training=True):
+        with explain_out_of_memory(data.train.batch_size, runtime.device, training=True):
             trainer = Trainer(
                 setup.phases,
                 data.train,
@@ -152,7 +152,7 @@ def finish_run(started: StartedRun, result: TrainResult) -> Run:
     components, folder, setup = started.components, started.folder, started.setup
     components.student.eval()
     classes, dataset = _class_names(components, setup.num_classes)
-    folder.insist(
+    folder.write_with_retries(
         lambda: save_network(
             components.student,
             folder.weights,
@@ -163,8 +163,8 @@ def finish_run(started: StartedRun, result: TrainResult) -> Run:
         ),
         "the student",
     )
-    summary = _summary(started, result)
-    folder.insist(lambda: folder.write_summary(summary), "the summary")
+    summary = _summarize(started, result)
+    folder.write_with_retries(lambda: folder.write_summary(summary), "the summary")
     return Run(folder.path, components.student, summary)
 
 
@@ -183,7 +183,7 @@ def _teacher_accuracy(
         return None
     components.runtime.to_device(teacher)
     if "teacher" not in components.measured_accuracy:
-        with enough_memory(test.batch_size, trainer.device):
+        with explain_out_of_memory(test.batch_size, trainer.device):
             components.measured_accuracy["teacher"] = trainer.evaluate(teacher, test)
     return components.measured_accuracy["teacher"]
 
@@ -212,10 +212,12 @@ def _checkpoint_mb(student: nn.Module, objective: nn.Module) -> float:
     return sum(t.numel() * t.element_size() for t in tensors) / 2**20
 
 
-def _summary(started: StartedRun, result: TrainResult) -> dict[str, Any]:
+def _summarize(started: StartedRun, result: TrainResult) -> dict[str, Any]:
     recipe, components = started.recipe, started.components
-    student_parameters = _count(components.student)
-    teacher_parameters = None if components.teacher is None else _count(components.teacher)
+    student_parameters = _count_parameters(components.student)
+    teacher_parameters = (
+        None if components.teacher is None else _count_parameters(components.teacher)
+    )
     last, best, teacher = result.last, result.best_row, started.teacher_accuracy
     caches = getattr(recipe, "teacher_cache", None) is not None
     return {
@@ -248,5 +250,5 @@ def _summary(started: StartedRun, result: TrainResult) -> dict[str, Any]:
     }
 
 
-def _count(network: nn.Module) -> int:
+def _count_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())

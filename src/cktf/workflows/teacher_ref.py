@@ -93,7 +93,7 @@ def with_original_teacher(recipe: Recipe, run: RunFolder) -> Recipe:
     if not any(run.checkpoints.folder.glob("*.pt")):
         text = (json.dumps(asdict(now)) + "\n").encode()
         path = run.path / TEACHER_REF_FILE
-        run.insist(lambda: write_atomically(path, text), "the hash of its teacher")
+        run.write_with_retries(lambda: write_atomically(path, text), "the hash of its teacher")
     elif before is not None and before.sha256 == now.sha256:
         update = {"teacher": before.teacher, "teacher_weights": before.teacher_weights}
         return recipe.model_copy(update=update)

@@ -54,8 +54,8 @@ from cktf.workflows.label_curve import CURVE, draw_curve
 from cktf.workflows.linear_probe import (
     LabelSubset,
     ProbeResult,
-    check_classes,
-    check_probes,
+    check_probe_dependencies,
+    check_probe_labels,
     choose_label_subsets,
     probe_network,
 )
@@ -206,7 +206,7 @@ def plan_transfer(
     with problems.collect("labeled"):
         labeled = _load_labeled(recipe, labeled_objects or UserObjects())
     with problems.collect():
-        check_probes(curve=len(recipe.labels_per_class) > 1)
+        check_probe_dependencies(curve=len(recipe.labels_per_class) > 1)
     if components is not None and labeled is not None:
         data, subsets, num_classes = labeled
         example = next(iter(data.train.epoch(1))).images[:2]
@@ -234,7 +234,7 @@ def _load_labeled(
     if data.test is None or not data.labeled:
         raise RecipeError(["a probe needs labeled images, and others to test on: give test."])
     labels = get_labels(data.raw_train)
-    check_classes(labels)
+    check_probe_labels(labels)
     num_classes = len(data.classes or range(int(labels.max()) + 1))
     check_labels("test", get_labels(data.raw_test), num_classes)
     subsets = choose_label_subsets(labels, recipe.labels_per_class, recipe.draws, recipe.seed)
@@ -273,7 +273,7 @@ def run_transfer(
 def _distill_and_probe(plan: TransferPlan, show: bool, callbacks: Sequence[Callback]) -> Run:
     recipe, folder, components = plan.recipe, plan.folder, plan.components
     text = to_yaml(with_absolute_paths(recipe)).encode()
-    folder.insist(lambda: write_atomically(folder.recipe, text), "its recipe")
+    folder.write_with_retries(lambda: write_atomically(folder.recipe, text), "its recipe")
     if recipe.student == CUSTOM:
         _restore_initial_student(plan)
     student_folder = RunFolder(folder.path / STUDENT)
@@ -295,12 +295,12 @@ def _distill_and_probe(plan: TransferPlan, show: bool, callbacks: Sequence[Callb
     if len(plan.subsets) > 1:
         scratch_top1 = {SCRATCH: scratch.summary["test_top1"]}
         points, path = summary["points"], folder.path / CURVE
-        folder.insist(lambda: draw_curve(points, scratch_top1, path), "the curve")
+        folder.write_with_retries(lambda: draw_curve(points, scratch_top1, path), "the curve")
     classifier = results["student"].classifier
     student = install_classifier(
         distilled.student, classifier, plan.example, recipe.student_embedding
     )
-    folder.insist(
+    folder.write_with_retries(
         lambda: save_network(
             student,
             folder.weights,
@@ -311,7 +311,7 @@ def _distill_and_probe(plan: TransferPlan, show: bool, callbacks: Sequence[Callb
         ),
         "the student",
     )
-    folder.insist(lambda: folder.write_summary(summary), "the summary")
+    folder.write_with_retries(lambda: folder.write_summary(summary), "the summary")
     return Run(folder.path, student, summary)
 
 
@@ -324,7 +324,9 @@ def _restore_initial_student(plan: TransferPlan) -> None:
     if not path.exists():
         file = io.BytesIO()
         torch.save(plan.initial_student.state_dict(), file)
-        plan.folder.insist(lambda: write_atomically(path, file.getvalue()), "the initial student")
+        plan.folder.write_with_retries(
+            lambda: write_atomically(path, file.getvalue()), "the initial student"
+        )
         return
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
