@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cktf.contrast import Bank, Estimator, Memory, Queue, Storage, random_bank, rows_of
-from cktf.functional.contrast import dense_contrast, sampled_contrast
+from cktf.functional.contrast import Candidates, contrast_loss
 from cktf.functional.critics import EPSILON, NCECritic
 
 TAU, CLASSES = 0.1, 100
@@ -75,17 +75,16 @@ def build(variant: str, case: Case) -> tuple[Step, Step]:
     critic = NCECritic(torch.tensor(z).log(), case.negatives, memory.num_rows)
     draw, contrast_index = memory.draw(index), None
     if estimator == "naive":
-        assert draw.negative_index is not None
-        contrast_index = torch.cat([index.unsqueeze(1), draw.negative_index], dim=1)
+        assert isinstance(draw.negatives, Tensor)
+        contrast_index = torch.cat([index.unsqueeze(1), draw.negatives], dim=1)
 
     def side(own: Tensor) -> Tensor:
-        if draw.candidates is not None:
-            keys = rows_of(bank, draw.key_index, bank.device)
-            return dense_contrast(own, positive, keys, draw.candidates, TAU, critic)
-        assert draw.negative_index is not None
         if contrast_index is not None:
             return naive_nce(own, bank, contrast_index, TAU, z)
-        return sampled_contrast(own, bank[index], bank, draw.negative_index, TAU, critic)
+        if isinstance(draw.negatives, Candidates):
+            keys = rows_of(bank, draw.key_index, bank.device)
+            return contrast_loss(own, positive, keys, draw.negatives, TAU, critic)
+        return contrast_loss(own, bank[index], bank, draw.negatives, TAU, critic)
 
     def step() -> None:
         side(anchor.clone().requires_grad_()).backward()  # type: ignore[no-untyped-call]

@@ -3,7 +3,7 @@
     python benchmarks/methods.py [--pair resnet32x4:resnet8x4] [--batch 64] [--repeats 5]
 
 The first table is of whole training steps, alone and with CKTF added (16384 negatives drawn once
-for the batch, N = 50,000), relative to a step of the student alone; those with a first stage have a
+for the batch, N = 50,000), relative to a step of the student alone; those with a first phase have a
 row for its step. The second is of the losses alone, forward and backward, on the two networks'
 features, against the formulation of the published results, which `tests/naive_losses.py` keeps.
 Memory is that of the tensors which a step holds at most, beside those that stay.
@@ -39,7 +39,7 @@ Loss = Callable[[], Tensor]
 
 
 class First:
-    """A step of a method's first stage."""
+    """A step of a method's first phase."""
 
     def __init__(self, steps: Steps, phase: Phase) -> None:
         self.steps, self.phase = steps, phase
@@ -61,11 +61,11 @@ class First:
 
 
 def timed(steps: Steps, method: str) -> dict[str, Callable[[], None]]:
-    """A method's step, and those of its first stages."""
+    """A method's step, and those of its first phases."""
     objective = steps.compose(method, {n: CONTRAST for n in ("crd", "cktf") if n in method})
     found: dict[str, Callable[[], None]] = {method: Step(steps, objective)}
     if "+" not in method:
-        found |= {f"{method}: first stage": First(steps, p) for p in objective.phases()}
+        found |= {f"{method}: first phase": First(steps, p) for p in objective.phases()}
     return found
 
 

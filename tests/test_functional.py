@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from cktf.errors import MethodError, ShapeError
 from cktf.functional import contrast as kernels
 from cktf.functional import kd_loss, nce_loss, precision
-from cktf.functional.contrast import sampled_contrast
+from cktf.functional.contrast import contrast_loss
 from cktf.functional.critics import EPSILON, MeanScore, _softplus_sums
 from cktf.functional.module_vector import module_grid, module_vector
 
@@ -198,7 +198,7 @@ def test_nce_reaches_neither_bank_nor_normalizer():
 def test_mean_score_by_definition():
     anchor, bank, index = contrast()
     scores = [float((anchor[i] @ bank[j] / 0.1).exp()) for i in range(B) for j in index[i]]
-    found = sampled_contrast(anchor, bank[index[:, 0]], bank, index[:, 1:], 0.1, MeanScore(K))
+    found = contrast_loss(anchor, bank[index[:, 0]], bank, index[:, 1:], 0.1, MeanScore(K))
     assert float(found) == pytest.approx(sum(scores) / len(scores), rel=1e-5)
 
 

@@ -405,7 +405,7 @@ def test_cifar_pickles(fuzz_dir, data):
     path.write_bytes(data.draw(mutated(cifar_pickle())))
     with count_outcome("CIFAR pickles"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pixels, labels = cifar._read_pickle(cifar._CIFAR10, path)
+        pixels, labels = cifar._read_pickle(cifar.CIFAR10_LAYOUT, path)
         assert pixels.shape == (len(labels), 3072)
 
 
@@ -505,7 +505,7 @@ def test_checkpoints(fuzz_dir, tmp_path_factory, data):
     kept = Checkpoints(folder, lambda line: None)
     for number in (1, 2):
         kept.save({"number": number, "w": torch.arange(50.0) * number}, str(number))
-    path = kept.paths[-1].with_suffix(data.draw(st.sampled_from([".pt", ".json"])))
+    path = kept.present[-1].with_suffix(data.draw(st.sampled_from([".pt", ".json"])))
     path.write_bytes(data.draw(mutated(path.read_bytes())))
     with count_outcome("checkpoints of runs"), warnings.catch_warnings():
         warnings.simplefilter("ignore")

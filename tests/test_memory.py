@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from cktf.contrast import Bank, ContrastConfig, InBatch, Queue, random_bank
 from cktf.errors import MethodError, ShapeError
 from cktf.functional import infonce_loss, infonce_loss_all, nce_loss, nce_loss_all
-from cktf.functional.contrast import Candidates, dense_contrast
+from cktf.functional.contrast import Candidates, contrast_loss
 from cktf.functional.critics import EPSILON, InfoNCECritic, NCECritic
 from cktf.objectives import CRD
 
@@ -101,7 +101,7 @@ class TestInfoNCE:
         anchor, bank, index = rows(B), rows(N), torch.arange(B)
         sampler, losses = Bank(N, None, K, "sampled"), []
         for _ in range(300):
-            contrast = torch.cat([index.unsqueeze(1), sampler.draw(index).negative_index], dim=1)
+            contrast = torch.cat([index.unsqueeze(1), sampler.draw(index).negatives], dim=1)
             losses.append(infonce_loss(anchor, bank, contrast, temperature=TAU))
         exact = infonce_loss_all(anchor, bank, index, temperature=TAU, negatives=K)
         assert torch.stack(losses).mean() < exact
@@ -127,8 +127,8 @@ class TestShared:
         losses, gradients = [], []
         for _ in range(1500):
             draw, anchor.grad = memory.draw(index), None
-            loss = dense_contrast(
-                anchor, bank[index], bank[draw.key_index], draw.candidates, TAU,
+            loss = contrast_loss(
+                anchor, bank[index], bank[draw.key_index], draw.negatives, TAU,
                 NCECritic(z.log(), K, N),
             )  # fmt: skip
             loss.backward()
@@ -150,10 +150,10 @@ class TestShared:
     def test_all_anchors_see_the_same_keys_but_their_own_class(self, labels):
         memory, index = Bank(N, labels, 500, "shared"), torch.arange(B)
         draw = memory.draw(index)
-        mask = draw.candidates.mask(slice(None))
+        mask = draw.negatives.mask(slice(None))
         keys = ids(labels, draw.key_index)
         assert torch.equal(mask.isinf(), keys == ids(labels, index).unsqueeze(1))
-        torch.testing.assert_close(draw.candidates.share, 500 / (mask == 0).sum(1))
+        torch.testing.assert_close(draw.negatives.share, 500 / (mask == 0).sum(1))
 
 
 def test_normalizers_of_batches_of_another_size():
@@ -204,7 +204,7 @@ class TestQueue:
         queue.draw(torch.arange(10))
         queue.commit_reserved()
         queue.draw(torch.arange(20, 30))
-        candidates = queue.draw(torch.arange(3, 10)).candidates
+        candidates = queue.draw(torch.arange(3, 10)).negatives
         held = torch.cat([torch.arange(10), torch.full((6,), -1)])
         expected = held == torch.arange(3, 10).unsqueeze(1)
         assert torch.equal(candidates.mask(slice(None)).isinf(), expected)
@@ -224,7 +224,7 @@ class TestQueue:
             draw = queue.memory.draw(index), bank.memory.draw(index)
             for objective, drawn in zip((queue, bank), draw, strict=True):
                 with torch.no_grad():
-                    objective.fill_rows(*(e[index] for e in everyone), drawn)
+                    objective.fill_rows(*(e[index] for e in everyone), drawn.write_index)
                 objective.memory.commit_reserved()
         index = torch.randperm(N)[:B]
         found, gradients = [], []
@@ -530,7 +530,7 @@ def test_a_mask_too_large_to_keep_is_made_block_by_block(monkeypatch):
 
     def loss():
         candidates = Candidates(anchor_ids, key_ids, K)
-        return dense_contrast(anchor, anchor, keys, candidates, TAU, InfoNCECritic())
+        return contrast_loss(anchor, anchor, keys, candidates, TAU, InfoNCECritic())
 
     whole = loss()
     monkeypatch.setattr(contrast, "BLOCK", 4 * B)

@@ -571,7 +571,7 @@ class TestClassic:
          ("ab", {"margin": 0.0}, "margin"), ("ft", {"factor": 0.0}, "at least one"),
          ("kdsvd", {"rank": 0}, "rank 0"),
          ("kdsvd", {"rank": 99}, "rank = 99.*or less"),
-         ("kdsvd", {"axis": "channel"}, "Use axis: width")],
+         ("kdsvd", {"axis": "channel"}, "use the other axis")],
     )  # fmt: skip
     def test_options(self, method, option, message):
         context = Case("cktf+ab", "resnet-wrn").context

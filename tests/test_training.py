@@ -149,7 +149,7 @@ def test_frozen_parameters_stay_despite_earlier_gradients(few_images, tmp_path, 
 
 @pytest.mark.parametrize("method", ["kd", "cktf"])
 def test_frozen_batch_norm_keeps_its_statistics(few_images, tmp_path, student, method):
-    """Only the first stage is frozen; a forward pass fills the memory."""
+    """Only the first phase is frozen; a forward pass fills the memory."""
     student.a.requires_grad_(False)
     before = {k: v.clone() for k, v in student.state_dict().items()}
     options = {"cktf": {"memory": "queue", "queue_size": 64, "negatives": 16, "init": "forward"}}

@@ -219,7 +219,7 @@ def test_timm_opens_no_pickle(here):
 def test_a_pickle_of_images_runs_no_code(here):
     Path("batch").write_bytes(pickle.dumps({"data": MakesFolder(here / "escaped"), "labels": []}))
     with pytest.raises(DataError, match="which images do not need"):
-        cifar._read_pickle(cifar._CIFAR10, Path("batch"))
+        cifar._read_pickle(cifar.CIFAR10_LAYOUT, Path("batch"))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import inspect
 import re
 from pathlib import Path
 
+from cktf import functional
 from cktf.bench import published_accuracies
 from cktf.contrast import ContrastConfig
 from cktf.objectives import METHODS, PRESETS, Objective, expand_preset
@@ -95,7 +96,9 @@ def combination(name: str, method: type[Objective]) -> str:
 
 def page(name: str, method: type[Objective]) -> str:
     """One method's page."""
-    source = (inspect.getdoc(inspect.getmodule(method)) or "").split("\n\n", 1)[-1]
+    # The source is in the docstring of the mathematics, where that has a module of its own.
+    module = getattr(functional, name, None) or inspect.getmodule(method)
+    source = (inspect.getdoc(module) or "").split("\n\n", 1)[-1]
     lines = [
         f"# {name}: {method.title}",
         "",
@@ -104,7 +107,7 @@ def page(name: str, method: type[Objective]) -> str:
         f"- **weight**: {method.default_weight:g}",
         f"- **reads**: {'; '.join(text for key, text in READS.items() if key in method.requires)}",
         f"- **works without labels**: {'yes' if method.accepts_unlabeled() else 'no'}",
-        f"- **first stage, `--init-epochs` long**: {method.first_phase() or 'none'}",
+        f"- **first phase, `--init-epochs` long**: {method.first_phase() or 'none'}",
         f"- **with CKTF**: {combination(name, method)}",
         "",
         source,
@@ -126,7 +129,7 @@ def contents() -> str:
         "Names join by `+`, a weight may follow a colon: `cktf+at`, `at:500+sp:1000+kd`. A method",
         "without a weight has its own, in every sum.",
         "",
-        "| method | what it is | paper | weight | without labels | first stage |",
+        "| method | what it is | paper | weight | without labels | first phase |",
         "|---|---|---|---|---|---|",
     ]
     lines += [

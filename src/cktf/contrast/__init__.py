@@ -5,11 +5,12 @@ The losses over them are in `cktf.functional`.
 
 from cktf.contrast.bank import DEVICE, DTYPES, Storage, random_bank, rows_of, update_bank
 from cktf.contrast.config import ContrastConfig, Estimator, rename_options
-from cktf.contrast.footprint import Footprint, footprint
+from cktf.contrast.footprint import ADVICE, Footprint, footprint
 from cktf.contrast.memory import Bank, Draw, InBatch, Memory, Queue, build_memory
 from cktf.contrast.negatives import NegativeSampler
 
 __all__ = [
+    "ADVICE",
     "DEVICE",
     "DTYPES",
     "Bank",

@@ -1,6 +1,7 @@
 """The memory of a contrastive objective, computed before it is built."""
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -8,38 +9,34 @@ import psutil
 import torch
 
 from cktf.contrast.bank import DEVICE, DTYPES, HOST
-from cktf.contrast.config import ContrastConfig, Estimator
+from cktf.contrast.config import ContrastConfig
 from cktf.errors import MethodError
 from cktf.functional.contrast import BLOCK
 
 _FLOAT, _INT = 4, 8
+ADVICE = (
+    "for smaller banks memory=queue with a smaller queue_size, storage=bfloat16, or "
+    "estimator=shared with bank_device=FOLDER, which maps the banks from files; for a smaller step "
+    "fewer negatives, estimator=shared, or smaller batches"
+)
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of memory, and the options that would make them fewer.
+    """Bytes of memory.
 
     Attributes:
         banks: bytes of the banks, which last for the run, by `bank_device`.
         step: bytes of a step, besides the banks.
-        smaller_banks: options that make the banks smaller, by `bank_device`.
-        smaller_step: options that make a step smaller.
     """
 
     banks: Mapping[str, int] = field(default_factory=dict)
     step: int = 0
-    smaller_banks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    smaller_step: tuple[str, ...] = ()
 
     def __add__(self, other: "Footprint") -> "Footprint":
         """Add that of an objective which is computed after this one."""
-        banks, smaller = dict(self.banks), dict(self.smaller_banks)
-        for device, size in other.banks.items():
-            banks[device] = banks.get(device, 0) + size
-        for device, options in other.smaller_banks.items():
-            smaller[device] = tuple(dict.fromkeys(smaller.get(device, ()) + options))
-        larger = max(self, other, key=lambda term: term.step)
-        return Footprint(banks, larger.step, smaller, larger.smaller_step)
+        banks = Counter(self.banks) + Counter(other.banks)
+        return Footprint(dict(banks), max(self.step, other.step))
 
     def __str__(self) -> str:
         """Describe it in a line.
@@ -59,35 +56,18 @@ class Footprint:
             device: the device of the steps.
             built: the banks are in host memory already, or in their files.
         """
-        for storage, parts in self._parts(device, built=built).items():
-            needed, free = sum(size for size, _ in parts), _free_bytes(storage)
-            if needed > free:
-                # Where each fits alone, the largest.
-                large = [part for part in parts if part[0] > free] or [max(parts)]
-                options = dict.fromkeys(option for _, options in large for option in options)
-                raise MethodError(
-                    f"Contrast needs {_format_bytes(needed)} ({self}), and {storage} has "
-                    f"{_format_bytes(free)} free. Try "
-                    f"{'; or '.join(options) or f'to free more of {storage}'}."
-                )
-
-    def options(self, device: torch.device) -> tuple[str, ...]:
-        """Options that make the largest part on a device smaller."""
-        return max(self._parts(device)[device])[1]
-
-    def _parts(
-        self, device: torch.device, *, built: bool = False
-    ) -> dict[torch.device | str, list[tuple[int, tuple[str, ...]]]]:
-        """Sizes by device or folder, each with the options that make it smaller."""
-        parts: dict[torch.device | str, list[tuple[int, tuple[str, ...]]]] = {
-            device: [(self.step, self.smaller_step)]
-        }
+        needed_bytes: dict[torch.device | str, int] = {device: self.step}
         for bank_device, size in self.banks.items():
             storage = {DEVICE: device, HOST: torch.device("cpu")}.get(bank_device, bank_device)
             if not built or (bank_device == DEVICE and device.type != "cpu"):
-                smaller = self.smaller_banks.get(bank_device, ())
-                parts.setdefault(storage, []).append((size, smaller))
-        return parts
+                needed_bytes[storage] = needed_bytes.get(storage, 0) + size
+        for storage, needed in needed_bytes.items():
+            free = _free_bytes(storage)
+            if needed > free:
+                raise MethodError(
+                    f"Contrast needs {_format_bytes(needed)} ({self}), and {storage} has "
+                    f"{_format_bytes(free)} free. Try {ADVICE}."
+                )
 
 
 def footprint(
@@ -102,47 +82,16 @@ def footprint(
         num_pairs: pairs that share a memory.
     """
     rows, estimator = config.num_rows(dataset_size), config.chosen_estimator(dataset_size)
-    negatives, bank_device, queue = config.negatives, config.bank_device, config.memory == "queue"
     row_bytes = config.embedding_dim * DTYPES[config.storage].itemsize
-    step = _step_bytes(rows, negatives, estimator, row_bytes, batch)
-    # A step with each option at its utmost: what does not halve it is no advice.
-    least = {
-        f"negatives below {negatives}": _step_bytes(rows, 1, estimator, row_bytes, batch),
-        f"data.batch_size below {batch}": _step_bytes(
-            rows, negatives, estimator, row_bytes, min(batch, 2)
-        ),
-    }
-    if rows:
-        least["estimator=shared"] = _step_bytes(rows, negatives, "shared", row_bytes, batch)
-    smaller_step = tuple(option for option, size in least.items() if 2 * size <= step)
-    if not rows:
-        return Footprint(step=step, smaller_step=smaller_step)
-    smaller_banks = [f"queue_size below {rows}"]
-    if not queue:
-        # Options that do not go with a queue.
-        changed = {
-            "estimator=shared": estimator == "sampled",
-            "bank_device=device": bank_device != DEVICE,
-        }
-        options = ["memory=queue", *(o for o in changed if changed[o]), *smaller_banks]
-        smaller_banks = [" and ".join(options)]
-    if config.storage != "bfloat16":
-        smaller_banks.append("storage=bfloat16, half the size")
-    if not queue and bank_device in (DEVICE, HOST):
-        shared = "" if estimator == "shared" else "estimator=shared and "
-        smaller_banks.append(f"{shared}bank_device=FOLDER, which maps the banks from files")
-    banks = {bank_device: 2 * num_pairs * rows * row_bytes}
-    return Footprint(banks, step, {bank_device: tuple(smaller_banks)}, smaller_step)
-
-
-def _step_bytes(rows: int, negatives: int, estimator: Estimator, row_bytes: int, batch: int) -> int:
     if estimator == "sampled":
         # Scores of all rows; scores of the negatives with two temporaries, their index with one.
-        return batch * rows * _FLOAT + batch * negatives * (3 * _FLOAT + 2 * _INT)
-    keys = negatives if estimator == "shared" else rows or batch
-    mask = min(batch * keys, 4 * BLOCK)
-    copied = keys * row_bytes if estimator == "shared" else 0
-    return (mask + 3 * min(batch * keys, BLOCK)) * _FLOAT + copied
+        step = batch * rows * _FLOAT + batch * config.negatives * (3 * _FLOAT + 2 * _INT)
+    else:
+        keys = config.negatives if estimator == "shared" else rows or batch
+        mask = min(batch * keys, 4 * BLOCK)
+        copied = keys * row_bytes if estimator == "shared" else 0
+        step = (mask + 3 * min(batch * keys, BLOCK)) * _FLOAT + copied
+    return Footprint({config.bank_device: 2 * num_pairs * rows * row_bytes} if rows else {}, step)
 
 
 def _free_bytes(storage: torch.device | str) -> int:

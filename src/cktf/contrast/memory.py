@@ -36,29 +36,25 @@ class Draw:
     """Rows of the memory that one batch is contrasted with, and rows that it overwrites.
 
     Attributes:
+        negatives: [B, K] rows of each anchor's negatives, or which keys are negatives.
         positive_index: [B] rows of the positives; None where the positive is the other network's
             representation of this batch.
         write_index: [processes · B] rows that the representations of all processes overwrite; None
             for no row.
-        negative_index: [B, K] rows of each anchor's negatives; None where `candidates` says which
-            keys are negatives.
-        candidates: which keys are negatives of which anchors.
         key_index: [K] rows of the batch's keys; None for all rows.
     """
 
+    negatives: Tensor | Candidates
     positive_index: Tensor | None = None
     write_index: Tensor | None = None
-    negative_index: Tensor | None = None
-    candidates: Candidates | None = None
     key_index: Tensor | None = None
 
     @property
-    def negatives(self) -> int:
+    def num_negatives(self) -> int:
         """K."""
-        if self.candidates is not None:
-            return self.candidates.negatives
-        assert self.negative_index is not None
-        return self.negative_index.shape[1]
+        if isinstance(self.negatives, Candidates):
+            return self.negatives.negatives
+        return self.negatives.shape[1]
 
 
 class Memory(nn.Module, ABC):
@@ -100,9 +96,9 @@ class Memory(nn.Module, ABC):
     def draw(self, index: Tensor) -> Draw:
         """Draw the keys of a batch at positions [B], and reserve the rows that it overwrites."""
 
-    def reserve(self, index: Tensor) -> Draw:
+    def reserve(self, index: Tensor) -> Tensor | None:
         """Reserve the rows that a batch at positions [B] overwrites, until `commit_reserved`."""
-        return Draw()
+        return None
 
     def commit_reserved(self) -> None:
         """Record the samples of the last batch as the owners of its rows."""
@@ -151,8 +147,7 @@ class Bank(Memory):
     def draw(self, index: Tensor) -> Draw:
         """Draw negatives; the positives are the batch's own rows, which it then updates."""
         if self.sampler is not None:
-            negative_index = self.sampler.draw(index, self.negatives)
-            return Draw(index, gather(index), negative_index=negative_index)
+            return Draw(self.sampler.draw(index, self.negatives), index, gather(index))
         write_index, key_index = gather(index), None
         if self.estimator == "shared":
             key_index = self._draw_shared(index.device)
@@ -163,17 +158,16 @@ class Bank(Memory):
             # Every row in order: its ids are the labels as they stand, without N look-ups a step.
             key_ids = self.labels
         candidates = Candidates(self._class_ids(index), key_ids, self.negatives)
-        return Draw(index, write_index, candidates=candidates, key_index=key_index)
+        return Draw(candidates, index, write_index, key_index)
 
-    def reserve(self, index: Tensor) -> Draw:
+    def reserve(self, index: Tensor) -> Tensor:
         """Reserve the samples' own rows."""
-        return Draw(write_index=gather(index))
+        return gather(index)
 
     def draw_of(self, contrast_index: Tensor, index: Tensor) -> Draw:
         """Make a draw from rows chosen elsewhere."""
         _check.contrast_index(contrast_index, len(index), self.num_rows)
-        negative_index = contrast_index[:, 1:].contiguous()
-        return Draw(contrast_index[:, 0], gather(index), negative_index=negative_index)
+        return Draw(contrast_index[:, 1:].contiguous(), contrast_index[:, 0], gather(index))
 
 
 class Queue(Memory):
@@ -210,17 +204,17 @@ class Queue(Memory):
         candidates = Candidates(
             self._class_ids(index), self._class_ids(key_samples), self.negatives
         )
-        write_index = self.reserve(index).write_index if self.training else None
-        return Draw(write_index=write_index, candidates=candidates, key_index=key_index)
+        write_index = self.reserve(index) if self.training else None
+        return Draw(candidates, write_index=write_index, key_index=key_index)
 
     @torch.no_grad()
-    def reserve(self, index: Tensor) -> Draw:
+    def reserve(self, index: Tensor) -> Tensor:
         """Reserve the oldest rows."""
         samples = gather(index)
         self.check_batch(len(samples))
         write_index = (self.next + torch.arange(len(samples), device=index.device)) % self.num_rows
         self._pending = write_index, samples
-        return Draw(write_index=write_index)
+        return write_index
 
     @torch.no_grad()
     def commit_reserved(self) -> None:
@@ -249,10 +243,8 @@ class InBatch(Memory):
     def draw(self, index: Tensor) -> Draw:
         """Take the batch's representations as keys, in the order of the processes' ranks."""
         samples = gather(index)
-        candidates = Candidates(
-            self._class_ids(index), self._class_ids(samples), max(1, len(samples) - 1)
-        )
-        return Draw(candidates=candidates)
+        num_negatives = max(1, len(samples) - 1)
+        return Draw(Candidates(self._class_ids(index), self._class_ids(samples), num_negatives))
 
 
 def build_memory(

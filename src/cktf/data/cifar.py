@@ -22,7 +22,7 @@ _COARSE_CLASSES = 20
 
 
 @dataclass(frozen=True)
-class _Layout:
+class CifarLayout:
     """Files and constants of one data set.
 
     Attributes:
@@ -48,40 +48,28 @@ class _Layout:
     torchvision_class: str
 
 
-_CIFAR10 = _Layout(
+CIFAR10_LAYOUT = CifarLayout(
     "cifar10", "CIFAR-10", CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616),
     "cifar-10-batches-bin", "cifar-10-batches-py",
     {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
     False, "labels", "CIFAR10",
 )  # fmt: skip
-_CIFAR100 = _Layout(
+CIFAR100_LAYOUT = CifarLayout(
     "cifar100", "CIFAR-100", CIFAR100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761),
     "cifar-100-binary", "cifar-100-python", {"train": ["train"], "test": ["test"]},
     True, "fine_labels", "CIFAR100",
 )  # fmt: skip
 
 
-def load_cifar10(directory: Path | None, split: str) -> ImageSet:
-    """Load CIFAR-10 from `directory`, or from the archive's folder below it.
+def load_cifar(layout: CifarLayout, directory: Path | None, split: str) -> ImageSet:
+    """Load CIFAR-10, or CIFAR-100 with its fine classes, from `directory` or a folder below it.
 
-    The binary layout is preferred. Where neither is complete, the Python layout is downloaded.
-
-    Raises:
-        DataError: no directory, a damaged file, or no files and no network.
-    """
-    return _load(_CIFAR10, directory, split)
-
-
-def load_cifar100(directory: Path | None, split: str) -> ImageSet:
-    """Load CIFAR-100 with its hundred fine classes, as `load_cifar10` loads CIFAR-10.
+    The folder is the archive's; the binary layout is preferred. Where neither layout is complete,
+    the Python layout is downloaded.
 
     Raises:
         DataError: no directory, a damaged file, or no files and no network.
     """
-    return _load(_CIFAR100, directory, split)
-
-
-def _load(layout: _Layout, directory: Path | None, split: str) -> ImageSet:
     if directory is None:
         raise DataError(
             f"{layout.title} needs --data-dir: the folder with its files, or for its download."
@@ -97,7 +85,7 @@ def _load(layout: _Layout, directory: Path | None, split: str) -> ImageSet:
     return _read_python(layout, directory, split)
 
 
-def _read_binary(layout: _Layout, folder: Path, split: str) -> ImageSet:
+def _read_binary(layout: CifarLayout, folder: Path, split: str) -> ImageSet:
     label_bytes = 2 if layout.has_coarse_label else 1
     paths = [folder / f"{name}.bin" for name in layout.files[split]]
     records = np.concatenate([_read_records(layout, path, label_bytes + _PIXELS) for path in paths])
@@ -109,7 +97,7 @@ def _read_binary(layout: _Layout, folder: Path, split: str) -> ImageSet:
     return _image_set(layout, records[:, label_bytes:], records[:, label_bytes - 1])
 
 
-def _read_records(layout: _Layout, path: Path, record_bytes: int) -> np.ndarray:
+def _read_records(layout: CifarLayout, path: Path, record_bytes: int) -> np.ndarray:
     if not path.is_file():
         raise DataError(
             f"{layout.title}: {path.parent} has no {path.name}. Fetch the archive again."
@@ -124,7 +112,7 @@ def _read_records(layout: _Layout, path: Path, record_bytes: int) -> np.ndarray:
     return np.fromfile(path, dtype=np.uint8).reshape(-1, record_bytes)
 
 
-def _read_python(layout: _Layout, directory: Path, split: str) -> ImageSet:
+def _read_python(layout: CifarLayout, directory: Path, split: str) -> ImageSet:
     root = directory.parent if directory.name == layout.python_folder else directory
     _download_if_incomplete(layout, root, directory)
     paths = [root / layout.python_folder / name for name in layout.files[split]]
@@ -132,7 +120,7 @@ def _read_python(layout: _Layout, directory: Path, split: str) -> ImageSet:
     return _image_set(layout, np.concatenate(pixels), np.concatenate(labels))
 
 
-def _download_if_incomplete(layout: _Layout, root: Path, directory: Path) -> None:
+def _download_if_incomplete(layout: CifarLayout, root: Path, directory: Path) -> None:
     """Download the Python layout unless all files have the published check sums."""
     from torchvision import datasets  # the import takes a second
     from torchvision.datasets.utils import check_integrity, download_and_extract_archive
@@ -170,7 +158,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it calls {module}.{name}, which images do not need")
 
 
-def _read_pickle(layout: _Layout, path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_pickle(layout: CifarLayout, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read pixels [N, 3072] and labels [N] of one pickled file."""
     try:
         with path.open("rb") as file:
@@ -193,7 +181,7 @@ def _read_pickle(layout: _Layout, path: Path) -> tuple[np.ndarray, np.ndarray]:
     return pixels, labels
 
 
-def _image_set(layout: _Layout, planes: np.ndarray, labels: np.ndarray) -> ImageSet:
+def _image_set(layout: CifarLayout, planes: np.ndarray, labels: np.ndarray) -> ImageSet:
     pixels = planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return ImageSet(
         torch.from_numpy(np.ascontiguousarray(pixels)),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 RGB, GRAY = 3, 1
@@ -109,13 +109,7 @@ def resize_and_center_crop(image: Image.Image, size: int) -> Image.Image:
     The two steps are one resampling of a box, so that pixels outside the crop are never computed;
     the result equals scaling and then cropping up to rounding.
     """
-    width, height = image.size
-    if (width, height) == (size, size):
-        return image
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
 def to_uint8_tensor(image: Image.Image) -> Tensor:

@@ -61,7 +61,11 @@ def open_image_folder(directory: Path | None, split: str, options: ReadOptions) 
     train_files = files if test is None else _flatten(train)[0]
     if test is None and options.hold_out:
         names = [path.relative_to(directory).as_posix() for path in files]
-        _check_two_images(name, train)
+        if single := [label for label, paths in train.items() if len(paths) < 2]:
+            raise DataError(
+                f"{name}: to hold out a test split, each class needs two images or more; one in "
+                f"{abbreviate(single)}. Add images, or a test folder beside train."
+            )
         remaining, held_out = split_by_name(labels, names, TEST_FRACTION)
         train_files = [files[i] for i in remaining.tolist()]
         positions = remaining if split == "train" else held_out
@@ -164,15 +168,6 @@ def _check_same_classes(name: str, split: str, train: set[str], test: set[str]) 
         raise DataError(
             f"{name}: train and {split} must have the same classes; only in train: {only_train}; "
             f"only in {split}: {only_test}. Rename, add or remove class folders."
-        )
-
-
-def _check_two_images(name: str, class_files: _ClassFiles) -> None:
-    single = [label for label, files in class_files.items() if len(files) < 2]
-    if single:
-        raise DataError(
-            f"{name}: to hold out a test split, each class needs two images or more; one in "
-            f"{abbreviate(single)}. Add images, or a test folder beside train."
         )
 
 

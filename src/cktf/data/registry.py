@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cktf.data.cifar import load_cifar10, load_cifar100
+from cktf.data.cifar import CIFAR10_LAYOUT, CIFAR100_LAYOUT, load_cifar
 from cktf.data.fashion import load_fashion_mini, load_fashion_mnist
 from cktf.data.hub import is_saved_dataset, open_hub_dataset
 from cktf.data.image_folder import open_image_folder
@@ -84,12 +84,12 @@ DATASETS = {
         DatasetInfo(
             "cifar10", 10, 50_000, 10_000,
             "binary or Python layout in --data-dir; downloaded if absent",
-            _open_in_memory(load_cifar10), needs_directory=True,
+            _open_in_memory(partial(load_cifar, CIFAR10_LAYOUT)), needs_directory=True,
         ),
         DatasetInfo(
             "cifar100", 100, 50_000, 10_000,
             "binary or Python layout in --data-dir; downloaded if absent",
-            _open_in_memory(load_cifar100), needs_directory=True,
+            _open_in_memory(partial(load_cifar, CIFAR100_LAYOUT)), needs_directory=True,
         ),
         DatasetInfo(
             "stl10", 10, 5_000, 8_000, "stl10_binary in --data-dir; also the split unlabeled",

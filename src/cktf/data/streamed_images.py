@@ -1,7 +1,6 @@
 """Images that are decoded when they are asked for, because they do not fit into memory."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -57,7 +56,8 @@ class StreamedImages:
             flip: mirror left and right with probability one half.
         """
         image = self._load(position, _RANDOM_CROP_SCALE)
-        with _seeded(seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             return to_uint8_tensor(_transform(self.size, flip)(image))
 
     def load_transform(self, flip: bool = True) -> None:
@@ -87,14 +87,3 @@ def _transform(size: int, flip: bool) -> Callable[[Image.Image], Image.Image]:
         v2.Compose([crop, v2.RandomHorizontalFlip()]) if flip else crop
     )
     return transform
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU's generator for the block and restore its state afterwards."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)

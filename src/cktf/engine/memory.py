@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cktf.contrast import Footprint
+from cktf.contrast import ADVICE, Footprint
 from cktf.errors import TrainingError
 
 # Peak memory of this process on Linux (VmHWM), and the file that resets it.
@@ -85,11 +85,8 @@ def out_of_memory_error(
     text, advice = str(error), []
     if training and batch_size > 2:
         advice.append(f"smaller batches, --set data.batch_size={max(2, batch_size // 2)}")
-    options = [o for o in footprint.options(device) if not o.startswith("data.")]
-    if options:
-        advice.append(
-            f"for contrast, which takes {footprint}, of options.METHOD: {', or '.join(options)}"
-        )
+    if footprint.banks:
+        advice.append(f"of options.METHOD, where contrast takes {footprint}: {ADVICE}")
     if device.type == "cuda":
         advice.append("less precision, --set runtime.precision=bfloat16")
     reason = text.splitlines()[0][:200] if text else "no more memory"

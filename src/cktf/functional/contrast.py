@@ -6,10 +6,10 @@ in the forward pass, and is all that is kept for backward. Keys are constants: r
 Everything is computed in float32, whatever autocast says; only the two products are in the type of
 the keys, and in float32 too where the hardware does not multiply bfloat16.
 
-- `sampled_contrast`: K negatives for each anchor. One product `anchor @ keysᵀ` gives every score,
+- Sampled: K negatives for each anchor. One product `anchor @ keysᵀ` gives every score,
   the chosen ones are gathered; the gradient is the transpose, one scatter and one product. Time
   4·B·N·D operations and a few passes over B·K numbers; memory B·N and a few times B·K.
-- `dense_contrast`: every key is a negative of every anchor, but for those of a mask. No gather, no
+- Dense: every key is a negative of every anchor, but for those of a mask. No gather, no
   scatter. Time 4·B·M·D operations for M keys; memory `BLOCK` numbers: keys are read in blocks.
 """
 
@@ -62,31 +62,30 @@ class Candidates:
         return mask.masked_fill_(same, -torch.inf)
 
 
-class _Sampled(torch.autograd.Function):
+class _Contrast(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         anchor: Tensor,
         positive: Tensor,
         keys: Tensor,
-        negative_index: Tensor,
+        negatives: Tensor | Candidates,
         temperature: float,
         critic: Critic,
     ) -> Tensor:
+        has_gradient = ctx.needs_input_grad[0]
         with torch.autocast(anchor.device.type, enabled=False):
             rows, positive = anchor.float() / temperature, positive.float()
-            scores = _all_scores(rows, keys)
-            weights = scores.gather(1, negative_index).float()
-            total = critic.block(weights)
-            positive_logits = (rows * positive).sum(1)
-            loss, pull, push = critic.finish(positive_logits, total, 1.0)
-            if ctx.needs_input_grad[0]:
-                # The scores are read; the weights reuse their memory, which is mapped already.
-                _scatter_add(scores, negative_index, weights)
-                gradient = torch.zeros_like(rows)
-                for block, key_block in _iterate_converted(keys, len(rows)):
-                    gradient += product(scores[:, block], key_block)
-                _save_gradient(ctx, anchor, pull, push, positive, gradient, temperature)
+            share: Tensor | float = 1.0
+            if isinstance(negatives, Candidates):
+                share = negatives.share
+                total, weighted_keys = _sum_dense(rows, keys, negatives, critic, has_gradient)
+            else:
+                total, weighted_keys = _sum_sampled(rows, keys, negatives, critic, has_gradient)
+            loss, pull, push = critic.finish((rows * positive).sum(1), total, share)
+            if has_gradient:
+                gradient = pull.unsqueeze(1) * positive + push.unsqueeze(1) * weighted_keys
+                ctx.save_for_backward((gradient / (len(anchor) * temperature)).to(anchor.dtype))
         return loss.mean()
 
     @staticmethod
@@ -96,37 +95,34 @@ class _Sampled(torch.autograd.Function):
         return grad_output * gradient, *([None] * 5)
 
 
-class _Dense(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchor: Tensor,
-        positive: Tensor,
-        keys: Tensor,
-        candidates: Candidates,
-        temperature: float,
-        critic: Critic,
-    ) -> Tensor:
-        with torch.autocast(anchor.device.type, enabled=False):
-            rows, positive = anchor.float() / temperature, positive.float()
-            total = torch.zeros(len(rows), device=rows.device)
-            gradient = torch.zeros_like(rows)
-            for block, key_block in _blocks(keys, len(rows)):
-                weights = product(rows.to(key_block.dtype), key_block.t()).float()
-                weights += candidates.mask(block)
-                total += critic.block(weights)
-                if ctx.needs_input_grad[0]:
-                    gradient += product(weights.to(key_block.dtype), key_block)
-            loss, pull, push = critic.finish((rows * positive).sum(1), total, candidates.share)
-            if ctx.needs_input_grad[0]:
-                _save_gradient(ctx, anchor, pull, push, positive, gradient, temperature)
-        return loss.mean()
+def _sum_sampled(
+    rows: Tensor, keys: Tensor, negative_index: Tensor, critic: Critic, has_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """The critic's sums [B] over the negatives, and the sums [B, D] of their weighted keys."""
+    scores = _all_scores(rows, keys)
+    weights = scores.gather(1, negative_index).float()
+    total, weighted_keys = critic.block(weights), torch.zeros_like(rows)
+    if has_gradient:
+        # The scores are read; the weights reuse their memory, which is mapped already.
+        _scatter_add(scores, negative_index, weights)
+        whole = _product_dtype(keys) == keys.dtype
+        for block, key_block in [(slice(None), keys)] if whole else _blocks(keys, len(rows)):
+            weighted_keys += product(scores[:, block], key_block)
+    return total, weighted_keys
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return grad_output * gradient, *([None] * 5)
+
+def _sum_dense(
+    rows: Tensor, keys: Tensor, candidates: Candidates, critic: Critic, has_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """As `_sum_sampled`, over all keys but the masked."""
+    total, weighted_keys = torch.zeros(len(rows), device=rows.device), torch.zeros_like(rows)
+    for block, key_block in _blocks(keys, len(rows)):
+        weights = product(rows.to(key_block.dtype), key_block.t()).float()
+        weights += candidates.mask(block)
+        total += critic.block(weights)
+        if has_gradient:
+            weighted_keys += product(weights.to(key_block.dtype), key_block)
+    return total, weighted_keys
 
 
 def _all_scores(rows: Tensor, keys: Tensor) -> Tensor:
@@ -155,31 +151,10 @@ def _scatter_add(dense: Tensor, negative_index: Tensor, weights: Tensor) -> None
         dense[rows] = sums.scatter_add_(1, negative_index[rows], weights[rows])
 
 
-def _save_gradient(
-    ctx: Any,
-    anchor: Tensor,
-    pull: Tensor,
-    push: Tensor,
-    positive: Tensor,
-    weighted_keys: Tensor,
-    temperature: float,
-) -> None:
-    """Save the gradient by the anchor for backward."""
-    gradient = pull.unsqueeze(1) * positive + push.unsqueeze(1) * weighted_keys
-    ctx.save_for_backward((gradient / (len(anchor) * temperature)).to(anchor.dtype))
-
-
 def _product_dtype(keys: Tensor) -> torch.dtype:
     """The type that products with the keys are computed in."""
     slow = keys.dtype == torch.bfloat16 and not multiplies_bfloat16(keys.device)
     return torch.float32 if slow else keys.dtype
-
-
-def _iterate_converted(keys: Tensor, batch: int) -> Iterator[tuple[slice, Tensor]]:
-    """The keys in the type of the products: in one block where that is their own type."""
-    if _product_dtype(keys) == keys.dtype:
-        return iter([(slice(None), keys)])
-    return _blocks(keys, batch)
 
 
 def _blocks(keys: Tensor, batch: int) -> Iterator[tuple[slice, Tensor]]:
@@ -194,34 +169,20 @@ def blocks(keys: int, batch: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, keys, size))
 
 
-def sampled_contrast(
+def contrast_loss(
     anchor: Tensor,
     positive: Tensor,
     keys: Tensor,
-    negative_index: Tensor,
+    negatives: Tensor | Candidates,
     temperature: float,
     critic: Critic,
 ) -> Tensor:
-    """Mean loss of anchors [B, D] with positives [B, D] against rows [B, K] of keys [N, D]."""
-    loss: Tensor = _Sampled.apply(
-        anchor, positive.detach(), keys.detach(), negative_index, temperature, critic
-    )
-    return loss
+    """Mean loss of anchors [B, D] with positives [B, D] against keys [N, D].
 
-
-def dense_contrast(
-    anchor: Tensor,
-    positive: Tensor,
-    keys: Tensor,
-    candidates: Candidates,
-    temperature: float,
-    critic: Critic,
-) -> Tensor:
-    """Mean loss of anchors [B, D] with positives [B, D] against all of keys [M, D] but the masked.
-
-    An anchor without any negative counts its positive alone.
+    The negatives are rows [B, K] of the keys, or all keys but the masked. An anchor without any
+    negative counts its positive alone.
     """
-    loss: Tensor = _Dense.apply(
-        anchor, positive.detach(), keys.detach(), candidates, temperature, critic
+    loss: Tensor = _Contrast.apply(
+        anchor, positive.detach(), keys.detach(), negatives, temperature, critic
     )
     return loss

@@ -57,10 +57,11 @@ class Critic(Protocol):
 
 
 def _softplus_sums(x: Tensor) -> Tensor:
-    """`Σ log(1 + exp x)` along the rows of [B, n], with one logarithm for `_JOINED` entries.
+    """`Σ log(1 + exp x)` along the rows of [B, n].
 
-    A logarithm of 1 + e costs as much as twenty exponentials. With e = exp(−|x|), at most 1,
-    pairs are joined by (1 + a)(1 + b) − 1 = a + b + ab, a sum of positive terms without loss.
+    One logarithm is taken for `_TERMS_PER_LOGARITHM` entries, since a logarithm of 1 + e costs as
+    much as twenty exponentials. With e = exp(−|x|), at most 1, pairs are joined by
+    (1 + a)(1 + b) − 1 = a + b + ab, a sum of positive terms without loss.
     """
     # On a CPU a power of two takes a quarter of the time of an exponential.
     terms = x.abs().mul_(-_LOG2E).exp2_()

@@ -12,10 +12,11 @@ import math
 
 from torch import Tensor
 
+from cktf import _check
 from cktf.errors import MethodError
-from cktf.functional.contrast import dense_contrast, sampled_contrast
+from cktf.functional.contrast import contrast_loss
 from cktf.functional.critics import MIN_TEMPERATURE, InfoNCECritic
-from cktf.functional.nce import check_all_inputs, check_sampled_inputs
+from cktf.functional.nce import build_candidates
 
 
 def infonce_loss(
@@ -29,10 +30,11 @@ def infonce_loss(
     Returns:
         Scalar float32, in nats, averaged over anchors: log(K + 1) where nothing is told apart.
     """
-    check_sampled_inputs(anchor, bank, contrast_index)
+    _check.same_embedding_dim(anchor, bank)
+    _check.contrast_index(contrast_index, len(anchor), len(bank))
     _check_temperature(temperature)
     positive, negative_index = bank[contrast_index[:, 0]], contrast_index[:, 1:]
-    return sampled_contrast(anchor, positive, bank, negative_index, temperature, InfoNCECritic())
+    return contrast_loss(anchor, positive, bank, negative_index, temperature, InfoNCECritic())
 
 
 def infonce_loss_all(
@@ -51,9 +53,9 @@ def infonce_loss_all(
 
     Args and errors as for `nce_loss_all` and `infonce_loss`, without a normalizer.
     """
-    candidates = check_all_inputs(anchor, bank, index, negatives, labels, bank_labels)
+    candidates = build_candidates(anchor, bank, index, negatives, labels, bank_labels)
     _check_temperature(temperature)
-    return dense_contrast(anchor, bank[index], bank, candidates, temperature, InfoNCECritic())
+    return contrast_loss(anchor, bank[index], bank, candidates, temperature, InfoNCECritic())
 
 
 def _check_temperature(temperature: float) -> None:

@@ -51,11 +51,9 @@ class _RightVectors(torch.autograd.Function):
         bound = _GAP * values[:, :1, None].clamp_min(1e-12)
         coefficients = vectors.mT @ grad
         # Perturbation theory of rowsᵀ·rows; the rest of the space belongs to the value 0.
-        vector_gradient = vectors @ (coefficients * _inverse(leading - values.unsqueeze(2), bound))
-        vector_gradient = vector_gradient + (grad - vectors @ coefficients) * _inverse(
-            leading, bound
-        )
-        product = vector_gradient @ vectors[..., :count].mT
+        within = vectors @ (coefficients * _inverse(leading - values.unsqueeze(2), bound))
+        outside = (grad - vectors @ coefficients) * _inverse(leading, bound)
+        product = (within + outside) @ vectors[..., :count].mT
         return rows @ (product + product.mT), None
 
 
@@ -85,27 +83,32 @@ def _relation(earlier: Tensor, later: Tensor) -> Tensor:
     return (-(later.unsqueeze(2) - earlier.unsqueeze(1)).square() / 8).exp()
 
 
-def count_vectors(maps: Sequence[Tensor], axis: Axis) -> int:
-    """Count the singular vectors along an axis that each of the maps [B, C, H, W] has."""
-    return min(
-        min(h * w, c) if axis == "channel" else min(c * h, w)
-        for _, c, h, w in (m.shape for m in maps)
-    )
-
-
-def common_axis(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Axis:
-    """The channels where two networks have equally many, else the width."""
-    equal = all(s.shape[1] == t.shape[1] for s, t in zip(student, teacher, strict=True))
-    return "channel" if equal else "width"
-
-
-def _check_axis(axis: Axis, student: Tensor, teacher: Tensor) -> None:
+def check_maps(
+    student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], rank: int, axis: Axis | None
+) -> Axis:
+    """Raise ShapeError unless the maps fit; else return the axis that vectors are compared over."""
+    _check.paired_maps("KDSVD", student_maps, teacher_maps)
+    if len(student_maps) < 2:
+        raise ShapeError("KDSVD relates neighboring maps and needs two or more, given one.")
+    pairs = list(zip(student_maps, teacher_maps, strict=True))
+    axis = axis or ("channel" if all(s.shape[1] == t.shape[1] for s, t in pairs) else "width")
     dim = 1 if axis == "channel" else 3
-    if student.shape[dim] != teacher.shape[dim]:
+    for s, t in pairs:
+        if s.shape[dim] != t.shape[dim]:
+            raise ShapeError(
+                f"KDSVD compares vectors over the {axis}: student {s.shape[dim]}, teacher "
+                f"{t.shape[dim]}. Pool the larger map first, or use the other axis."
+            )
+    available = min(
+        min(h * w, c) if axis == "channel" else min(c * h, w)
+        for _, c, h, w in (m.shape for m in teacher_maps)
+    )
+    if rank > available:
         raise ShapeError(
-            f"KDSVD compares vectors over the {axis}: student {student.shape[dim]}, teacher "
-            f"{teacher.shape[dim]}. Pool the larger map first, or use the other axis."
+            f"KDSVD keeps rank = {rank} singular vectors of each teacher map, and one has "
+            f"{available} over the {axis}. Set rank to {available} or less."
         )
+    return axis
 
 
 @full_precision
@@ -135,19 +138,9 @@ def kdsvd_loss(
     >>> kdsvd_loss(maps, maps).item() < 1e-9
     True
     """
-    _check.paired_maps("KDSVD", student_maps, teacher_maps)
-    if len(student_maps) < 2:
-        raise ShapeError("KDSVD relates neighboring maps and needs two or more, given one.")
-    axis = axis or common_axis(student_maps, teacher_maps)
-    available = count_vectors(teacher_maps, axis)
-    if rank > available:
-        raise ShapeError(
-            f"KDSVD keeps rank = {rank} singular vectors of each teacher map, and one has "
-            f"{available} over the {axis}. Set rank to {available} or less."
-        )
+    axis = check_maps(student_maps, teacher_maps, rank, axis)
     vectors = []
     for s, t in zip(student_maps, teacher_maps, strict=True):
-        _check_axis(axis, s, t)
         scale, teacher = _leading(t.detach(), rank, axis)
         student = _aligned(_leading(s, rank + _EXTRA_VECTORS, axis)[1], teacher)
         vectors.append((student * scale.unsqueeze(1), teacher * scale.unsqueeze(1)))

@@ -41,15 +41,8 @@ def pair_stages(student: Sequence[T], teacher: Sequence[U]) -> list[tuple[T, U]]
     [('b', 'X'), ('d', 'Y')]
     """
     count = min(len(student), len(teacher))
-    return [
-        (
-            student[_even_position(k, count, len(student))],
-            teacher[_even_position(k, count, len(teacher))],
-        )
-        for k in range(1, count + 1)
-    ]
-
-
-def _even_position(position: int, count: int, available: int) -> int:
-    """Index of the position-th of `count` evenly spaced items, the last of `available` included."""
-    return round(position * available / count) - 1
+    positions = (
+        [round(k * available / count) - 1 for k in range(1, count + 1)]
+        for available in (len(student), len(teacher))
+    )
+    return [(student[s], teacher[t]) for s, t in zip(*positions, strict=True)]

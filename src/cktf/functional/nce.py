@@ -28,25 +28,26 @@ from torch import Tensor
 
 from cktf import _check
 from cktf.errors import MethodError, ShapeError
-from cktf.functional.contrast import Candidates, dense_contrast, sampled_contrast
+from cktf.functional.contrast import Candidates, contrast_loss
 from cktf.functional.critics import NCECritic
 
 
-def build_nce_critic(
-    normalizer: float | Tensor, negatives: int, size: int, device: torch.device
+def _build_critic(
+    temperature: float, normalizer: float | Tensor, negatives: int, bank: Tensor
 ) -> NCECritic:
-    """The critic of `nce_loss` for a normalizer Z, K negatives and N rows to draw them from.
-
-    Z is checked where that costs no synchronization, on the CPU.
-    """
+    if not 0 < temperature < math.inf:
+        raise MethodError(
+            f"The temperature τ is above 0, given {temperature}. The paper has 0.1 and 0.07."
+        )
+    # Z is checked where that costs no synchronization, on the CPU.
     on_cpu = not isinstance(normalizer, Tensor) or normalizer.device.type == "cpu"
     if on_cpu and not bool(normalizer > 0):
         raise MethodError(
             f"The normalizer Z is above 0, given {float(normalizer)}. Take N times the mean of "
             "exp(anchor · row / τ) over some rows."
         )
-    constant = torch.as_tensor(normalizer, dtype=torch.float32, device=device).detach()
-    return NCECritic(constant.log(), negatives, size)
+    constant = torch.as_tensor(normalizer, dtype=torch.float32, device=bank.device).detach()
+    return NCECritic(constant.log(), negatives, len(bank))
 
 
 def nce_loss(
@@ -74,24 +75,11 @@ def nce_loss(
         MethodError: a temperature or normalizer that is not above 0.
         ShapeError: shapes that do not fit together, or no negative.
     """
-    _check_temperature(temperature)
-    check_sampled_inputs(anchor, bank, contrast_index)
-    critic = build_nce_critic(normalizer, contrast_index.shape[1] - 1, len(bank), anchor.device)
-    positive, negative_index = bank[contrast_index[:, 0]], contrast_index[:, 1:]
-    return sampled_contrast(anchor, positive, bank, negative_index, temperature, critic)
-
-
-def _check_temperature(temperature: float) -> None:
-    if not 0 < temperature < math.inf:
-        raise MethodError(
-            f"The temperature τ is above 0, given {temperature}. The paper has 0.1 and 0.07."
-        )
-
-
-def check_sampled_inputs(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> None:
-    """Raise ShapeError unless anchors, bank and chosen rows fit together."""
     _check.same_embedding_dim(anchor, bank)
     _check.contrast_index(contrast_index, len(anchor), len(bank))
+    critic = _build_critic(temperature, normalizer, contrast_index.shape[1] - 1, bank)
+    positive, negative_index = bank[contrast_index[:, 0]], contrast_index[:, 1:]
+    return contrast_loss(anchor, positive, bank, negative_index, temperature, critic)
 
 
 def nce_loss_all(
@@ -126,13 +114,12 @@ def nce_loss_all(
         ShapeError: shapes that do not fit together, labels on one side only, or an anchor without
             any negative.
     """
-    _check_temperature(temperature)
-    candidates = check_all_inputs(anchor, bank, index, negatives, labels, bank_labels)
-    critic = build_nce_critic(normalizer, negatives, len(bank), anchor.device)
-    return dense_contrast(anchor, bank[index], bank, candidates, temperature, critic)
+    candidates = build_candidates(anchor, bank, index, negatives, labels, bank_labels)
+    critic = _build_critic(temperature, normalizer, negatives, bank)
+    return contrast_loss(anchor, bank[index], bank, candidates, temperature, critic)
 
 
-def check_all_inputs(
+def build_candidates(
     anchor: Tensor,
     bank: Tensor,
     index: Tensor,
@@ -148,21 +135,15 @@ def check_all_inputs(
             f"Contrast needs at least one negative: K is {negatives}, and the bank has {len(bank)} "
             "rows."
         )
-    _check_labels(labels, bank_labels, len(anchor), len(bank))
-    if labels is None or bank_labels is None:
-        return Candidates(index, torch.arange(len(bank), device=index.device), negatives)
-    return Candidates(labels, bank_labels, negatives)
-
-
-def _check_labels(labels: Tensor | None, bank_labels: Tensor | None, batch: int, size: int) -> None:
     if labels is None and bank_labels is None:
-        return
+        return Candidates(index, torch.arange(len(bank), device=index.device), negatives)
     if labels is None or bank_labels is None:
         raise ShapeError("labels and bank_labels are given together, or neither.")
-    if labels.shape != (batch,) or bank_labels.shape != (size,):
+    if labels.shape != anchor.shape[:1] or bank_labels.shape != bank.shape[:1]:
         raise ShapeError(
-            f"labels are [{batch}] and bank_labels [{size}]; given {tuple(labels.shape)} and "
-            f"{tuple(bank_labels.shape)}."
+            f"labels are [{len(anchor)}] and bank_labels [{len(bank)}]; given "
+            f"{tuple(labels.shape)} and {tuple(bank_labels.shape)}."
         )
     if labels.device.type == "cpu" and bool((bank_labels == bank_labels[:1]).all()):
         raise ShapeError("All rows of the bank have one class, so no anchor has a negative.")
+    return Candidates(labels, bank_labels, negatives)

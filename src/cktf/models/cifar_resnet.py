@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from cktf.models.feature_paths import FeaturePaths
+from cktf.models.feature_paths import FeaturePaths, layer_feature_paths
 from cktf.models.initialization import initialize_convolutions
 
 
@@ -99,15 +99,8 @@ class CifarResNet(nn.Module):
     @property
     def feature_paths(self) -> FeaturePaths:
         """Module paths of stem, stages, blocks and embedding."""
-        stages = [f"layer{k}" for k in (1, 2, 3)]
-        last = self.blocks_per_stage - 1
-        return FeaturePaths(
-            stem="relu",
-            stages=tuple(stages),
-            blocks=tuple(tuple(f"{s}.{i}" for i in range(last + 1)) for s in stages),
-            preacts=tuple(f"{s}.{last}.relu{self.convolutions}:input" for s in stages),
-            embedding="fc:input",
-        )
+        activation = f"relu{self.convolutions}"
+        return layer_feature_paths([self.blocks_per_stage] * 3, activation, "fc:input")
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> logits [B, classes]."""

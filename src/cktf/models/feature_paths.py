@@ -1,5 +1,6 @@
 """Module paths of the features that knowledge transfer compares."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 
@@ -49,3 +50,18 @@ class FeaturePaths:
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in fields(self))
+
+
+def layer_feature_paths(
+    blocks_per_stage: Sequence[int], activation: str, embedding: str, *, pool_globally: bool = False
+) -> FeaturePaths:
+    """Paths where the stem is `relu` and the blocks of stages `layer1`… end with `activation`."""
+    stages = {f"layer{k}": count for k, count in enumerate(blocks_per_stage, start=1)}
+    return FeaturePaths(
+        stem="relu",
+        stages=tuple(stages),
+        blocks=tuple(tuple(f"{s}.{i}" for i in range(count)) for s, count in stages.items()),
+        preacts=tuple(f"{s}.{count - 1}.{activation}:input" for s, count in stages.items()),
+        embedding=embedding,
+        pool_globally=pool_globally,
+    )

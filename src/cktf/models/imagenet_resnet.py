@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from cktf.models.feature_paths import FeaturePaths
+from cktf.models.feature_paths import FeaturePaths, layer_feature_paths
 from cktf.models.initialization import initialize_convolutions
 
 _WIDTHS = (64, 128, 256, 512)
@@ -110,15 +110,8 @@ class ImageNetResNet(nn.Module):
     @property
     def feature_paths(self) -> FeaturePaths:
         """Module paths of stem, stages, blocks and embedding."""
-        stages = {f"layer{k}": count for k, count in enumerate(self.blocks_per_stage, start=1)}
-        return FeaturePaths(
-            stem="relu",
-            stages=tuple(stages),
-            blocks=tuple(tuple(f"{s}.{i}" for i in range(count)) for s, count in stages.items()),
-            preacts=tuple(f"{s}.{count - 1}.relu:input" for s, count in stages.items()),
-            embedding="linear:input",
-            pool_globally=True,
-        )
+        counts = self.blocks_per_stage
+        return layer_feature_paths(counts, "relu", "linear:input", pool_globally=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> logits [B, classes]."""

@@ -8,31 +8,21 @@ Activations are modules and never in place, so that every map can be read by its
 pooling is global, so that other sizes than 32 pixels work.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from cktf.models.feature_paths import FeaturePaths
 from cktf.models.initialization import initialize_classifier, initialize_convolutions
 
-
-@dataclass(frozen=True)
-class _Group:
-    expansion: int
-    channels: int
-    blocks: int
-    stride: int
-
-
 _STEM = 32
+# Expansion, channels, blocks and stride of each group.
 _GROUPS = (
-    _Group(1, 16, 1, 1),
-    _Group(6, 24, 2, 1),
-    _Group(6, 32, 3, 2),
-    _Group(6, 64, 4, 2),
-    _Group(6, 96, 3, 1),
-    _Group(6, 160, 3, 2),
-    _Group(6, 320, 1, 1),
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
 )
 _LAST = 1280
 
@@ -89,11 +79,10 @@ class MobileNetV2(nn.Module):
         channels = int(_STEM * factor)
         self.conv1 = nn.Sequential(*_convolution(3, channels, 3, stride=2), nn.ReLU())
         groups = []
-        for group in _GROUPS:
-            blocks = []
-            for k in range(group.blocks):
-                out, stride = int(group.channels * factor), 1 if k else group.stride
-                blocks.append(InvertedResidual(channels, out, stride, group.expansion))
+        for expansion, width, count, stride in _GROUPS:
+            blocks, out = [], int(width * factor)
+            for k in range(count):
+                blocks.append(InvertedResidual(channels, out, 1 if k else stride, expansion))
                 channels = out
             groups.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*groups)
@@ -108,10 +97,10 @@ class MobileNetV2(nn.Module):
     def feature_paths(self) -> FeaturePaths:
         """Module paths of stem, stages, blocks and embedding."""
         stages: list[list[str]] = [[]]
-        for k, group in enumerate(_GROUPS):
-            if group.stride > 1:
+        for k, (_, _, count, stride) in enumerate(_GROUPS):
+            if stride > 1:
                 stages.append([])
-            stages[-1] += [f"blocks.{k}.{i}" for i in range(group.blocks)]
+            stages[-1] += [f"blocks.{k}.{i}" for i in range(count)]
         ends = tuple(stage[-1] for stage in stages)
         return FeaturePaths(
             stem="conv1",

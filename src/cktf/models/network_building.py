@@ -9,9 +9,9 @@ import importlib.util
 import inspect
 import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -160,11 +160,20 @@ def _replace_classifier(network: nn.Module, other: nn.Module) -> None:
 def _build_user_network(
     spec: NetworkSpec, arguments: dict[str, Any], num_classes: int | None
 ) -> BuiltNetwork:
-    with _file_folder_on_sys_path(spec):
-        function = getattr(_import_module(spec), spec.name)
+    is_file, path = spec.library.endswith(".py"), expand_user_path(spec.library).resolve()
+    if is_file:
+        # A file may import its neighbors, as when it is run as a script.
+        sys.path.insert(0, str(path.parent))
+    try:
+        module = _import_file(path) if is_file else importlib.import_module(spec.library)
+        function = getattr(module, spec.name)
         if num_classes is not None and "num_classes" in inspect.signature(function).parameters:
             arguments.setdefault("num_classes", num_classes)
         network = function(**arguments)
+    finally:
+        if is_file:
+            with suppress(ValueError):
+                sys.path.remove(str(path.parent))
     if not isinstance(network, nn.Module):
         raise ModelError(
             f"{spec.text} gives a {type(network).__name__}; a network is a torch.nn.Module."
@@ -175,10 +184,7 @@ def _build_user_network(
     return BuiltNetwork(network, size=spec.size)
 
 
-def _import_module(spec: NetworkSpec) -> ModuleType:
-    if not spec.library.endswith(".py"):
-        return importlib.import_module(spec.library)
-    path = expand_user_path(spec.library).resolve()
+def _import_file(path: Path) -> ModuleType:
     # A unique name in sys.modules, where dataclasses look up their module.
     name = f"{path.stem}_{zlib.crc32(bytes(path)):08x}"
     module_spec = importlib.util.spec_from_file_location(name, path)
@@ -186,18 +192,3 @@ def _import_module(spec: NetworkSpec) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     return module
-
-
-@contextmanager
-def _file_folder_on_sys_path(spec: NetworkSpec) -> Iterator[None]:
-    """Let a Python file import its neighbors, as when it is run as a script."""
-    if not spec.library.endswith(".py"):
-        yield
-        return
-    folder = str(expand_user_path(spec.library).resolve().parent)
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            sys.path.remove(folder)

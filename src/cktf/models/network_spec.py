@@ -15,7 +15,6 @@ import importlib.util
 import re
 import symtable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cktf.errors import ModelError, nearest
@@ -145,18 +144,14 @@ def _check_file(spec: NetworkSpec) -> None:
     path = expand_user_path(spec.library)
     if not path.is_file():
         raise ModelError(f"{spec.text}: there is no file {path}.")
-    names = _list_top_level_names(path)
-    if spec.name not in names:
-        raise ModelError(f"{path} defines no {spec.name!r}. {nearest(spec.name, names)}")
-
-
-def _list_top_level_names(path: Path) -> list[str]:
-    """Names that a Python file defines or imports, found without running it."""
     try:
-        table = symtable.symtable(path.read_text(), str(path), "exec")
+        # Names that the file defines or imports, found without running it.
+        symbols = symtable.symtable(path.read_text(), str(path), "exec").get_symbols()
     except (SyntaxError, ValueError) as error:
         raise ModelError(f"{path} is not a Python file: {error}.") from error
-    return [s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()]
+    names = [s.get_name() for s in symbols if s.is_assigned() or s.is_imported()]
+    if spec.name not in names:
+        raise ModelError(f"{path} defines no {spec.name!r}. {nearest(spec.name, names)}")
 
 
 def _check_module(spec: NetworkSpec) -> None:

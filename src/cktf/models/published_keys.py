@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 # A layer has three modules: convolution, BN, activation.
 _MODULE_OFFSETS = {"conv2d": 0, "bn": 1}
 _MODULES_PER_LAYER = 3
-_VGG_KEY = re.compile(r"(block\d)\.(\d+)\.(conv2d|bn)\.(\w+)")
+_VGG_KEY = re.compile(r"^(block\d)\.(\d+)\.(conv2d|bn)\.(?=\w+$)")
 
 
 def to_published_keys(state: Mapping[str, _T], name: str) -> dict[str, _T]:
@@ -39,12 +39,9 @@ def to_published_keys(state: Mapping[str, _T], name: str) -> dict[str, _T]:
     check_network_name(name)
     if not name.startswith("vgg"):
         return dict(state)
-    return {_vgg_key(key): value for key, value in state.items()}
 
+    def number(match: re.Match[str]) -> str:
+        block, layer, kind = match.groups()
+        return f"{block}.{_MODULES_PER_LAYER * int(layer) + _MODULE_OFFSETS[kind]}."
 
-def _vgg_key(key: str) -> str:
-    match = _VGG_KEY.fullmatch(key)
-    if match is None:
-        return key
-    block, layer, kind, rest = match.groups()
-    return f"{block}.{_MODULES_PER_LAYER * int(layer) + _MODULE_OFFSETS[kind]}.{rest}"
+    return {_VGG_KEY.sub(number, key): value for key, value in state.items()}

@@ -9,16 +9,18 @@ the depthwise convolution too. Activations are modules and never in place, so th
 read by its path; the last pooling is global, so that other sizes than 32 pixels work.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from cktf.models.feature_paths import FeaturePaths
+from cktf.models.feature_paths import FeaturePaths, layer_feature_paths
 
 _STEM = 24
 _BLOCKS = (4, 8, 4)
 _GROUPS_V1 = 3
-_WIDTHS_V1 = (240, 480, 960)
-_WIDTHS_V2 = (116, 232, 464)
+# Channels of the three stages, by version.
+_WIDTHS = {1: (240, 480, 960), 2: (116, 232, 464)}
 _LAST_V2 = 1024
 
 
@@ -48,20 +50,20 @@ class GroupedBlock(nn.Module):
     [B, C_in, H, W] -> [B, C_out, H/stride, W/stride].
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
         new = out_channels - in_channels if stride > 1 else out_channels
         inner = new // 4
         # The stem's few channels are not grouped.
-        self.groups = 1 if in_channels == _STEM else groups
+        self.groups = 1 if in_channels == _STEM else _GROUPS_V1
         self.conv1 = _convolution1x1(in_channels, inner, self.groups)
         self.bn1 = nn.BatchNorm2d(inner)
         self.relu1 = nn.ReLU()
         self.conv2 = _depthwise(inner, stride)
         self.bn2 = nn.BatchNorm2d(inner)
         self.relu2 = nn.ReLU()
-        self.conv3 = _convolution1x1(inner, new, groups)
+        self.conv3 = _convolution1x1(inner, new, _GROUPS_V1)
         self.bn3 = nn.BatchNorm2d(new)
         self.shortcut = nn.AvgPool2d(3, stride, padding=1) if stride > 1 else nn.Identity()
         self.relu = nn.ReLU()
@@ -135,89 +137,47 @@ class DownBlock(nn.Module):
         return self.relu(out)  # type: ignore[no-any-return]
 
 
-def _feature_paths() -> FeaturePaths:
-    stages = {f"layer{k}": count for k, count in enumerate(_BLOCKS, start=1)}
-    return FeaturePaths(
-        stem="relu",
-        stages=tuple(stages),
-        blocks=tuple(tuple(f"{s}.{i}" for i in range(count)) for s, count in stages.items()),
-        preacts=tuple(f"{s}.{count - 1}.relu:input" for s, count in stages.items()),
-        embedding="linear:input",
-    )
+class ShuffleNet(nn.Module):
+    """A stem of one 1x1 convolution, three stages, a linear classifier.
 
-
-class ShuffleNetV1(nn.Module):
-    """A stem of one 1x1 convolution, three stages of grouped blocks, a linear classifier.
+    The second version has a wide 1x1 convolution before the classifier.
 
     Args:
+        version: 1 has stages of `GroupedBlock`, 2 of `DownBlock` and `SplitBlock`.
         num_classes: outputs of the classifier.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, version: Literal[1, 2], num_classes: int) -> None:
         super().__init__()
+        self.version = version
         self.conv1 = _convolution1x1(3, _STEM)
         self.bn1 = nn.BatchNorm2d(_STEM)
         self.relu = nn.ReLU()
-        widths = (_STEM, *_WIDTHS_V1)
-        self.layer1, self.layer2, self.layer3 = (
-            nn.Sequential(
-                GroupedBlock(widths[k], widths[k + 1], 2, _GROUPS_V1),
-                *(
-                    GroupedBlock(widths[k + 1], widths[k + 1], 1, _GROUPS_V1)
-                    for _ in range(count - 1)
-                ),
+        widths, stages = (_STEM, *_WIDTHS[version]), []
+        for before, width, count in zip(widths, widths[1:], _BLOCKS, strict=False):
+            first = GroupedBlock(before, width, 2) if version == 1 else DownBlock(before, width)
+            rest = (
+                GroupedBlock(width, width, 1) if version == 1 else SplitBlock(width)
+                for _ in range(count - 1)
             )
-            for k, count in enumerate(_BLOCKS)
-        )
+            stages.append(nn.Sequential(first, *rest))
+        self.layer1, self.layer2, self.layer3 = stages
+        if version == 2:
+            self.conv2 = _convolution1x1(widths[-1], _LAST_V2)
+            self.bn2 = nn.BatchNorm2d(_LAST_V2)
+            self.relu2 = nn.ReLU()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(widths[-1], num_classes)
+        self.linear = nn.Linear(_LAST_V2 if version == 2 else widths[-1], num_classes)
 
     @property
     def feature_paths(self) -> FeaturePaths:
-        """Where the stem, stages, blocks and embedding are."""
-        return _feature_paths()
+        """Module paths of stem, stages, blocks and embedding."""
+        return layer_feature_paths(_BLOCKS, "relu", "linear:input")
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> logits [B, classes]."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
-
-
-class ShuffleNetV2(nn.Module):
-    """A stem of one 1x1 convolution, three stages, a wide 1x1 convolution, a linear classifier.
-
-    Args:
-        num_classes: outputs of the classifier.
-    """
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.conv1 = _convolution1x1(3, _STEM)
-        self.bn1 = nn.BatchNorm2d(_STEM)
-        self.relu = nn.ReLU()
-        widths = (_STEM, *_WIDTHS_V2)
-        self.layer1, self.layer2, self.layer3 = (
-            nn.Sequential(
-                DownBlock(widths[k], widths[k + 1]),
-                *(SplitBlock(widths[k + 1]) for _ in range(count - 1)),
-            )
-            for k, count in enumerate(_BLOCKS)
-        )
-        self.conv2 = _convolution1x1(widths[-1], _LAST_V2)
-        self.bn2 = nn.BatchNorm2d(_LAST_V2)
-        self.relu2 = nn.ReLU()
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(_LAST_V2, num_classes)
-
-    @property
-    def feature_paths(self) -> FeaturePaths:
-        """Where the stem, stages, blocks and embedding are."""
-        return _feature_paths()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> logits [B, classes]."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        x = self.relu2(self.bn2(self.conv2(x)))
+        if self.version == 2:
+            x = self.relu2(self.bn2(self.conv2(x)))
         return self.linear(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]

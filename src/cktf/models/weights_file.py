@@ -122,7 +122,11 @@ def load_network(path: Path, *, trust_code: bool = False) -> tuple[nn.Module, di
         CheckpointError: a file that is missing or damaged, or a network that cannot be built.
     """
     metadata = read_metadata(path)
-    name = _find_spec(metadata)
+    name = str(metadata["network"])
+    located = metadata.get("located")
+    # A Python file is looked for where it was when the weights were saved.
+    if isinstance(located, str) and Path(located.partition(".py:")[0] + ".py").is_file():
+        name = located
     try:
         if runs_user_code(name) and not trust_code:
             raise ModelError(
@@ -144,14 +148,6 @@ def load_network(path: Path, *, trust_code: bool = False) -> tuple[nn.Module, di
         statistics: dict[str, Any] = {key: metadata.get(key) for key in ("mean", "std", "size")}
         network = Normalized(network, **statistics)
     return network, metadata
-
-
-def _find_spec(metadata: dict[str, object]) -> str:
-    """The spec with the absolute path of its Python file if that still exists; else as saved."""
-    spec = metadata.get("located")
-    if isinstance(spec, str) and Path(spec.partition(".py:")[0] + ".py").is_file():
-        return spec
-    return str(metadata["network"])
 
 
 def load_weights(network: nn.Module, path: Path | str) -> None:

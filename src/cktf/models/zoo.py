@@ -9,14 +9,12 @@ from cktf.errors import ModelError, nearest
 from cktf.models.cifar_resnet import CifarResNet
 from cktf.models.imagenet_resnet import BasicBlock, Bottleneck, ImageNetResNet
 from cktf.models.mobilenet import MobileNetV2
-from cktf.models.shufflenet import ShuffleNetV1, ShuffleNetV2
+from cktf.models.shufflenet import ShuffleNet
 from cktf.models.vgg import VGG
 from cktf.models.wide_resnet import WideResNet
 
 _Builder = Callable[[int], nn.Module]
 
-# Depths of the CIFAR ResNets whose blocks have one convolution.
-_SINGLE_CONVOLUTION = (5, 17)
 # Convolutions of each of the five blocks.
 _VGG = {
     8: (1, 1, 1, 1, 1),
@@ -31,9 +29,8 @@ _BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 def _resnet(depth: int, widths: tuple[int, ...]) -> _Builder:
-    return partial(
-        CifarResNet, depth, widths, convolutions=1 if depth in _SINGLE_CONVOLUTION else 2
-    )
+    # Two of the published networks have blocks of one convolution.
+    return partial(CifarResNet, depth, widths, convolutions=1 if depth in (5, 17) else 2)
 
 
 _ZOO: dict[str, _Builder] = {
@@ -42,8 +39,8 @@ _ZOO: dict[str, _Builder] = {
     **{f"wrn_{d}_{w}": partial(WideResNet, d, w) for d in (16, 40) for w in (1, 2)},
     **{f"vgg{d}": partial(VGG, layers) for d, layers in _VGG.items()},
     "MobileNetV2": MobileNetV2,
-    "ShuffleV1": ShuffleNetV1,
-    "ShuffleV2": ShuffleNetV2,
+    "ShuffleV1": partial(ShuffleNet, 1),
+    "ShuffleV2": partial(ShuffleNet, 2),
     **{f"ResNet{d}": partial(ImageNetResNet, BasicBlock, n) for d, n in _BASIC.items()},
     **{f"ResNet{d}": partial(ImageNetResNet, Bottleneck, n) for d, n in _BOTTLENECK.items()},
 }

@@ -1,8 +1,4 @@
-"""Activation boundaries as an objective; the mathematics is in `cktf.functional.ab_loss`.
-
-Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden
-Neurons", AAAI 2019, arXiv 1811.03233.
-"""
+"""Activation boundaries as an objective: see `cktf.functional.ab`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,15 +14,6 @@ from cktf.objectives.adapters import Regressor
 from cktf.objectives.base import BuildContext, Loss, Objective, Phase, single_term_loss
 from cktf.objectives.pairs import stage_maps
 from cktf.taps import Features
-
-
-class _Identity(nn.Module):
-    """Stands for a connector where the student's map has the teacher's shape."""
-
-    def forward(
-        self, student: torch.Tensor, teacher: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return student, teacher
 
 
 class AB(Objective):
@@ -57,8 +44,9 @@ class AB(Objective):
         if margin <= 0:
             raise MethodError(f"AB's margin is above 0, given {margin}; 1 is usual.")
         self.margin, self.init_lr = margin, init_lr
+        # A map that has the teacher's shape needs no connector.
         self.connectors = nn.ModuleList(
-            _Identity() if s == t else Regressor(s, t, relu=False)
+            nn.Identity() if s == t else Regressor(s, t, relu=False)
             for s, t in zip(student, teacher, strict=True)
         )
 
@@ -75,7 +63,10 @@ class AB(Objective):
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
         maps = stage_maps("AB", student, teacher, "preacts")
-        pairs = [c(s, t) for c, s, t in zip(self.connectors, *maps, strict=True)]
+        pairs = [
+            c(s, t) if isinstance(c, Regressor) else (s, t)
+            for c, s, t in zip(self.connectors, *maps, strict=True)
+        ]
         return single_term_loss(
             "ab", ab_loss([s for s, _ in pairs], [t for _, t in pairs], self.margin)
         )

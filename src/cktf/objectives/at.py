@@ -1,7 +1,4 @@
-"""Attention transfer as an objective; the mathematics is in `cktf.functional.at_loss`.
-
-Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928.
-"""
+"""Attention transfer as an objective: see `cktf.functional.at`."""
 
 from cktf.batch import Batch
 from cktf.functional import at_loss

@@ -270,8 +270,8 @@ class WeightedSum(Objective):
             objective = cast(Objective, term)
             if objective.phases():
                 raise MethodError(
-                    f"{type(objective).__name__} has a first stage of its own on whole maps, which "
-                    "a teacher cache does not hold. Train without teacher_cache."
+                    f"{type(objective).__name__} has a first phase on whole maps, which a "
+                    "teacher cache does not hold. Train without teacher_cache."
                 )
             spec |= objective.cacheable()
         return spec

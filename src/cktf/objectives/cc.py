@@ -1,8 +1,4 @@
-"""Correlation congruence as an objective; the mathematics is in `cktf.functional.cc_loss`.
-
-Source: Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019,
-arXiv 1904.01802.
-"""
+"""Correlation congruence as an objective: see `cktf.functional.cc`."""
 
 from typing import Any
 

@@ -188,9 +188,9 @@ class CKTF(Objective):
         vectors = self._vectors(student, require_not_none(teacher, "CKTF's teacher"))
         memory = self._pairs()[0].memory
         _check.indices("CKTF", batch.index, len(student.logits), memory.dataset_size)
-        draw = memory.reserve(batch.index)
+        write_index = memory.reserve(batch.index)
         for pair, (s, t) in zip(self._pairs(), vectors.values(), strict=True):
-            pair.fill_rows(s, t, draw)
+            pair.fill_rows(s, t, write_index)
         memory.commit_reserved()
 
     def is_filled_after(self, samples: int) -> bool:

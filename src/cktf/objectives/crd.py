@@ -39,7 +39,7 @@ from cktf.contrast import (
     update_bank,
 )
 from cktf.functional.centered import centered
-from cktf.functional.contrast import dense_contrast, sampled_contrast
+from cktf.functional.contrast import contrast_loss
 from cktf.functional.critics import Critic, InfoNCECritic, MeanScore, NCECritic
 from cktf.objectives.base import BuildContext, Loss, Objective, single_term_loss
 from cktf.objectives.pairs import embeddings
@@ -221,10 +221,12 @@ class CRD(Objective):
         self.fill_rows(*vectors, self.memory.reserve(batch.index))
         self.memory.commit_reserved()
 
-    def fill_rows(self, student_embedding: Tensor, teacher_embedding: Tensor, draw: Draw) -> None:
+    def fill_rows(
+        self, student_embedding: Tensor, teacher_embedding: Tensor, write_index: Tensor | None
+    ) -> None:
         """Write the rows of embeddings [B, dim] into the banks, over the old rows."""
         student, teacher = self._rows(student_embedding, teacher_embedding)
-        self._update_banks(student, teacher, draw.write_index, momentum=0.0)
+        self._update_banks(student, teacher, write_index, momentum=0.0)
 
     def is_filled_after(self, samples: int) -> bool:
         """Whether so many samples have filled the memory."""
@@ -260,27 +262,24 @@ class CRD(Objective):
         device, temperature, num_rows = anchor.device, self.config.temperature, self.memory.num_rows
         # Z is over all rows of a memory. Over a batch, whose size may change, it is per row.
         normalizer_rows = num_rows or 1
-        candidate_count = num_rows or draw.negatives + 1
+        candidate_count = num_rows or draw.num_negatives + 1
         keys = rows_of(bank, draw.key_index, device) if num_rows else gather(other)
 
         def contrast(anchor: Tensor, critic: Critic) -> Tensor:
             positive = other
             if draw.positive_index is not None:
                 positive = rows_of(bank, draw.positive_index, device)
-            if draw.negative_index is not None:
-                return sampled_contrast(
-                    anchor, positive, keys, draw.negative_index, temperature, critic
-                )
-            assert draw.candidates is not None
-            return dense_contrast(anchor, positive, keys, draw.candidates, temperature, critic)
+            return contrast_loss(anchor, positive, keys, draw.negatives, temperature, critic)
 
         if self.config.critic == "infonce":
             return contrast(anchor, InfoNCECritic()), normalizer
         if not self._normalized:
-            mean_score = mean_over_processes(contrast(anchor.detach(), MeanScore(draw.negatives)))
+            mean_score = mean_over_processes(
+                contrast(anchor.detach(), MeanScore(draw.num_negatives))
+            )
             normalizer = mean_score * normalizer_rows
         scaled = normalizer * (candidate_count // normalizer_rows)
-        critic = NCECritic(scaled.log(), draw.negatives, candidate_count)
+        critic = NCECritic(scaled.log(), draw.num_negatives, candidate_count)
         return contrast(anchor, critic), normalizer
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CRD":

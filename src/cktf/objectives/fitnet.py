@@ -1,8 +1,4 @@
-"""FitNet as an objective; the mathematics is in `cktf.functional.fitnet_loss`.
-
-Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550. Departure:
-the hint is a term of the sum, as in the published results; `staged` is the paper's own order.
-"""
+"""FitNet as an objective: see `cktf.functional.fitnet`."""
 
 from typing import Any
 
@@ -21,7 +17,8 @@ from cktf.taps import Features
 class FitNet(Objective):
     """Predict a middle map of the teacher, the hint, from the student's through a regressor.
 
-    Mean squared difference of the regressor's map and the teacher's.
+    Mean squared difference of the regressor's map and the teacher's. The hint is a term of the sum,
+    as in the published results, where the paper trains it first: see `staged`.
 
     Args:
         student, teacher: shapes [B, C, H, W] of the two maps.

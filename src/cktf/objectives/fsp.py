@@ -1,8 +1,4 @@
-"""Flow of the solution procedure as an objective; the mathematics is in `cktf.functional.fsp_loss`.
-
-Source: Yim et al., "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and
-Transfer Learning", CVPR 2017.
-"""
+"""Flow of the solution procedure as an objective: see `cktf.functional.fsp`."""
 
 from typing import Any
 

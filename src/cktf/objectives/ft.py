@@ -1,8 +1,4 @@
-"""Factor transfer as an objective; the mathematics is in `cktf.functional.ft_loss`.
-
-Source: Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer",
-NeurIPS 2018, arXiv 1802.04977, section 3.
-"""
+"""Factor transfer as an objective: see `cktf.functional.ft`."""
 
 from itertools import pairwise
 from typing import Any

@@ -1,7 +1,4 @@
-"""Knowledge distillation as an objective; the mathematics is in `cktf.functional.kd_loss`.
-
-Source: Hinton, Vinyals, Dean, 2015, arXiv 1503.02531.
-"""
+"""Knowledge distillation as an objective: see `cktf.functional.kd`."""
 
 from typing import Any
 

@@ -1,8 +1,4 @@
-"""Singular value decomposition transfer as an objective: see `cktf.functional.kdsvd_loss`.
-
-Source: Lee, Kim, Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition",
-ECCV 2018, arXiv 1807.06819.
-"""
+"""Singular value decomposition transfer as an objective: see `cktf.functional.kdsvd`."""
 
 from typing import Any
 
@@ -10,9 +6,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from cktf.batch import Batch
-from cktf.errors import MethodError
+from cktf.errors import MethodError, ShapeError
 from cktf.functional import kdsvd_loss
-from cktf.functional.kdsvd import Axis, common_axis, count_vectors
+from cktf.functional.kdsvd import Axis, check_maps
 from cktf.functional.maps import pool_to_smaller
 from cktf.objectives.base import BuildContext, Loss, Objective, single_term_loss
 from cktf.objectives.pairs import stage_maps
@@ -42,26 +38,15 @@ class KDSVD(Objective):
         self.rank, self.axis = rank, axis
 
     @classmethod
-    def from_setting(
-        cls, context: BuildContext, rank: int = 1, axis: Axis | None = None, **options: Any
-    ) -> Self:
+    def from_setting(cls, context: BuildContext, **options: Any) -> Self:
         """Build it for two networks with two stages or more."""
-        students, teachers = _pooled_maps(*context.both_features("KDSVD"))
-        if len(students) < 2:
-            raise MethodError("KDSVD relates neighboring stages, and a network here has only one.")
-        if axis == "channel" and common_axis(students, teachers) != "channel":
-            raise MethodError(
-                "KDSVD over the channels needs equally many: the student has "
-                f"{[m.shape[1] for m in students]}, the teacher {[m.shape[1] for m in teachers]}. "
-                "Use axis: width."
-            )
-        available = count_vectors(teachers, axis or common_axis(students, teachers))
-        if rank > available:
-            raise MethodError(
-                f"KDSVD keeps rank = {rank} singular vectors of each teacher map, and here one has "
-                f"{available}. Set rank to {available} or less."
-            )
-        return cls(rank, axis, **options)
+        objective = cls(**options)
+        maps = _pooled_maps(*context.both_features("KDSVD"))
+        try:
+            check_maps(*maps, objective.rank, objective.axis)
+        except ShapeError as error:
+            raise MethodError(str(error)) from error
+        return objective
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch; larger maps are average-pooled."""
@@ -69,7 +54,10 @@ class KDSVD(Objective):
         return single_term_loss("kdsvd", kdsvd_loss(students, teachers, self.rank, self.axis))
 
 
-def _pooled_maps(student: Features, teacher: Features | None) -> list[tuple[Tensor, ...]]:
+def _pooled_maps(
+    student: Features, teacher: Features | None
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """The stages' maps of both networks, the larger of each pair pooled to the other."""
     maps = zip(*stage_maps("KDSVD", student, teacher), strict=True)
-    return list(zip(*(pool_to_smaller(s, t) for s, t in maps), strict=True))
+    students, teachers = zip(*(pool_to_smaller(s, t) for s, t in maps), strict=True)
+    return students, teachers

@@ -1,8 +1,4 @@
-"""Neuron selectivity transfer as an objective; the mathematics is in `cktf.functional.nst_loss`.
-
-Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
-2017, arXiv 1707.01219.
-"""
+"""Neuron selectivity transfer as an objective: see `cktf.functional.nst`."""
 
 from cktf.batch import Batch
 from cktf.functional import nst_loss

@@ -1,8 +1,4 @@
-"""Probabilistic knowledge transfer as an objective: see `cktf.functional.pkt_loss`.
-
-Source: Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer",
-ECCV 2018, arXiv 1803.10837.
-"""
+"""Probabilistic knowledge transfer as an objective: see `cktf.functional.pkt`."""
 
 from cktf.batch import Batch
 from cktf.functional import pkt_loss

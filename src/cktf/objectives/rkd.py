@@ -1,7 +1,4 @@
-"""Relational knowledge distillation as an objective: see `cktf.functional.rkd_loss`.
-
-Source: Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068.
-"""
+"""Relational knowledge distillation as an objective: see `cktf.functional.rkd`."""
 
 from cktf.batch import Batch
 from cktf.errors import MethodError

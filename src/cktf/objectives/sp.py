@@ -1,7 +1,4 @@
-"""Similarity-preserving transfer as an objective; the mathematics is in `cktf.functional.sp_loss`.
-
-Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682.
-"""
+"""Similarity-preserving transfer as an objective: see `cktf.functional.sp`."""
 
 from cktf.batch import Batch
 from cktf.functional import sp_loss

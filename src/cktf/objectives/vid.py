@@ -1,8 +1,4 @@
-"""Variational information distillation as an objective: see `cktf.functional.vid_loss`.
-
-Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019,
-arXiv 1904.05835, section 3.
-"""
+"""Variational information distillation as an objective: see `cktf.functional.vid`."""
 
 import math
 from collections.abc import Sequence
