@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 import cktf
 from cktf.batch import Batch
-from cktf.engine import autocast, evaluate, in_precision, runtime
+from cktf.engine import RuntimeConfig, evaluate, runtime, start_runtime
 from cktf.functional import precision
 from cktf.functional.precision import full_precision
 
@@ -55,6 +55,10 @@ def multiplied(request, monkeypatch):
     return request.param
 
 
+def autocast(precision):
+    return start_runtime(RuntimeConfig(device="cpu", precision=precision)).autocast()
+
+
 def operands():
     torch.manual_seed(0)
     return torch.randn(10, 24, requires_grad=True), torch.randn(10, 24, requires_grad=True)
@@ -63,7 +67,7 @@ def operands():
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_a_product_has_bfloat16s_values_and_the_hardwares_type(name, multiplied):
     product, (x, w), (rounded_x, rounded_w) = PRODUCTS[name], operands(), operands()
-    with autocast("bfloat16", CPU), Types() as types:
+    with autocast("bfloat16"), Types() as types:
         found = product(x, w)
     with torch.no_grad():
         rounded_x.copy_(rounded_x.bfloat16())
@@ -85,22 +89,22 @@ def test_a_product_has_bfloat16s_values_and_the_hardwares_type(name, multiplied)
 def test_what_asks_for_float32_gets_it(multiplied):
     x, w = operands()
     product = full_precision(torch.matmul)
-    with autocast("bfloat16", CPU):
+    with autocast("bfloat16"):
         asked = product(x, w.t())
-    with autocast("float32", CPU):
+    with autocast("float32"):
         assert torch.equal(asked, x @ w.t())
 
 
 def test_auto_is_bfloat16_only_where_it_is_multiplied(multiplied):
     x, w = operands()
-    with autocast("auto", CPU):
+    with autocast("auto"):
         assert (x @ w.t()).dtype == (torch.bfloat16 if multiplied else torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
 def test_what_autocast_leaves_is_left(dtype, multiplied):
     values = torch.arange(-50, 50).view(10, 10).to(dtype)
-    with autocast("bfloat16", CPU):
+    with autocast("bfloat16"):
         assert torch.equal(torch.mm(values, values), values @ values)
         assert torch.mm(values, values).dtype == dtype
 
@@ -108,7 +112,7 @@ def test_what_autocast_leaves_is_left(dtype, multiplied):
 def test_a_result_goes_where_it_is_asked(multiplied):
     x, w = (value.detach() for value in operands())
     result = torch.zeros(10, 10)
-    with autocast("bfloat16", CPU):
+    with autocast("bfloat16"):
         torch.mm(x, w.t(), out=result)
     torch.testing.assert_close(result, x @ w.t(), rtol=0.02, atol=0.1)
 
@@ -122,8 +126,8 @@ def test_images_are_loaded_in_their_own_precision(multiplied):
             yield Batch(torch.rand(4, 3), torch.arange(4) % 2, torch.arange(4))
 
     network = nn.Linear(3, 2)
-    assert in_precision(network, "bfloat16", CPU)(torch.rand(1, 3)).dtype == torch.bfloat16
-    evaluate(in_precision(network, "bfloat16", CPU), Images(), 2, CPU)
+    assert autocast("bfloat16")(network)(torch.rand(1, 3)).dtype == torch.bfloat16
+    evaluate(autocast("bfloat16")(network), Images(), 2, CPU)
 
 
 def test_a_network_trains_alike_either_way(monkeypatch):
@@ -135,7 +139,7 @@ def test_a_network_trains_alike_either_way(monkeypatch):
     for native in (True, False):
         monkeypatch.setattr(runtime, "multiplies_bfloat16", lambda _, native=native: native)
         network.zero_grad()
-        with autocast("bfloat16", CPU):
+        with autocast("bfloat16"):
             logits = network(images)
         F.cross_entropy(logits.float(), labels).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))

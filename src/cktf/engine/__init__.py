@@ -18,8 +18,6 @@ from cktf.engine.randomness import preserve_rng, seeded
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.runtime import (
     Runtime,
-    autocast,
-    in_precision,
     start_available_runtime,
     start_runtime,
     synchronized_time,
@@ -45,7 +43,6 @@ __all__ = [
     "Trainer",
     "TrainingConfig",
     "announce",
-    "autocast",
     "available_trackers",
     "describe_device",
     "environment",
@@ -53,7 +50,6 @@ __all__ = [
     "explain_out_of_memory",
     "fit_interleaved",
     "gradient_norm",
-    "in_precision",
     "is_out_of_memory",
     "peak_memory_mb",
     "preserve_buffers",

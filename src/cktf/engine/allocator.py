@@ -22,11 +22,9 @@ CHOSEN_BY = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Make this process keep the memory that it frees, until it ends.
+    """Make this process keep the memory that it frees, until it ends; returns whether it does.
 
-    Returns:
-        Whether it does: only with glibc, and unless an environment variable configures the
-        allocator.
+    It does with glibc only, and unless an environment variable configures the allocator.
     """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in CHOSEN_BY):
         return False

@@ -67,11 +67,7 @@ class StepTimer(Callback):
 
 
 class StopOnSignal(Callback):
-    """Saves the run and stops it after SIGTERM or Ctrl-C.
-
-    Args:
-        checkpoints: save the run.
-    """
+    """Saves the run and stops it after SIGTERM or Ctrl-C."""
 
     def __init__(self, checkpoints: "PeriodicCheckpoints") -> None:
         self.checkpoints = checkpoints

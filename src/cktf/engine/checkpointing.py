@@ -17,39 +17,21 @@ _RETRY_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class TrainingPosition:
-    """How much of a run is done.
-
-    Attributes:
-        epochs: number of finished epochs, over all phases.
-        step: number of finished steps of the next epoch.
-    """
+    """How much of a run is done: epochs over all phases, and steps of the epoch after them."""
 
     epochs: int = 0
     step: int = 0
-
-    @property
-    def file_name(self) -> str:
-        """File name whose alphabetical order is the order in time."""
-        return f"{self.epochs:06d}-{self.step:09d}"
 
     def __str__(self) -> str:
         return f"after {self.epochs} epochs and {self.step} steps"
 
 
 class PeriodicCheckpoints(Callback):
-    """Saves a run every few minutes or epochs, at the end of each phase, and after a failed save.
-
-    Args:
-        config: how often to save.
-        title: name of the run, for messages.
-        show: whether messages are printed.
-
-    Attributes:
-        saved: position of the last checkpoint; None before the first.
-    """
+    """Saves a run every few minutes or epochs, at the end of a phase, and after a failed save."""
 
     def __init__(self, config: CheckpointConfig, title: str, show: bool) -> None:
         self.config, self.title, self.show = config, title, show
+        # Position of the last checkpoint.
         self.saved: TrainingPosition | None = None
         self._failed = False
         self._last_attempt = time.monotonic()
@@ -67,31 +49,29 @@ class PeriodicCheckpoints(Callback):
             self.save(trainer)
 
     def save(self, trainer: "Trainer") -> bool:
-        """Write a checkpoint; if that fails, report it and go on.
-
-        Returns:
-            Whether a checkpoint of the present position exists.
-        """
+        """Write a checkpoint; if that fails, report it, return False and go on."""
         position, run = trainer.position, trainer.run
         trainer.raise_if_nonfinite()
         if self.saved == position:
             return True
         started = time.monotonic()
         try:
-            run.checkpoints.save(trainer.state_dict(), position.file_name)
+            name = f"{position.epochs:06d}-{position.step:09d}"
+            run.checkpoints.save(trainer.state_dict(), name)
         except OSError as error:
-            self._failed = True
-            self._say(
-                trainer,
+            message = (
                 f"The checkpoint {position} could not be written ({error.strerror or error}). "
                 f"The one before it is whole. Training goes on, and it is tried again; make room "
-                f"in {run.path}.",
+                f"in {run.path}."
             )
         else:
-            if self._failed:
-                self._say(trainer, f"The checkpoint {position} could be written again.")
-            self._failed, self.saved = False, position
+            message = f"The checkpoint {position} could be written again." if self._failed else ""
+            self.saved = position
             run.log(f"saved {position} in {time.monotonic() - started:.3f} s")
+        self._failed = self.saved != position
+        if message:
+            run.log(message)
+            announce(f"{self.title}: {message}", self.show)
         self._last_attempt = time.monotonic()
         return not self._failed
 
@@ -100,10 +80,6 @@ class PeriodicCheckpoints(Callback):
         if self._failed:
             wait = min(wait, _RETRY_SECONDS) if wait else _RETRY_SECONDS
         return 0 < wait <= time.monotonic() - self._last_attempt
-
-    def _say(self, trainer: "Trainer", text: str) -> None:
-        trainer.run.log(text)
-        announce(f"{self.title}: {text}", self.show)
 
 
 def upgrade_checkpoint(state: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Checkpoints on disk: written to a temporary file, flushed, renamed; the last two are kept.
 
-A checkpoint is `checkpoint-NAME.pt`. Its manifest, which ends in `.json`, holds its size and
-SHA-256 and is written last: a file without a manifest is not complete. Loading a checkpoint runs no
-code, and its size is checked before memory is allocated for it.
+`checkpoint-NAME.pt` has a manifest, `checkpoint-NAME.json`, with its size and SHA-256, which is
+written last: a file without one is not complete. Loading a checkpoint runs no code.
 """
 
 import hashlib
@@ -13,12 +12,14 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch.serialization import set_default_mmap_options
 
+from cktf.engine.memory import is_out_of_memory
 from cktf.errors import RunFolderError, TrainingError
 from cktf.files import replace_atomically, write_atomically
 
@@ -26,17 +27,12 @@ NUM_KEPT = 2
 _BLOCK = 1 << 20
 # Mapped from the file, since a module copies what it loads and banks may be larger than memory.
 _MAPPED = "objective"
-# PyTorch's messages for a refused mapping and a failed allocation.
-_NOT_MAPPED, _NOT_ALLOCATED = "unable to mmap", "can't allocate memory"
+# PyTorch's message for a refused mapping.
+_NOT_MAPPED = "unable to mmap"
 
 
 class Checkpoints:
-    """The checkpoints of one run.
-
-    Args:
-        folder: the folder that holds them.
-        warn: called with a line about each checkpoint that is damaged.
-    """
+    """The checkpoints of one run; `warn` is called with a line about each that is damaged."""
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self.folder, self._warn = folder, warn
@@ -46,20 +42,10 @@ class Checkpoints:
         """Paths of the complete checkpoints, oldest first; none is read."""
         return sorted(p.with_suffix(".pt") for p in self.folder.glob("checkpoint-*.json"))
 
-    @property
-    def megabytes(self) -> float:
-        """Disk space of the complete checkpoints, in MiB."""
-        return sum(p.stat().st_size for p in self.paths if p.exists()) / 2**20
-
     def save(self, state: dict[str, Any], name: str) -> None:
         """Write a checkpoint; the earlier ones stay until it is complete.
 
-        Args:
-            state: tensors, plain values and their containers.
-            name: alphabetical order is the order in time.
-
-        Raises:
-            OSError: it could not be written, and no part of it is left.
+        The alphabetical order of names is the order in time. After an OSError no part is left.
         """
         path = self.folder / f"checkpoint-{name}.pt"
         manifest = path.with_suffix(".json")
@@ -75,27 +61,27 @@ class Checkpoints:
                 os.fsync(file.fileno())
             # A damaged file of this name stays invalid until the new manifest is written.
             manifest.unlink(missing_ok=True)
-        manifest_entry = {path.name: {"bytes": writer.bytes, "sha256": writer.digest.hexdigest()}}
-        write_atomically(
-            manifest, (json.dumps({"files": manifest_entry}, indent=1) + "\n").encode()
-        )
+        entry = {path.name: {"bytes": writer.bytes, "sha256": writer.digest.hexdigest()}}
+        write_atomically(manifest, (json.dumps({"files": entry}, indent=1) + "\n").encode())
+        # This and the one before it are kept; later ones were damaged.
+        before = [p for p in self.paths if p < path]
+        stems_to_keep = {path.stem, *(p.stem for p in before[1 - NUM_KEPT :])}
         with suppress(OSError):
-            self._remove_others(path)
+            for other in self.folder.glob("checkpoint-*"):
+                if other.stem not in stems_to_keep:
+                    other.unlink(missing_ok=True)
 
     def newest(self) -> dict[str, Any] | None:
-        """Read the newest complete checkpoint; None if there is none.
+        """Read the newest complete checkpoint; None without any.
 
-        The objective's tensors are mapped from the file and must not be written to.
-
-        Raises:
-            RunFolderError: all are damaged.
-            TrainingError: too little memory for the other tensors.
+        The objective's tensors are mapped from the file and must not be written to. RunFolderError
+        if all are damaged, TrainingError if the other tensors do not fit in memory.
         """
         for path in reversed(self.paths):
             try:
                 return _read(path)
             except Exception as error:  # damage raises errors of many types
-                if _lacks_memory(error):
+                if is_out_of_memory(error) or _NOT_MAPPED in str(error):
                     raise TrainingError(
                         f"There is too little memory to load {path} ({path.stat().st_size:,} "
                         f"bytes, undamaged): {_first_line(error)}. Free memory, or continue on a "
@@ -110,14 +96,6 @@ class Checkpoints:
                 "start over, or choose another --out."
             )
         return None
-
-    def _remove_others(self, path: Path) -> None:
-        """Remove all checkpoints but this and the one before it; later ones were damaged."""
-        before = [p for p in self.paths if p < path]
-        stems_to_keep = {path.stem, *(p.stem for p in before[1 - NUM_KEPT :])}
-        for file in self.folder.glob("checkpoint-*"):
-            if file.stem not in stems_to_keep:
-                file.unlink(missing_ok=True)
 
 
 class _Writer:
@@ -163,12 +141,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _load_mapped(path: Path) -> dict[str, Any]:
     """Load a state whose tensors are mapped from the file."""
-
-    def load() -> dict[str, Any]:
-        return cast(
-            dict[str, Any], torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        )
-
+    load: Callable[[], dict[str, Any]] = partial(
+        torch.load, path, map_location="cpu", weights_only=True, mmap=True
+    )
     try:
         return load()
     except RuntimeError as error:
@@ -178,11 +153,6 @@ def _load_mapped(path: Path) -> dict[str, Any]:
     # the file for writing.
     with set_default_mmap_options(mmap.MAP_SHARED):
         return load()
-
-
-def _lacks_memory(error: Exception) -> bool:
-    words = (_NOT_MAPPED, _NOT_ALLOCATED)
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _first_line(error: BaseException) -> str:

@@ -89,8 +89,7 @@ class CheckpointConfig(Section):
 
     Attributes:
         epochs: epochs between two checkpoints; 0 saves none for this reason.
-        minutes: minutes between two checkpoints, also inside an epoch; 0 saves none for this
-            reason.
+        minutes: minutes between two checkpoints, also inside an epoch; 0 saves none.
     """
 
     epochs: int = Field(0, ge=0)

@@ -33,15 +33,21 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     bfloat16 = None
     if dtype == torch.bfloat16:
         bfloat16 = "multiplied" if multiplies_bfloat16(device) else "emulated"
+    cpu, cpu_flags = _cpu()
     return {
         "device": describe_device(device),
         "precision": str(dtype).removeprefix("torch."),
         "bfloat16": bfloat16,
-        "cpu": _cpu()[0],
-        "cpu_flags": list(_cpu()[1]),
+        "cpu": cpu,
+        "cpu_flags": list(cpu_flags),
         "threads": torch.get_num_threads(),
         "commit": _commit(),
-        "versions": _versions(),
+        "versions": {
+            "python": platform.python_version(),
+            "cktf": __version__,
+            # The build tag after the "+", as of 2.6.0+cu124, is left out.
+            **{name: importlib.metadata.version(name).partition("+")[0] for name in _PACKAGES},
+        },
     }
 
 
@@ -87,12 +93,3 @@ def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(
         command, capture_output=True, text=True, check=True, timeout=10
     ).stdout.strip()
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "cktf": __version__}
-    for package in _PACKAGES:
-        # The build tag after the "+", as of 2.6.0+cu124, is left out.
-        versions[package] = importlib.metadata.version(package).partition("+")[0]
-    return versions

@@ -1,9 +1,8 @@
 """Losses and gradient norms of an epoch: summed for the record, and checked to be finite.
 
-Reading a number from a GPU waits for its queued work. So the numbers of 20 steps stay there and are
-checked together, and always before a checkpoint, so that no checkpoint follows a step that is not
-finite. On the CPU, or where such steps are to be skipped, every step is checked before it changes
-the student.
+Reading a number from a GPU waits for its queued work. So there the numbers of 20 steps are checked
+together, and always before a checkpoint. On the CPU, or where steps that are not finite are to be
+skipped, every step is checked before it changes the student.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from cktf.batch import Batch
 from cktf.errors import TrainingError
 from cktf.objectives import Loss
 
-_CHECK_EVERY = 20
+CHECK_EVERY = 20
 _MAX_SKIPPED_IN_A_ROW = 100
 _TOTAL, _GRADIENT = "loss", "gradient"
 
@@ -61,9 +60,8 @@ class EpochMetrics:
 
     def state_dict(self) -> dict[str, Any]:
         """All but the unchecked steps, for a checkpoint."""
-        names = ("names", "steps", "skipped", "skipped_in_a_row", "lr", "seconds")
         sums = None if self.sums is None else self.sums.cpu()
-        return {name: getattr(self, name) for name in names} | {"sums": sums}
+        return {k: v for k, v in vars(self).items() if k != "unchecked"} | {"sums": sums}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> "EpochMetrics":
@@ -84,11 +82,7 @@ class EpochMetrics:
         self.steps, self.skipped_in_a_row = self.steps + 1, 0
 
     def skip(self, epoch: int, step: int) -> None:
-        """Count a step that was skipped.
-
-        Raises:
-            TrainingError: 100 consecutive non-finite steps: the weights are NaN.
-        """
+        """Count a step that was skipped; TrainingError after 100 in a row: the weights are NaN."""
         self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
         if self.skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
@@ -96,11 +90,6 @@ class EpochMetrics:
                 f"{step} of epoch {epoch}: there is nothing left to skip to. Try a smaller "
                 "optimizer.lr."
             )
-
-    def defer_check(self, step: int, lr: float, numbers: Tensor) -> bool:
-        """Store a step's numbers to check them later; returns whether a check is due."""
-        self.unchecked.append((step, lr, numbers))
-        return len(self.unchecked) >= _CHECK_EVERY
 
     def find_nonfinite_step(self) -> NonFiniteStep | None:
         """Return the first unchecked step that is not finite, if any; waits for the device."""
@@ -133,11 +122,9 @@ class EpochMetrics:
 
 
 def gradient_norm(parameters: Sequence[Tensor], clip: float | None) -> Tensor:
-    """Compute the norm of the whole gradient, on the device, and then clip the gradient.
+    """Compute the norm of the whole gradient, on the device; then scale a longer one to `clip`.
 
-    Args:
-        parameters: those without a gradient are left out.
-        clip: largest norm, to which a longer gradient is scaled; None never clips.
+    Parameters without a gradient are left out.
     """
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip is not None:
@@ -154,12 +141,7 @@ def nonfinite_error(
 ) -> TrainingError:
     """Build the error for a step that is not finite, with its likely cause.
 
-    Args:
-        bad: the step.
-        epoch: epoch of the step.
-        batch: batch of the step; None where more steps came after it.
-        student: the network, for the names of its parameters.
-        parameters: all that train, with the gradients of that step unless steps came after it.
+    `batch` is None where more steps came after it; else parameters have the gradients of that step.
     """
     terms = [name for name in bad.names if name not in (_TOTAL, _GRADIENT)]
     at = f"at step {bad.step} of epoch {epoch}"
@@ -172,28 +154,26 @@ def nonfinite_error(
                 if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
                     where += f", and the first parameter at fault is {name}"
                     break
-    return TrainingError(
-        f"{where}. The learning rate was {bad.lr:.3g}. Likely cause: {_cause(batch, parameters)} "
-        "Or go on without such steps: --on-nonfinite skip."
-    )
-
-
-def _cause(batch: Batch | None, parameters: Sequence[Tensor]) -> str:
     if batch is None:
-        return (
+        cause = (
             "not known, since it was seen some steps later. --on-nonfinite skip checks every step; "
             "a tenth of the learning rate, --set optimizer.lr=…, or --set optimizer.clip=1 may do."
         )
-    if not bool(batch.images.isfinite().all()):
+    elif not bool(batch.images.isfinite().all()):
         whole = batch.images.flatten(1).isfinite().all(dim=1)
         samples = batch.index[~whole].tolist()[:5]
-        return f"the images of samples {samples} hold NaN or infinity: mend or leave them out."
-    if not all(bool(p.isfinite().all()) for p in parameters):
-        return (
+        cause = f"the images of samples {samples} hold NaN or infinity: mend or leave them out."
+    elif not all(bool(p.isfinite().all()) for p in parameters):
+        cause = (
             "weights grew without bound in the steps before. Try a tenth of the learning rate with "
             "--set optimizer.lr=…, or --set optimizer.clip=1."
         )
-    return (
-        "too large a learning rate, or numbers too large for the precision. Try a tenth with --set "
-        "optimizer.lr=…, --set optimizer.clip=1, or --set runtime.precision=float32."
+    else:
+        cause = (
+            "too large a learning rate, or numbers too large for the precision. Try a tenth with "
+            "--set optimizer.lr=…, --set optimizer.clip=1, or --set runtime.precision=float32."
+        )
+    return TrainingError(
+        f"{where}. The learning rate was {bad.lr:.3g}. Likely cause: {cause} Or go on without such "
+        "steps: --on-nonfinite skip."
     )

@@ -5,33 +5,23 @@ Each ends with the same weights, bit for bit, as if it ran alone.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-
-import torch
+from typing import Any
 
 from cktf.engine.randomness import random_state, restore_random_state
 from cktf.engine.trainer import Trainer, TrainResult
 from cktf.errors import Interrupted
 
+_States = dict[Trainer, dict[str, Any]]
 
-class RandomStream:
-    """The state of the random generators of one of several trainings in a process.
 
-    Args:
-        device: where it trains.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.state = random_state(device)
-
-    @contextmanager
-    def resumed(self) -> Iterator[None]:
-        """Restore this training's generators inside the block, and save them on exit."""
-        restore_random_state(self.state, self.device)
-        try:
-            yield
-        finally:
-            self.state = random_state(self.device)
+@contextmanager
+def _restored_rng(trainer: Trainer, states: _States) -> Iterator[None]:
+    """Restore a training's random generators inside the block, and save their states on exit."""
+    restore_random_state(states[trainer], trainer.device)
+    try:
+        yield
+    finally:
+        states[trainer] = random_state(trainer.device)
 
 
 def fit_interleaved(trainers: Sequence[Trainer]) -> list[TrainResult]:
@@ -44,38 +34,38 @@ def fit_interleaved(trainers: Sequence[Trainer]) -> list[TrainResult]:
         Interrupted: a signal came, and all have been saved.
         TrainingError: one of them cannot go on; the others end too.
     """
-    streams = {trainer: RandomStream(trainer.device) for trainer in trainers}
+    states = {trainer: random_state(trainer.device) for trainer in trainers}
     with ExitStack() as stack:
-        for trainer, stream in streams.items():
-            with stream.resumed():
+        for trainer in trainers:
+            with _restored_rng(trainer, states):
                 stack.enter_context(trainer.training())
         try:
             for number in range(1, max(trainer.num_epochs for trainer in trainers) + 1):
-                _interleave_epoch(number, streams)
+                _interleave_epoch(number, states)
         except Interrupted:
-            for trainer, stream in streams.items():
-                with suppress(Interrupted), stream.resumed():
+            for trainer in trainers:
+                with suppress(Interrupted), _restored_rng(trainer, states):
                     if trainer.phase is not None:
                         trainer.checkpoints.save(trainer)
             raise
     return [trainer.result() for trainer in trainers]
 
 
-def _interleave_epoch(number: int, streams: dict[Trainer, RandomStream]) -> None:
+def _interleave_epoch(number: int, states: _States) -> None:
     """Train epoch `number` of all trainings that have not finished it."""
-    active = {
-        trainer: stream
-        for trainer, stream in streams.items()
+    active = [
+        trainer
+        for trainer in states
         if trainer.position.epochs < number <= trainer.num_epochs and not trainer.should_stop
-    }
-    for trainer, stream in active.items():
-        with stream.resumed():
+    ]
+    for trainer in active:
+        with _restored_rng(trainer, states):
             trainer.start_epoch(number)
     for step in range(max((len(trainer.train) for trainer in active), default=0)):
-        for trainer, stream in active.items():
+        for trainer in active:
             if trainer.position.step == step < len(trainer.train):
-                with stream.resumed():
+                with _restored_rng(trainer, states):
                     trainer.train_step()
-    for trainer, stream in active.items():
-        with stream.resumed():
+    for trainer in active:
+        with _restored_rng(trainer, states):
             trainer.end_epoch()

@@ -46,24 +46,30 @@ def explain_out_of_memory(
     *,
     training: bool = False,
 ) -> Iterator[None]:
-    """Turn a failed allocation inside the block into an error that says what to change.
+    """Turn a failed allocation inside the block into a TrainingError that says what to change.
 
     Args:
         batch_size: number of images in a batch inside the block.
         device: device of the network.
         footprint: memory of the contrastive objectives.
         training: whether `data.batch_size` sets the batch size; that of test images is fixed.
-
-    Raises:
-        TrainingError: memory was not enough.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise out_of_memory_error(
-            error, footprint or Footprint(), batch_size, device, training=training
+        advice = []
+        if training and batch_size > 2:
+            advice.append(f"smaller batches, --set data.batch_size={max(2, batch_size // 2)}")
+        if footprint is not None and footprint.banks:
+            advice.append(f"of options.METHOD, where contrast takes {footprint}: {ADVICE}")
+        if device.type == "cuda":
+            advice.append("less precision, --set runtime.precision=bfloat16")
+        reason = str(error).splitlines()[0][:200] if str(error) else "no more memory"
+        raise TrainingError(
+            f"Memory of {device} is not enough for batches of {batch_size} ({reason}). Try "
+            f"{'; or '.join(advice) or 'a smaller network'}."
         ) from error
 
 
@@ -71,26 +77,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is a failed allocation, for which PyTorch has no type on the CPU."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
-
-
-def out_of_memory_error(
-    error: BaseException,
-    footprint: Footprint,
-    batch_size: int,
-    device: torch.device,
-    *,
-    training: bool = True,
-) -> TrainingError:
-    """Build the error for a failed allocation; the arguments are those of `enough_memory`."""
-    text, advice = str(error), []
-    if training and batch_size > 2:
-        advice.append(f"smaller batches, --set data.batch_size={max(2, batch_size // 2)}")
-    if footprint.banks:
-        advice.append(f"of options.METHOD, where contrast takes {footprint}: {ADVICE}")
-    if device.type == "cuda":
-        advice.append("less precision, --set runtime.precision=bfloat16")
-    reason = text.splitlines()[0][:200] if text else "no more memory"
-    return TrainingError(
-        f"Memory of {device} is not enough for batches of {batch_size} ({reason}). Try "
-        f"{'; or '.join(advice) or 'a smaller network'}."
-    )

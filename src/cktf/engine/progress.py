@@ -19,11 +19,7 @@ def announce(text: str, show: bool) -> None:
 
 
 class ProgressBar(Callback):
-    """Shows a bar for each phase, with loss, accuracy and speed; without a terminal, epoch lines.
-
-    Args:
-        title: name of the run.
-    """
+    """Shows a bar for each phase with loss, accuracy and speed; without a terminal, epoch lines."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -66,8 +62,7 @@ class ProgressBar(Callback):
         if self._bar is not None:
             self._bar.update(self._task, epoch=trainer.epoch, state=state)
         else:
-            line = f"{self._label:<24} epoch {trainer.epoch}/{self._epochs}  {state}"
-            print(line, flush=True)
+            print(f"{self._label:<24} epoch {trainer.epoch}/{self._epochs}  {state}", flush=True)
 
     def on_train_end(self, trainer: "Trainer") -> None:
         """Remove the bar."""

@@ -8,16 +8,17 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate.utils import set_seed
-from torch import Tensor
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """Return the states of Python's, NumPy's, PyTorch's and the device's generators."""
+    _, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    words = torch.from_numpy(keys.astype(np.int64))
     return {
         "torch": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "python": random.getstate(),
-        "numpy": _numpy_state(),
+        "numpy": (words, int(position), int(has_gauss), float(gauss)),
     }
 
 
@@ -28,7 +29,8 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["device"], device)
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
-    _set_numpy_state(state["numpy"])
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
 
 
 @contextmanager
@@ -51,14 +53,3 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with preserve_rng(device):
         set_seed(seed)
         yield
-
-
-def _numpy_state() -> tuple[Tensor, int, int, float]:
-    _, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state(legacy=True))
-    return torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)
-
-
-def _set_numpy_state(state: tuple[Tensor, int, int, float]) -> None:
-    keys, position, has_gauss, gauss = state
-    words = keys.numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", words, position, has_gauss, gauss))

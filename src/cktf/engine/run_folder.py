@@ -21,15 +21,7 @@ _GIVE_UP_AFTER, _RETRY_AFTER = 3600.0, 10.0
 
 
 class RunFolder:
-    """Files of one run; docs/design.md lists them.
-
-    Args:
-        path: the folder.
-
-    Attributes:
-        recipe, metrics, summary, weights, log_file: paths of its files.
-        checkpoints: the saved states.
-    """
+    """Files of one run; docs/design.md lists them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,11 +36,7 @@ class RunFolder:
         self._unwritten: list[str] = []
 
     def check(self, *, resume: bool) -> None:
-        """Check that the run can be written here; writes nothing.
-
-        Raises:
-            RunFolderError: the folder cannot be written, or holds a run that is not to be resumed.
-        """
+        """Raise RunFolderError if the folder cannot be written, or has a run not to be resumed."""
         try:
             existing = next(
                 p for p in (self.path, *self.path.absolute().parents) if os.path.lexists(p)
@@ -77,14 +65,9 @@ class RunFolder:
         return self.summary.is_file() and self.weights.is_file()
 
     def create(self, checkpoint_mb: float) -> None:
-        """Create the folder.
+        """Create the folder; RunFolderError if it cannot be written, or its disk is too full.
 
-        Args:
-            checkpoint_mb: size of a checkpoint in MiB. There must be room for three, minus those
-                that exist, and for one in any case.
-
-        Raises:
-            RunFolderError: the folder cannot be written, or its disk is too full.
+        There must be room for three checkpoints, minus those that exist, and for one in any case.
         """
         try:
             self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +77,8 @@ class RunFolder:
                 "--out."
             ) from error
         # A new checkpoint is written before the oldest is removed.
-        needed = max(checkpoint_mb, (NUM_KEPT + 1) * checkpoint_mb - self.checkpoints.megabytes)
+        existing_mb = sum(p.stat().st_size for p in self.checkpoints.paths if p.exists()) / 2**20
+        needed = max(checkpoint_mb, (NUM_KEPT + 1) * checkpoint_mb - existing_mb)
         free = shutil.disk_usage(self.path).free / 2**20
         if free < needed:
             raise RunFolderError(
@@ -104,11 +88,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder's lock, which the system releases when the process ends.
-
-        Raises:
-            RunFolderError: another run writes there.
-        """
+        """Hold the folder's lock until the process ends; RunFolderError if another run has it."""
         path = self.path / "lock"
         with file_lock(path, wait=False) as acquired:
             if not acquired:
@@ -146,9 +126,7 @@ class RunFolder:
             self._incomplete = False
         except OSError as error:
             self._incomplete = True
-            self._warn(
-                f"{self.metrics} could not be written ({error.strerror}); trying again later"
-            )
+            self._warn(f"{self.metrics} could not be written ({error.strerror}); trying later")
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl, up to the first incomplete one."""
@@ -170,11 +148,7 @@ class RunFolder:
         write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
 
     def write_with_retries(self, write: Callable[[], None], what: str) -> None:
-        """Write a result; where that fails, as on a full disk, try again for up to an hour.
-
-        Raises:
-            RunFolderError: it still failed after an hour.
-        """
+        """Write a result; RunFolderError if that fails, as on a full disk, for a whole hour."""
         until = time.monotonic() + _GIVE_UP_AFTER
         while True:
             try:

@@ -1,7 +1,7 @@
 """The device, precision and seed of a run, chosen once and handed down."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import nn
 
 from cktf.engine.allocator import keep_freed_memory
 from cktf.engine.config import Precision, RuntimeConfig
@@ -37,8 +37,9 @@ class Runtime:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Data type that the networks compute in."""
-        return autocast_dtype(self.precision, self.device) or torch.float32
+        """Data type that the networks compute in; of `auto` bfloat16 where that is faster."""
+        is_fast = self.precision == "auto" and multiplies_bfloat16(self.device)
+        return torch.bfloat16 if self.precision == "bfloat16" or is_fast else torch.float32
 
     def reset_seed(self) -> None:
         """Seed Python's, NumPy's and PyTorch's random generators.
@@ -50,8 +51,16 @@ class Runtime:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Run networks in the precision of the run."""
-        with autocast(self.precision, self.device):
+        """Run networks in the precision of the run, on any hardware.
+
+        A CPU that does not multiply bfloat16 emulates it, in about float32's time.
+        """
+        enabled = self.dtype == torch.bfloat16
+        emulated = enabled and self.device.type == "cpu" and not multiplies_bfloat16(self.device)
+        with (
+            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled),
+            RoundedProducts() if emulated else nullcontext(),
+        ):
             yield
 
     def to_device(self, network: nn.Module) -> None:
@@ -63,17 +72,15 @@ class Runtime:
     @contextmanager
     def on_device(self, network: nn.Module) -> Iterator[None]:
         """Move a network that is not trained to the device temporarily; restore on exit."""
-        tensors = [t for p in network.parameters() for t in (p, p.grad) if t is not None]
-        contents = [tensor.data for tensor in tensors]
-        modules = list(network.modules())
-        buffers = [dict(module._buffers) for module in modules]
+        tensors = [(t, t.data) for p in network.parameters() for t in (p, p.grad) if t is not None]
+        buffers = [(module, dict(module._buffers)) for module in network.modules()]
         self.to_device(network)
         try:
             yield
         finally:
-            for tensor, content in zip(tensors, contents, strict=True):
+            for tensor, content in tensors:
                 tensor.data = content
-            for module, before in zip(modules, buffers, strict=True):
+            for module, before in buffers:
                 module._buffers.update(before)
 
 
@@ -108,45 +115,6 @@ def start_available_runtime(config: RuntimeConfig, seed: int = 0) -> Runtime:
     if not torch.cuda.is_available():
         config = config.model_copy(update={"device": "cpu"})
     return start_runtime(config, seed)
-
-
-def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """Data type for `torch.autocast`; None for float32, which needs no autocast.
-
-    `auto` is bfloat16 where the hardware multiplies it faster than float32.
-    """
-    if precision == "float32":
-        return None
-    if precision == "bfloat16" or multiplies_bfloat16(device):
-        return torch.bfloat16
-    return None
-
-
-@contextmanager
-def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Run networks in a precision, on any hardware.
-
-    A CPU that does not multiply bfloat16 emulates it, in about float32's time.
-    """
-    dtype = autocast_dtype(precision, device)
-    emulated = dtype is not None and device.type == "cpu" and not multiplies_bfloat16(device)
-    with (
-        torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
-        RoundedProducts() if emulated else nullcontext(),
-    ):
-        yield
-
-
-def in_precision(
-    network: Callable[[Tensor], Tensor], precision: Precision, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """Wrap a network so that its forward pass, and no other code, runs in a precision."""
-
-    def forward(images: Tensor) -> Tensor:
-        with autocast(precision, device):
-            return network(images)
-
-    return forward
 
 
 def synchronized_time(device: torch.device) -> float:

@@ -50,7 +50,7 @@ class TrainStep(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         """Compute the loss of a batch; adapters compute in the networks' precision."""
         with self.runtime.autocast():
-            return self.loss(*self.features(batch), batch)
+            return self.objective(*self.features(batch), batch)  # type: ignore[no-any-return]
 
     def features(self, batch: Batch) -> tuple[Features, Features | None]:
         """Extract the features of the student, and those of the teacher without gradient.
@@ -64,10 +64,6 @@ class TrainStep(nn.Module):
         student = teacher if self.student_tap is None else self.student_tap(batch.images)
         assert student is not None
         return student, teacher
-
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
-        """Compute the objective's loss between two networks' features of a batch."""
-        return self.objective(student, teacher, batch)  # type: ignore[no-any-return]
 
     def forward_buffers(self) -> list[Tensor]:
         """List the buffers that a forward pass changes, to restore them after a skipped step.
@@ -128,13 +124,9 @@ def preserve_buffers(network: nn.Module) -> Iterator[None]:
 def build_scheduler(
     optimizer: torch.optim.Optimizer, config: ScheduleConfig | None, lr: float, steps: int
 ) -> LRScheduler:
-    """Build the learning rate schedule of a phase.
+    """Build the learning rate schedule of a phase of `steps` steps with the peak rate `lr`.
 
-    Args:
-        optimizer: the optimizer to schedule.
-        config: the schedule; None for a constant rate, as in an initialization phase.
-        lr: peak learning rate.
-        steps: number of steps of the whole phase.
+    Without a configuration, as in an initialization phase, the rate is constant.
     """
     if config is None:
         return ConstantLR(optimizer, factor=1.0)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
 from cktf.engine.callbacks import Callback
-from cktf.engine.run_folder import RunFolder
 from cktf.errors import TrainingError, nearest
 
 if TYPE_CHECKING:
@@ -19,31 +18,24 @@ TENSORBOARD, PROJECT = "tensorboard", "cktf"
 
 
 def available_trackers(names: Sequence[str] | None) -> list[str]:
-    """Check the names of trackers; by default TensorBoard where it is installed.
+    """Check the names of trackers: TrainingError if one is unknown to Accelerate or not installed.
 
-    Raises:
-        TrainingError: a tracker that Accelerate does not know, or that is not installed.
+    The default is TensorBoard where it is installed.
     """
-    there = [str(name) for name in get_available_trackers()]
+    installed = [str(name) for name in get_available_trackers()]
     if names is None:
-        return [TENSORBOARD] if TENSORBOARD in there else []
+        return [TENSORBOARD] if TENSORBOARD in installed else []
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise TrainingError(
-                f"There is no tracker {name!r}. {nearest(name, LOGGER_TYPE_TO_CLASS)}"
-            )
-        if name not in there:
+            hint = nearest(name, LOGGER_TYPE_TO_CLASS)
+            raise TrainingError(f"There is no tracker {name!r}. {hint}")
+        if name not in installed:
             raise TrainingError(f"The tracker {name} is not installed: pip install {name}.")
     return list(names)
 
 
 class Trackers(Callback):
-    """Sends the record of every epoch to trackers.
-
-    Args:
-        names: names of trackers; None for the default.
-        config: fields of the recipe by dotted name.
-    """
+    """Sends the record of every epoch to trackers; by default to TensorBoard."""
 
     def __init__(self, names: Sequence[str] | None, config: Mapping[str, Any]) -> None:
         self.names, self.config = available_trackers(names), config
@@ -53,7 +45,7 @@ class Trackers(Callback):
         """Start the trackers; TensorBoard writes to the folder `tensorboard` of the run."""
         for name in self.names:
             try:
-                self._started.append(_start_tracker(name, trainer.run, self.config))
+                self._started.append(self._start_tracker(name, str(trainer.run.path)))
             except Exception as error:
                 trainer.run.log(f"{name} cannot be used: {error}")
 
@@ -75,25 +67,20 @@ class Trackers(Callback):
                 trainer.run.log(f"{tracker.name} could not be ended: {error}")
         self._started = []
 
-
-def _start_tracker(name: str, run: RunFolder, config: Mapping[str, Any]) -> GeneralTracker:
-    kind = LOGGER_TYPE_TO_CLASS[name]
-    if name == TENSORBOARD:
-        tracker = kind(TENSORBOARD, str(run.path))
-    elif kind.requires_logging_directory:
-        tracker = kind(PROJECT, str(run.path))
-    else:
-        tracker = kind(PROJECT)
-    # In newer versions of Accelerate, the constructor does not start a tracker.
-    if hasattr(tracker, "start"):
-        tracker.start()
-    if name == TENSORBOARD:
-        # TensorBoard's `add_hparams` would show the configuration as a second run.
-        lines = "\n".join(f"    {field}: {value}" for field, value in config.items())
-        tracker.writer.add_text("recipe", lines)
-    else:
-        tracker.store_init_configuration(dict(config))
-    return tracker
+    def _start_tracker(self, name: str, folder: str) -> GeneralTracker:
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        folders = [folder] if kind.requires_logging_directory else []
+        tracker = kind(TENSORBOARD if name == TENSORBOARD else PROJECT, *folders)
+        # In newer versions of Accelerate, the constructor does not start a tracker.
+        if hasattr(tracker, "start"):
+            tracker.start()
+        if name == TENSORBOARD:
+            # TensorBoard's `add_hparams` would show the configuration as a second run.
+            lines = "\n".join(f"    {field}: {value}" for field, value in self.config.items())
+            tracker.writer.add_text("recipe", lines)
+        else:
+            tracker.store_init_configuration(dict(self.config))
+        return tracker
 
 
 def scalar_values(row: Mapping[str, Any]) -> dict[str, float]:
@@ -102,10 +89,10 @@ def scalar_values(row: Mapping[str, Any]) -> dict[str, float]:
     >>> scalar_values({"phase": "train", "loss": 2.5, "terms": {"kd": 2.0}, "test_top1": 9})
     {'loss/kd': 2.0, 'loss': 2.5, 'test_top1': 9.0}
     """
-    terms = {f"loss/{name}": float(value) for name, value in row["terms"].items()}
-    numbers = {
+    values = {f"loss/{name}": value for name, value in row["terms"].items()} | dict(row)
+    excluded = ("epoch", "images")
+    return {
         name: float(value)
-        for name, value in row.items()
-        if isinstance(value, int | float) and name not in ("epoch", "images")
+        for name, value in values.items()
+        if isinstance(value, int | float) and name not in excluded
     }
-    return terms | numbers

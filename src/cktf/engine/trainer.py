@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from cktf.batch import Batch
 from cktf.data import Loader
-from cktf.engine.best_weights import BestWeights
 from cktf.engine.callbacks import Callback, StepTimer, StopOnSignal
 from cktf.engine.checkpointing import (
     CHECKPOINT_VERSION,
@@ -25,13 +24,13 @@ from cktf.engine.checkpointing import (
     upgrade_checkpoint,
 )
 from cktf.engine.config import TrainingConfig
-from cktf.engine.epoch_metrics import EpochMetrics, gradient_norm, nonfinite_error
+from cktf.engine.epoch_metrics import CHECK_EVERY, EpochMetrics, gradient_norm, nonfinite_error
 from cktf.engine.evaluate import Accuracy, evaluate
 from cktf.engine.memory import explain_out_of_memory, peak_memory_mb, reset_peak_memory
 from cktf.engine.progress import ProgressBar, announce
 from cktf.engine.randomness import preserve_rng, random_state, restore_random_state
 from cktf.engine.run_folder import RunFolder
-from cktf.engine.runtime import Runtime, in_precision
+from cktf.engine.runtime import Runtime
 from cktf.engine.step import MAIN, TrainPhase, build_scheduler, preserve_buffers
 from cktf.errors import CheckpointError, Interrupted
 from cktf.signals import catch_stop_signals, stop_signal
@@ -59,13 +58,6 @@ class TrainResult:
     images_per_second: float
     peak_memory_mb: float
     skipped: int
-
-    @property
-    def saved_top1(self) -> float | None:
-        """Accuracy on the test set of the weights that the run saves, in per cent."""
-        if self.best_row is not None:
-            return self.best_row.get("test_top1")
-        return None if self.last is None else self.last.top1
 
 
 class Trainer:
@@ -124,11 +116,9 @@ class Trainer:
                 tap.model.eval().requires_grad_(False)
         reset_peak_memory(self.device)
         self.num_epochs = sum(phase.epochs for phase in phases)
-        self.position, self.metrics, self.best = (
-            TrainingPosition(),
-            EpochMetrics(),
-            BestWeights(),
-        )
+        self.position, self.metrics = TrainingPosition(), EpochMetrics()
+        # Of the epoch with the highest accuracy on held-out images, the earliest of equals.
+        self.best: dict[str, Any] = {"epoch": 0, "top1": -1.0, "weights": {}}
         self.phase: TrainPhase | None = None
         self.epoch, self.should_stop = 0, False
         self._skips = config.runtime.on_nonfinite == "skip"
@@ -204,7 +194,8 @@ class Trainer:
         norm = gradient_norm(self.parameters, self.config.optimizer.clip)
 
         numbers, lr = self.metrics.stack(loss, norm), self.optimizer.param_groups[0]["lr"]
-        due = self.metrics.defer_check(number, lr, numbers) or number == len(self.train)
+        self.metrics.unchecked.append((number, lr, numbers))
+        due = len(self.metrics.unchecked) >= CHECK_EVERY or number == len(self.train)
         if (due or self._check_every_step) and not self._all_finite(batch):
             for buffer, before in buffers:
                 buffer.copy_(before)
@@ -234,7 +225,10 @@ class Trainer:
         }
         if self.validation is not None and self.phase.name == MAIN:
             row["validation_top1"] = self.evaluate(self.student, self.validation).top1
-            self.best.update(self.epoch, row["validation_top1"], self.student)
+            if row["validation_top1"] > self.best["top1"]:
+                weights = {k: t.detach().clone() for k, t in self.student.state_dict().items()}
+                top1 = row["validation_top1"]
+                self.best = {"epoch": self.epoch, "top1": top1, "weights": weights}
         if self.test is not None and self.phase.name == MAIN:
             accuracy = self.evaluate(self.student, self.test)
             row |= {"test_top1": accuracy.top1, "test_top5": accuracy.top5}
@@ -246,7 +240,8 @@ class Trainer:
 
     def evaluate(self, network: nn.Module, loader: Loader) -> Accuracy:
         """Accuracy of a network on labeled batches, in the precision of training, in eval mode."""
-        forward = in_precision(network.eval(), self.runtime.precision, self.device)
+        # Loading batches must not run under autocast.
+        forward = self.runtime.autocast()(network.eval())
         # Evaluation must not advance the training RNG, also where a signal ends it.
         with preserve_rng(self.device) as self._rng_before_evaluation:
             after_batch = partial(self._call, "on_evaluate_step")
@@ -256,18 +251,17 @@ class Trainer:
         """Collect the results of a finished run, and load the best weights into the student."""
         rows = self.run.rows()
         main = [row for row in rows if row["phase"] == MAIN]
-        rate = sum(row["images"] for row in main) / sum(row["seconds"] for row in main)
         last = None
         if self.test is not None:
             last = Accuracy(main[-1]["test_top1"], main[-1]["test_top5"], self.test.samples)
         if self.validation is not None:
-            self.best.load_into(self.student)
+            self.student.load_state_dict(self.best["weights"])
         return TrainResult(
             last=last,
             best_top1=max(row["test_top1"] for row in main) if self.test else None,
-            best_row=main[self.best.epoch - 1] if self.validation is not None else None,
+            best_row=main[self.best["epoch"] - 1] if self.validation is not None else None,
             seconds=sum(row["seconds"] for row in rows),
-            images_per_second=rate,
+            images_per_second=sum(r["images"] for r in main) / sum(r["seconds"] for r in main),
             peak_memory_mb=peak_memory_mb(self.device),
             skipped=sum(row["skipped"] for row in rows),
         )
@@ -327,26 +321,21 @@ class Trainer:
         self.run.log(f"memories filled from {samples} training images in {seconds:.1f} s")
 
     def _all_finite(self, batch: Batch) -> bool:
-        """Check the loss and gradient of the unchecked steps; count the step if it is skipped.
-
-        Raises:
-            TrainingError: a step is not finite, and steps are not to be skipped.
-        """
-        bad = self.metrics.find_nonfinite_step()
-        if bad is None:
-            return True
+        """Check the unchecked steps; count a step as skipped, or raise, as the config says."""
         if not self._skips:
+            self.raise_if_nonfinite(batch)
+        elif (bad := self.metrics.find_nonfinite_step()) is not None:
+            self.run.log(f"skipped step {bad.step} of epoch {self.epoch}: {bad.names} not finite")
+            self.metrics.skip(self.epoch, bad.step)
+            return False
+        return True
+
+    def raise_if_nonfinite(self, batch: Batch | None = None) -> None:
+        """Check the unchecked steps, the last of which was on `batch`; TrainingError if not."""
+        if (bad := self.metrics.find_nonfinite_step()) is not None:
             # On a GPU, numbers are checked some steps later.
             current = batch if bad.step == self.position.step + 1 else None
             raise nonfinite_error(bad, self.epoch, current, self.student, self.parameters)
-        self.run.log(f"skipped step {bad.step} of epoch {self.epoch}: {bad.names} not finite")
-        self.metrics.skip(self.epoch, bad.step)
-        return False
-
-    def raise_if_nonfinite(self) -> None:
-        """Check the unchecked steps; TrainingError if one of them is not finite."""
-        if (bad := self.metrics.find_nonfinite_step()) is not None:
-            raise nonfinite_error(bad, self.epoch, None, self.student, self.parameters)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the next step, in the format of `CHECKPOINT_VERSION`."""
@@ -360,7 +349,7 @@ class Trainer:
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "best": self.best.state_dict(),
+            "best": self.best,
             "random": self._rng_before_evaluation or random_state(self.device),
         }
 
@@ -380,7 +369,7 @@ class Trainer:
             self.objective.load_state_dict(state.pop("objective"))
             self.position = TrainingPosition(*state["position"])
             self.metrics = EpochMetrics.from_state_dict(state["metrics"], self.device)
-            self.best.load_state_dict(state["best"])
+            self.best = state["best"]
             restore_random_state(state["random"], self.device)
             rows = json.loads(state["rows"])
         self.run.restore_rows(rows)

@@ -50,11 +50,7 @@ class OnnxNetwork:
 
 
 def require_onnx() -> None:
-    """Check that the libraries for export are installed.
-
-    Raises:
-        RecipeError: a library is missing.
-    """
+    """Raise RecipeError if a library for export is not installed."""
     missing = [name for name in _LIBRARIES if find_spec(name) is None]
     if missing:
         raise RecipeError([f"Export needs {', '.join(missing)}: pip install 'cktf[export]'."])
@@ -86,13 +82,8 @@ def write_onnx(
         expected = network(images).float()
     onnx.helper.set_model_props(proto, dict(metadata or {}))
     content = proto.SerializeToString()
-    _check(content, images, expected)
-    write_atomically(expand_user_path(path), content)
-
-
-def _check(content: bytes, images: Tensor, expected: Tensor) -> None:
-    """Check that a file computes the network's logits for several batch sizes."""
     try:
+        # Another batch size than the traced one must work too.
         run = OnnxNetwork(content)
         logits = torch.cat([run(images[:1]), run(images[1:])])
         difference = float((logits - expected).abs().max())
@@ -106,6 +97,7 @@ def _check(content: bytes, images: Tensor, expected: Tensor) -> None:
             f"differ by up to {difference:.3g}. Tracing freezes what depends on chance, on values "
             "or on the batch size; write the forward method without that."
         )
+    write_atomically(expand_user_path(path), content)
 
 
 def _trace(network: nn.Module, images: Tensor) -> Any:
@@ -134,8 +126,7 @@ def _trace(network: nn.Module, images: Tensor) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{lines[0] if lines else type(error).__name__}."
+    return f"{(str(error).strip().splitlines() or [type(error).__name__])[0].strip()}."
 
 
 def write_int8(source: str | Path, path: str | Path, images: Iterator[Tensor]) -> None:
@@ -164,11 +155,7 @@ def write_int8(source: str | Path, path: str | Path, images: Iterator[Tensor]) -
         try:
             quant_pre_process(expand_user_path(source), prepared, skip_symbolic_shape=True)
             quantize_static(
-                prepared,
-                quantized,
-                Reader(),
-                per_channel=True,
-                op_types_to_quantize=_INT8,
+                prepared, quantized, Reader(), per_channel=True, op_types_to_quantize=_INT8
             )
         except CktfError:
             # Raised by the iterator of images.

@@ -14,13 +14,7 @@ from cktf.engine import evaluate as accuracy_of
 from cktf.errors import DataError, RunFolderError
 from cktf.export.network import OnnxNetwork, require_onnx, write_int8, write_onnx
 from cktf.models import Normalized, read_metadata
-from cktf.recipes import (
-    CUSTOM,
-    build_test_loader,
-    find_weights_file,
-    load_split,
-    load_teacher,
-)
+from cktf.recipes import CUSTOM, build_test_loader, find_weights_file, load_split, load_teacher
 from cktf.user_paths import expand_user_path
 from cktf.workflows import load_test_section
 from cktf.workflows.analysis import evenly_spaced_indices, measure_latency_ms
@@ -106,10 +100,14 @@ def export_run(
     network = load_teacher(str(run.absolute()), classes, trust_code=trust_code).network.eval()
     weights = find_weights_file(str(run.absolute()))
     info = read_metadata(weights)
-    if loader is None:
-        images = _random_images(network, info)
-    else:
+    if loader is not None:
         images = next(loader.epoch(0)).images[:_TRACED_IMAGES]
+    elif isinstance(size := info.get("image_size"), list):
+        channels = network.mean.shape[1] if isinstance(network, Normalized) else 3
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(_TRACED_IMAGES, channels, *size, generator=generator)
+    else:
+        raise RunFolderError("The weights file has no image size. Save the network again.")
     channels, height, width = images.shape[1:]
     metadata = {
         "cktf": __version__,
@@ -129,19 +127,9 @@ def export_run(
         batches = build_test_loader(train).epoch(0)
         write_int8(out, files["ONNX int8"], (batch.images for batch in batches))
     latency = measure_latency_ms(network, images[:1])
-    exports = [ExportedNetwork("PyTorch", weights, latency, missing_reason=missing_reason)]
-    for form, path in files.items():
-        exports.append(_measure(form, path, network, images, loader))
-    return exports
-
-
-def _random_images(network: nn.Module, info: dict[str, object]) -> Tensor:
-    """Random images of the size that the network was trained on."""
-    size = info.get("image_size")
-    if not isinstance(size, list):
-        raise RunFolderError("The weights file has no image size. Save the network again.")
-    channels = network.mean.shape[1] if isinstance(network, Normalized) else 3
-    return torch.rand(_TRACED_IMAGES, channels, *size, generator=torch.Generator().manual_seed(0))
+    original = ExportedNetwork("PyTorch", weights, latency, missing_reason=missing_reason)
+    exports = [_measure(form, path, network, images, loader) for form, path in files.items()]
+    return [original, *exports]
 
 
 @torch.no_grad()

@@ -97,12 +97,11 @@ def accuracy_curves(groups: Sequence[RunGroup]) -> Figure | None:
         for run in group.runs
         if run.summary.get("teacher_top1") is not None
     }
+    color = TEACHER_STYLE.color
     lines = [
-        _horizontal_line_trace(
-            top1, f"teacher {name} {top1:.2f} %", TEACHER_STYLE.color, "dash", "left"
-        )
+        _horizontal_line_trace(top1, f"teacher {name} {top1:.2f} %", color, "dash", "left")
         for name, top1 in sorted(teachers)
-    ]  # fmt: skip
+    ]
     baseline = find_baseline(groups) if len(groups) > 1 else None
     if baseline is not None:
         # At the other end, since both may be equally accurate.
@@ -162,42 +161,38 @@ def cost_figures(groups: Sequence[RunGroup]) -> list[tuple[str, Figure]]:
         "multiply-adds for one image": [float(network.macs) for network in networks],
         f"latency on {networks[0].device}, ms for one image": [n.latency_ms for n in networks],
     }
-    return [(cost, _cost_figure(points, cost, values)) for cost, values in costs.items()]
-
-
-def _cost_figure(
-    points: Mapping[tuple[str, float], tuple[NetworkOutputs, PlotStyle]],
-    cost: str,
-    values: Sequence[float],
-) -> Figure:
     top1s = [top1 for _, top1 in points]
     styles = [style for _, style in points.values()]
-    frontier: list[tuple[float, float]] = []
-    for value, top1 in sorted(zip(values, top1s, strict=True), key=lambda p: (p[0], -p[1])):
-        if not frontier or top1 > frontier[-1][1]:
-            frontier.append((value, top1))
-    line = {
-        "type": "scatter", "mode": "lines", "x": [value for value, _ in frontier],
-        "y": [top1 for _, top1 in frontier], "hoverinfo": "skip", "name": "frontier",
-        "line": {"color": _REFERENCE_COLOR, "dash": "dot", "width": 1},
-    }  # fmt: skip
-    # SI prefixes for thousands of parameters, none for fractions of a millisecond.
-    form = "s" if max(values) >= 1000 else "g"
-    dots = {
-        "type": "scatter", "mode": "markers", "x": list(values), "y": top1s,
-        "text": [escape_text(name) for name, _ in points],
-        "marker": {
-            "color": [style.color for style in styles],
-            "symbol": [style.symbol for style in styles], "size": 11,
-        },
-        "hovertemplate": "%{text}<br>%{y:.2f} %<br>"
-        f"%{{x:,.3~{form}}} {escape_text(cost)}<extra></extra>",
-    }  # fmt: skip
-    is_wide = max(values) > 20 * min(values)
-    return build_figure(
-        [line, dots], f"Accuracy against {cost}", cost, "top-1, %", showlegend=False, height=290,
-        xaxis={"type": "log"} if is_wide else {"rangemode": "tozero", "nticks": 5},
-    )  # fmt: skip
+    figures = []
+    for cost, values in costs.items():
+        frontier: list[tuple[float, float]] = []
+        for value, top1 in sorted(zip(values, top1s, strict=True), key=lambda p: (p[0], -p[1])):
+            if not frontier or top1 > frontier[-1][1]:
+                frontier.append((value, top1))
+        line = {
+            "type": "scatter", "mode": "lines", "x": [value for value, _ in frontier],
+            "y": [top1 for _, top1 in frontier], "hoverinfo": "skip", "name": "frontier",
+            "line": {"color": _REFERENCE_COLOR, "dash": "dot", "width": 1},
+        }  # fmt: skip
+        # SI prefixes for thousands of parameters, none for fractions of a millisecond.
+        form = "s" if max(values) >= 1000 else "g"
+        dots = {
+            "type": "scatter", "mode": "markers", "x": values, "y": top1s,
+            "text": [escape_text(name) for name, _ in points],
+            "marker": {
+                "color": [style.color for style in styles],
+                "symbol": [style.symbol for style in styles], "size": 11,
+            },
+            "hovertemplate": "%{text}<br>%{y:.2f} %<br>"
+            f"%{{x:,.3~{form}}} {escape_text(cost)}<extra></extra>",
+        }  # fmt: skip
+        is_wide = max(values) > 20 * min(values)
+        figure = build_figure(
+            [line, dots], f"Accuracy against {cost}", cost, "top-1, %", showlegend=False,
+            height=290, xaxis={"type": "log"} if is_wide else {"rangemode": "tozero", "nticks": 5},
+        )  # fmt: skip
+        figures.append((cost, figure))
+    return figures
 
 
 def class_accuracies(groups: Sequence[RunGroup]) -> Figure | None:
@@ -205,23 +200,21 @@ def class_accuracies(groups: Sequence[RunGroup]) -> Figure | None:
     first = next((g.runs[0] for g in groups if g.runs[0].student is not None), None)
     if first is None or first.labels is None:
         return None
-    count, classes = len(first.classes), tuple(first.classes)
+    classes = tuple(first.classes)
+    teachers: list[tuple[str, PlotStyle, Tensor]] = []
     lines: list[tuple[str, PlotStyle, Tensor]] = []
-    for group in groups:
-        run = group.runs[0]
-        if run.teacher_knows_classes and tuple(run.classes) == classes:
-            assert run.teacher is not None and run.labels is not None
-            teacher = accuracy_by_class(run.teacher.predicted, run.labels, count)
-            lines.append((f"teacher {run.teacher.name}", TEACHER_STYLE, teacher))
-            break
     for number, group in enumerate(groups):
-        students = [
-            accuracy_by_class(run.student.predicted, run.labels, count)
-            for run in group.runs
-            if run.student is not None and run.labels is not None and tuple(run.classes) == classes
-        ]
+        students = []
+        for run in group.runs:
+            if tuple(run.classes) != classes or run.labels is None or run.student is None:
+                continue
+            students.append(accuracy_by_class(run.student.predicted, run.labels, len(classes)))
+            if run.teacher is not None and run.teacher_knows_classes and not teachers:
+                accuracy = accuracy_by_class(run.teacher.predicted, run.labels, len(classes))
+                teachers.append((f"teacher {run.teacher.name}", TEACHER_STYLE, accuracy))
         if students:
             lines.append((group.name, group_style(number), torch.stack(students).mean(dim=0)))
+    lines = teachers + lines
     values = torch.stack([accuracy for _, _, accuracy in lines])
     # Classes without images have no accuracy.
     spread = torch.nan_to_num(values.amax(dim=0) - values.amin(dim=0), nan=-1.0)

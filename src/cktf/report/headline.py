@@ -71,7 +71,8 @@ def compare_groups(first: RunGroup, second: RunGroup) -> AccuracyGap:
     """First minus second: over the seeds that both have, else over the test images."""
     difference = paired_difference(first.top1_by_seed, second.top1_by_seed)
     if difference is not None and difference.high is not None:
-        return _over_seeds(difference.mean, difference.high, difference.pairs)
+        half_width = difference.high - difference.mean
+        return AccuracyGap(difference.mean, half_width, f"{difference.pairs} seeds")
     if difference is not None:
         (seed,) = first.top1_by_seed.keys() & second.top1_by_seed.keys()
         a, b = first.find_run(seed), second.find_run(seed)
@@ -79,11 +80,9 @@ def compare_groups(first: RunGroup, second: RunGroup) -> AccuracyGap:
         a, b = first.runs[0], second.runs[0]
     else:
         return AccuracyGap(first.top1 - second.top1, None, "")
-    half_width = None
     same_images = a.labels is not None and b.labels is not None and torch.equal(a.labels, b.labels)
-    if same_images and a.classes == b.classes:
-        half_width = _half_width_over_images(a.student, b.student, a.labels)
-    return _over_images(kept_top1(a) - kept_top1(b), half_width)
+    other = b.student if same_images and a.classes == b.classes else None
+    return _difference_over_images(kept_top1(a) - kept_top1(b), a.student, other, a.labels)
 
 
 def compare_to_teacher(group: RunGroup) -> AccuracyGap | None:
@@ -98,34 +97,24 @@ def compare_to_teacher(group: RunGroup) -> AccuracyGap | None:
     if difference is None:
         return None
     if difference.high is not None:
-        return _over_seeds(difference.mean, difference.high, difference.pairs)
+        half_width = difference.high - difference.mean
+        return AccuracyGap(difference.mean, half_width, f"{difference.pairs} seeds")
     run = group.find_run(next(iter(teachers)))
-    half_width = None
     # A probe's accuracy is not that of the teacher's own logits.
-    if run.teacher_knows_classes and run.summary.get("teacher_probe_top1") is None:
-        half_width = _half_width_over_images(run.student, run.teacher, run.labels)
-    return _over_images(difference.mean, half_width)
+    is_probe = run.summary.get("teacher_probe_top1") is not None
+    teacher = run.teacher if run.teacher_knows_classes and not is_probe else None
+    return _difference_over_images(difference.mean, run.student, teacher, run.labels)
 
 
-def _over_seeds(mean: float, high: float, seeds: int) -> AccuracyGap:
-    return AccuracyGap(mean, high - mean, f"{seeds} seeds")
-
-
-def _over_images(points: float, half_width: float | None) -> AccuracyGap:
-    return AccuracyGap(points, half_width, "" if half_width is None else _ONE_SEED)
-
-
-def _half_width_over_images(
-    first: NetworkOutputs | None, second: NetworkOutputs | None, labels: Tensor | None
-) -> float | None:
-    """Half of the 95 % interval of two networks' difference on the same images."""
-    if first is None or second is None or labels is None:
-        return None
-    if first.logits.shape != second.logits.shape:
-        return None
-    correct = [(outputs.predicted == labels).double() for outputs in (first, second)]
+def _difference_over_images(
+    points: float, a: NetworkOutputs | None, b: NetworkOutputs | None, labels: Tensor | None
+) -> AccuracyGap:
+    """A difference with its 95 % interval over the images, if there are outputs for them."""
+    if a is None or b is None or labels is None or a.logits.shape != b.logits.shape:
+        return AccuracyGap(points, None, "")
+    correct = [(outputs.predicted == labels).double() for outputs in (a, b)]
     error = (correct[0] - correct[1]).std() / math.sqrt(len(labels))
-    return float(_NORMAL_QUANTILE * 100 * error)
+    return AccuracyGap(points, float(_NORMAL_QUANTILE * 100 * error), _ONE_SEED)
 
 
 def compression_ratio(run: Analysis) -> float | None:

@@ -27,12 +27,7 @@ from cktf.report.headline import (
     compare_to_teacher,
     compression_ratio,
 )
-from cktf.report.run_groups import (
-    RunGroup,
-    check_same_test_images,
-    find_baseline,
-    group_runs,
-)
+from cktf.report.run_groups import RunGroup, check_same_test_images, find_baseline, group_runs
 from cktf.report.styles import group_style
 from cktf.user_paths import expand_user_path
 from cktf.workflows.analysis import (
@@ -137,11 +132,7 @@ def _round_numbers(value: Any) -> Any:
 
 
 class _Page:
-    """The content of the template.
-
-    Attributes:
-        figures: by the id of the element that shows them.
-    """
+    """The content of the template; figures by the id of the element that shows them."""
 
     def __init__(self, groups: list[RunGroup]) -> None:
         self.groups = groups
@@ -157,7 +148,19 @@ class _Page:
         self.missing_reasons = sorted(
             {r.missing_reason for g in groups for r in g.runs if r.missing_reason}
         )
-        self.notes = _sample_notes(groups)
+        run = groups[0].runs[0]
+        total = run.summary["test_images"]
+        count = len(run.images) if run.student else total
+        self.notes = []
+        if count < total:
+            self.notes.append(
+                f"Figures by class and by image are of {count:,} of the {total:,} test images."
+            )
+        if any(len(group.runs) > 1 for group in groups):
+            self.notes.append(
+                "Disagreements, representations, embeddings and calibration are those of each "
+                "method's first seed."
+            )
         self.warnings = [note for group in groups for note in group.notes]
         self.accuracy = self._add("accuracy", figures.accuracy_curves(groups))
         self.losses = self._add_all("loss", figures.loss_curves(groups))
@@ -194,14 +197,11 @@ class _Page:
         return element_id
 
     def _add_all(
-        self, name: str, titled_figures: Sequence[tuple[str, figures.Figure | None]]
+        self, name: str, titled: Sequence[tuple[str, figures.Figure | None]]
     ) -> list[tuple[str, str]]:
         """Add titled figures and return the titles and ids of those that exist."""
-        titled = [
-            (title, self._add(f"{name}-{i}", figure))
-            for i, (title, figure) in enumerate(titled_figures)
-        ]
-        return [(title, element_id) for title, element_id in titled if element_id]
+        ids = [(title, self._add(f"{name}-{i}", plot)) for i, (title, plot) in enumerate(titled)]
+        return [(title, element_id) for title, element_id in ids if element_id]
 
     def _facts(self) -> list[tuple[str, str, str]]:
         """The numbers at the top: name, value, and a remark."""
@@ -216,9 +216,8 @@ class _Page:
             remark = f"{gain.plus_minus} points{gain.basis_note(best)}".strip()
             facts.append(("over the student alone", f"{gain.points:+.2f}", remark))
         if ratio := compression_ratio(best.runs[0]):
-            facts.append(
-                ("compression", f"{ratio:.1f}×", f"{s['student_parameters']:,} parameters")
-            )
+            remark = f"{s['student_parameters']:,} parameters"
+            facts.append(("compression", f"{ratio:.1f}×", remark))
         return [(name, value.replace("-", "−"), remark) for name, value, remark in facts]
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -271,74 +270,49 @@ class _Page:
         """t-SNE of each teacher, then of each student, on the same images."""
         networks: list[tuple[str, NetworkOutputs, Analysis]] = []
         for group, run in self.detailed:
-            if run.teacher is not None and all(
-                run.teacher is not other for _, other, _ in networks
-            ):
-                networks.append((f"teacher {run.teacher.name}", run.teacher, run))
+            teacher, known = run.teacher, [outputs for _, outputs, _ in networks]
+            if teacher is not None and all(teacher is not outputs for outputs in known):
+                networks.append((f"teacher {teacher.name}", teacher, run))
             if run.student is not None:
                 networks.append((group.name, run.student, run))
         titled = []
         for name, outputs, run in networks:
             if outputs.embedding is not None and run.labels is not None:
                 indices = evenly_spaced_indices(len(run.labels), _TSNE_IMAGES)
-                points = _tsne(outputs.embedding[indices])
+                points, labels = _tsne(outputs.embedding[indices]), run.labels[indices]
                 title = f"t-SNE of the embedding: {name}"
-                labels = run.labels[indices]
                 titled.append((name, figures.embedding_scatter(points, labels, run.classes, title)))
         classes = self.detailed[0][1].classes if titled else ()
-        if len(classes) <= _MAX_LEGEND:
-            self.legend = [
-                (name, figures.class_color(number, len(classes)))
-                for number, name in enumerate(classes)
-            ]
+        count = len(classes)
+        if count <= _MAX_LEGEND:
+            self.legend = [(c, figures.class_color(i, count)) for i, c in enumerate(classes)]
         return self._add_all("embedding", titled)
-
-
-def _sample_notes(groups: Sequence[RunGroup]) -> list[str]:
-    """Which images and seeds the figures are of, if not of all."""
-    notes, run = [], groups[0].runs[0]
-    total = run.summary["test_images"]
-    classified = len(run.images) if run.student else total
-    if classified < total:
-        notes.append(
-            f"Figures by class and by image are of {classified:,} of the {total:,} test images."
-        )
-    if any(len(group.runs) > 1 for group in groups):
-        notes.append(
-            "Disagreements, representations, embeddings and calibration are those of each method's "
-            "first seed."
-        )
-    return notes
 
 
 def _picture(
     run: Analysis, student: NetworkOutputs, teacher: NetworkOutputs, index: int
 ) -> dict[str, Any]:
     """A test image, its class, and each network's choice with its confidence in per cent."""
+    from PIL import Image
+
     assert run.labels is not None
     label, by_student, by_teacher = (
         int(values[index]) for values in (run.labels, student.predicted, teacher.predicted)
     )
     correct = "student" if by_student == label else "teacher" if by_teacher == label else "neither"
+    array = run.images[index].numpy()
+    picture = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
+    picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+    png = io.BytesIO()
+    picture.save(png, "PNG", optimize=True)
     return {
-        "data": _png(run.images[index]), "label": run.classes[label],
+        "data": f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}",
+        "label": run.classes[label],
         "student": run.classes[by_student], "teacher": run.classes[by_teacher],
         "student_confidence": 100 * float(student.probabilities[index, by_student]),
         "teacher_confidence": 100 * float(teacher.probabilities[index, by_teacher]),
         "correct": correct,
     }  # fmt: skip
-
-
-def _png(pixels: Tensor) -> str:
-    """A thumbnail of an image [H, W, C] as a data URI."""
-    from PIL import Image
-
-    array = pixels.numpy()
-    picture = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
-    picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
-    out = io.BytesIO()
-    picture.save(out, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
 def _tsne(rows: Tensor) -> Tensor:

@@ -146,32 +146,24 @@ def group_runs(runs: Sequence[Analysis]) -> list[RunGroup]:
         has_teacher = any(group.runs[0].recipe["kind"] != "train" for group in groups)
         return not has_teacher, -max(group.top1 for group in groups)
 
+    def sort_by_accuracy(groups: Sequence[RunGroup]) -> list[RunGroup]:
+        # On the seeds that all groups of the student have, if there are any.
+        shared = set.intersection(*(set(group.top1_by_seed) for group in groups))
+        top1s = [[g.top1_by_seed[s] for s in shared] or [g.top1] for g in groups]
+        means = {g.name: statistics.mean(values) for g, values in zip(groups, top1s, strict=True)}
+        return sorted(groups, key=lambda group: means[group.name], reverse=True)
+
     students = sorted(by_student.values(), key=student_rank)
-    return [group for groups in students for group in _sort_by_accuracy(groups)]
-
-
-def _sort_by_accuracy(groups: Sequence[RunGroup]) -> list[RunGroup]:
-    """One student's groups, best first on the seeds that all of them have, if there are any."""
-    shared = set.intersection(*(set(group.top1_by_seed) for group in groups))
-
-    def accuracy(group: RunGroup) -> float:
-        return statistics.mean(group.top1_by_seed[s] for s in shared) if shared else group.top1
-
-    return sorted(groups, key=accuracy, reverse=True)
+    return [group for groups in students for group in sort_by_accuracy(groups)]
 
 
 def check_same_test_images(runs: Sequence[Analysis]) -> None:
-    """Refuse runs that were tested on different images, or on none.
-
-    Raises:
-        RecipeError: which runs were tested on which images.
-    """
+    """Raise RecipeError if runs were tested on different images, or on none."""
     folders: dict[str, list[str]] = {}
     for run in runs:
         if run.summary.get("test_top1") is None:
-            raise RecipeError(
-                [f"{run.folder} was not tested on labeled images: nothing to compare."]
-            )
+            message = f"{run.folder} was not tested on labeled images: nothing to compare."
+            raise RecipeError([message])
         section = run.recipe.get("labeled" if run.recipe["kind"] == "transfer" else "data") or {}
         images = f"{run.summary['test_images']:,} images of {run.test_data_name}"
         if classes := section.get("classes"):
@@ -179,13 +171,12 @@ def check_same_test_images(runs: Sequence[Analysis]) -> None:
         folders.setdefault(images, []).append(str(run.folder))
     if len(folders) > 1:
         listed = "; ".join(f"{images}: {', '.join(names)}" for images, names in folders.items())
-        raise RecipeError(
-            [
-                "A report compares runs that were tested on the same images; these were tested on "
-                f"different ones: {listed}. Write a report of each: "
-                f"cktf report {' '.join(next(iter(folders.values())))}."
-            ]
+        message = (
+            "A report compares runs that were tested on the same images; these were tested on "
+            f"different ones: {listed}. Write a report of each: "
+            f"cktf report {' '.join(next(iter(folders.values())))}."
         )
+        raise RecipeError([message])
 
 
 def find_baseline(groups: Sequence[RunGroup]) -> RunGroup | None:
@@ -198,9 +189,8 @@ def find_baseline(groups: Sequence[RunGroup]) -> RunGroup | None:
         model = str(run.recipe.get("model", ""))
         has_weights = Path(model).is_absolute() and ".py:" not in model
         trains_all = run.recipe.get("trains", "all") == "all"
-        is_same_task = all(
-            run.summary[name] == first.summary[name] for name in ("student", "dataset")
-        )
+        task = ("student", "dataset")
+        is_same_task = all(run.summary[name] == first.summary[name] for name in task)
         return is_same_task and run.summary["method"] == "ce" and trains_all and not has_weights
 
     return next((group for group in groups if is_baseline(group.runs[0])), None)

@@ -4,7 +4,7 @@ from cktf.models.feature_paths import FeaturePaths
 from cktf.taps.cache_spec import CacheSpec
 from cktf.taps.cached import CachedTap
 from cktf.taps.classifier import count_logits, new_classifier, resize_classifier
-from cktf.taps.features import FEATURES, Features
+from cktf.taps.features import Features
 from cktf.taps.folding import type_name
 from cktf.taps.infer import find_classifier, infer_paths
 from cktf.taps.modes import eval_mode, preserve_modes, to_device_of
@@ -14,7 +14,6 @@ from cktf.taps.tap import Tap
 TeacherTap = Tap | SharedTap | CachedTap
 
 __all__ = [
-    "FEATURES",
     "CacheSpec",
     "CachedTap",
     "FeaturePaths",

@@ -1,9 +1,8 @@
 """A frozen network's features of a finite set of views, computed once and kept on disk.
 
-Each tensor of a view is a file whose rows are the samples in order, and which is mapped into
-memory. A JSON note with its shape and checksum is written after it, so that a tensor with a note
-is whole. The folder's name is a hash of all that decides the contents: weights, images, how a view
-is drawn, and precision.
+Each tensor of a view is a file, mapped into memory, whose rows are the samples in order. A JSON
+note with its shape and checksum is written after it: a tensor with a note is whole. The folder's
+name is a hash of weights, images, how a view is drawn, and precision.
 """
 
 import hashlib
@@ -95,14 +94,7 @@ class CachedTap:
         )
 
     def check_disk_space(self, example: Features) -> None:
-        """Make sure that the missing tensors fit on the disk.
-
-        Args:
-            example: the network's features of a few images.
-
-        Raises:
-            DataError: they do not fit.
-        """
+        """Raise DataError if the missing tensors, each as large as here, do not fit on the disk."""
         needed = sum(
             self._num_samples * tensor[0].numel() * tensor.element_size()
             for name, tensor in zip(self._names, self._spec.tensors(example), strict=True)

@@ -1,10 +1,9 @@
 """Find where an unknown network keeps its features.
 
-The network runs once on example images, and the call of every module is recorded in order. Its
-*trunk* is the chain of modules that it is built from: containers are opened, a block counts as a
-whole, so that maps inside a block are no features. A map that is larger than the inputs and outputs
-of a module around it is attention between places, and no feature map. Where one module holds all
-blocks of a network of one resolution, that chain of blocks is the trunk. Then:
+The calls of all modules are recorded in order, on example images. The *trunk* is the chain of
+modules that the network is built from: containers are opened, also one around all blocks of a
+network of one resolution; a block counts as a whole, and maps inside it are no features. A map that
+is larger than the inputs and outputs of a module around it is attention between places. Then:
 
 - *stages*: the trunk's last map at each resolution of more than one pixel, if no larger one
   follows. Pooling, padding and dropout end no stage. Where there is one resolution only, as in
@@ -168,11 +167,7 @@ def infer_paths(
 
 
 def find_classifier(model: nn.Module, example: Tensor) -> str:
-    """The path of the layer that gives a network's logits.
-
-    Args:
-        model: from images to logits; its mode and weights stay as they are.
-        example: [B, C, H, W], a few images of the size that it is used on.
+    """The path of the layer that gives a network's logits; the arguments are as in `infer_paths`.
 
     Raises:
         ModelError: no linear layer or convolution gives them.
@@ -255,29 +250,23 @@ def _longest_chain(block: _Call, calls: list[_Call]) -> list[_Call]:
     chains: list[list[_Call]] = []
     for call in calls:
         is_inside = call.path.startswith(f"{block.path}.") and bool(list(call.module.children()))
-        if not is_inside or call.map is None or call.map.shape != block.map.shape:
-            continue
-        if not call.intact:
-            continue
-        for chain in chains:
-            if call.input is chain[-1].output and type(call.module) is type(chain[-1].module):
-                chain.append(call)
-                break
-        else:
-            chains.append([call])
+        has_shape = call.map is not None and call.map.shape == block.map.shape
+        if is_inside and has_shape and call.intact:
+            for chain in chains:
+                if call.input is chain[-1].output and type(call.module) is type(chain[-1].module):
+                    chain.append(call)
+                    break
+            else:
+                chains.append([call])
     return max(chains, key=len, default=[])
 
 
 def _find_stages(trunk: list[_Call]) -> list[_Call]:
-    last: dict[tuple[int, int], _Call] = {}
-    for call in trunk:
-        last.pop(call.size, None)
-        last[call.size] = call
-    ordered = list(last.values())
+    # The last map of each size, if no larger one follows.
     stages = [
         call
-        for i, call in enumerate(ordered)
-        if all(_fits(later.size, call.size) for later in ordered[i:])
+        for i, call in enumerate(trunk)
+        if all(_fits(later.size, call.size) and later.size != call.size for later in trunk[i + 1 :])
     ]
     if len(stages) != 1:
         return stages
@@ -323,6 +312,6 @@ def _preact_paths(stages: list[_Call], calls: list[_Call]) -> tuple[str, ...]:
         if not activations and float(stage.output.min()) >= 0:
             # An activation function, whose input cannot be tapped.
             return ()
-        outermost = _outermost(stage, calls)
-        paths.append(f"{activations[-1].path}:input" if activations else outermost.path)
+        path = _outermost(stage, calls).path
+        paths.append(f"{activations[-1].path}:input" if activations else path)
     return tuple(paths)

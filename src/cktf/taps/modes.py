@@ -15,16 +15,14 @@ def to_device_of(network: nn.Module, images: Tensor) -> Tensor:
 @contextmanager
 def preserve_modes(network: nn.Module | None) -> Iterator[None]:
     """Restore every module's train or eval mode and every `requires_grad` on exit."""
-    modules = [] if network is None else list(network.modules())
-    parameters = [] if network is None else list(network.parameters())
-    modes = [module.training for module in modules]
-    requires_grad = [parameter.requires_grad for parameter in parameters]
+    modes = [] if network is None else [(m, m.training) for m in network.modules()]
+    requires_grad = [] if network is None else [(p, p.requires_grad) for p in network.parameters()]
     try:
         yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
+        for module, mode in modes:
             module.training = mode
-        for parameter, value in zip(parameters, requires_grad, strict=True):
+        for parameter, value in requires_grad:
             parameter.requires_grad_(value)
 
 

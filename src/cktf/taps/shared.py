@@ -15,10 +15,6 @@ class SharedTap:
     """Taps all that any of its readers needs, and keeps the features of the last batch.
 
     Several students that train on the same batches so cost one forward pass of their teacher.
-
-    Args:
-        model: the frozen network.
-        compile: run it through `torch.compile`.
     """
 
     def __init__(self, model: nn.Module, *, compile: bool = False) -> None:

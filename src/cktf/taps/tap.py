@@ -114,10 +114,11 @@ class Tap:
                     f"{type_name(model)} has no path for its {name}. Give one in "
                     f"FeaturePaths({name}=...), or use a method that does not need it."
                 )
-        self._modules = {path: self._find_module(path) for path in self._needed_paths()}
-        self._compiled: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]] | None = None
-        if compile:
-            self._compiled = self._compile()
+        values = [getattr(paths, name) for name in self.needs - {"logits"}]
+        while any(isinstance(value, tuple) for value in values):
+            values = [item for v in values for item in (v if isinstance(v, tuple) else (v,))]
+        self._modules = {path: self._find_module(path) for path in set(values)}
+        self._compiled = self._compile() if compile else None
 
     @classmethod
     def infer(
@@ -131,14 +132,6 @@ class Tap:
         `cktf.taps.infer` explains the rules.
         """
         return cls(model, infer_paths(getattr(model, "_orig_mod", model), example), needs)
-
-    def _needed_paths(self) -> set[str]:
-        paths: set[str] = set()
-        for name in self.needs - {"logits"}:
-            value = getattr(self.paths, name)
-            for item in (value,) if isinstance(value, str) else value:
-                paths.update((item,) if isinstance(item, str) else item)
-        return paths
 
     def _find_module(self, path: str) -> nn.Module:
         name = path.removesuffix(":input")
@@ -158,9 +151,20 @@ class Tap:
         else:
             with self._hooked(recorder.record):
                 logits = self.model(images)
-        _check_logits(self.model, logits, len(images))
-        if logits.requires_grad:
-            self._check_gradients(recorder.without_gradient)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+            output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise TapError(
+                f"A classifier gives logits [B, classes]; {type_name(self.model)} gave {output} "
+                f"for {len(images)} images. Wrap it in a module that returns only its logits."
+            )
+        for path in recorder.without_gradient if logits.requires_grad else ():
+            if any(p.requires_grad for p in self._modules[path].parameters()):
+                raise TapError(
+                    f"{path!r} has trainable weights but runs without a gradient in "
+                    f"{type_name(self.model)}, so it would learn nothing from its features. Call "
+                    "torch.utils.checkpoint with use_reentrant=False, tap a module around the "
+                    "checkpoint, or freeze its weights."
+                )
         return self._assemble(logits, recorder, input_shape(self.model, images.shape))
 
     def extract(self, batch: Batch) -> Features:
@@ -213,17 +217,6 @@ class Tap:
 
         return hooked
 
-    def _check_gradients(self, without_gradient: set[str]) -> None:
-        """Refuse a module with trainable parameters whose feature carries no gradient."""
-        for path in without_gradient:
-            if any(p.requires_grad for p in self._modules[path].parameters()):
-                raise TapError(
-                    f"{path!r} has trainable weights but runs without a gradient in "
-                    f"{type_name(self.model)}, so it would learn nothing from its features. Call "
-                    "torch.utils.checkpoint with use_reentrant=False, tap a module around the "
-                    "checkpoint, or freeze its weights."
-                )
-
     def _assemble(self, logits: Tensor, recorder: _Recorder, images: torch.Size) -> Features:
         paths, needs = self.paths, self.needs
 
@@ -241,17 +234,14 @@ class Tap:
         embedding = recorder.take(paths.embedding) if "embedding" in needs else None
         # The input of a convolution that classifies every place, or a map of one pixel.
         is_input = paths.embedding.endswith(":input")
-        if (
-            embedding is not None
-            and embedding.dim() == 4
-            and (is_input or embedding.shape[2:] == (1, 1))
-        ):
-            embedding = embedding.mean((2, 3))
-        if embedding is not None and embedding.dim() != 2:
-            raise TapError(
-                f"The embedding is one vector per image, [B, D]; {paths.embedding!r} gives "
-                f"{tuple(embedding.shape)}. Tap the input of the last linear layer."
-            )
+        if embedding is not None:
+            if embedding.dim() == 4 and (is_input or embedding.shape[2:] == (1, 1)):
+                embedding = embedding.mean((2, 3))
+            if embedding.dim() != 2:
+                raise TapError(
+                    f"The embedding is one vector per image, [B, D]; {paths.embedding!r} gives "
+                    f"{tuple(embedding.shape)}. Tap the input of the last linear layer."
+                )
         return Features(
             logits=logits,
             embedding=embedding,
@@ -260,13 +250,4 @@ class Tap:
             blocks=tuple(tuple(map(take, s)) for s in paths.blocks) if "blocks" in needs else (),
             preacts=tuple(map(take, paths.preacts)) if "preacts" in needs else (),
             pool_globally=paths.pool_globally,
-        )
-
-
-def _check_logits(model: nn.Module, logits: Any, batch: int) -> None:
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != batch:
-        output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise TapError(
-            f"A classifier gives logits [B, classes]; {type_name(model)} gave {output} for "
-            f"{batch} images. Wrap it in a module that returns only its logits."
         )

@@ -2,7 +2,7 @@
 
 from cktf.workflows.dry_run import DryRun, preview_run
 from cktf.workflows.evaluation import evaluate, load_test_section, training_image_size
-from cktf.workflows.inspection import Inspection, inspect
+from cktf.workflows.inspection import inspect
 from cktf.workflows.interleaved import SHARED, distill_interleaved
 from cktf.workflows.label_curve import CURVE, draw_curve
 from cktf.workflows.linear_probe import ProbeResult, probe, probe_run
@@ -17,7 +17,6 @@ __all__ = [
     "CURVE",
     "SHARED",
     "DryRun",
-    "Inspection",
     "ProbeResult",
     "Run",
     "TransferPlan",

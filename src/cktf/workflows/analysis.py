@@ -42,8 +42,6 @@ _GRID = 4
 _TIMED, _WARM_UP = 30, 5
 # Fields of a data section that do not affect its test images.
 _TRAINING_FIELDS = {"augment", "batch_size", "per_class", "validation", "views", "workers"}
-# Paths of the stages and of the embedding that a recipe names.
-_TapPaths = tuple[Sequence[str], str | None]
 
 
 @dataclass(frozen=True)
@@ -135,15 +133,7 @@ class Analysis:
 
 
 def read_run(folder: Path, data_dir: str | None = None) -> Analysis:
-    """Read a run's recipe, record and summary, without its networks.
-
-    Args:
-        folder: of the run.
-        data_dir: where its images are now; None if where its recipe says.
-
-    Raises:
-        RunFolderError: there is no finished run.
-    """
+    """Read a run's recipe, record and summary; RunFolderError if there is no finished run."""
     run = RunFolder(folder)
     fields = read_recipe(find_recipe(folder))
     if not run.finished:
@@ -157,11 +147,8 @@ def read_run(folder: Path, data_dir: str | None = None) -> Analysis:
 class RunAnalyzer:
     """Runs the networks of finished runs on their test images; shared teachers run once.
 
-    Args:
-        max_images: the largest number of test images to classify.
-        max_compared: the largest number of images of which features are kept.
-        data_dir: folder of the data set, where the runs name another.
-        trust_code: whether code that builds the networks may run.
+    It classifies at most `max_images` images, and keeps features of at most `max_compared`. Without
+    `data_dir`, the images are where the runs say.
     """
 
     def __init__(
@@ -172,8 +159,7 @@ class RunAnalyzer:
         trust_code: bool = False,
     ) -> None:
         self.max_images, self.max_compared = max_images, max_compared
-        self.data_dir = data_dir
-        self.trust_code = trust_code
+        self.data_dir, self.trust_code = data_dir, trust_code
         self._data: dict[str, ImageSet[Any]] = {}
         self._teachers: dict[str, NetworkOutputs] = {}
         self._latency: dict[tuple[object, ...], float] = {}
@@ -196,27 +182,21 @@ class RunAnalyzer:
             test = load_split(section, "test")
             self._data[data_key] = test.subset(evenly_spaced_indices(len(test), self.max_images))
         test, classes = self._data[data_key], tuple(self._data[data_key].classes)
-        network = load_teacher(
-            str(analysis.folder.absolute()), classes, trust_code=self.trust_code
-        ).network
-        paths: _TapPaths = ((), None)
-        if not isinstance(recipe, TrainRecipe):
-            paths = recipe.student_taps, recipe.student_embedding
-        student = self._run_network(network, analysis.summary["student"], test, recipe, paths)
-        teacher = None
-        missing_reason = ""
-        if not isinstance(recipe, TrainRecipe):
-            try:
-                if not self.trust_code:
-                    refuse_code({"teacher": recipe.teacher}, find_recipe(analysis.folder))
-                check_teacher_ref(recipe, analysis.folder)
-                teacher = self._run_teacher(recipe, data_key, test)
-            except CktfError as error:
-                missing_reason = f"The teacher cannot be loaded: {error}"
-        return replace(
-            analysis, classes=classes, labels=test.labels, images=test.images, student=student,
-            teacher=teacher, missing_reason=missing_reason,
-        )  # fmt: skip
+        folder, name = analysis.folder, analysis.summary["student"]
+        network = load_teacher(str(folder.absolute()), classes, trust_code=self.trust_code).network
+        analysis = replace(analysis, classes=classes, labels=test.labels, images=test.images)
+        if isinstance(recipe, TrainRecipe):
+            return replace(analysis, student=self._run_network(network, name, test, recipe))
+        paths = recipe.student_taps, recipe.student_embedding
+        student = self._run_network(network, name, test, recipe, *paths)
+        analysis = replace(analysis, student=student)
+        try:
+            if not self.trust_code:
+                refuse_code({"teacher": recipe.teacher}, find_recipe(folder))
+            check_teacher_ref(recipe, folder)
+            return replace(analysis, teacher=self._run_teacher(recipe, data_key, test))
+        except CktfError as error:
+            return replace(analysis, missing_reason=f"The teacher cannot be loaded: {error}")
 
     def _run_teacher(
         self, recipe: DistillRecipe | TransferRecipe, data_key: str, test: Any
@@ -233,8 +213,14 @@ class RunAnalyzer:
                 recipe.teacher, None, test, recipe.teacher_weights, trust_code=self.trust_code
             )
             network = set_input_size(teacher.network, recipe.teacher_size)
-            outputs = self._run_network(network, teacher.name, test, recipe, paths)
-            self._teachers[key] = replace(outputs, classes=_read_class_names(recipe))
+            outputs = self._run_network(network, teacher.name, test, recipe, *paths)
+            source, classes = recipe.teacher_weights or recipe.teacher, None
+            if is_weights_path(source) and is_cktf_weights_file(find_weights_file(source)):
+                metadata = read_metadata(find_weights_file(source))
+                # Names of a data set made in Python may be numbers.
+                if isinstance(metadata["classes"], list) and metadata["dataset"] != CUSTOM:
+                    classes = tuple(metadata["classes"])
+            self._teachers[key] = replace(outputs, classes=classes)
         return self._teachers[key]
 
     @torch.no_grad()
@@ -244,21 +230,18 @@ class RunAnalyzer:
         name: str,
         test: Any,
         recipe: Recipe | TransferRecipe,
-        tap_paths: _TapPaths,
+        stages: Sequence[str] = (),
+        embedding: str | None = None,
     ) -> NetworkOutputs:
         runtime = start_available_runtime(recipe.runtime)
         device = runtime.device
         loader = build_test_loader(test)
         example = next(iter(loader.epoch(0))).images[:2]
         channels, height, width = example.shape[1:]
-        stages, embedding = tap_paths
         inspection = inspect(network, (channels, height, width), stages=stages, embedding=embedding)
         runtime.to_device(network)
-        tap = Tap(
-            network,
-            inspection.paths,
-            [n for n in ("stem", "stages", "embedding") if getattr(inspection.paths, n)],
-        )
+        needs = [n for n in ("stem", "stages", "embedding") if getattr(inspection.paths, n)]
+        tap = Tap(network, inspection.paths, needs)
         logits, embeddings, rows = [], [], []
         compared_indices, start = evenly_spaced_indices(len(test), self.max_compared), 0
         with eval_mode(network):
@@ -297,16 +280,6 @@ def identify_weights(source: str) -> str:
         return source
 
 
-def _read_class_names(recipe: DistillRecipe | TransferRecipe) -> tuple[str, ...] | None:
-    """A teacher's class names, if its file has those of a named data set."""
-    source = recipe.teacher_weights or recipe.teacher
-    if not is_weights_path(source) or not is_cktf_weights_file(find_weights_file(source)):
-        return None
-    metadata = read_metadata(find_weights_file(source))
-    names = metadata["classes"]
-    return tuple(names) if isinstance(names, list) and metadata["dataset"] != CUSTOM else None
-
-
 def evenly_spaced_indices(size: int, count: int) -> Tensor:
     """Indices of `count` images, or of all, evenly spaced over a set: [min(count, size)].
 
@@ -322,17 +295,15 @@ def evenly_spaced_indices(size: int, count: int) -> Tensor:
 def _feature_rows(features: Features, indices: Tensor) -> dict[str, Tensor]:
     """Each tap's features of some images, as rows [M, units]; maps are averaged to a grid."""
     indices = indices.to(features.logits.device)
-    maps = {"stem": features.stem} if features.stem is not None else {}
-    maps |= {f"stage {number}": stage for number, stage in enumerate(features.stages, 1)}
-    rows: dict[str, Tensor] = {}
-    for name, value in maps.items():
-        grid = (min(_GRID, value.shape[2]), min(_GRID, value.shape[3]))
-        pooled = F.adaptive_avg_pool2d(value[indices].float(), grid)
-        rows[name] = pooled.flatten(1).cpu()
-    if features.embedding is not None:
-        rows["embedding"] = features.embedding[indices].float().cpu()
-    rows["logits"] = features.logits[indices].float().cpu()
-    return rows
+    values = {"stem": features.stem}
+    values |= {f"stage {number}": stage for number, stage in enumerate(features.stages, 1)}
+    values |= {"embedding": features.embedding, "logits": features.logits}
+    rows = {name: v[indices].float() for name, v in values.items() if v is not None}
+    for name, value in rows.items():
+        if value.dim() == 4:
+            grid = (min(_GRID, value.shape[2]), min(_GRID, value.shape[3]))
+            rows[name] = F.adaptive_avg_pool2d(value, grid).flatten(1)
+    return {name: value.cpu() for name, value in rows.items()}
 
 
 @torch.no_grad()

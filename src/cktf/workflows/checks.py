@@ -66,11 +66,8 @@ def check_labels(split: str, labels: Tensor, num_classes: int) -> None:
 def check_stored_labels(stored_labels: Tensor, batch: Batch) -> None:
     """Raise DataError if the labels of samples differ from those stored with the data set.
 
-    Cross-entropy reads the labels of samples; negatives and held-out images go by the stored ones.
-
-    Args:
-        stored_labels: [N] int64, `targets` or `labels` of the data set.
-        batch: samples of it.
+    Cross-entropy reads the labels of samples; negatives and held-out images go by the stored ones,
+    [N] int64, which are `targets` or `labels` of the data set.
     """
     if batch.labels is None:
         return

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -10,13 +9,7 @@ import torch
 
 from cktf.batch import Batch
 from cktf.data import get_labels
-from cktf.engine import (
-    TrainStep,
-    explain_out_of_memory,
-    gradient_norm,
-    peak_memory_mb,
-    preserve_buffers,
-)
+from cktf.engine import explain_out_of_memory, gradient_norm, peak_memory_mb, preserve_buffers
 from cktf.models import Normalized
 from cktf.recipes import Recipe, numbered_class_names
 from cktf.taps import CachedTap, FeaturePaths, Features, Tap, preserve_modes
@@ -90,12 +83,9 @@ class _Step:
 
 
 def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
-    """Run the training step, forward and backward, on two batches.
+    """Run the training step, forward and backward, on two batches; CktfError if it does not fit.
 
     No weight changes, and nothing is written.
-
-    Raises:
-        CktfError: networks, data and method do not fit.
     """
     setup, runtime = set_up_objective(recipe, components), components.runtime
     step, device = setup.phases[-1].step, runtime.device
@@ -103,14 +93,32 @@ def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
     footprint = setup.objective.footprint(batch_size)
     footprint.check(device, built=True)
     runtime.reset_seed()
-    networks = [n for n in (components.student, components.teacher) if n is not None]
-    with ExitStack() as stack:
-        stack.enter_context(explain_out_of_memory(batch_size, device, footprint, training=True))
-        for network in networks:
-            stack.enter_context(preserve_modes(network))
-            runtime.to_device(network)
+    with (
+        explain_out_of_memory(batch_size, device, footprint, training=True),
+        preserve_modes(components.student),
+        preserve_modes(components.teacher),
+    ):
+        runtime.to_device(components.student)
+        if components.teacher is not None:
+            runtime.to_device(components.teacher.eval().requires_grad_(False))
         setup.objective.to(device)
-        steps = _take_steps(step, components)
+        if isinstance(step.teacher_tap, CachedTap):
+            step.teacher_tap.uses_disk = False
+        steps = []
+        step.train()
+        start = time.perf_counter()
+        with preserve_buffers(components.student):
+            for batch in islice(components.data.train.epoch(1), _BATCHES):
+                batch = batch.to(device)
+                components.student.zero_grad(set_to_none=True)
+                with runtime.autocast():
+                    features = step.features(batch)
+                    loss = step.objective(*features, batch)
+                if loss.total.requires_grad:
+                    torch.autograd.backward(loss.total)
+                terms = {name: float(value) for name, value in loss.terms.items()}
+                steps.append(_Step(batch, *features, terms, time.perf_counter() - start))
+                start = time.perf_counter()
     last = steps[-1]
     assert step.student_tap is not None
     student = _preview(step.student_tap, components.student_name, last.student, last.batch)
@@ -128,30 +136,6 @@ def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
         sum(phase.epochs for phase in setup.phases), setup.objective.describe(),
         str(footprint) if footprint.step else "", peak_memory_mb(device), advice,
     )  # fmt: skip
-
-
-def _take_steps(step: TrainStep, components: RunComponents) -> list[_Step]:
-    """Compute loss and gradient of two batches, or of one where an epoch has one."""
-    if components.teacher is not None:
-        components.teacher.eval().requires_grad_(False)
-    if isinstance(step.teacher_tap, CachedTap):
-        step.teacher_tap.uses_disk = False
-    steps = []
-    step.train()
-    start = time.perf_counter()
-    with preserve_buffers(components.student):
-        for batch in islice(components.data.train.epoch(1), _BATCHES):
-            batch = batch.to(components.runtime.device)
-            components.student.zero_grad(set_to_none=True)
-            with components.runtime.autocast():
-                student, teacher = step.features(batch)
-                loss = step.loss(student, teacher, batch)
-            if loss.total.requires_grad:
-                torch.autograd.backward(loss.total)
-            terms = {name: float(value) for name, value in loss.terms.items()}
-            steps.append(_Step(batch, student, teacher, terms, time.perf_counter() - start))
-            start = time.perf_counter()
-    return steps
 
 
 def _preview(tap: Tap | CachedTap, name: str, features: Features, batch: Batch) -> NetworkPreview:
@@ -205,9 +189,9 @@ def _find_warnings(
 def _teacher_warnings(steps: list[_Step], teacher: NetworkPreview, classes: int) -> Iterator[str]:
     right, count = 0, 0
     for step in steps:
-        assert step.teacher is not None and step.batch.labels is not None
-        right += int((step.teacher.logits.argmax(1) == step.batch.labels).sum())
-        count += len(step.batch.labels)
+        if step.teacher is not None and step.batch.labels is not None:
+            right += int((step.teacher.logits.argmax(1) == step.batch.labels).sum())
+            count += len(step.batch.labels)
     # With fewer images, so few right answers are likely by chance.
     if count >= 2 * classes and right <= _MORE_THAN_GUESSING * count / classes:
         yield (

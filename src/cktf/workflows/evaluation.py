@@ -3,13 +3,7 @@
 from pathlib import Path
 
 from cktf.data import FOLDER_PREFIX, resolve_dataset_name
-from cktf.engine import (
-    Accuracy,
-    RuntimeConfig,
-    explain_out_of_memory,
-    in_precision,
-    start_available_runtime,
-)
+from cktf.engine import Accuracy, RuntimeConfig, explain_out_of_memory, start_available_runtime
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import RunFolderError
 from cktf.models import is_cktf_weights_file, read_metadata
@@ -63,7 +57,7 @@ def evaluate(
     runtime = start_available_runtime(config)
     with explain_out_of_memory(loader.batch_size, runtime.device):
         runtime.to_device(network)
-        forward = in_precision(network.eval(), runtime.precision, runtime.device)
+        forward = runtime.autocast()(network.eval())
         accuracy = accuracy_of(forward, loader, len(classes), runtime.device)
     return accuracy, section.test or section.name
 
@@ -73,13 +67,7 @@ def load_test_section(
 ) -> tuple[RuntimeConfig, DataConfig]:
     """Load a run's settings and the section of the data whose test images evaluate it.
 
-    Args:
-        run: a run folder.
-        data: another data set; by default the one that the run was tested on.
-        data_dir: its folder, if not the run's own.
-
-    Raises:
-        CktfError: there is no run.
+    The arguments are those of `evaluate`. CktfError if there is no run.
     """
     recipe = parse_any_recipe(read_recipe(find_recipe(run)))
     section = recipe.labeled if isinstance(recipe, TransferRecipe) else recipe.data

@@ -1,7 +1,6 @@
-"""Inputs of a run that its recipe cannot name: objects made in Python, and the number of images.
+"""Inputs of a run that its recipe cannot name: a teacher made in Python, and the number of images.
 
-A teacher made in Python is `custom` in every recipe, and images of a named data set may be added or
-removed. So the run folder holds a fingerprint of both, and a run is continued with the same inputs.
+The run folder holds a fingerprint of both, and a run is continued with the same inputs only.
 """
 
 import json

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -47,11 +46,7 @@ def find_feature_paths(
 ) -> FeaturePaths:
     """Find a network's feature paths: the user's, else the network's own, else inferred ones.
 
-    Args:
-        network: from images to logits.
-        example: [B, C, H, W], images that it takes.
-        stages: paths of the stages that the user names.
-        embedding: path of the embedding that the user names.
+    They are inferred from example images [B, C, H, W].
     """
     user_paths = FeaturePaths(
         stages=tuple(stage.removeprefix(f"{_PREFIX}.") for stage in stages),
@@ -82,8 +77,8 @@ def explain_rejected_images(images: Tensor, who: str = "network") -> Iterator[No
 
 def _count_flops(network: nn.Module, images: Tensor) -> int:
     """Floating-point operations for images, with those of attention."""
-    state = chain(network.named_parameters(), network.named_buffers())
-    shapes = {name: tensor.to("meta") for name, tensor in state}
+    state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    shapes = {name: tensor.to("meta") for name, tensor in state.items()}
     try:
         # Shapes suffice; the graph of all layers' attention may be larger than memory.
         return _count_forward(lambda: functional_call(network, shapes, (images.to("meta"),)))

@@ -1,8 +1,7 @@
 """Distill several students from one teacher, step by step in turn: one teacher pass serves all.
 
-Students with the same seed and data see the same batches, so that the teacher, often the larger
-part of the time, runs once for all of them. Each run ends with the same weights, bit for bit, as if
-it ran alone.
+With the same seed and data they see the same batches. Each run ends with the same weights, bit for
+bit, as if it ran alone.
 """
 
 from collections.abc import Sequence
@@ -50,13 +49,11 @@ def distill_interleaved(
                 )
     shared_tap: SharedTap | None = None
     measured: dict[str, Accuracy] = {}
-    folders: list[Path] = []
     runs: dict[Path, Run] = {}
-    started: list[StartedRun] = []
+    started: dict[Path, StartedRun] = {}
     with ExitStack() as stack:
         for recipe, out in recipes:
             folder, components = prepare(recipe, out, resume=True, trust_code=trust_code)
-            folders.append(folder.path)
             assert components.teacher is not None
             shared_tap = shared_tap or SharedTap(components.teacher, compile=recipe.runtime.compile)
             components = replace(
@@ -68,12 +65,12 @@ def distill_interleaved(
             stack.enter_context(preserve_modes(components.teacher))
             check_input_fingerprint(recipe, components, folder)
             if folder.finished:
-                runs[folder.path] = read_finished(components, folder)
+                runs[out] = read_finished(components, folder)
             else:
                 run = start_run(recipe, components, folder, show=False)
-                started.append(stack.enter_context(run))
+                started[out] = stack.enter_context(run)
         if started:
-            results = fit_interleaved([run.trainer for run in started])
-            for run_started, result in zip(started, results, strict=True):
-                runs[run_started.folder.path] = finish_run(run_started, result)
-    return [runs[path] for path in folders]
+            results = fit_interleaved([run.trainer for run in started.values()])
+            for (out, run_started), result in zip(started.items(), results, strict=True):
+                runs[out] = finish_run(run_started, result)
+    return [runs[out] for _, out in recipes]

@@ -1,5 +1,6 @@
 """Check that networks, data and method fit together, and build the objective and its phases."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,14 +11,7 @@ from cktf.data import get_labels, has_stored_labels
 from cktf.engine import MAIN, TrainPhase, TrainStep, explain_out_of_memory
 from cktf.objectives import BuildContext, Objective, WeightedSum, compose, features_read
 from cktf.recipes import CUSTOM, DistillRecipe, Recipe, TrainRecipe
-from cktf.taps import (
-    FeaturePaths,
-    Features,
-    Tap,
-    TeacherTap,
-    eval_mode,
-    to_device_of,
-)
+from cktf.taps import FeaturePaths, Features, Tap, TeacherTap, eval_mode, to_device_of
 from cktf.workflows.checks import (
     check_classes,
     check_labels,
@@ -32,10 +26,6 @@ from cktf.workflows.teacher_cache import cached_tap
 _EXAMPLES = 8
 # Peak learning rates from here on are for training from random weights.
 _HIGH_LR = 0.05
-_LR_TOO_HIGH = (
-    "The student starts from trained weights, and a peak learning rate of 0.05 or more destroys "
-    "them. Try --set optimizer.lr=0.01."
-)
 
 
 @dataclass(frozen=True)
@@ -72,11 +62,7 @@ class ObjectiveSetup:
 
 
 def set_up_objective(recipe: Recipe, components: RunComponents) -> ObjectiveSetup:
-    """Tap both networks and build the objective, sized by their features of a few images.
-
-    Raises:
-        CktfError: networks, data and method do not fit.
-    """
+    """Tap both networks and build the objective; CktfError if they and the data do not fit."""
     method = recipe.method if isinstance(recipe, DistillRecipe) else "ce"
     options = recipe.options if isinstance(recipe, DistillRecipe) else {}
     check_student(components)
@@ -94,16 +80,18 @@ def set_up_objective(recipe: Recipe, components: RunComponents) -> ObjectiveSetu
     if components.data.raw_test is not None:
         check_labels("test", get_labels(components.data.raw_test), num_classes)
     teacher_features = None if teacher is None else teacher.features
-    setting = BuildContext(
-        student.features, teacher_features, components.data.train.samples, labels
-    )
-    objective = compose(method, setting, options)
-    same = teacher is None or teacher.features.logits.shape[1] == num_classes
+    size = components.data.train.samples
+    context = BuildContext(student.features, teacher_features, size, labels)
+    objective = compose(method, context, options)
+    same = teacher_features is None or teacher_features.logits.shape[1] == num_classes
     phases = _build_phases(recipe, components, objective, student, teacher)
     warnings = [run.warning for run in (student, teacher) if run is not None and run.warning]
     trains_all = not isinstance(recipe, TrainRecipe) or recipe.trains == "all"
     if components.student_origin and trains_all and (recipe.optimizer.lr or 0) >= _HIGH_LR:
-        warnings.append(_LR_TOO_HIGH)
+        warnings.append(
+            f"The student starts from trained weights, and a peak learning rate of {_HIGH_LR} or "
+            "more destroys them. Try --set optimizer.lr=0.01."
+        )
     return ObjectiveSetup(method, num_classes, student.images, objective, phases, same, warnings)
 
 
@@ -116,13 +104,11 @@ def _build_phases(
 ) -> list[TrainPhase]:
     """Build the initialization phases of the methods, then the main phase on their sum."""
     teacher_network, shared_tap = components.teacher, components.shared_tap
-    cached = isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None
 
     def tap_teacher(part: Objective, compile: bool) -> TeacherTap | None:
         if teacher_network is None or teacher is None or not part.needs_teacher:
             return None
-        if cached:
-            assert isinstance(recipe, DistillRecipe)
+        if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
             # Features that are cached for one method serve another that reads less.
             needs = part.features | ({"embedding"} if teacher.paths.embedding else set())
             tap = Tap(teacher_network, teacher.paths, needs, compile=compile)
@@ -162,49 +148,40 @@ def _run_examples(
     components: RunComponents, method: str, recipe: Recipe
 ) -> tuple[Batch, _ExampleRun, _ExampleRun | None]:
     """Load the first batch, and run both networks on some of it."""
-    needs = features_read(method)
-    if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
-        needs |= {"embedding"}
-    paths: dict[str, _UserPaths] = {"student": ([], None), "teacher": ([], None)}
-    if isinstance(recipe, DistillRecipe):
-        paths["student"] = recipe.student_taps, recipe.student_embedding
-        paths["teacher"] = recipe.teacher_taps, recipe.teacher_embedding
+    student, teacher, needs = components.student, components.teacher, features_read(method)
+    student_who = f"student {components.student_name}"
     if components.data.test is not None:
         images = next(iter(components.data.test.epoch(0))).images[:_EXAMPLES]
-        _run_example(components.student, "student", components.student_name, images, {"logits"})
+        _run_example(student, student_who, images, {"logits"})
     batch = next(iter(components.data.train.epoch(1)))
     images = batch.images[:_EXAMPLES]
-    student = _run_example(
-        components.student, "student", components.student_name, images, needs, paths["student"]
-    )
-    if components.teacher is None:
-        return batch, student, None
-    name = components.teacher_name or CUSTOM
+    if not isinstance(recipe, DistillRecipe):
+        return batch, _run_example(student, student_who, images, needs), None
+    if recipe.teacher_cache is not None:
+        needs |= {"embedding"}
+    assert teacher is not None
+    student_paths = recipe.student_taps, recipe.student_embedding
+    teacher_paths = recipe.teacher_taps, recipe.teacher_embedding
+    teacher_who = f"teacher {components.teacher_name or CUSTOM}"
     return (
         batch,
-        student,
-        _run_example(components.teacher, "teacher", name, images, needs, paths["teacher"]),
+        _run_example(student, student_who, images, needs, *student_paths),
+        _run_example(teacher, teacher_who, images, needs, *teacher_paths),
     )
-
-
-# A user's paths of the stages and of the embedding.
-_UserPaths = tuple[list[str], str | None]
 
 
 def _run_example(
     network: nn.Module,
-    role: str,
-    name: str,
+    who: str,
     images: Tensor,
     needs: set[str],
-    user_paths: _UserPaths = ([], None),
+    stages: Sequence[str] = (),
+    embedding: str | None = None,
 ) -> _ExampleRun:
-    images, who = to_device_of(network, images), f"{role} {name}"
+    images, paths = to_device_of(network, images), FeaturePaths()
     with explain_rejected_images(images, who), torch.no_grad(), eval_mode(network):
-        reads_features = needs > {"logits"}
-        paths = (
-            find_feature_paths(network, images, *user_paths) if reads_features else FeaturePaths()
-        )
+        if needs > {"logits"}:
+            paths = find_feature_paths(network, images, stages, embedding)
         known = {name for name in needs - {"logits"} if getattr(paths, name)}
         features = Tap(network, paths, known)(images)
         return _ExampleRun(images, paths, features, warn_if_normalized_twice(network, who, images))

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +55,7 @@ class Run:
 
 @dataclass(frozen=True)
 class StartedRun:
-    """A run that is ready to train.
-
-    Attributes:
-        recipe, components, folder: as in `execute`.
-        setup: objective and phases.
-        trainer: runs the training loop.
-        teacher_accuracy: on the test images; None where it cannot be measured.
-    """
+    """A run that is ready to train; the teacher's accuracy is None where it cannot be measured."""
 
     recipe: Recipe
     components: RunComponents
@@ -106,16 +98,24 @@ def start_run(
 ) -> Iterator[StartedRun]:
     """Assemble a run, lock its folder, write its recipe and build its trainer.
 
-    Raises:
-        CktfError: networks, data and method do not fit; nothing was written.
+    After a CktfError, where networks, data and method do not fit, nothing was written.
     """
     setup, data, runtime = set_up_objective(recipe, components), components.data, components.runtime
     setup.objective.footprint(data.train.batch_size).check(runtime.device, built=True)
-    tell = partial(_log_and_announce, folder, show)
+
+    def tell(line: str) -> None:
+        folder.log(line)
+        announce(line, show)
+
     for phase in setup.phases:
         if isinstance(phase.step.teacher_tap, CachedTap):
             phase.step.teacher_tap.say = tell
-    folder.create(_checkpoint_mb(components.student, setup.objective))
+    # A checkpoint holds weights, their momentum, and the objective's memories.
+    modules = components.student, setup.objective
+    trained = [parameter for module in modules for parameter in module.parameters()]
+    buffers = [buffer for module in modules for buffer in module.buffers()]
+    tensors = [*trained, *trained, *buffers]
+    folder.create(sum(t.numel() * t.element_size() for t in tensors) / 2**20)
     with folder.locked():
         text = to_yaml(with_absolute_paths(recipe)).encode()
         folder.write_with_retries(lambda: write_atomically(folder.recipe, text), "its recipe")
@@ -151,7 +151,15 @@ def finish_run(started: StartedRun, result: TrainResult) -> Run:
     """Save the trained student and the summary."""
     components, folder, setup = started.components, started.folder, started.setup
     components.student.eval()
-    classes, dataset = _class_names(components, setup.num_classes)
+    data, count, teacher_classes = components.data, setup.num_classes, components.teacher_classes
+    if data.classes is not None:
+        classes, dataset = data.classes, data.name
+    elif not data.labeled and teacher_classes is not None and len(teacher_classes) == count:
+        # A student without labels predicts its teacher's classes.
+        classes, dataset = teacher_classes, data.name
+    else:
+        # Numbered names count as unknown names, which fit any data set.
+        classes, dataset = numbered_class_names(count), CUSTOM
     folder.write_with_retries(
         lambda: save_network(
             components.student,
@@ -163,7 +171,41 @@ def finish_run(started: StartedRun, result: TrainResult) -> Run:
         ),
         "the student",
     )
-    summary = _summarize(started, result)
+    recipe, last, best = started.recipe, result.last, result.best_row
+    last_top1 = None if last is None else last.top1
+    student_parameters, teacher_parameters = (
+        0 if network is None else sum(p.numel() for p in network.parameters())
+        for network in (components.student, components.teacher)
+    )
+    caches = getattr(recipe, "teacher_cache", None) is not None
+    summary = {
+        "method": setup.method,
+        "teacher": components.teacher_name,
+        "student": components.student_name,
+        "dataset": components.data.name,
+        "seed": recipe.seed,
+        "epochs": recipe.epochs,
+        "init_epochs": {phase.name: phase.epochs for phase in setup.phases[:-1]},
+        "test_top1": last_top1,
+        "test_top5": None if last is None else last.top5,
+        "test_standard_error": None if last is None else last.standard_error,
+        "test_images": None if last is None else last.samples,
+        "best_top1": result.best_top1,
+        "best_top1_chosen_on": "test",
+        "kept_epoch": (best or folder.rows()[-1])["epoch"],
+        "kept_test_top1": last_top1 if best is None else best.get("test_top1"),
+        "validation_top1": None if best is None else best["validation_top1"],
+        "teacher_top1": started.teacher_accuracy and started.teacher_accuracy.top1,
+        "student_parameters": student_parameters,
+        "teacher_parameters": teacher_parameters or None,
+        "compression_ratio": teacher_parameters / student_parameters or None,
+        "images_per_second": result.images_per_second,
+        "seconds": result.seconds,
+        "interleaved": components.shared_tap is not None and not caches,
+        "peak_memory_mb": result.peak_memory_mb,
+        "skipped_steps": result.skipped,
+        **environment(components.runtime.device, components.runtime.dtype),
+    }
     folder.write_with_retries(lambda: folder.write_summary(summary), "the summary")
     return Run(folder.path, components.student, summary)
 
@@ -186,69 +228,3 @@ def _teacher_accuracy(
         with explain_out_of_memory(test.batch_size, trainer.device):
             components.measured_accuracy["teacher"] = trainer.evaluate(teacher, test)
     return components.measured_accuracy["teacher"]
-
-
-def _class_names(components: RunComponents, count: int) -> tuple[tuple[str, ...], str]:
-    """Return the names of the classes that the student predicts, and of their data set."""
-    data, teacher_classes = components.data, components.teacher_classes
-    if data.classes is not None:
-        return data.classes, data.name
-    if not data.labeled and teacher_classes is not None and len(teacher_classes) == count:
-        # A student without labels predicts its teacher's classes.
-        return teacher_classes, data.name
-    # Numbered names count as unknown names, which fit any data set.
-    return numbered_class_names(count), CUSTOM
-
-
-def _log_and_announce(folder: RunFolder, show: bool, line: str) -> None:
-    folder.log(line)
-    announce(line, show)
-
-
-def _checkpoint_mb(student: nn.Module, objective: nn.Module) -> float:
-    """Size of a checkpoint in MiB: weights, their momentum, and the objective's memories."""
-    trained = [*student.parameters(), *objective.parameters()]
-    tensors = [*trained, *trained, *student.buffers(), *objective.buffers()]
-    return sum(t.numel() * t.element_size() for t in tensors) / 2**20
-
-
-def _summarize(started: StartedRun, result: TrainResult) -> dict[str, Any]:
-    recipe, components = started.recipe, started.components
-    student_parameters = _count_parameters(components.student)
-    teacher_parameters = (
-        None if components.teacher is None else _count_parameters(components.teacher)
-    )
-    last, best, teacher = result.last, result.best_row, started.teacher_accuracy
-    caches = getattr(recipe, "teacher_cache", None) is not None
-    return {
-        "method": started.setup.method,
-        "teacher": components.teacher_name,
-        "student": components.student_name,
-        "dataset": components.data.name,
-        "seed": recipe.seed,
-        "epochs": recipe.epochs,
-        "init_epochs": {phase.name: phase.epochs for phase in started.setup.phases[:-1]},
-        "test_top1": None if last is None else last.top1,
-        "test_top5": None if last is None else last.top5,
-        "test_standard_error": None if last is None else last.standard_error,
-        "test_images": None if last is None else last.samples,
-        "best_top1": result.best_top1,
-        "best_top1_chosen_on": "test",
-        "kept_epoch": (best or started.folder.rows()[-1])["epoch"],
-        "kept_test_top1": result.saved_top1,
-        "validation_top1": None if best is None else best["validation_top1"],
-        "teacher_top1": None if teacher is None else teacher.top1,
-        "student_parameters": student_parameters,
-        "teacher_parameters": teacher_parameters,
-        "compression_ratio": teacher_parameters and teacher_parameters / student_parameters,
-        "images_per_second": result.images_per_second,
-        "seconds": result.seconds,
-        "interleaved": components.shared_tap is not None and not caches,
-        "peak_memory_mb": result.peak_memory_mb,
-        "skipped_steps": result.skipped,
-        **environment(components.runtime.device, components.runtime.dtype),
-    }
-
-
-def _count_parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())

@@ -21,12 +21,8 @@ def cached_tap(
 ) -> CachedTap:
     """Wrap the teacher's tap so that its features are computed once and read from disk afterwards.
 
-    Args:
-        recipe: names the folder, the images and their views.
-        components: components of the run.
-        objective: decides which features are cached.
-        tap: tap of the teacher.
-        example: the teacher's features of a few images.
+    The recipe names the folder, the images and their views; `example` holds the teacher's features
+    of a few images.
 
     Raises:
         MethodError: the objective reads features that cannot be cached.

@@ -1,8 +1,7 @@
 """The teacher of a run, identified by its weights.
 
-A recipe names a teacher by a path, where other weights may lie later, or which may move. So the
-path and the hash of the weights are written to the run folder before the first step. A run is
-continued with a teacher of the same weights, wherever it is, and with no other.
+A recipe names a teacher by a path, which may move or hold other weights later. A run is continued
+with a teacher of the same weights only, wherever it is: the run folder holds their hash.
 """
 
 import json
@@ -51,11 +50,7 @@ def read_teacher_ref(run: Path) -> TeacherRef | None:
 
 
 def teacher_ref_of(recipe: Recipe | TransferRecipe) -> TeacherRef | None:
-    """Identify the teacher of a recipe; None for an object or a network with its own weights.
-
-    Raises:
-        CheckpointError: a folder without weights.
-    """
+    """Identify the teacher of a recipe; None for an object or a network with its own weights."""
     if isinstance(recipe, TrainRecipe):
         return None
     if is_weights_path(recipe.teacher):
@@ -82,10 +77,9 @@ def check_teacher_ref(recipe: Recipe | TransferRecipe, run: Path) -> None:
 
 
 def with_original_teacher(recipe: Recipe, run: RunFolder) -> Recipe:
-    """Return the recipe with the path that its teacher had at the first step.
+    """Return the recipe with the path that a teacher of the same weights had at the first step.
 
-    Before the first step, this writes the teacher's path and hash to the run folder. A teacher
-    with other weights stays as the recipe names it.
+    Before the first step, this writes the teacher's path and hash to the run folder.
     """
     now, before = teacher_ref_of(recipe), read_teacher_ref(run.path)
     if now is None:
