@@ -15,8 +15,13 @@ _VERDICTS = {
 def notes(table: Comparison) -> list[str]:
     """Conditions, statistics, verdicts and sources, a line each."""
     about = " ".join(table.about.split()).removesuffix(".")
+    entry = "one seed"
+    if table.seeds > 1:
+        entry = f"mean ± standard deviation over {table.seeds} seeds"
+    if {len(e.values) for e in table.entries.values() if e.values} != {table.seeds}:
+        entry += ", or over (n)"
     lines = [
-        f"{f'{about}. ' if about else ''}Top-1 %, {_seeds(table)}; **best**, *second* of a column. "
+        f"{f'{about}. ' if about else ''}Top-1 %, {entry}; **best**, *second* of a column. "
         f"{table.conditions}.",
     ]
     if table.progress and table.progress[0] < table.progress[1]:
@@ -35,22 +40,12 @@ def notes(table: Comparison) -> list[str]:
     lines += [*_statistics(table), *verdicts(table)]
     if any(map(table.is_published, table.columns)):
         lines.append("Published: Zhao, Chen, Zhao, ICASSP 2023, Table 1; not measured here.")
-    costs = ["time of a step over that of the student alone"] * table.has_times
-    costs += ["peak memory"] * table.has_memory
+    costs = ["time of a step over that of the student alone"] * bool(table.times)
+    costs += ["peak memory"] * bool(table.memory)
     if costs:
-        names = " and ".join(costs)
-        devices = ", ".join(table.cost_devices)
+        names, devices = " and ".join(costs), ", ".join(table.cost_devices)
         lines.append(f"{names[0].upper()}{names[1:]}: each measured by itself on {devices}.")
     return lines
-
-
-def _seeds(table: Comparison) -> str:
-    """Meaning of an entry, and of a number in brackets behind it."""
-    text = "one seed"
-    if table.seeds > 1:
-        text = f"mean ± standard deviation over {table.seeds} seeds"
-    even = {len(e.values) for e in table.entries.values() if e.values} == {table.seeds}
-    return text if even else f"{text}, or over (n)"
 
 
 def _statistics(table: Comparison) -> list[str]:
@@ -81,18 +76,16 @@ def _statistics(table: Comparison) -> list[str]:
             f"Holm's method over {contrasts.corrected} differences, at {1 - CONFIDENCE:.0%}."
         )
     if contrasts.primary:
-        lines.insert(1, _primary(table, *contrasts.primary))
+        method, primary = contrasts.primary
+        pairs = "" if len(table.columns) == 1 else f", mean of {primary.pairs} pairs"
+        words = _VERDICTS[primary.verdict or "open"].format(contrasts.baselines[method])
+        p = "p < 0.001" if primary.p is None or primary.p < 0.001 else f"p = {primary.p:.3f}"
+        lines.insert(
+            1,
+            f"Primary contrast, named in the matrix and not corrected: {method} is {words}{pairs}: "
+            f"{difference_text(primary)}, {p}.",
+        )
     return lines
-
-
-def _primary(table: Comparison, method: str, difference: Difference) -> str:
-    place = "" if len(table.columns) == 1 else f", mean of {difference.pairs} pairs"
-    baseline = table.contrasts.baselines[method]
-    words = _VERDICTS[difference.verdict or "open"].format(baseline)
-    return (
-        f"Primary contrast, named in the matrix and not corrected: {method} is {words}{place}: "
-        f"{difference_text(difference)}, {_p_text(difference.p)}."
-    )
 
 
 def difference_text(difference: Difference) -> str:
@@ -101,10 +94,6 @@ def difference_text(difference: Difference) -> str:
     if difference.low is not None and difference.high is not None:
         text += f" [{difference.low:+.2f}, {difference.high:+.2f}]"
     return text.replace("-", "−")
-
-
-def _p_text(p: float | None) -> str:
-    return "p < 0.001" if p is None or p < 0.001 else f"p = {p:.3f}"
 
 
 def verdicts(table: Comparison) -> list[str]:

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cktf.bench.matrix import Fields, Matrix, MethodEntry, TeacherEntry
+from cktf.bench.matrix import Fields, Matrix, TeacherEntry
 from cktf.errors import RecipeError, nearest
 from cktf.models import is_cktf_weights_file, list_networks, read_metadata
 from cktf.objectives import METHODS, parse
@@ -97,12 +97,10 @@ class Cell:
 
     def recipe(self, with_teacher_weights: bool = False) -> CellRecipe:
         """Recipe of the cell, without its teacher unless that is to be loaded."""
-        teacher = {"teacher": CUSTOM}
-        if with_teacher_weights:
-            weights = str(self.teacher.weights)
-            teacher = {"teacher": weights}
-            if self.teacher.weights_lack_name:
-                teacher = {"teacher": self.teacher.network, "teacher_weights": weights}
+        weights = str(self.teacher.weights)
+        teacher = {"teacher": weights if with_teacher_weights else CUSTOM}
+        if with_teacher_weights and self.teacher.weights_lack_name:
+            teacher = {"teacher": self.teacher.network, "teacher_weights": weights}
         recipe = parse_any_recipe(merge_fields(self.fields, teacher))
         assert not isinstance(recipe, TrainRecipe)
         return recipe
@@ -188,8 +186,7 @@ def _plan_teacher(matrix: Matrix, name: str, data: Fields, weights: str | None) 
     fields = merge_fields(shared, {"data": data}, entry.recipe, {"kind": "train", "model": network})
     recipe = parse_recipe(fields)
     assert isinstance(recipe, TrainRecipe)
-    dataset = recipe.data.name
-    file = weights or entry.weights
+    dataset, file = recipe.data.name, weights or entry.weights
     if file is None:
         return TeacherPlan(name, dataset, network, None, recipe)
     path = expand_user_path(file).absolute()
@@ -226,20 +223,15 @@ def _build_cells(
                 {"kind": matrix.kind, "student": pair.student, "seed": seed,
                  "method": entry.method},
             )  # fmt: skip
-            fields["options"] = _options(matrix, entry, fields.get("options", {}))
+            # Unknown names stay, so that validation reports them.
+            absent = METHODS.keys() - parse(entry.method).keys()
+            first, last = (
+                {name: values for name, values in options.items() if name not in absent}
+                for options in (matrix.options, fields.get("options", {}))
+            )
+            fields["options"] = merge_fields(first, entry.options, last)
             teacher = plans[data["name"], pair.teacher]
             yield Cell(data["name"], teacher, pair.student, label, seed, fields)
-
-
-def _options(matrix: Matrix, entry: MethodEntry, options: Mapping[str, Any]) -> Fields:
-    """Options of the matrix, over them the method's, over both those of recipes and settings."""
-    absent = METHODS.keys() - parse(entry.method).keys()
-
-    def of_terms(options: Mapping[str, Any]) -> Fields:
-        # Unknown names stay, so that validation reports them.
-        return {name: values for name, values in options.items() if name not in absent}
-
-    return merge_fields(of_terms(matrix.options), entry.options, of_terms(options))
 
 
 def _check_cells(cells: list[Cell], problems: Problems) -> None:
@@ -283,7 +275,7 @@ def select_cells(
     cells: list[Cell],
     pairs: list[str] | None = None,
     methods: list[str] | None = None,
-    seeds: list[int] | None = None,
+    seeds: list[str] | None = None,
 ) -> list[Cell]:
     """Select the cells of some pairs, methods and seeds; None selects all.
 
@@ -293,13 +285,8 @@ def select_cells(
     selected = cells
     for name, selection in (("pair", pairs), ("method", methods), ("seed", seeds)):
         known = {str(getattr(cell, name)) for cell in cells}
-        values = known if selection is None else set(map(str, selection))
+        values = known if selection is None else set(selection)
         for value in values - known:
             raise RecipeError([f"--{name}s: the matrix has no {value}. {nearest(value, known)}"])
         selected = [cell for cell in selected if str(getattr(cell, name)) in values]
     return selected
-
-
-def with_weights(cell: Cell, weights: Path) -> Cell:
-    """Copy a cell with its teacher's trained weights."""
-    return replace(cell, teacher=replace(cell.teacher, weights=weights))

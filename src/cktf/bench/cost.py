@@ -40,9 +40,9 @@ from cktf.recipes import (
     build_student,
     set_input_size,
 )
+from cktf.workflows.objective_setup import set_up_objective
 from cktf.workflows.components import RunComponents
 from cktf.workflows.linear_probe import choose_label_subsets
-from cktf.workflows.objective_setup import set_up_objective
 from cktf.workflows.run import start_run
 from cktf.workflows.transfer_learning import scratch_epochs
 
@@ -125,22 +125,20 @@ def _measure(cell_recipe: Recipe | TransferRecipe, teacher_name: str | None) -> 
     transfer = cell_recipe if isinstance(cell_recipe, TransferRecipe) else None
     recipe = transfer.distill_recipe() if transfer else cast(Recipe, cell_recipe)
     data = replace(build_data(recipe.data, recipe.seed), test=None, raw_test=None)
-    distilled = isinstance(recipe, DistillRecipe)
-    name = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
     classes = len(data.raw_train.classes) or 10
     teacher = build_student(teacher_name, data.raw_train, classes) if teacher_name else None
+    name = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
     student = build_student(name, data.raw_train, classes)
+    update: dict[str, Any] = {"runtime": recipe.runtime.model_copy(update={"track": ()})}
     if isinstance(recipe, DistillRecipe):
         set_input_size(student, recipe.student_size)
         if teacher is not None:
             set_input_size(teacher, recipe.teacher_size)
-    untracked = recipe.runtime.model_copy(update={"track": ()})
-    recipe = recipe.model_copy(update={"runtime": untracked})
-    if isinstance(recipe, DistillRecipe):
         # Initialization stages have other steps, and an untrained teacher's features no use.
-        recipe = recipe.model_copy(update={"init_epochs": 0, "teacher_cache": None})
+        update |= {"init_epochs": 0, "teacher_cache": None}
+    recipe = recipe.model_copy(update=update)
     runtime = start_runtime(recipe.runtime, recipe.seed)
-    teacher_label = CUSTOM if distilled else None
+    teacher_label = CUSTOM if isinstance(recipe, DistillRecipe) else None
     components = RunComponents(runtime, student, teacher, name, teacher_label, data)
     timer = _SynchronizedTimer()
     with tempfile.TemporaryDirectory() as path:
@@ -151,7 +149,14 @@ def _measure(cell_recipe: Recipe | TransferRecipe, teacher_name: str | None) -> 
     step = statistics.median(timer.seconds[_WARM_UP:] or timer.seconds[-1:])
     memory = peak_memory_mb(runtime.device)
     phases = len(set_up_objective(recipe, components).phases) - 1
-    scratch = _scratch_batches(transfer) if transfer else 0
+    scratch = 0
+    if transfer:
+        # An epoch on the largest choice of labels.
+        section = transfer.labeled.model_copy(update={"batch_size": 2})
+        labels = get_labels(build_data(section, transfer.seed).raw_train)
+        counts, draws, seed = transfer.labels_per_class, transfer.draws, transfer.seed
+        images = len(choose_label_subsets(labels, counts, draws, seed)[-1].draws[0])
+        scratch = images // min(transfer.data.batch_size, images)
     device = describe_device(runtime.device)
     return Cost(step, memory, 0.0, device, len(data.train), phases, scratch).for_recipe(cell_recipe)
 
@@ -173,15 +178,6 @@ class _SynchronizedTimer(Callback):
         self.seconds.append(synchronized_time(trainer.device) - self._started)
         if len(self.seconds) == _WARM_UP + _STEPS:
             raise _EnoughStepsError
-
-
-def _scratch_batches(recipe: TransferRecipe) -> int:
-    """Steps of an epoch on the largest choice of labels."""
-    labeled = build_data(recipe.labeled.model_copy(update={"batch_size": 2}), recipe.seed)
-    labels = get_labels(labeled.raw_train)
-    largest = choose_label_subsets(labels, recipe.labels_per_class, recipe.draws, recipe.seed)[-1]
-    images = len(largest.draws[0])
-    return images // min(recipe.data.batch_size, images)
 
 
 def read_costs(place: Path) -> dict[str, Cost]:

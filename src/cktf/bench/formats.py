@@ -14,10 +14,34 @@ _EMPTY = "–"
 
 def markdown(table: Comparison) -> str:
     """Write a table for a README: best in bold, second in italics; its notes below."""
-    rows = [_heads(table), _teacher_row(table), *(_row(table, m) for m in table.methods)]
+    contrasts, methods = table.contrasts, table.methods
+    baselines = set(contrasts.baselines.values())
+    head = f"Δ {baselines.pop()}" if len(baselines) == 1 else "Δ"
+    head += f" [{CONFIDENCE:.0%}]" if contrasts.residual else ""
+    columns = [["method", "teacher", *methods]]
+    for column in table.columns:
+        entries = [table.entries[column, method] for method in methods]
+        accuracies = [_accuracy(entry, table.seeds) for entry in entries]
+        columns.append([table.column_heading(column), _number(table.teachers[column]), *accuracies])
+        if contrasts.differences:
+            columns.append([head, "", *(_difference(entry.difference, 1) for entry in entries)])
+        if table.is_published(column):
+            figures = [table.published_teachers[column], *(entry.published for entry in entries)]
+            columns.append([PUBLISHED, *map(_number, figures)])
+    if contrasts.overall:
+        overall = [_difference(contrasts.overall.get(m), len(table.columns)) for m in methods]
+        columns.append(["Δ of all pairs", "", *overall])
+    for head, costs, digits in (("time ×", table.times, 2), ("memory MiB", table.memory, 0)):
+        if costs:
+            columns.append(
+                [head, "", *(_range(costs.get(method, []), digits) for method in methods)]
+            )
     # A bar would end the cell.
-    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
-    lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
+    lines = [
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+        for row in zip(*columns, strict=True)
+    ]
+    lines.insert(1, "|---|" + "---:|" * (len(columns) - 1))
     return "\n".join([*lines, "", *notes(table)]) + "\n"
 
 
@@ -48,46 +72,10 @@ def _csv_number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _heads(table: Comparison) -> list[str]:
-    baselines = set(table.contrasts.baselines.values())
-    head = f"Δ {baselines.pop()}" if len(baselines) == 1 else "Δ"
-    head += f" [{CONFIDENCE:.0%}]" if table.contrasts.residual else ""
-    heads = ["method"]
-    for column in table.columns:
-        heads += [table.column_heading(column), *[head] * table.has_differences]
-        heads += [PUBLISHED] * table.is_published(column)
-    heads += ["Δ of all pairs"] * bool(table.contrasts.overall)
-    return heads + ["time ×"] * table.has_times + ["memory MiB"] * table.has_memory
-
-
-def _teacher_row(table: Comparison) -> list[str]:
-    row = ["teacher"]
-    for column in table.columns:
-        row += [_number(table.teachers[column], 2), *[""] * table.has_differences]
-        if table.is_published(column):
-            row.append(_number(table.published_teachers[column], 2))
-    return row + [""] * (len(_heads(table)) - len(row))
-
-
-def _row(table: Comparison, method: str) -> list[str]:
-    row, entries = [method], [table.entries[column, method] for column in table.columns]
-    for column, entry in zip(table.columns, entries, strict=True):
-        row.append(_accuracy(entry, table.seeds))
-        row += [_difference(entry.difference, 1)] * table.has_differences
-        row += [_number(entry.published, 2)] * table.is_published(column)
-    if table.contrasts.overall:
-        row.append(_difference(table.contrasts.overall.get(method), len(table.columns)))
-    times = [e.relative_time for e in entries if e.relative_time is not None]
-    memory = [e.memory_mb for e in entries if e.memory_mb is not None]
-    return row + [_range(times, 2)] * table.has_times + [_range(memory, 0)] * table.has_memory
-
-
 def _accuracy(entry: Entry, usual_seeds: int) -> str:
     if entry.mean is None:
         return _EMPTY
-    text = f"{entry.mean:.2f}"
-    if entry.std is not None:
-        text += f" ± {entry.std:.2f}"
+    text = f"{entry.mean:.2f}" + ("" if entry.std is None else f" ± {entry.std:.2f}")
     marks = {1: "**", 2: "*"}.get(entry.rank, "")
     return f"{marks}{text}{marks}{_count(len(entry.values), usual_seeds)}"
 
@@ -103,8 +91,8 @@ def _count(number: int, usual: int) -> str:
     return "" if number == usual else f" ({number})"
 
 
-def _number(value: float | None, digits: int) -> str:
-    return _EMPTY if value is None else f"{value:,.{digits}f}"
+def _number(value: float | None) -> str:
+    return _EMPTY if value is None else f"{value:.2f}"
 
 
 def _range(values: Sequence[float], digits: int) -> str:

@@ -4,9 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,7 +46,14 @@ def run_in_processes(work: Callable[[T], None], argument: T, jobs: int, folder: 
     ]
     for worker in workers:
         worker.start()
-    with _forward_sigterm(workers) as signals:
+    signals: list[str] = []
+
+    def terminate_workers(number: int, frame: object) -> None:
+        signals.append(signal.Signals(number).name)
+        for worker in workers:
+            worker.terminate()
+
+    with signal_handler(terminate_workers, signal.SIGTERM):
         for worker in workers:
             try:
                 worker.join()
@@ -68,20 +73,6 @@ def run_in_processes(work: Callable[[T], None], argument: T, jobs: int, folder: 
             "little memory. Look at what they said above; the same command, with fewer --jobs if "
             "need be, goes on."
         )
-
-
-@contextmanager
-def _forward_sigterm(workers: Sequence[BaseProcess]) -> Iterator[list[str]]:
-    """Pass SIGTERM on to the workers; yields the list of signals that came."""
-    signals: list[str] = []
-
-    def forward(number: int, frame: object) -> None:
-        signals.append(signal.Signals(number).name)
-        for worker in workers:
-            worker.terminate()
-
-    with signal_handler(forward, signal.SIGTERM):
-        yield signals
 
 
 def _run_job(work: Callable[[T], None], argument: T, number: int, jobs: int) -> None:

@@ -5,9 +5,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from cktf.config import Section
 from cktf.data.config import Name
 from cktf.errors import RecipeError, nearest
 from cktf.recipes import read_recipe
@@ -16,11 +17,7 @@ from cktf.user_paths import expand_user_path
 Fields = dict[str, Any]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-
-class TeacherEntry(_Section):
+class TeacherEntry(Section):
     """How to obtain a teacher.
 
     Attributes:
@@ -31,10 +28,10 @@ class TeacherEntry(_Section):
 
     network: Name | None = None
     weights: str | None = None
-    recipe: Fields = {}
+    recipe: Fields = Field({})
 
 
-class PairEntry(_Section):
+class PairEntry(Section):
     """A teacher, by its name in the matrix, and a student; `teacher:student` for short.
 
     Attributes:
@@ -44,8 +41,8 @@ class PairEntry(_Section):
 
     teacher: Name
     student: Name
-    without: list[str] = []
-    recipe: Fields = {}
+    without: list[str] = Field([])
+    recipe: Fields = Field({})
 
     @model_validator(mode="before")
     @classmethod
@@ -56,7 +53,7 @@ class PairEntry(_Section):
         return {"teacher": teacher, "student": student} if colon else {"teacher": teacher}
 
 
-class MethodEntry(_Section):
+class MethodEntry(Section):
     """A method string and its settings; the string alone for short.
 
     Attributes:
@@ -66,8 +63,8 @@ class MethodEntry(_Section):
     """
 
     method: Name
-    options: dict[str, Fields] = {}
-    recipe: Fields = {}
+    options: dict[str, Fields] = Field({})
+    recipe: Fields = Field({})
     against: str | None = None
 
     @model_validator(mode="before")
@@ -76,7 +73,7 @@ class MethodEntry(_Section):
         return {"method": entry} if isinstance(entry, str) else entry
 
 
-class Matrix(_Section):
+class Matrix(Section):
     """A grid of methods, pairs of networks, seeds and data sets to compare.
 
     Attributes:
@@ -101,12 +98,12 @@ class Matrix(_Section):
     about: str = ""
     kind: Literal["distill", "transfer"] = "distill"
     data: Annotated[list[Fields], Field(min_length=1)]
-    teachers: dict[str, TeacherEntry] = {}
+    teachers: dict[str, TeacherEntry] = Field({})
     pairs: Annotated[list[PairEntry], Field(min_length=1)]
     methods: Annotated[dict[str, MethodEntry], Field(min_length=1)]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
-    recipe: Fields = {}
-    options: dict[str, Fields] = {}
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field([0])
+    recipe: Fields = Field({})
+    options: dict[str, Fields] = Field({})
     interleaved: int = Field(1, ge=1)
     baseline: str | None = None
     primary: str | None = None

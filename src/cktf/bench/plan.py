@@ -20,7 +20,7 @@ from cktf.bench.results import (
 )
 from cktf.engine import RunFolder
 from cktf.errors import RunFolderError
-from cktf.recipes import TransferRecipe, parse_recipe, read_recipe, result_fields
+from cktf.recipes import DistillRecipe, read_recipe, result_fields
 from cktf.workflows import SHARED
 
 Group = list[Cell]
@@ -62,7 +62,12 @@ class Bench:
         """
         by_teacher: dict[str, list[Group]] = {}
         for cell in self.cells:
-            groups = by_teacher.setdefault(_teacher_key(cell), [[]])
+            recipe, key = cell.recipe(), cell.slug
+            if isinstance(recipe, DistillRecipe):
+                # Students that see the same batches and teacher.
+                shared = recipe.model_dump(mode="json", include=set(SHARED))
+                key = json.dumps([cell.teacher.slug, shared], sort_keys=True)
+            groups = by_teacher.setdefault(key, [[]])
             if len(groups[-1]) == self.interleaved:
                 groups.append([])
             groups[-1].append(cell)
@@ -96,15 +101,6 @@ class Bench:
         return self.out / "failures" / f"{slug}.txt"
 
 
-def _teacher_key(cell: Cell) -> str:
-    """Equal for cells whose students see the same batches and teacher."""
-    recipe = cell.recipe()
-    if isinstance(recipe, TransferRecipe):
-        return cell.slug
-    shared = recipe.model_dump(mode="json", include=set(SHARED))
-    return json.dumps([cell.teacher.slug, shared], sort_keys=True)
-
-
 def check_bench(bench: Bench) -> None:
     """Check that existing results and teachers are of the same recipes; write nothing.
 
@@ -114,8 +110,15 @@ def check_bench(bench: Bench) -> None:
     for folder in bench.reuse:
         if not folder.is_dir():
             raise RunFolderError(f"--reuse {folder}: there is no such folder.")
-    _refuse(bench.results, "results", _changed_results(bench))
-    _refuse(bench.out / "teachers", "teachers", _changed_teachers(bench))
+    for folder, kind, changed in (
+        (bench.results, "results", _changed_results(bench)),
+        (bench.out / "teachers", "teachers", _changed_teachers(bench)),
+    ):
+        if lines := [f"  - {line}\n" for line in islice(changed, 10)]:
+            raise RunFolderError(
+                f"{folder} holds {kind} of other recipes than the matrix's; they differ in\n"
+                f"{''.join(lines)}Choose another --out, or move them away."
+            )
     for cell in bench.cells:
         teacher, record = cell.teacher, bench.teacher_file(cell.teacher)
         is_here = teacher.weights or RunFolder(bench.teacher_dir(teacher)).finished
@@ -139,26 +142,16 @@ def _changed_results(bench: Bench) -> Iterator[str]:
 def _changed_teachers(bench: Bench) -> Iterator[str]:
     for teacher in {cell.teacher.slug: cell.teacher for cell in bench.cells}.values():
         run, file = RunFolder(bench.teacher_dir(teacher)), bench.teacher_file(teacher)
-        now = result_fields(teacher.recipe)
+        now = to_plain(result_fields(teacher.recipe))
         fields = ""
         if teacher.weights is None and run.finished:
-            fields = differing_fields(result_fields(parse_recipe(read_recipe(run.recipe))), now)
+            fields = differing_fields(fill_defaults(read_recipe(run.recipe)), now)
         elif file.exists():
             record = json.loads(file.read_text())
             if teacher.weights is not None:
                 sha = f"sha256 {weights_fingerprint(teacher.weights)}"
                 fields = "its weights" * (record["weights"] != sha)
             elif record["recipe"] is not None:
-                fields = differing_fields(record["recipe"], to_plain(now))
+                fields = differing_fields(fill_defaults(record["recipe"]), now)
         if fields:
             yield f"{teacher.slug}: {fields}"
-
-
-def _refuse(place: Path, kind: str, changed: Iterator[str]) -> None:
-    lines = [f"  - {line}" for line in islice(changed, 10)]
-    if lines:
-        raise RunFolderError(
-            f"{place} holds {kind} of other recipes than the matrix's; they differ in\n"
-            + "\n".join(lines)
-            + "\nChoose another --out, or move them away."
-        )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import yaml
 
 from cktf.bench.cells import Cell, CellRecipe, TeacherPlan
-from cktf.bench.matrix import Matrix, make_matrix
+from cktf.bench.matrix import Matrix
 from cktf.engine import RunFolder, announce
 from cktf.errors import CktfError, RunFolderError
 from cktf.files import write_atomically
@@ -87,15 +87,15 @@ def result_key(recipe: CellRecipe, teacher: str) -> dict[str, Any]:
     return to_plain(result_fields(recipe) | {"teacher": f"sha256 {teacher}"})
 
 
-@lru_cache(maxsize=256)
-def _fingerprint(path: Path, _modified: int) -> str:
-    return short_sha256(path)
-
-
 def weights_fingerprint(path: Path) -> str:
     """Fingerprint of the weights in a run folder or file."""
     file = find_weights_file(str(path))
     return _fingerprint(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _fingerprint(path: Path, _modified: int) -> str:
+    return short_sha256(path)
 
 
 def read_run(cell: Cell, folder: Path, teacher: str, interleaved: int | None) -> Result:
@@ -155,12 +155,6 @@ def save_matrix(matrix: Matrix, place: Path) -> None:
     write_atomically(place / MATRIX, text.encode())
 
 
-def read_saved_matrix(place: Path) -> Matrix | None:
-    """Read the matrix beside results."""
-    path = place / MATRIX
-    return make_matrix(read_recipe(path)) if path.exists() else None
-
-
 def teacher_record(plan: TeacherPlan, weights: Path) -> dict[str, Any]:
     """Describe a teacher: its weights, and its training if that was done here."""
     summary = (weights if weights.is_dir() else weights.parent) / "summary.json"
@@ -215,9 +209,14 @@ class Reusable:
     def _add(self, path: Path) -> None:
         run = RunFolder(path.parent)
         if path == run.summary and run.finished:
-            key = _run_key(run)
-            if key is not None:
-                self._runs[_hashable(key)] = run.path
+            fields = read_recipe(run.recipe)
+            if fields.get("kind") in ("distill", "transfer"):
+                # The file at its teacher's path may have been replaced since.
+                ref = read_teacher_ref(run.path)
+                sha = ref.sha256 if ref else weights_fingerprint(Path(fields["teacher"]))
+                # The weights decide, wherever they lie.
+                recipe = cast(CellRecipe, parse_any_recipe(fields | {"teacher_weights": None}))
+                self._runs[_hashable(result_key(recipe, sha.partition(" ")[0]))] = run.path
         elif result := read_result(path):
             self._results[_hashable(fill_defaults(result.recipe))] = result
 
@@ -232,28 +231,12 @@ def _hashable(key: Mapping[str, Any]) -> str:
 
 
 def fill_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Add fields that recipes did not have yet when a result was written, at their defaults."""
+    """Add fields that were added since a result or teacher was recorded, at their defaults."""
     fields: dict[str, Any] = {}
     for name, value in recipe.items():
         set_field(fields, name, value)
-    return to_plain(result_fields(parse_any_recipe(fields)) | {"teacher": recipe["teacher"]})
-
-
-def _run_key(run: RunFolder) -> dict[str, Any] | None:
-    """Fields that decide a run's result; None for a run that cannot be a cell.
-
-    Raises:
-        CktfError: its teacher is gone.
-    """
-    fields = read_recipe(run.recipe)
-    if fields.get("kind") not in ("distill", "transfer"):
-        return None
-    # The file at its teacher's path may have been replaced since.
-    ref = read_teacher_ref(run.path)
-    sha = ref.sha256 if ref else weights_fingerprint(Path(fields["teacher"]))
-    # The weights decide, wherever they lie.
-    recipe = parse_any_recipe(fields | {"teacher_weights": None})
-    return result_key(cast(CellRecipe, recipe), sha.partition(" ")[0])
+    teacher = {"teacher": recipe["teacher"]} if "teacher" in recipe else {}
+    return to_plain(result_fields(parse_any_recipe(fields)) | teacher)
 
 
 def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

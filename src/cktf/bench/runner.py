@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
-from cktf.bench.cells import Cell, TeacherPlan, with_weights
+from cktf.bench.cells import Cell, TeacherPlan
 from cktf.bench.jobs import run_in_processes
 from cktf.bench.plan import Bench, Group, check_bench
 from cktf.bench.results import (
@@ -31,7 +32,7 @@ from cktf.engine import RunFolder, announce
 from cktf.errors import CktfError, Interrupted, RunFolderError
 from cktf.files import write_atomically
 from cktf.locks import file_lock
-from cktf.recipes import TransferRecipe
+from cktf.recipes import DistillRecipe, TransferRecipe
 from cktf.workflows import distill_interleaved, plan_transfer, run_recipe, run_transfer
 
 
@@ -113,11 +114,11 @@ class _TeacherLockedError(Exception):
 
 
 def _is_pending(bench: Bench, cell: Cell) -> bool:
-    """Whether a cell is neither done nor failed since this run of the matrix began."""
     return not bench.is_done(cell) and not _has_failed(bench, cell.slug)
 
 
 def _has_failed(bench: Bench, slug: str) -> bool:
+    """Whether a cell or teacher failed since this run of the matrix began."""
     path = bench.failure_file(slug)
     return path.exists() and path.stat().st_mtime >= bench.started
 
@@ -146,7 +147,8 @@ def _train_group(bench: Bench, cells: Group, reusable: Reusable, wait: bool) -> 
         return
     sha = weights_fingerprint(weights)
     remaining = []
-    for cell in (with_weights(cell, weights) for cell in cells):
+    teacher = replace(cells[0].teacher, weights=weights)
+    for cell in (replace(cell, teacher=teacher) for cell in cells):
         try:
             if not _take_over(bench, cell, sha, reusable):
                 remaining.append(cell)
@@ -184,8 +186,23 @@ def _prepare_teacher(bench: Bench, teacher: TeacherPlan, wait: bool) -> Path | N
 
 def _train_or_split(bench: Bench, cells: Group, teacher: str) -> None:
     """Train cells together; if that fails, train each by itself."""
+    start, trust = time.monotonic(), bench.trust_code
+    titles = "; ".join(cell.title for cell in cells)
+    announce(f"{len(cells)} in turn: {titles}" if len(cells) > 1 else titles, bench.show)
+    runs = [(cell.recipe(with_teacher_weights=True), bench.run_dir(cell)) for cell in cells]
+    recipe, folder = runs[0]
     try:
-        _train(bench, cells, teacher)
+        if isinstance(recipe, TransferRecipe):
+            plan = plan_transfer(recipe, folder, resume=True, trust_code=trust)
+            run_transfer(plan, show=False)
+        elif len(runs) > 1:
+            # The cells of one matrix are of one kind, and transfers form no groups.
+            distill_interleaved(cast(list[tuple[DistillRecipe, Path]], runs), trust_code=trust)
+        else:
+            run_recipe(recipe, folder, resume=True, show=False, trust_code=trust)
+        for cell in cells:
+            result = read_run(cell, bench.run_dir(cell), teacher, len(cells))
+            _save_result(bench, cell, result, f"{(time.monotonic() - start) / 60:.1f} min")
     except Exception as error:
         if len(cells) == 1:
             _save_failure(bench, cells[0].slug, error)
@@ -196,39 +213,16 @@ def _train_or_split(bench: Bench, cells: Group, teacher: str) -> None:
                 _train_or_split(bench, [cell], teacher)
 
 
-def _train(bench: Bench, cells: Group, teacher: str) -> None:
-    start = time.monotonic()
-    titles = "; ".join(cell.title for cell in cells)
-    announce(f"{len(cells)} in turn: {titles}" if len(cells) > 1 else titles, bench.show)
-    runs = []
-    for cell in cells:
-        recipe = cell.recipe(with_teacher_weights=True)
-        if isinstance(recipe, TransferRecipe):
-            folder = bench.run_dir(cell)
-            plan = plan_transfer(recipe, folder, resume=True, trust_code=bench.trust_code)
-            run_transfer(plan, show=False)
-        else:
-            runs.append((recipe, bench.run_dir(cell)))
-    if len(runs) > 1:
-        distill_interleaved(runs, trust_code=bench.trust_code)
-    elif runs:
-        run_recipe(*runs[0], resume=True, show=False, trust_code=bench.trust_code)
-    for cell in cells:
-        result = read_run(cell, bench.run_dir(cell), teacher, len(cells))
-        _save_result(bench, cell, result, f"{(time.monotonic() - start) / 60:.1f} min")
-
-
 def _take_over(bench: Bench, cell: Cell, teacher: str, reusable: Reusable) -> bool:
     """Copy a finished run or result of the same recipe from elsewhere; False if there is none."""
     source = reusable.find(cell, teacher)
     if source is None:
         return False
     if isinstance(source, Result):
-        data, pair = cell.column
-        result = replace(
-            source, data=data, pair=pair, method=cell.method, seed=cell.seed, student=cell.student
-        )
-        _save_result(bench, cell, result, "taken over")
+        names = {
+            name: getattr(cell, name) for name in ("data", "pair", "method", "seed", "student")
+        }
+        _save_result(bench, cell, replace(source, **names), "taken over")
         return True
     folder = bench.run_dir(cell)
     if source.resolve() != folder.resolve():

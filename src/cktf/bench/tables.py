@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from cktf.bench.contrasts import Contrasts, Key, contrast_means
-from cktf.bench.cost import Cost, cost_key, read_costs
-from cktf.bench.matrix import Matrix
+from cktf.bench.cost import cost_key, read_costs
+from cktf.bench.matrix import Matrix, read_matrix
 from cktf.bench.published import published_accuracies
-from cktf.bench.results import Column, Result, read_results, read_saved_matrix, results_dir
+from cktf.bench.results import MATRIX, Column, Result, read_results, results_dir
 from cktf.bench.statistics import Difference, sample_std
 from cktf.errors import RecipeError, nearest
 from cktf.objectives import METHODS
@@ -88,19 +88,21 @@ class Comparison:
         return max(len(entry.values) for entry in self.entries.values())
 
     @property
-    def has_differences(self) -> bool:
-        """Whether any method is compared with a baseline."""
-        return any(entry.difference for entry in self.entries.values())
+    def times(self) -> dict[str, list[float]]:
+        """Relative times of steps by method; empty unless there are several to compare."""
+        return self._costs("relative_time")
 
     @property
-    def has_times(self) -> bool:
-        """Whether there are step times to compare."""
-        return sum(e.relative_time is not None for e in self.entries.values()) > 1
+    def memory(self) -> dict[str, list[float]]:
+        """Peaks of memory by method; empty unless there are several to compare."""
+        return self._costs("memory_mb")
 
-    @property
-    def has_memory(self) -> bool:
-        """Whether there are memory peaks to compare."""
-        return sum(e.memory_mb is not None for e in self.entries.values()) > 1
+    def _costs(self, name: str) -> dict[str, list[float]]:
+        costs: dict[str, list[float]] = {}
+        for (_, method), entry in self.entries.items():
+            if (cost := getattr(entry, name)) is not None:
+                costs.setdefault(method, []).append(cost)
+        return costs if sum(map(len, costs.values())) > 1 else {}
 
     def column_heading(self, column: Column) -> str:
         """Name of a column, with its data set only where there are several."""
@@ -123,7 +125,8 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         CktfError: no results there, or no such method.
     """
     place = results_dir(folder)
-    results, matrix = read_results(place), read_saved_matrix(place)
+    results, path = read_results(place), place / MATRIX
+    matrix = read_matrix(path) if path.exists() else None
     sets, pairs = (matrix.data, matrix.pairs) if matrix else ([], [])
     planned = [Column(str(data["name"]), p.teacher, p.student) for data in sets for p in pairs]
     columns = _in_order((r.column for r in results), planned)
@@ -133,25 +136,38 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
             [f"--baseline {baseline}: no result has it. {nearest(baseline, methods)}"]
         )
     held_out = matrix is not None and matrix.held_out
-    values = _accuracies(results, held_out)
+    values: dict[Key, dict[int, float]] = {}
+    for result in results:
+        top1 = result.summary.get("validation_top1") if held_out else result.top1
+        if top1 is None:
+            raise RecipeError([f"held_out: {result.method} held no images out. Train it anew."])
+        values.setdefault((result.column, result.method), {})[result.seed] = float(top1)
     contrasts = contrast_means(values, columns, *_baselines(methods, matrix, baseline))
-    costs = _costs(results, place)
+    measured = read_costs(place)
+    costs = {(c, m): measured.get(cost_key(c.data, c.pair, m)) for c, m in values}
     paper = {(row.dataset, row.pair, row.method): row.top1 for row in published_accuracies()}
     strings = {(r.column, r.method): as_published(str(r.recipe["method"])) for r in results}
     entries = {}
     for column in columns:
-        ranks = _ranks({m: values[column, m] for m in methods if (column, m) in values})
+        # Means are ranked as they are printed; ties share a rank.
+        means = {
+            m: round(statistics.mean(v.values()), 2) for (c, m), v in values.items() if c == column
+        }
+        best = sorted(set(means.values()), reverse=True)[:2]
         alone = (costs.get((column, m)) for m in methods if strings.get((column, m)) == "ce")
         first_alone = next((cost for cost in alone if cost), None)
         for method in methods:
             key = column, method
             cost = costs.get(key)
+            relative_time = None
+            if cost and first_alone and cost.device == first_alone.device:
+                relative_time = cost.step_seconds / first_alone.step_seconds
             entries[key] = Entry(
                 values.get(key, {}),
-                ranks.get(method, 0),
+                best.index(means[method]) + 1 if means.get(method) in best else 0,
                 contrasts.differences.get(key),
                 paper.get((column.data, column.pair, strings.get(key, ""))),
-                _relative_time(cost, first_alone),
+                relative_time,
                 cost.peak_memory_mb if cost else None,
             )
     return Comparison(
@@ -164,8 +180,12 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         entries=entries,
         contrasts=contrasts,
         progress=_progress(results, matrix) if matrix else None,
-        cost_devices=sorted({cost.device for cost in costs.values()}),
-        mixed_teachers=[c for c in columns if len(_teacher_weights(results, c)) > 1],
+        cost_devices=sorted({cost.device for cost in costs.values() if cost}),
+        mixed_teachers=[
+            c
+            for c in columns
+            if len({r.recipe.get("teacher") for r in results if r.column == c}) > 1
+        ],
         mixed_engines=_mixed_engines(results),
     )
 
@@ -174,17 +194,6 @@ def _in_order(found: Iterable[T], planned: Sequence[T]) -> list[T]:
     """In the matrix's order, those that it does not have last."""
     unique = dict.fromkeys(found)
     return [x for x in planned if x in unique] + [x for x in unique if x not in planned]
-
-
-def _accuracies(results: Sequence[Result], held_out: bool) -> dict[Key, dict[int, float]]:
-    """Top-1 by seed of every column and method."""
-    values: dict[Key, dict[int, float]] = {}
-    for result in results:
-        top1 = result.summary.get("validation_top1") if held_out else result.top1
-        if top1 is None:
-            raise RecipeError([f"held_out: {result.method} held no images out. Train it anew."])
-        values.setdefault((result.column, result.method), {})[result.seed] = float(top1)
-    return values
 
 
 def _baselines(
@@ -200,13 +209,6 @@ def _baselines(
     if primary is not None and pairs.get(primary) != defaults.get(primary):
         primary = None
     return {m: b for m, b in pairs.items() if b is not None and b != m and b in methods}, primary
-
-
-def _ranks(values: Mapping[str, Mapping[int, float]]) -> dict[str, int]:
-    """1 for the best mean and 2 for the second, as they are printed; ties share a rank."""
-    means = {m: round(statistics.mean(v.values()), 2) for m, v in values.items()}
-    best = sorted(set(means.values()), reverse=True)[:2]
-    return {m: best.index(mean) + 1 for m, mean in means.items() if mean in best}
 
 
 def as_published(method: str) -> str:
@@ -244,11 +246,6 @@ def _teacher_top1(results: Sequence[Result], column: Column) -> float | None:
     return statistics.mean(known) if known else None
 
 
-def _teacher_weights(results: Sequence[Result], column: Column) -> set[object]:
-    """Fingerprints of a column's teachers."""
-    return {r.recipe.get("teacher") for r in results if r.column == column}
-
-
 def _mixed_engines(results: Sequence[Result]) -> dict[str, list[str]]:
     """Parts of the code and the machine in which results differ, with their values."""
     found: dict[str, set[str]] = {}
@@ -270,19 +267,6 @@ def _mixed_engines(results: Sequence[Result]) -> dict[str, list[str]]:
 
 def _precision(result: Result) -> object:
     return result.summary.get("precision", result.recipe["runtime.precision"])
-
-
-def _costs(results: Sequence[Result], place: Path) -> dict[Key, Cost]:
-    """Costs measured in processes of their own; finished runs shared their machine with others."""
-    measured = read_costs(place)
-    keys = {(r.column, r.method): cost_key(r.data, r.pair, r.method) for r in results}
-    return {key: measured[name] for key, name in keys.items() if name in measured}
-
-
-def _relative_time(cost: Cost | None, alone: Cost | None) -> float | None:
-    if cost is None or alone is None or cost.device != alone.device:
-        return None
-    return cost.step_seconds / alone.step_seconds
 
 
 def _conditions(results: Sequence[Result], held_out: bool) -> str:

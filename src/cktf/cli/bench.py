@@ -83,14 +83,14 @@ def bench(
     parsed = read_matrix(matrix)
     fields: dict[str, object] = {}
     apply_assignments(fields, settings or [])
-    directory = None if data_dir is None else str(data_dir.absolute())
+    directory = data_dir and str(data_dir.absolute())
     cells = build_cells(parsed, directory, _parse_weights(teacher or []), fields)
     if expand_user_path(matrix).exists() and not trust_code:
         for cell in cells:
             refuse_code(cell.fields | {"teacher": cell.teacher.network}, Path(matrix))
     plan = Bench(
         parsed,
-        select_cells(cells, _parse_names(pairs), _parse_names(methods), _parse_seeds(seeds)),
+        select_cells(cells, _parse_names(pairs), _parse_names(methods), _parse_names(seeds)),
         out,
         results or out / "results",
         interleaved or parsed.interleaved,
@@ -152,14 +152,6 @@ def _parse_names(option: str | None) -> list[str] | None:
     return None if option is None else [n.strip() for n in re.split(r",(?![^(]*\))", option)]
 
 
-def _parse_seeds(option: str | None) -> list[int] | None:
-    if option is None:
-        return None
-    if not all(seed.strip().isdigit() for seed in option.split(",")):
-        raise RecipeError([f"--seeds takes numbers joined by commas, given {option!r}."])
-    return [int(seed) for seed in option.split(",")]
-
-
 def _parse_shard(option: str) -> tuple[int, int]:
     number, _, shards = option.partition("/")
     if not (number.isdigit() and shards.isdigit() and 1 <= int(number) <= int(shards)):
@@ -178,10 +170,7 @@ def _print_costs(plan: "Bench", *, measure_finished: bool) -> None:
     finished = {cell.slug for cell in cells if plan.is_done(cell)}
     total, unknown, reasons = 0.0, 0, set[str]()
     teachers = {cell.teacher.slug for cell in cells}
-    for title, state, cost in (
-        *_teacher_costs(plan, cells, finished),
-        *_cell_costs(plan, cells, finished, measure_finished),
-    ):
+    for title, state, cost in _list_costs(plan, cells, finished, measure_finished):
         hours, detail = state or "? h", ""
         if isinstance(cost, str):
             reasons.add(cost)
@@ -201,8 +190,11 @@ def _print_costs(plan: "Bench", *, measure_finished: bool) -> None:
         print(f"! {reason}")
 
 
-def _teacher_costs(plan: "Bench", cells: "list[Cell]", finished: set[str]) -> "Iterator[_Line]":
-    from cktf.bench import measure_teacher
+def _list_costs(
+    plan: "Bench", cells: "list[Cell]", finished: set[str], measure_finished: bool
+) -> "Iterator[_Line]":
+    from cktf.bench import Cost, cost_key, measure_cell, measure_teacher, read_costs, save_costs
+    from cktf.bench.cost import find_cost
     from cktf.engine import RunFolder
 
     needed = {cell.teacher.slug for cell in cells if cell.slug not in finished}
@@ -213,14 +205,6 @@ def _teacher_costs(plan: "Bench", cells: "list[Cell]", finished: set[str]) -> "I
         elif slug not in needed:
             state = "all its students are done"
         yield title, state, None if state else _try_measuring(title, measure_teacher, teacher)
-
-
-def _cell_costs(
-    plan: "Bench", cells: "list[Cell]", finished: set[str], measure_finished: bool
-) -> "Iterator[_Line]":
-    from cktf.bench import Cost, cost_key, measure_cell, read_costs, save_costs
-    from cktf.bench.cost import find_cost
-
     saved, costs = read_costs(plan.results), dict[str, Cost | str]()
     for cell in cells:
         state = "done" if cell.slug in finished else ""
@@ -241,7 +225,6 @@ def _try_measuring(title: str, measure: "Callable[[T], Cost]", subject: T) -> "C
     """Measure a cost, or return the reason why that failed, so that others are still measured."""
     try:
         return measure(subject)
-    except CktfError as error:
-        return f"{title}: {error}"
     except Exception as error:
-        return f"{title}: {type(error).__name__}: {error}"
+        kind = "" if isinstance(error, CktfError) else f"{type(error).__name__}: "
+        return f"{title}: {kind}{error}"

@@ -5,20 +5,21 @@ import inspect
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from cktf.cli.options import Option, options_of_command
 from cktf.errors import CktfError, Interrupted, RecipeError
 from cktf.signals import interrupt_on_signals
 from cktf.user_paths import expand_user_path
-
-if TYPE_CHECKING:
-    from cktf.workflows import Run
 
 USER_MISTAKE = 2
 # `EX_TEMPFAIL` of sysexits.h: the same command may be tried again.
@@ -71,7 +72,13 @@ def make_command(function: Callable[..., None]) -> Callable[..., None]:
         except (CktfError, OSError) as error:
             if debug:
                 raise
-            message = error if isinstance(error, CktfError) else _file_error_message(error)
+            message = str(error)
+            if isinstance(error, OSError):
+                path = f": {error.filename}" if error.filename else ""
+                message = (
+                    f"A file cannot be read or written ({error.strerror or error}{path}). Look at "
+                    "the path, its permissions and the room on its disk."
+                )
             print(f"cktf: {message}", file=sys.stderr)
             raise typer.Exit(USER_MISTAKE) from error
 
@@ -85,14 +92,6 @@ def _expand_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [_expand_paths(item) for item in value]
     return expand_user_path(value) if isinstance(value, Path) else value
-
-
-def _file_error_message(error: OSError) -> str:
-    path = f": {error.filename}" if error.filename else ""
-    return (
-        f"A file cannot be read or written ({error.strerror or error}{path}). Look at the path, "
-        "its permissions and the room on its disk."
-    )
 
 
 def _resume_advice(command: str, folder: Path) -> str:
@@ -137,6 +136,7 @@ def build_run_request(
         options: values of its options; None, or left out, where not typed.
         fields: by dotted name, fields that no option sets; they override the options.
     """
+    from cktf.objectives import term_names
     from cktf.recipes import apply_assignments, read_recipe, refuse_code, set_fields
 
     kind = "train" if command == "probe" else command
@@ -156,8 +156,12 @@ def build_run_request(
         # The user may name code in an option; a recipe may come from a stranger.
         refuse_code({n: v for n, v in recipe_fields.items() if n not in option_fields}, recipe)
     set_fields(recipe_fields, option_fields)
-    if "method" in option_fields:
-        _remove_options_of_other_methods(recipe_fields)
+    if "method" in option_fields and isinstance(recipe_fields.get("options"), dict):
+        # The recipe may have options of methods that --method replaced.
+        names = term_names(recipe_fields["method"])
+        recipe_fields["options"] = {
+            name: values for name, values in recipe_fields["options"].items() if name in names
+        }
     apply_assignments(recipe_fields, options.get("set") or [])
     resume = options.get("resume") is not None
     return RunRequest(recipe_fields, out, resume, bool(options.get("dry_run")), trust_code)
@@ -182,15 +186,6 @@ def _find_recipe_and_folder(options: Mapping[str, Any]) -> tuple[Path | None, Pa
     return recipe, out
 
 
-def _remove_options_of_other_methods(fields: dict[str, Any]) -> None:
-    """Remove method options that `--recipe` has for methods which `--method` replaced."""
-    from cktf.objectives import term_names
-
-    if isinstance(fields.get("options"), dict):
-        names = term_names(fields["method"])
-        fields["options"] = {n: values for n, values in fields["options"].items() if n in names}
-
-
 def run_and_report(request: RunRequest) -> None:
     """Train by a recipe and print the result; a dry run checks it and prints the recipe."""
     from cktf.cli.doctor import show_dry_run
@@ -204,11 +199,7 @@ def run_and_report(request: RunRequest) -> None:
         show_dry_run(preview_run(recipe, components))
         print(to_yaml(recipe), end="")
         return
-    report_run(run_recipe(recipe, request.out, resume=resume, trust_code=trust_code))
-
-
-def report_run(run: "Run") -> None:
-    """Print the accuracy, size and speed of a finished run, and its folder."""
+    run = run_recipe(recipe, request.out, resume=resume, trust_code=trust_code)
     summary = run.summary
     print(f"{summary['student']}: {summary['student_parameters']:,} parameters")
     if summary["test_top1"] is not None:
@@ -226,3 +217,19 @@ def report_run(run: "Run") -> None:
         print(f"teacher {summary['teacher_top1']:.2f} %, {ratio:.2f} times larger")
     rate = summary["images_per_second"]
     print(f"{summary['seconds']:.0f} s, {rate:,.0f} images/s; run: {run.folder}")
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console | None = None
+) -> None:
+    """Print a table; a column whose heading begins with `>` is aligned right."""
+    table = Table(box=box.SIMPLE)
+    for heading in columns:
+        table.add_column(
+            heading.removeprefix(">"),
+            justify="right" if heading.startswith(">") else "left",
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*map(escape, row))
+    (console or Console()).print(table)

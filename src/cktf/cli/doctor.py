@@ -3,9 +3,11 @@
 from typing import TYPE_CHECKING
 
 import typer
+from rich.console import Console
+
+from cktf.cli.command import print_table
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from torch import Tensor
 
     from cktf.workflows import DryRun
@@ -34,7 +36,7 @@ def doctor(context: typer.Context) -> None:
 
 def show_dry_run(dry_run: "DryRun") -> None:
     """Print the result of a dry run on the error stream; the recipe goes to standard output."""
-    from rich.console import Console
+    from cktf.functional.maps import pair_stages
 
     console = Console(stderr=True, highlight=False)
     console.print(f"Data: {dry_run.data}")
@@ -44,7 +46,18 @@ def show_dry_run(dry_run: "DryRun") -> None:
                 f"{role}: {network.name} has {network.parameters:,} parameters. Its input is "
                 f"{network.input}."
             )
-    console.print(_feature_table(dry_run))
+    networks = {"student": dry_run.student}
+    if dry_run.teacher is not None:
+        networks["teacher"] = dry_run.teacher
+    columns = [_describe_features(network) for network in networks.values()]
+    rows = []
+    for kind in ("stem", "stage", "embedding", "logits"):
+        cells = [column[kind] for column in columns]
+        # In the pairs that methods compare.
+        pairs = pair_stages(*cells) if len(cells) == 2 else [(cell,) for cell in cells[0]]
+        for number, pair in enumerate(pairs, 1):
+            rows.append([f"stage {number}" if kind == "stage" else kind, *pair])
+    print_table(["feature", *networks], rows, console)
     console.print(f"Loss: {dry_run.objective}.", markup=False)
     for number, terms in enumerate(dry_run.terms, 1):
         losses = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
@@ -64,26 +77,11 @@ def show_dry_run(dry_run: "DryRun") -> None:
         console.print("No problems found.")
 
 
-def _feature_table(dry_run: "DryRun") -> "Table":
-    """Build a table of the features, in the pairs that methods compare."""
-    from rich import box
-    from rich.table import Table
-
-    from cktf.functional.maps import pair_stages
-
-    networks = {"student": dry_run.student}
-    if dry_run.teacher is not None:
-        networks["teacher"] = dry_run.teacher
-    table = Table(box=box.SIMPLE)
-    for column in ("feature", *networks):
-        table.add_column(column, overflow="fold")
-    columns = [_describe_features(network) for network in networks.values()]
-    for kind in ("stem", "stage", "embedding", "logits"):
-        cells = [column[kind] for column in columns]
-        rows = pair_stages(*cells) if len(cells) == 2 else [(cell,) for cell in cells[0]]
-        for number, row in enumerate(rows, 1):
-            table.add_row(f"stage {number}" if kind == "stage" else kind, *row)
-    return table
+def _format_time(seconds: float) -> str:
+    for limit, unit, size in ((120, "s", 1), (7200, "min", 60)):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h"
 
 
 def _describe_features(network: "NetworkPreview") -> dict[str, list[str]]:
@@ -103,10 +101,3 @@ def _describe_features(network: "NetworkPreview") -> dict[str, list[str]]:
         ]
         for kind, pairs in tensors.items()
     }
-
-
-def _format_time(seconds: float) -> str:
-    for limit, unit, size in ((120, "s", 1), (7200, "min", 60)):
-        if seconds < limit:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 3600:.1f} h"

@@ -4,11 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from cktf.cli.command import make_command
+from cktf.cli.command import make_command, print_table
 from cktf.cli.options import DataDirOption, TrustCodeOption
 
 
@@ -29,18 +26,14 @@ def export(
     """Export a run's network to ONNX, and check it."""
     from cktf.export import INPUT, OUTPUT, export_run
 
-    directory = None if data_dir is None else str(data_dir)
+    directory = data_dir and str(data_dir)
     exports = export_run(run, out, int8=int8, data_dir=directory, trust_code=trust_code)
-    table = Table(box=box.SIMPLE)
-    for name in ("", "MB", "ms an image", "top-1 %", "as PyTorch %"):
-        table.add_column(name, justify="right" if name else "left")
+    rows = []
     for export in exports:
-        top1 = "" if export.accuracy is None else f"{export.accuracy.top1:.2f}"
-        agreement = "" if export.agreement is None else f"{export.agreement:.2f}"
-        table.add_row(
-            export.form, f"{export.megabytes:.2f}", f"{export.latency_ms:.2f}", top1, agreement
-        )
-    Console().print(table)
+        top1 = export.accuracy and export.accuracy.top1
+        figures = (export.megabytes, export.latency_ms, top1, export.agreement)
+        rows.append([export.form, *("" if x is None else f"{x:.2f}" for x in figures)])
+    print_table(["", ">MB", ">ms an image", ">top-1 %", ">as PyTorch %"], rows)
     if exports[0].missing_reason:
         print(f"Not checked on test images: {exports[0].missing_reason}")
     for export in exports[1:]:

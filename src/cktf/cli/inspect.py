@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cktf.cli.command import make_command
+from cktf.cli.command import make_command, print_table
 from cktf.errors import ModelError
 
 
@@ -31,39 +31,37 @@ def inspect(
     ] = None,
 ) -> None:
     """Show a network's stages, embedding and size."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from cktf.workflows import inspect as inspect_network
 
     stages = taps.split(",") if taps else ()
     inspection = inspect_network(network, _parse_shape(images), stages=stages, embedding=embedding)
     paths, features = inspection.paths, inspection.features
-    table = Table(box=box.SIMPLE)
-    for column in ("feature", "path", "shape"):
-        table.add_column(column, overflow="fold")
-
-    def row(name: str, path: str, shape: tuple[int, ...]) -> None:
-        table.add_row(name, path, " x ".join(map(str, shape[1:])))
-
-    if features.stem is not None:
-        row("stem", paths.stem, features.stem.shape)
-    for number, (path, value) in enumerate(zip(paths.stages, features.stages, strict=True), 1):
-        row(f"stage {number}", path, value.shape)
-    if features.embedding is not None:
-        row("embedding", paths.embedding, features.embedding.shape)
-    row("logits", "", features.logits.shape)
-    console = Console()
-    console.print(table)
+    rows = [
+        ("stem", paths.stem, features.stem),
+        *(
+            (f"stage {number}", path, value)
+            for number, (path, value) in enumerate(
+                zip(paths.stages, features.stages, strict=True), 1
+            )
+        ),
+        ("embedding", paths.embedding, features.embedding),
+        ("logits", "", features.logits),
+    ]
+    print_table(
+        ["feature", "path", "shape"],
+        [
+            (name, path, " x ".join(map(str, value.shape[1:])))
+            for name, path, value in rows
+            if value is not None
+        ],
+    )
     size = " x ".join(map(str, inspection.input))
-    console.print(
+    print(
         f"{inspection.parameters:,} parameters; {inspection.macs / 1e6:,.1f} million "
-        f"multiply-adds for an image of {size}.",
-        highlight=False,
+        f"multiply-adds for an image of {size}."
     )
     if not features.preacts:
-        console.print("Method ab cannot use it: its maps before activation were not found.")
+        print("Method ab cannot use it: its maps before activation were not found.")
 
 
 def _parse_shape(text: str) -> tuple[int, int, int]:

@@ -1,28 +1,17 @@
 """`cktf models`, `cktf methods`, `cktf datasets`: the names that options take."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console, JustifyMethod
-from rich.markup import escape
+from rich.console import Console
 from rich.table import Table
 
-from cktf.cli.command import make_command
+from cktf.cli.command import make_command, print_table
 from cktf.cli.options import DataDirOption
 
 _MAX_BROKEN_LISTED = 10
-
-
-def _print_table(columns: dict[str, JustifyMethod], rows: Sequence[tuple[str, ...]]) -> None:
-    table = Table(box=box.SIMPLE)
-    for name, justify in columns.items():
-        table.add_column(name, justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console().print(table)
 
 
 def models() -> None:
@@ -37,7 +26,7 @@ def models() -> None:
         with torch.device("meta"):
             network = create(name, num_classes=10)
         rows.append((name, f"{sum(p.numel() for p in network.parameters()):,}"))
-    _print_table({"network": "left", "parameters (10 classes)": "right"}, rows)
+    print_table(["network", ">parameters (10 classes)"], rows)
 
 
 def methods() -> None:
@@ -63,7 +52,7 @@ def methods() -> None:
     for name, preset in PRESETS.items():
         options = [f"{o}={v}" for values in preset.options.values() for o, v in values.items()]
         rows.append((name, "\n".join([preset.method, *options]), preset.title))
-    _print_table({"preset": "left", "stands for": "left", "use": "left"}, rows)
+    print_table(["preset", "stands for", "use"], rows)
 
 
 @make_command
@@ -86,14 +75,7 @@ def datasets(
         (d.name, format_count(d.classes), format_count(d.train), format_count(d.test), d.summary)
         for d in DATASETS.values()
     ]
-    columns: dict[str, JustifyMethod] = {
-        "data set": "left",
-        "classes": "right",
-        "train": "right",
-        "test": "right",
-        "files": "left",
-    }
-    _print_table(columns, rows)
+    print_table(["data set", ">classes", ">train", ">test", "files"], rows)
 
 
 def _print_statistics(name: str, directory: Path | None) -> None:
@@ -110,20 +92,13 @@ def _print_statistics(name: str, directory: Path | None) -> None:
             smallest, largest = min(split.counts), max(split.counts)
             per_class = f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
             class_cells = f"{len(split.classes):,}", per_class, f"{split.imbalance:.2f}"
-        trained = f"{split.size}x{split.size}"
-        broken = f"{len(split.broken):,}"
+        trained, broken = f"{split.size}x{split.size}", f"{len(split.broken):,}"
         rows.append((split.split, f"{split.images:,}", *class_cells, split.pixels, trained, broken))
-    columns: dict[str, JustifyMethod] = {
-        "split": "left",
-        "images": "right",
-        "classes": "right",
-        "per class": "right",
-        "largest : smallest": "right",
-        "pixels": "left",
-        "trained at": "left",
-        "broken": "right",
-    }
-    _print_table(columns, rows)
+    columns = [
+        "split", ">images", ">classes", ">per class", ">largest : smallest", "pixels", "trained at",
+        ">broken",
+    ]  # fmt: skip
+    print_table(columns, rows)
     if splits[0].note:
         print(splits[0].note)
     for split in splits:

@@ -6,7 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from cktf.cli.command import RunRequest, build_run_request, make_command, run_and_report
+from cktf.cli.command import (
+    RunRequest,
+    build_run_request,
+    make_command,
+    print_table,
+    run_and_report,
+)
 from cktf.cli.options import DRAWS_HELP, LABELS_PER_CLASS_HELP, parse_label_counts
 from cktf.errors import RecipeError
 
@@ -108,29 +114,18 @@ def print_label_curves(
         full_label_top1: top-1 in % of networks that were trained on the most labels alone.
         num_test_images: for the note below the table.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE)
-    for name in ("labels of a class", *curves, *full_label_top1):
-        table.add_column(name, justify="right")
-    rows = list(zip(*curves.values(), strict=True))
-    for row in rows:
-        count = row[0]["labels_per_class"]
-        cells = ["all" if count is None else f"{count:,}", *map(_format_point, row)]
-        for top1 in full_label_top1.values():
-            cells.append(f"{top1:.2f}" if row is rows[-1] else "")
-        table.add_row(*cells)
-    console = Console()
-    console.print(table)
-    console.print(
+    rows = []
+    for points in zip(*curves.values(), strict=True):
+        count = points[0]["labels_per_class"]
+        cells = ["all" if count is None else f"{count:,}"]
+        for point in points:
+            spread = "" if point["sd"] is None else f" ± {point['sd']:.2f}"
+            cells.append(f"{point['mean']:.2f}{spread}")
+        rows.append(cells + [""] * len(full_label_top1))
+    rows[-1][len(curves) + 1 :] = [f"{top1:.2f}" for top1 in full_label_top1.values()]
+    names = ["labels of a class", *curves, *full_label_top1]
+    print_table([f">{name}" for name in names], rows)
+    print(
         f"Top-1 in %, mean ± standard deviation over draws of labels; {num_test_images:,} test "
-        "images.",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
-
-
-def _format_point(point: Mapping[str, Any]) -> str:
-    spread = "" if point["sd"] is None else f" ± {point['sd']:.2f}"
-    return f"{point['mean']:.2f}{spread}"
+        "images."
+    )

@@ -5,11 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from cktf.cli.command import make_command
+from cktf.cli.command import make_command, print_table
 
 
 @make_command
@@ -26,33 +23,23 @@ def quickstart(
     start = time.monotonic()
     summaries = run_quickstart(out)
     elapsed = time.monotonic() - start
-    teacher = summaries[0]
-    table = Table(box=box.SIMPLE)
-    for name in ("network", "parameters", "compression", "top-1 %", "seconds"):
-        table.add_column(name, justify="left" if name == "network" else "right")
-    for role, summary in zip(("teacher", *METHODS.values()), summaries, strict=True):
-        ratio = teacher["student_parameters"] / summary["student_parameters"]
-        table.add_row(
+    teacher, alone, *others = summaries
+    rows = [
+        (
             f"{summary['student']} {role}",
             f"{summary['student_parameters']:,}",
-            f"{ratio:.2f}x",
+            f"{teacher['student_parameters'] / summary['student_parameters']:.2f}x",
             f"{summary['test_top1']:.2f}",
             f"{summary['seconds']:.0f}",
         )
-    console = Console()
-    console.print(table)
-    console.print(_conclusion(summaries), highlight=False, soft_wrap=True)
-    console.print(
-        f"{elapsed:.0f} s in all. Runs: {out}. Next: cktf distill --help", highlight=False
-    )
-
-
-def _conclusion(summaries: list[dict[str, float]]) -> str:
-    alone, *others = summaries[1:]
-    error = max(s["test_standard_error"] for s in summaries)
-    gains = [s["test_top1"] - alone["test_top1"] for s in others]
-    return (
+        for role, summary in zip(("teacher", *METHODS.values()), summaries, strict=True)
+    ]
+    print_table(["network", ">parameters", ">compression", ">top-1 %", ">seconds"], rows)
+    error = max(summary["test_standard_error"] for summary in summaries[1:])
+    gains = [summary["test_top1"] - alone["test_top1"] for summary in others]
+    print(
         f"On {alone['test_images']:,} test images one standard error of an accuracy is about "
         f"{error:.2f} points, and this is one seed.\n"
-        f"Against the student alone: KD {gains[0]:+.2f}, CKTF+KD {gains[1]:+.2f} points."
+        f"Against the student alone: KD {gains[0]:+.2f}, CKTF+KD {gains[1]:+.2f} points.\n"
+        f"{elapsed:.0f} s in all. Runs: {out}. Next: cktf distill --help"
     )

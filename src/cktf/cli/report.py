@@ -25,12 +25,11 @@ def report(
     """Compare runs in one HTML file."""
     from cktf.report import write_report
 
-    directory = None if data_dir is None else str(data_dir)
     path = write_report(
         runs,
         out or runs[0] / "report.html",
         images=images,
-        data_dir=directory,
+        data_dir=data_dir and str(data_dir),
         trust_code=trust_code,
     )
     print(f"{path} ({path.stat().st_size / 2**20:.1f} MB): open it in a browser")

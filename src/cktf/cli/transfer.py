@@ -1,12 +1,9 @@
 """`cktf transfer`: a student from a teacher on images without labels, then probes on few labels."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cktf.cli.command import build_run_request, make_command
 from cktf.cli.probe import print_label_curves
-
-if TYPE_CHECKING:
-    from cktf.workflows import Run
 
 
 @make_command
@@ -14,7 +11,7 @@ def transfer(**options: Any) -> None:
     """Train a student without labels; fit classifiers on few labels."""
     from cktf.cli.doctor import show_dry_run
     from cktf.recipes import parse_transfer_recipe, to_yaml
-    from cktf.workflows import plan_transfer, preview_run, run_transfer
+    from cktf.workflows import CURVE, plan_transfer, preview_run, run_transfer
 
     request = build_run_request("transfer", options)
     recipe = parse_transfer_recipe(request.fields)
@@ -23,13 +20,7 @@ def transfer(**options: Any) -> None:
         show_dry_run(preview_run(recipe.distill_recipe(), plan.components))
         print(to_yaml(plan.recipe), end="")
         return
-    _report_transfer(run_transfer(plan))
-
-
-def _report_transfer(run: "Run") -> None:
-    """Print the label curve of every network, and the files."""
-    from cktf.workflows import CURVE
-
+    run = run_transfer(plan)
     summary: dict[str, Any] = run.summary
     print_label_curves(
         summary["points"], {"scratch": summary["scratch_top1"]}, summary["test_images"]

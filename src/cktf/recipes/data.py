@@ -1,6 +1,5 @@
 """The data sets that a recipe names: their images and loaders."""
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,23 +102,14 @@ def _load_splits(section: DataConfig, *splits: str) -> list[ImageSet[Images]]:
             load_dataset(names.get(split) or section.name, directory, split, read_options)
             for split in splits
         ]
-        check_same_classes(loaded)
+        for other in loaded[1:]:
+            if tuple(other.classes) != tuple(loaded[0].classes):
+                different = sorted(set(loaded[0].classes) ^ set(other.classes)) or ["their order"]
+                raise DataError(
+                    f"Training and test images have the same classes; those of {loaded[0].name} "
+                    f"and {other.name} differ in {', '.join(different[:5])}. Name another --test."
+                )
     return [data.select_classes(section.classes) if section.classes else data for data in loaded]
-
-
-def check_same_classes(sets: Sequence[ImageSet[Images]]) -> None:
-    """Check that data sets to train and to test on have the same classes.
-
-    Raises:
-        DataError: their classes differ.
-    """
-    for other in sets[1:]:
-        if tuple(other.classes) != tuple(sets[0].classes):
-            different = sorted(set(sets[0].classes) ^ set(other.classes)) or ["their order"]
-            raise DataError(
-                f"Training and test images have the same classes; those of {sets[0].name} and "
-                f"{other.name} differ in {', '.join(different[:5])}. Name another --test."
-            )
 
 
 def load_split(section: DataConfig, split: str) -> ImageSet[Images]:
@@ -203,12 +193,16 @@ def select_samples(data: Any, positions: Tensor) -> Any:
 def build_train_loader(train: Any, section: DataConfig, seed: int) -> Loader:
     """Build training batches of a named data set, or of a user's own, which augments itself."""
     size, workers = section.batch_size, section.workers
-    check_batches(len(train), size)
+    if len(train) < size:
+        raise DataError(
+            f"The training set has {len(train)} images, fewer than one batch of {size}. Use "
+            "--set data.batch_size=… of at most that."
+        )
+    augment, views = section.augment, section.views
     if not isinstance(train, ImageSet):
         return DatasetLoader(
             train, size, train=True, workers=workers, seed=seed, labeled=section.labels
         )
-    augment, views = section.augment, section.views
     if isinstance(train.images, StreamedImages):
         return DatasetLoader(
             train, size, train=True, augment=augment, workers=workers, seed=seed, views=views
@@ -218,19 +212,15 @@ def build_train_loader(train: Any, section: DataConfig, seed: int) -> Loader:
 
 def build_test_loader(test: Any, workers: int = 0) -> Loader:
     """Build batches of all images of a test set, in order."""
-    if not isinstance(test, ImageSet):
-        size = _test_batch_size(_count_pixels(test, workers))
-        return DatasetLoader(test, size, train=False, workers=workers)
-    _, height, width, _ = test.images.shape
-    size = _test_batch_size(height * width)
-    if isinstance(test.images, StreamedImages):
-        return DatasetLoader(test, size, train=False, workers=workers)
-    return MemoryLoader(test, size, train=False)
-
-
-def _test_batch_size(pixels: int) -> int:
-    """Return the batch size for test images of so many pixels."""
-    return max(1, min(_MAX_TEST_BATCH, _MAX_TEST_PIXELS // max(1, pixels)))
+    if isinstance(test, ImageSet):
+        _, height, width, _ = test.images.shape
+        pixels = height * width
+    else:
+        pixels = _count_pixels(test, workers)
+    size = max(1, min(_MAX_TEST_BATCH, _MAX_TEST_PIXELS // max(1, pixels)))
+    if isinstance(test, ImageSet) and not isinstance(test.images, StreamedImages):
+        return MemoryLoader(test, size, train=False)
+    return DatasetLoader(test, size, train=False, workers=workers)
 
 
 def _count_pixels(data: Any, workers: int) -> int:
@@ -242,12 +232,3 @@ def _count_pixels(data: Any, workers: int) -> int:
         for batch in loader.epoch(0):
             return batch.images.shape[2] * batch.images.shape[3]
     return 0
-
-
-def check_batches(samples: int, batch_size: int) -> None:
-    """Raise unless an epoch has at least one whole batch."""
-    if samples < batch_size:
-        raise DataError(
-            f"The training set has {samples} images, fewer than one batch of {batch_size}. Use "
-            "--set data.batch_size=… of at most that."
-        )

@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-import types
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cktf.data import FOLDER_PREFIX
+from cktf.data.config import DataConfig
 from cktf.errors import RecipeError, RunFolderError, nearest
 from cktf.models import resolve_network_spec, runs_user_code
 from cktf.recipes.networks import is_weights_path
@@ -236,46 +236,31 @@ def _explain(schema: type[BaseModel], detail: ErrorDetails) -> str:
     path = [str(part) for part in detail["loc"]]
     name = ".".join(path)
     if detail["type"] == "extra_forbidden":
-        return f"{name}: there is no such field. {nearest(path[-1], _fields_at(schema, path[:-1]))}"
+        section: Any = schema
+        for part in path[:-1]:
+            section = section.model_fields[part].annotation
+        return f"{name}: there is no such field. {nearest(path[-1], section.model_fields)}"
     if detail["type"] == "missing":
         return f"{name}: is needed. Give --{path[-1].replace('_', '-')}, or set it in the recipe."
     return f"{name}: {detail['msg']}, given {repr(detail['input'])[:200]}."
 
 
-def _fields_at(schema: type[BaseModel], path: list[str]) -> list[str]:
-    """List the fields of the section at a path."""
-    for part in path:
-        annotation = schema.model_fields[part].annotation
-        members = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-        schema = next(m for m in members if isinstance(m, type) and issubclass(m, BaseModel))
-    return list(schema.model_fields)
-
-
 def with_absolute_paths(recipe: AnyRecipe) -> AnyRecipe:
     """Return the same recipe with absolute paths, so that it means the same in any folder."""
-    data = recipe.data.model_copy(update={"dir": _absolute(recipe.data.dir)})
-    update: dict[str, Any] = {"data": data}
-    if isinstance(recipe, TransferRecipe):
-        labeled = recipe.labeled.model_copy(update={"dir": _absolute(recipe.labeled.dir)})
-        update["labeled"] = labeled
-    if isinstance(recipe, DistillRecipe | TransferRecipe):
-        update["teacher"] = _absolute_network(recipe.teacher)
-        update["teacher_weights"] = _absolute(recipe.teacher_weights)
-        update["student"] = _absolute_network(recipe.student)
-        if recipe.teacher_cache not in (None, "auto"):
-            update["teacher_cache"] = _absolute(recipe.teacher_cache)
-    else:
-        update["model"] = _absolute_network(recipe.model)
+
+    def absolute(path: str | None) -> str | None:
+        return None if path is None else str(expand_user_path(path).absolute())
+
+    update: dict[str, Any] = {}
+    for name, value in recipe:
+        if isinstance(value, DataConfig):
+            update[name] = value.model_copy(update={"dir": absolute(value.dir)})
+        elif name in ("model", "student", "teacher"):
+            is_path = is_weights_path(value)
+            update[name] = absolute(value) if is_path else resolve_network_spec(value)
+        elif name == "teacher_weights" or (name == "teacher_cache" and value != "auto"):
+            update[name] = absolute(value)
     return recipe.model_copy(update=update)
-
-
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(expand_user_path(path).absolute())
-
-
-def _absolute_network(spec: str) -> str | None:
-    """The absolute path of a run folder or weights file, or a spec with that of its Python file."""
-    return _absolute(spec) if is_weights_path(spec) else resolve_network_spec(spec)
 
 
 # Fields that do not change the result: where a run computes, how often it saves, what it reports.
@@ -291,10 +276,6 @@ _IGNORED_FIELDS = (
     "checkpoint.epochs",
     "checkpoint.minutes",
 )
-
-
-# Fields that older recipes lack, with the value that has the older behavior.
-_ADDED_FIELDS = {"new_classifier": False}
 
 
 def result_fields(
@@ -318,19 +299,13 @@ def result_fields(
         # Named as it was when the first checkpoints kept a hash of these fields.
         if "bank_device" in options:
             options["place"] = options.pop("bank_device")
-    return {
-        name: value
-        for name, value in fields.items()
-        if (name not in _IGNORED_FIELDS or _names_images(fields, name))
-        and (name not in _ADDED_FIELDS or value != _ADDED_FIELDS[name])
-    }
-
-
-def _names_images(fields: dict[str, Any], name: str) -> bool:
-    """Whether a field is the folder of a user's own images, which no other field names."""
-    section, _, field = name.partition(".")
-    dataset_names = fields.get(f"{section}.name"), fields.get(f"{section}.test")
-    return field == "dir" and FOLDER_PREFIX in dataset_names
+    for name in _IGNORED_FIELDS:
+        section, _, field = name.partition(".")
+        datasets = fields.get(f"{section}.name"), fields.get(f"{section}.test")
+        # The folder of a user's own images, which no other field names, decides the result.
+        if field != "dir" or FOLDER_PREFIX not in datasets:
+            fields.pop(name, None)
+    return fields
 
 
 def recipe_hash(recipe: Recipe) -> str:

@@ -134,25 +134,16 @@ def load_initial_network(
     """
     loaded = load_teacher(path, None, data, trust_code=trust_code)
     if num_classes is None:
-        class_names = _read_class_names(expand_user_path(path))
-        new_classifier |= class_names is not None and class_names != tuple(data.classes)
         num_classes = len(data.classes)
+        file = find_weights_file(path)
+        if is_cktf_weights_file(file):
+            names: Any = tuple(read_metadata(file)["classes"])
+            new_classifier |= names not in (numbered_class_names(len(names)), tuple(data.classes))
     images = data[0][0].expand(2, -1, -1, -1)
     if resize_classifier(loaded.network, num_classes, images, force=new_classifier):
         note = f"{loaded.note}; with a new classifier of {num_classes} classes"
         return replace(loaded, note=note)
     return loaded
-
-
-def _read_class_names(path: Path) -> tuple[str, ...] | None:
-    """Read a network's class names; None where its file has none."""
-    file = find_weights_file(str(path))
-    if not is_cktf_weights_file(file):
-        return None
-    classes = read_metadata(file)["classes"]
-    assert isinstance(classes, list)
-    class_names = tuple(classes)
-    return None if class_names == numbered_class_names(len(class_names)) else class_names
 
 
 def numbered_class_names(count: int) -> tuple[str, ...]:
