@@ -376,6 +376,12 @@ def test_a_teacher_is_trained_once(tmp_path):
     sources = {r.recipe["teacher"] for r in read_results(tmp_path / "results")}
     assert sources == {record["weights"]}
     assert record["summary"]["epochs"] == 1
+    # Recipes got these fields after a teacher was recorded elsewhere.
+    for name in ("new_classifier", "optimizer.nesterov"):
+        del record["recipe"][name]
+    shutil.copytree(tmp_path / "results", tmp_path / "older" / "results")
+    (tmp_path / "older" / "results" / f"{folder.name}.json").write_text(json.dumps(record))
+    assert run_bench(make_bench(tmp_path / "older", matrix=more | {"methods": {"KD": "kd"}})) == []
     longer = more | {"teachers": {"resnet14": {"recipe": {"epochs": 2}}}}
     with pytest.raises(RunFolderError, match=r"teachers of other recipes(?s:.*)epochs"):
         run_bench(make_bench(tmp_path, matrix=longer))

@@ -17,7 +17,7 @@ from cktf.bench import (
     read_results,
     shipped_matrices,
 )
-from cktf.bench.results import fill_defaults, result_key, weights_fingerprint
+from cktf.bench.results import fill_defaults, result_key, to_plain, weights_fingerprint
 from cktf.bench.tables import as_published
 from cktf.errors import RecipeError
 from cktf.recipes import parse_recipe, parse_transfer_recipe, result_fields
@@ -231,6 +231,9 @@ def test_committed_results_are_of_the_shipped_matrix():
     cells = build_cells(read_matrix("cpu-cifar10"), "/data", TEACHER)
     by_key = {(cell.pair, cell.method, cell.seed): cell for cell in cells}
     assert results
+    for plan in {cell.teacher.slug: cell.teacher for cell in cells}.values():
+        recorded = json.loads((place / f"{plan.slug}.json").read_text())["recipe"]
+        assert recorded is None or fill_defaults(recorded) == to_plain(result_fields(plan.recipe))
     for result in results:
         cell = by_key[result.pair, result.method, result.seed]
         weights = cell.teacher.weights

@@ -8,13 +8,11 @@ import yaml
 
 import cktf
 from cktf.data import load_dataset
-from cktf.errors import CheckpointError, CktfError, RecipeError, RunFolderError
+from cktf.errors import CktfError, RecipeError, RunFolderError
 from cktf.models import create, save_network
 from cktf.recipes import (
     apply_assignments,
     check_recipe,
-    find_recipe,
-    find_weights_file,
     parse_recipe,
     read_recipe,
     result_fields,
@@ -46,14 +44,10 @@ MISTAKES = {
     "field of another kind": ({"teacher": "runs/x"}, "teacher", "no such field"),
     "section as a value": ({"data": 3}, "data", "given 3"),
     "value as a section": ({"epochs": {"a": 1}}, "epochs", "given {'a': 1}"),
-    "no epochs": ({"epochs": 0}, "epochs", "greater than or equal to 1, given 0"),
     "half an epoch": ({"epochs": 1.5}, "epochs", "valid integer"),
     "one image a batch": ({"data": {"batch_size": 1}}, "data.batch_size", "equal to 2, given 1"),
     "negative rate": ({"optimizer": {"lr": -1}}, "optimizer.lr", "greater than 0, given -1"),
-    "no rate": ({"optimizer": {"lr": 0}}, "optimizer.lr", "greater than 0, given 0"),
-    "rate that is no number": ({"optimizer": {"lr": "fast"}}, "optimizer.lr", "given 'fast'"),
     "infinite rate": ({"optimizer": {"lr": float("inf")}}, "optimizer.lr", "finite"),
-    "rate not a number": ({"optimizer": {"lr": float("nan")}}, "optimizer.lr", "finite"),
     "momentum of one": ({"optimizer": {"momentum": 1}}, "optimizer.momentum", "less than 1"),
     "precision": ({"runtime": {"precision": "half"}}, "runtime.precision", "'bfloat16', given"),
     "device": ({"runtime": {"device": "tpu"}}, "runtime.device", "'cuda', given 'tpu'"),
@@ -61,9 +55,7 @@ MISTAKES = {
     "late milestone": (
         {"schedule": {"milestones": [0.5, 1]}}, "schedule.milestones.1", "less than 1, given 1",
     ),
-    "negative seed": ({"seed": -1}, "seed", "given -1"),
     "empty name": ({"model": " "}, "model", "at least 1 character"),
-    "no name": ({"model": None}, "model", "given None"),
     "never saved": ({"checkpoint": {"epochs": -1}}, "checkpoint.epochs", "given -1"),
 }  # fmt: skip
 
@@ -113,7 +105,6 @@ def test_defaults_are_those_of_the_documentation():
     ("assignment", "expected"),
     [
         ("epochs=3", {"epochs": 3}),
-        ("optimizer.lr=0.02", {"optimizer": {"lr": 0.02}}),
         ("optimizer.lr=1e-3", {"optimizer": {"lr": 0.001}}),
         ("optimizer.lr=2E2", {"optimizer": {"lr": 200.0}}),
         ("seed=010", {"seed": 10}),
@@ -121,10 +112,8 @@ def test_defaults_are_those_of_the_documentation():
         ("data.per_class=1:30", {"data": {"per_class": "1:30"}}),
         ("seed=0x10", {"seed": "0x10"}),
         ("data.augment=false", {"data": {"augment": False}}),
-        ("data.dir=null", {"data": {"dir": None}}),
         ("data.dir=", {"data": {"dir": None}}),
         ("data.dir=some=where", {"data": {"dir": "some=where"}}),
-        ("model=resnet8", {"model": "resnet8"}),
         ("schedule.milestones=[0.5, 0.9]", {"schedule": {"milestones": [0.5, 0.9]}}),
         ("options.cktf.match=same", {"options": {"cktf": {"match": "same"}}}),
         ("options.kd={temperature: 2}", {"options": {"kd": {"temperature": 2}}}),
@@ -146,11 +135,8 @@ def test_assignments_keep_their_neighbors_and_the_last_counts():
     ("assignment", "words"),
     [
         ("epochs", "field.name=value, given 'epochs'"),
-        ("=3", "field.name=value"),
-        (".=3", "field.name=value"),
         ("optimizer.=3", "field.name=value"),
         ("optimizer..lr=3", "field.name=value"),
-        ("", "field.name=value"),
         ("epochs=[1", "not YAML"),
         ("epochs.x=1", "'epochs' is a single value"),
     ],
@@ -195,13 +181,6 @@ def test_a_written_recipe_is_complete():
     assert written["schedule"]["milestones"] == [0.625, 0.75, 0.875]
 
 
-@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001"])
-def test_a_number_in_a_file_may_have_an_exponent(tmp_path, text):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(f"kind: train\nmodel: resnet8\noptimizer: {{lr: {text}}}\n")
-    assert parse_recipe(read_recipe(path)).optimizer.lr == 0.001
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -223,13 +202,6 @@ def test_files_that_are_no_recipes(tmp_path, content, words):
     assert len(caught.value.problems) == 1
 
 
-def test_the_recipe_of_a_run(tmp_path):
-    with pytest.raises(RunFolderError, match=f"{tmp_path.name} holds no run"):
-        find_recipe(tmp_path)
-    (tmp_path / "recipe.yaml").write_text(to_yaml(parse_recipe(TRAIN)))
-    assert parse_recipe(read_recipe(find_recipe(tmp_path))) == parse_recipe(TRAIN)
-
-
 # Names and options
 
 
@@ -243,15 +215,9 @@ def test_a_good_recipe_has_no_problems(fields):
 
 
 BAD_NAMES = {
-    "data set": (TRAIN | {"data": {"name": "cifar"}}, "data.name", "Did you mean 'cifar10'?"),
-    "no folder": (TRAIN | {"data": {"name": "cifar10"}}, "data.dir", "--data-dir"),
-    "model": (TRAIN | {"model": "resnet9"}, "model", "Did you mean 'resnet8'?"),
     "student": (DISTILL | {"student": "wrn16_2"}, "student", "Did you mean 'wrn_16_2'?"),
-    "method": (DISTILL | {"method": "ckft"}, "method", "Did you mean 'cktf'?"),
-    "weight": (DISTILL | {"method": "kd:x"}, "method", "'kd:x' gives 'x'"),
     "infinite weight": (DISTILL | {"method": "kd:inf"}, "method", "gives 'inf'"),
     "twice": (DISTILL | {"method": "kd+crd+kd:1"}, "method", "names 'kd' twice"),
-    "teacher": (DISTILL | {"teacher": "nowhere"}, "teacher", "neither a run folder nor"),
     "network as teacher": (DISTILL | {"teacher": "wrn_40_2"}, "teacher", "cktf train --model wrn"),
     "options of another method": (
         DISTILL | {"method": "kd", "options": {"crd": {}}}, "options.crd", "'kd' does not name it",
@@ -286,17 +252,6 @@ def test_names_and_options_are_checked(fields, where, words):
     assert words in problem
 
 
-def test_names_are_checked_together():
-    fields = {
-        "kind": "distill", "teacher": "nowhere", "student": "resnet9", "method": "kd+crd",
-        "options": {"kd": {"t": 1, "temperature": "x"}, "cktf": {}},
-        "data": {"name": "mnist"},
-    }  # fmt: skip
-    assert [problem.partition(":")[0] for problem in problems_with_names(fields)] == [
-        "data.name", "student", "options.kd.t", "options.kd.temperature", "options.cktf", "teacher",
-    ]  # fmt: skip
-
-
 def test_cuda_needs_a_gpu(monkeypatch):
     fields = TRAIN | {"runtime": {"device": "cuda"}}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -305,10 +260,12 @@ def test_cuda_needs_a_gpu(monkeypatch):
     assert problems_with_names(fields) == []
 
 
-def test_options_are_converted_to_their_types(tmp_path):
+def test_numbers_with_exponents_are_converted(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(DISTILL) + "options: {kd: {temperature: 1e1}}\n")
+    text = "options: {kd: {temperature: 1e1}}\noptimizer: {lr: 1e-3}\n"
+    path.write_text(yaml.safe_dump(DISTILL) + text)
     recipe = parse_recipe(read_recipe(path))
+    assert recipe.optimizer.lr == 0.001
     assert check_recipe(recipe).messages == []
     assert recipe.options == {"kd": {"temperature": 10.0}}
 
@@ -320,23 +277,7 @@ def test_result_fields_are_the_same_from_a_file(tmp_path):
     assert result_fields(parse_recipe(read_recipe(path))) == result_fields(recipe)
 
 
-def test_problems_know_their_field():
-    problems = check_recipe(parse_recipe(TRAIN | {"data": {"name": "cifar10"}}))
-    assert problems.mention("data")
-    assert not problems.mention("dat")
-    assert not problems.mention("model")
-
-
 # Teachers
-
-
-def test_a_teacher_is_a_run_folder_or_a_file(tmp_path):
-    weights = tmp_path / "student.safetensors"
-    with pytest.raises(CheckpointError, match=r"holds no student\.safetensors"):
-        find_weights_file(str(tmp_path))
-    save_network(create("resnet8", 2), weights, name="resnet8", classes=["a", "b"], dataset="toy")
-    assert find_weights_file(str(tmp_path)) == weights
-    assert find_weights_file(str(weights)) == weights
 
 
 @pytest.fixture

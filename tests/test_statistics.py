@@ -118,6 +118,7 @@ def test_paired_difference():
     first, second = {0: 2.0, 1: 4.5, 2: 3.0, 3: 8.0}, {0: 1.0, 1: 2.0, 2: 3.0, 4: 9.0}
     interval = stats.ttest_rel([2.0, 4.5, 3.0], [1.0, 2.0, 3.0]).confidence_interval(0.95)
     found = paired_difference(first, second)
-    assert found == pytest.approx((7 / 6, interval.low, interval.high, 3))
+    expected = (7 / 6, interval.low, interval.high, 3)
+    assert (found.points, found.low, found.high, found.pairs) == pytest.approx(expected)
     assert paired_difference({0: 1.0}, {1: 2.0}) is None
-    assert paired_difference({0: 1.0}, {0: 3.0, 1: 2.0}) == (-2.0, None, None, 1)
+    assert paired_difference({0: 1.0}, {0: 3.0, 1: 2.0}) == Difference(-2.0)

@@ -3,10 +3,10 @@
 from cktf.bench.cells import Cell, build_cells, select_cells
 from cktf.bench.cost import Cost, cost_key, measure_cell, measure_teacher, read_costs, save_costs
 from cktf.bench.formats import csv_rows, markdown
-from cktf.bench.matrix import Matrix, make_matrix, read_matrix, shipped_matrices
+from cktf.bench.matrix import make_matrix, read_matrix, shipped_matrices
 from cktf.bench.plan import Bench, check_bench
-from cktf.bench.published import PublishedAccuracy, published_accuracies
-from cktf.bench.results import Result, read_results, results_dir
+from cktf.bench.published import published_accuracies
+from cktf.bench.results import read_results, results_dir
 from cktf.bench.runner import run_bench
 from cktf.bench.tables import Comparison, compare
 
@@ -15,9 +15,6 @@ __all__ = [
     "Cell",
     "Comparison",
     "Cost",
-    "Matrix",
-    "PublishedAccuracy",
-    "Result",
     "build_cells",
     "check_bench",
     "compare",

@@ -10,13 +10,12 @@ OUT/locks/…      locks of cells and teachers; the system frees a lock when its
 import shutil
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from cktf.bench.cells import Cell, TeacherPlan
+from cktf.bench.cells import Cell
 from cktf.bench.jobs import run_in_processes
 from cktf.bench.plan import Bench, Group, check_bench
 from cktf.bench.results import (
@@ -43,21 +42,16 @@ def prepare_bench(bench: Bench) -> None:
         RunFolderError: results or teachers of other recipes, or a folder that cannot be written.
     """
     check_bench(bench)
-    with _report_unwritable(bench.out, "--out"):
+    place, option = bench.out, "--out"
+    try:
         for name in ("teachers", "cells", "failures", "locks"):
             (bench.out / name).mkdir(parents=True, exist_ok=True)
         # Failures are compared with the clock of the file system, which may be another machine's.
         begun = bench.out / "locks" / "begun"
         begun.touch()
         bench.started = begun.stat().st_mtime
-    with _report_unwritable(bench.results, "--results"):
+        place, option = bench.results, "--results"
         save_matrix(bench.matrix, bench.results)
-
-
-@contextmanager
-def _report_unwritable(place: Path, option: str) -> Iterator[None]:
-    try:
-        yield
     except OSError as error:
         raise RunFolderError(
             f"{place} cannot be written ({error.strerror}). Choose another {option}."
@@ -90,27 +84,29 @@ def run_bench(bench: Bench, jobs: int = 1) -> list[str]:
 
 
 def _train_pending(bench: Bench) -> None:
-    """Train cells that are neither done nor file_lock by another process, until none is left."""
+    """Train cells that are neither done nor locked by another process, until none is left."""
     reusable = Reusable(bench.reuse)
     # Finished cells take no places in groups; shards stay as they were counted.
     pending = [cell for group in bench.groups() for cell in group if _is_pending(bench, cell)]
     groups = replace(bench, cells=pending, shard=(1, 1)).groups()
-    progress, skipped, wait = True, False, False
+    progress, skipped = True, False
     while progress or skipped:
         # Wait only where all pending cells need teachers that other processes train.
         wait, progress, skipped = skipped and not progress, False, False
         for group in groups:
-            with _lock_cells(bench, group) as cells:
+            with ExitStack() as locks:
+                cells = [
+                    cell
+                    for cell in group
+                    if _is_pending(bench, cell)
+                    and locks.enter_context(file_lock(bench.out / "locks" / cell.slug, wait=False))
+                    # Another process may have finished it before the lock was free.
+                    and _is_pending(bench, cell)
+                ]
                 if cells:
-                    try:
-                        _train_group(bench, cells, reusable, wait)
-                        progress = True
-                    except _TeacherLockedError:
-                        skipped = True
-
-
-class _TeacherLockedError(Exception):
-    """Another process trains the teacher."""
+                    trained = _train_group(bench, cells, reusable, wait)
+                    progress |= trained
+                    skipped |= not trained
 
 
 def _is_pending(bench: Bench, cell: Cell) -> bool:
@@ -123,65 +119,38 @@ def _has_failed(bench: Bench, slug: str) -> bool:
     return path.exists() and path.stat().st_mtime >= bench.started
 
 
-@contextmanager
-def _lock_cells(bench: Bench, group: Group) -> Iterator[Group]:
-    """Hold the locks of those pending cells that no other process has."""
-    with ExitStack() as locks:
-        yield [
-            cell
-            for cell in group
-            if _is_pending(bench, cell)
-            and locks.enter_context(file_lock(bench.out / "locks" / cell.slug, wait=False))
-            # Another process may have finished it before the lock was free.
-            and _is_pending(bench, cell)
-        ]
+def _train_group(bench: Bench, cells: Group, reusable: Reusable, wait: bool) -> bool:
+    """Train or take over cells of one teacher, which is trained first.
 
-
-def _train_group(bench: Bench, cells: Group, reusable: Reusable, wait: bool) -> None:
-    """Train or take over cells of one teacher."""
-    weights = _prepare_teacher(bench, cells[0].teacher, wait)
-    if weights is None:
-        for cell in cells:
-            error = f"its teacher failed: see {bench.failure_file(cell.teacher.slug)}"
-            write_atomically(bench.failure_file(cell.slug), f"{error}\n".encode())
-        return
-    sha = weights_fingerprint(weights)
-    remaining = []
-    teacher = replace(cells[0].teacher, weights=weights)
-    for cell in (replace(cell, teacher=teacher) for cell in cells):
-        try:
-            if not _take_over(bench, cell, sha, reusable):
-                remaining.append(cell)
-        except Exception as error:
-            # Such as a full disk, where the other cells may need no copy.
-            _save_failure(bench, cell.slug, error)
-    if remaining:
-        _train_or_split(bench, remaining, sha)
-
-
-def _prepare_teacher(bench: Bench, teacher: TeacherPlan, wait: bool) -> Path | None:
-    """Train a teacher unless it is there; return its weights, or None if it fails.
-
-    Raises:
-        _TeacherLockedError: another process trains it, and `wait` is False.
+    Returns:
+        False if another process trains the teacher, and `wait` is False.
     """
-    folder = teacher.weights or bench.teacher_dir(teacher)
+    teacher = cells[0].teacher
+    weights = teacher.weights or bench.teacher_dir(teacher)
     with file_lock(bench.out / "locks" / teacher.slug, wait) as acquired:
         if not acquired:
-            raise _TeacherLockedError
-        if _has_failed(bench, teacher.slug):
-            return None
+            return False
         try:
-            if teacher.weights is None and not RunFolder(folder).finished:
-                announce(f"teacher {teacher.name} on {teacher.data}", bench.show)
-                trust = bench.trust_code
-                run_recipe(teacher.recipe, folder, resume=True, show=False, trust_code=trust)
-            save_teacher_record(bench.teacher_file(teacher), teacher_record(teacher, folder))
+            if not _has_failed(bench, teacher.slug):
+                if teacher.weights is None and not RunFolder(weights).finished:
+                    announce(f"teacher {teacher.name} on {teacher.data}", bench.show)
+                    trust = bench.trust_code
+                    run_recipe(teacher.recipe, weights, resume=True, show=False, trust_code=trust)
+                save_teacher_record(bench.teacher_file(teacher), teacher_record(teacher, weights))
+                bench.failure_file(teacher.slug).unlink(missing_ok=True)
         except Exception as error:
             _save_failure(bench, teacher.slug, error)
-            return None
-        bench.failure_file(teacher.slug).unlink(missing_ok=True)
-    return folder
+    if _has_failed(bench, teacher.slug):
+        for cell in cells:
+            text = f"its teacher failed: see {bench.failure_file(teacher.slug)}\n"
+            write_atomically(bench.failure_file(cell.slug), text.encode())
+        return True
+    sha = weights_fingerprint(weights)
+    teacher = replace(teacher, weights=weights)
+    cells = [replace(cell, teacher=teacher) for cell in cells]
+    if remaining := [cell for cell in cells if not _take_over(bench, cell, sha, reusable)]:
+        _train_or_split(bench, remaining, sha)
+    return True
 
 
 def _train_or_split(bench: Bench, cells: Group, teacher: str) -> None:
@@ -215,25 +184,27 @@ def _train_or_split(bench: Bench, cells: Group, teacher: str) -> None:
 
 def _take_over(bench: Bench, cell: Cell, teacher: str, reusable: Reusable) -> bool:
     """Copy a finished run or result of the same recipe from elsewhere; False if there is none."""
-    source = reusable.find(cell, teacher)
+    source, folder = reusable.find(cell, teacher), bench.run_dir(cell)
     if source is None:
         return False
-    if isinstance(source, Result):
-        names = {
-            name: getattr(cell, name) for name in ("data", "pair", "method", "seed", "student")
-        }
-        _save_result(bench, cell, replace(source, **names), "taken over")
-        return True
-    folder = bench.run_dir(cell)
-    if source.resolve() != folder.resolve():
-        # An unfinished copy must not look like a run.
-        part = folder.with_name(f"{folder.name}.part")
-        for place in (part, folder):
-            shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(source, part, ignore=shutil.ignore_patterns("checkpoints", "lock"))
-        part.rename(folder)
-    result = read_run(cell, folder, teacher, None)
-    _save_result(bench, cell, result, f"taken over from {source}")
+    try:
+        if isinstance(source, Result):
+            names = ("data", "pair", "method", "seed", "student")
+            result = replace(source, **{name: getattr(cell, name) for name in names})
+            _save_result(bench, cell, result, "taken over")
+            return True
+        if source.resolve() != folder.resolve():
+            # An unfinished copy must not look like a run.
+            part = folder.with_name(f"{folder.name}.part")
+            for place in (part, folder):
+                shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(source, part, ignore=shutil.ignore_patterns("checkpoints", "lock"))
+            part.rename(folder)
+        result = read_run(cell, folder, teacher, None)
+        _save_result(bench, cell, result, f"taken over from {source}")
+    except Exception as error:
+        # Such as a full disk, where the other cells may need no copy.
+        _save_failure(bench, cell.slug, error)
     return True
 
 

@@ -38,7 +38,7 @@ class Difference:
         low, high: ends of its 95 % confidence interval, not corrected; None without a variance.
         p: two-sided p-value, not corrected.
         adjusted_p: the p-value that decides: corrected by Holm's method, unless it is the primary.
-        pairs: number of pairs of networks that it is the mean of.
+        pairs: number of pairs of networks, or of seeds, that it is the mean of.
     """
 
     points: float
@@ -60,21 +60,6 @@ class Difference:
         if self.adjusted_p > 1 - CONFIDENCE:
             return "open"
         return "ahead" if self.points > 0 else "behind"
-
-
-class PairedDifference(NamedTuple):
-    """A mean of differences between paired values.
-
-    Attributes:
-        mean: in points.
-        low, high: ends of its 95 % confidence interval; None for one pair.
-        pairs: number of differences.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    pairs: int
 
 
 def sample_std(values: Sequence[float]) -> float | None:
@@ -160,19 +145,17 @@ def t_quantile(dof: int, confidence: float = CONFIDENCE) -> float:
     return high
 
 
-def paired_difference(
-    first: Mapping[Key, float], second: Mapping[Key, float]
-) -> PairedDifference | None:
+def paired_difference(first: Mapping[Key, float], second: Mapping[Key, float]) -> Difference | None:
     """Mean of first less second over common keys, with Student's interval; None without any.
 
     >>> paired_difference({0: 2.0, 1: 4.0, 2: 3.0}, {0: 1.0, 1: 2.0, 2: 3.0, 3: 9.0})
-    PairedDifference(mean=1.0, low=-1.48..., high=3.48..., pairs=3)
+    Difference(points=1.0, low=-1.48..., high=3.48..., p=None, adjusted_p=None, pairs=3)
     """
     values = [first[key] - second[key] for key in first if key in second]
     if not values:
         return None
     mean, std = statistics.mean(values), sample_std(values)
     if std is None:
-        return PairedDifference(mean, None, None, 1)
+        return Difference(mean)
     half = t_quantile(len(values) - 1) * std / math.sqrt(len(values))
-    return PairedDifference(mean, mean - half, mean + half, len(values))
+    return Difference(mean, mean - half, mean + half, pairs=len(values))

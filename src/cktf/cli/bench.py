@@ -83,7 +83,7 @@ def bench(
     parsed = read_matrix(matrix)
     fields: dict[str, object] = {}
     apply_assignments(fields, settings or [])
-    directory = data_dir and str(data_dir.absolute())
+    directory = str(data_dir.absolute()) if data_dir else None
     cells = build_cells(parsed, directory, _parse_weights(teacher or []), fields)
     if expand_user_path(matrix).exists() and not trust_code:
         for cell in cells:

@@ -21,7 +21,9 @@ def evaluate(
     """Measure a run's accuracy on test images."""
     from cktf.workflows import evaluate as evaluate_run
 
-    accuracy, name = evaluate_run(run, data, data_dir and str(data_dir), trust_code=trust_code)
+    accuracy, name = evaluate_run(
+        run, data, str(data_dir) if data_dir else None, trust_code=trust_code
+    )
     print(
         f"{name}: top-1 {accuracy.top1:.2f} % ± {accuracy.standard_error:.2f}, top-5 "
         f"{accuracy.top5:.2f} % of {accuracy.samples:,} test images (± the standard error)"

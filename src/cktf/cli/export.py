@@ -26,7 +26,7 @@ def export(
     """Export a run's network to ONNX, and check it."""
     from cktf.export import INPUT, OUTPUT, export_run
 
-    directory = data_dir and str(data_dir)
+    directory = str(data_dir) if data_dir else None
     exports = export_run(run, out, int8=int8, data_dir=directory, trust_code=trust_code)
     rows = []
     for export in exports:

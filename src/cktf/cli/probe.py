@@ -39,7 +39,21 @@ def probe(
     """
     label_counts = [] if labels_per_class is None else parse_label_counts(labels_per_class)
     trained = sgd or finetune
-    _check_options(options, label_counts, draws, sgd, finetune)
+    if options["labeled"] is None and options["resume"] is None:
+        raise RecipeError(["labeled: is needed. Give --labeled, a data set with labels."])
+    if sgd and finetune:
+        raise RecipeError(["--sgd, --finetune: give one of them."])
+    if trained and (draws is not None or len(label_counts) > 1):
+        raise RecipeError(
+            ["--draws, --labels-per-class: training takes one number of labels and one draw, "
+             "which --seed decides. Leave --sgd away for a curve."]
+        )  # fmt: skip
+    if not trained and (
+        options["epochs"] is not None or options["resume"] is not None or options["dry_run"]
+    ):
+        raise RecipeError(
+            ["--epochs, --resume and --dry-run are for training: add --sgd or --finetune."]
+        )
     folder = run if run.is_dir() else run.parent
     name = "finetuned" if finetune else "probe-sgd" if sgd else "probe"
     if options["resume"] in (None, "auto"):
@@ -63,30 +77,6 @@ def probe(
         run_and_report(request)
     else:
         _fit_and_report(request, label_counts, 5 if draws is None else draws)
-
-
-def _check_options(
-    options: Mapping[str, Any],
-    label_counts: Sequence[int],
-    draws: int | None,
-    sgd: bool,
-    finetune: bool,
-) -> None:
-    if options["labeled"] is None and options["resume"] is None:
-        raise RecipeError(["labeled: is needed. Give --labeled, a data set with labels."])
-    if sgd and finetune:
-        raise RecipeError(["--sgd, --finetune: give one of them."])
-    if (sgd or finetune) and (draws is not None or len(label_counts) > 1):
-        raise RecipeError(
-            ["--draws, --labels-per-class: training takes one number of labels and one draw, "
-             "which --seed decides. Leave out --sgd for a curve."]
-        )  # fmt: skip
-    if not (sgd or finetune) and (
-        options["epochs"] is not None or options["resume"] is not None or options["dry_run"]
-    ):
-        raise RecipeError(
-            ["--epochs, --resume and --dry-run are for training: add --sgd or --finetune."]
-        )
 
 
 def _fit_and_report(request: RunRequest, label_counts: Sequence[int], draws: int) -> None:

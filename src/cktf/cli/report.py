@@ -29,7 +29,7 @@ def report(
         runs,
         out or runs[0] / "report.html",
         images=images,
-        data_dir=data_dir and str(data_dir),
+        data_dir=str(data_dir) if data_dir else None,
         trust_code=trust_code,
     )
     print(f"{path} ({path.stat().st_size / 2**20:.1f} MB): open it in a browser")

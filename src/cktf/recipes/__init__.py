@@ -12,7 +12,6 @@ from cktf.recipes.data import (
     with_loaders,
 )
 from cktf.recipes.files import (
-    AnyRecipe,
     apply_assignments,
     find_recipe,
     find_user_code_fields,
@@ -33,7 +32,6 @@ from cktf.recipes.networks import (
     LoadedNetwork,
     build_student,
     find_weights_file,
-    is_pretrained_spec,
     is_weights_path,
     load_initial_network,
     load_teacher,
@@ -51,7 +49,6 @@ from cktf.recipes.validation import Problems, check_recipe
 
 __all__ = [
     "CUSTOM",
-    "AnyRecipe",
     "Data",
     "DataConfig",
     "DistillRecipe",
@@ -69,7 +66,6 @@ __all__ = [
     "find_recipe",
     "find_user_code_fields",
     "find_weights_file",
-    "is_pretrained_spec",
     "is_weights_path",
     "load_initial_network",
     "load_split",

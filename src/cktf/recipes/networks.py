@@ -65,11 +65,6 @@ def build_student(spec: str, data: ImageSet, num_classes: int | None = None) -> 
     return Normalized(built.network, mean, std, built.size)
 
 
-def is_pretrained_spec(spec: str) -> bool:
-    """Whether a spec asks for the pretrained weights of its library."""
-    return bool(parse_network_spec(spec).arguments.get("pretrained"))
-
-
 def set_input_size(network: nn.Module, size: int | None) -> nn.Module:
     """Make a network resize its images to a size; None changes nothing.
 
@@ -93,18 +88,6 @@ def is_weights_path(spec: str) -> bool:
     The name of a network takes precedence over a folder of that name, which is `./NAME`.
     """
     return spec != CUSTOM and not is_library_network(spec) and expand_user_path(spec).exists()
-
-
-def check_network(spec: str) -> None:
-    """Check that a network to train exists, without loading it.
-
-    Raises:
-        CktfError: neither a network, nor a run folder or weights file.
-    """
-    if is_weights_path(spec):
-        find_weights_file(spec)
-    else:
-        parse_network_spec(spec)
 
 
 def load_initial_network(
@@ -137,8 +120,9 @@ def load_initial_network(
         num_classes = len(data.classes)
         file = find_weights_file(path)
         if is_cktf_weights_file(file):
-            names: Any = tuple(read_metadata(file)["classes"])
-            new_classifier |= names not in (numbered_class_names(len(names)), tuple(data.classes))
+            names: Any = read_metadata(file)["classes"]
+            same_names = numbered_class_names(len(names)), tuple(data.classes)
+            new_classifier |= tuple(names) not in same_names
     images = data[0][0].expand(2, -1, -1, -1)
     if resize_classifier(loaded.network, num_classes, images, force=new_classifier):
         note = f"{loaded.note}; with a new classifier of {num_classes} classes"

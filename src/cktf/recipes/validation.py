@@ -10,8 +10,9 @@ from cktf.data import get_dataset_info
 from cktf.data.config import DataConfig
 from cktf.engine import available_trackers
 from cktf.errors import CktfError, RecipeError, nearest
+from cktf.models import parse_network_spec
 from cktf.objectives import METHODS, parse, term_names
-from cktf.recipes.networks import check_network, check_teacher
+from cktf.recipes.networks import check_teacher, find_weights_file, is_weights_path
 from cktf.recipes.schema import CUSTOM, DistillRecipe, Recipe, TrainRecipe
 
 # Fields for data sets by name: a user's own data set does these things itself.
@@ -77,7 +78,10 @@ def check_recipe(recipe: Recipe) -> Problems:
     network = recipe.model if isinstance(recipe, TrainRecipe) else recipe.student
     if network != CUSTOM:
         with problems.collect("model" if isinstance(recipe, TrainRecipe) else "student"):
-            check_network(network)
+            if is_weights_path(network):
+                find_weights_file(network)
+            else:
+                parse_network_spec(network)
     if not recipe.data.labels:
         problems.messages += _check_unlabeled(recipe)
     if isinstance(recipe, DistillRecipe):

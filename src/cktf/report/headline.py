@@ -71,8 +71,8 @@ def compare_groups(first: RunGroup, second: RunGroup) -> AccuracyGap:
     """First minus second: over the seeds that both have, else over the test images."""
     difference = paired_difference(first.top1_by_seed, second.top1_by_seed)
     if difference is not None and difference.high is not None:
-        half_width = difference.high - difference.mean
-        return AccuracyGap(difference.mean, half_width, f"{difference.pairs} seeds")
+        half_width = difference.high - difference.points
+        return AccuracyGap(difference.points, half_width, f"{difference.pairs} seeds")
     if difference is not None:
         (seed,) = first.top1_by_seed.keys() & second.top1_by_seed.keys()
         a, b = first.find_run(seed), second.find_run(seed)
@@ -97,13 +97,13 @@ def compare_to_teacher(group: RunGroup) -> AccuracyGap | None:
     if difference is None:
         return None
     if difference.high is not None:
-        half_width = difference.high - difference.mean
-        return AccuracyGap(difference.mean, half_width, f"{difference.pairs} seeds")
+        half_width = difference.high - difference.points
+        return AccuracyGap(difference.points, half_width, f"{difference.pairs} seeds")
     run = group.find_run(next(iter(teachers)))
     # A probe's accuracy is not that of the teacher's own logits.
     is_probe = run.summary.get("teacher_probe_top1") is not None
     teacher = run.teacher if run.teacher_knows_classes and not is_probe else None
-    return _difference_over_images(difference.mean, run.student, teacher, run.labels)
+    return _difference_over_images(difference.points, run.student, teacher, run.labels)
 
 
 def _difference_over_images(

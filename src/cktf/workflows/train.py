@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cktf.data import ImageSet
 from cktf.engine import Callback, RunFolder, start_runtime
 from cktf.errors import RecipeError, RunFolderError
-from cktf.models import Normalized
+from cktf.models import Normalized, parse_network_spec
 from cktf.recipes import (
     CUSTOM,
     Data,
@@ -21,7 +21,6 @@ from cktf.recipes import (
     TransferRecipe,
     build_student,
     check_recipe,
-    is_pretrained_spec,
     is_weights_path,
     load_initial_network,
     load_teacher,
@@ -349,7 +348,8 @@ def _load_student(
                 new_classifier=isinstance(recipe, TrainRecipe) and recipe.new_classifier,
                 trust_code=trust_code,
             )
-    note = "begins with the weights it comes with" if is_pretrained_spec(name) else ""
+    pretrained = parse_network_spec(name).arguments.get("pretrained")
+    note = "begins with the weights it comes with" if pretrained else ""
     return LoadedNetwork(build_student(name, data.raw_train, num_classes), name, note)
 
 
