@@ -15,7 +15,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from cktf.bench import Comparison, compare, markdown
-from cktf.bench.captions import difference_text, verdicts
+from cktf.bench.formats import difference_text, verdicts
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"

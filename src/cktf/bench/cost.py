@@ -40,9 +40,9 @@ from cktf.recipes import (
     build_student,
     set_input_size,
 )
-from cktf.workflows.objective_setup import set_up_objective
 from cktf.workflows.components import RunComponents
 from cktf.workflows.linear_probe import choose_label_subsets
+from cktf.workflows.objective_setup import set_up_objective
 from cktf.workflows.run import start_run
 from cktf.workflows.transfer_learning import scratch_epochs
 

@@ -46,7 +46,7 @@ def markdown(table: Comparison) -> str:
         for row in zip(*columns, strict=True)
     ]
     lines.insert(1, "|---|" + "---:|" * (len(columns) - 1))
-    return "\n".join([*lines, "", *_notes(table)]) + "\n"
+    return "\n".join([*lines, "", *notes(table)]) + "\n"
 
 
 def csv_rows(table: Comparison) -> str:
@@ -87,7 +87,7 @@ def _accuracy(entry: Entry, usual_seeds: int) -> str:
 def _difference(difference: Difference | None, usual_pairs: int) -> str:
     if difference is None:
         return ""
-    return _difference_text(difference) + _count(difference.pairs, usual_pairs)
+    return difference_text(difference) + _count(difference.pairs, usual_pairs)
 
 
 def _count(number: int, usual: int) -> str:
@@ -107,7 +107,7 @@ def _range(values: Sequence[float], digits: int) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def _notes(table: Comparison) -> list[str]:
+def notes(table: Comparison) -> list[str]:
     """Conditions, statistics, verdicts and sources, a line each."""
     about = " ".join(table.about.split()).removesuffix(".")
     entry = "one seed"
@@ -123,8 +123,8 @@ def _notes(table: Comparison) -> list[str]:
         lines.append("Unfinished: {} of the matrix's {} cells are done.".format(*table.progress))
     if table.mixed_teachers:
         lines.append(
-            f"On {', '.join(map(table.column_heading, table.mixed_teachers))}, students had several "
-            "teachers, and their differences are not of methods alone."
+            f"On {', '.join(map(table.column_heading, table.mixed_teachers))}, students had "
+            "several teachers, and their differences are not of methods alone."
         )
     if table.mixed_engines:
         parts = "; ".join(f"{n} ({', '.join(v)})" for n, v in table.mixed_engines.items())
@@ -132,7 +132,7 @@ def _notes(table: Comparison) -> list[str]:
             f"Mixed: these cells were not all computed alike, and small differences may come from "
             f"that. They differ in {parts}."
         )
-    lines += [*_statistics(table), *_verdicts(table)]
+    lines += [*_statistics(table), *verdicts(table)]
     if any(map(table.is_published, table.columns)):
         lines.append("Published: Zhao, Chen, Zhao, ICASSP 2023, Table 1; not measured here.")
     costs = ["time of a step over that of the student alone"] * bool(table.times)
@@ -178,12 +178,12 @@ def _statistics(table: Comparison) -> list[str]:
         lines.insert(
             1,
             f"Primary contrast, named in the matrix and not corrected: {method} is {words}{pairs}: "
-            f"{_difference_text(primary)}, {p}.",
+            f"{difference_text(primary)}, {p}.",
         )
     return lines
 
 
-def _difference_text(difference: Difference) -> str:
+def difference_text(difference: Difference) -> str:
     """Points with their interval: `+0.39 [−0.06, +0.85]`."""
     text = f"{difference.points:+.2f}"
     if difference.low is not None and difference.high is not None:
@@ -191,7 +191,7 @@ def _difference_text(difference: Difference) -> str:
     return text.replace("-", "−")
 
 
-def _verdicts(table: Comparison) -> list[str]:
+def verdicts(table: Comparison) -> list[str]:
     """Methods by verdict: of each pair of networks, and of all where they are several."""
     contrasts = table.contrasts
     by_column = {
