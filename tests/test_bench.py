@@ -279,7 +279,7 @@ def test_a_missing_teacher_is_not_trained_again(tmp_path, monkeypatch):
     """Not trained again, and refused then, for it has other weights."""
     first = make_bench(tmp_path)
     kept = {"weights": "sha256 of another", "recipe": None}
-    save_teacher_record(first.teacher_file(first.cells[0].teacher), kept)
+    save_teacher_record(first.result_file(first.cells[0].teacher), kept)
     monkeypatch.setattr("cktf.bench.runner.run_recipe", None)
     with pytest.raises(RunFolderError, match="--teacher resnet14=FILE, or choose other --results"):
         run_bench(first)

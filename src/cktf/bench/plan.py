@@ -76,17 +76,13 @@ class Bench:
         number, shards = self.shard
         return [every[i] for i in sorted(order[number - 1 :: shards])]
 
-    def result_file(self, cell: Cell) -> Path:
-        """File of a cell's result."""
-        return self.results / f"{cell.slug}.json"
+    def result_file(self, subject: Cell | TeacherPlan) -> Path:
+        """File of a cell's result, or of a teacher's record."""
+        return self.results / f"{subject.slug}.json"
 
     def is_done(self, cell: Cell) -> bool:
         """Whether a cell has a result that can be read."""
         return read_result(self.result_file(cell)) is not None
-
-    def teacher_file(self, teacher: TeacherPlan) -> Path:
-        """File of a teacher's record."""
-        return self.results / f"{teacher.slug}.json"
 
     def run_dir(self, cell: Cell) -> Path:
         """Run folder of a cell."""
@@ -120,7 +116,7 @@ def check_bench(bench: Bench) -> None:
                 f"{''.join(lines)}Choose another --out, or move them away."
             )
     for cell in bench.cells:
-        teacher, record = cell.teacher, bench.teacher_file(cell.teacher)
+        teacher, record = cell.teacher, bench.result_file(cell.teacher)
         is_here = teacher.weights or RunFolder(bench.teacher_dir(teacher)).finished
         if not is_here and record.exists() and not bench.is_done(cell):
             raise RunFolderError(
@@ -141,7 +137,7 @@ def _changed_results(bench: Bench) -> Iterator[str]:
 
 def _changed_teachers(bench: Bench) -> Iterator[str]:
     for teacher in {cell.teacher.slug: cell.teacher for cell in bench.cells}.values():
-        run, file = RunFolder(bench.teacher_dir(teacher)), bench.teacher_file(teacher)
+        run, file = RunFolder(bench.teacher_dir(teacher)), bench.result_file(teacher)
         now = to_plain(result_fields(teacher.recipe))
         fields = ""
         if teacher.weights is None and run.finished:

@@ -136,7 +136,7 @@ def _train_group(bench: Bench, cells: Group, reusable: Reusable, wait: bool) -> 
                     announce(f"teacher {teacher.name} on {teacher.data}", bench.show)
                     trust = bench.trust_code
                     run_recipe(teacher.recipe, weights, resume=True, show=False, trust_code=trust)
-                save_teacher_record(bench.teacher_file(teacher), teacher_record(teacher, weights))
+                save_teacher_record(bench.result_file(teacher), teacher_record(teacher, weights))
                 bench.failure_file(teacher.slug).unlink(missing_ok=True)
         except Exception as error:
             _save_failure(bench, teacher.slug, error)

@@ -200,11 +200,9 @@ def _baselines(
     methods: Sequence[str], matrix: Matrix | None, baseline: str | None
 ) -> tuple[dict[str, str], str | None]:
     """The method that each is compared with, and the method of the primary contrast."""
-    defaults = dict.fromkeys(methods, matrix.baseline if matrix else None)
-    primary = matrix.primary if matrix else None
-    for name, entry in matrix.methods.items() if matrix else ():
-        if entry.against and name in defaults:
-            defaults[name] = entry.against
+    entries = matrix.methods if matrix else {}
+    usual, primary = (matrix.baseline, matrix.primary) if matrix else (None, None)
+    defaults = {m: (m in entries and entries[m].against) or usual for m in methods}
     pairs = defaults if baseline is None else dict.fromkeys(methods, baseline)
     if primary is not None and pairs.get(primary) != defaults.get(primary):
         primary = None
@@ -237,12 +235,9 @@ def _progress(results: Sequence[Result], matrix: Matrix) -> tuple[int, int]:
 
 
 def _teacher_top1(results: Sequence[Result], column: Column) -> float | None:
-    found = set()
-    for result in results:
-        if result.column == column:
-            transfer = result.recipe["kind"] == "transfer"
-            found.add(result.summary.get("teacher_probe_top1" if transfer else "teacher_top1"))
-    known = [float(top1) for top1 in found if top1 is not None]
+    names = {"distill": "teacher_top1", "transfer": "teacher_probe_top1"}
+    values = {r.summary.get(names[r.recipe["kind"]]) for r in results if r.column == column}
+    known = [float(top1) for top1 in values if top1 is not None]
     return statistics.mean(known) if known else None
 
 

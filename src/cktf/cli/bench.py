@@ -80,11 +80,17 @@ def bench(
     from cktf.bench import Bench, build_cells, check_bench, read_matrix, run_bench, select_cells
     from cktf.recipes import apply_assignments, refuse_code
 
+    weights = dict(option.partition("=")[::2] for option in teacher or [])
+    if not all(weights) or not all(weights.values()):
+        raise RecipeError([f"--teacher takes NAME=FILE, given {', '.join(teacher or [])}."])
+    number, _, shards = shard.partition("/")
+    if not (number.isdigit() and shards.isdigit() and 1 <= int(number) <= int(shards)):
+        raise RecipeError([f"--shard takes I/N with I from 1 to N, as 2/8; given {shard!r}."])
     parsed = read_matrix(matrix)
     fields: dict[str, object] = {}
     apply_assignments(fields, settings or [])
     directory = str(data_dir.absolute()) if data_dir else None
-    cells = build_cells(parsed, directory, _parse_weights(teacher or []), fields)
+    cells = build_cells(parsed, directory, weights, fields)
     if expand_user_path(matrix).exists() and not trust_code:
         for cell in cells:
             refuse_code(cell.fields | {"teacher": cell.teacher.network}, Path(matrix))
@@ -94,7 +100,7 @@ def bench(
         out,
         results or out / "results",
         interleaved or parsed.interleaved,
-        _parse_shard(shard),
+        (int(number), int(shards)),
         reuse or [],
         trust_code,
     )
@@ -137,34 +143,15 @@ def table(
     print(texts[form], end="")
 
 
-def _parse_weights(options: list[str]) -> dict[str, str]:
-    weights = {}
-    for option in options:
-        name, _, file = option.partition("=")
-        if not name or not file:
-            raise RecipeError([f"--teacher takes NAME=FILE, given {option!r}."])
-        weights[name] = file
-    return weights
-
-
 def _parse_names(option: str | None) -> list[str] | None:
     """Split at commas, except inside brackets, as in `KD (1, 1)`."""
     return None if option is None else [n.strip() for n in re.split(r",(?![^(]*\))", option)]
 
 
-def _parse_shard(option: str) -> tuple[int, int]:
-    number, _, shards = option.partition("/")
-    if not (number.isdigit() and shards.isdigit() and 1 <= int(number) <= int(shards)):
-        raise RecipeError([f"--shard takes I/N with I from 1 to N, as 2/8; given {option!r}."])
-    return int(number), int(shards)
-
-
 def _print_costs(plan: "Bench", *, measure_finished: bool) -> None:
     """Print every cell with its estimated hours, and the sum of those that are to be trained.
 
-    Args:
-        plan: the matrix and its folder.
-        measure_finished: measure finished cells too, and save every cost beside the results.
+    With `measure_finished`, finished cells are measured too, and costs are saved with the results.
     """
     cells = [cell for group in plan.groups() for cell in group]
     finished = {cell.slug for cell in cells if plan.is_done(cell)}

@@ -33,8 +33,14 @@ def inspect(
     """Show a network's stages, embedding and size."""
     from cktf.workflows import inspect as inspect_network
 
+    shape = images.lower().split("x")
+    if len(shape) != 3 or not all(size.isdigit() and int(size) for size in shape):
+        raise ModelError(f"--input is CHANNELSxHEIGHTxWIDTH, such as 3x224x224; given {images!r}.")
+    channels, height, width = map(int, shape)
     stages = taps.split(",") if taps else ()
-    inspection = inspect_network(network, _parse_shape(images), stages=stages, embedding=embedding)
+    inspection = inspect_network(
+        network, (channels, height, width), stages=stages, embedding=embedding
+    )
     paths, features = inspection.paths, inspection.features
     rows = [
         ("stem", paths.stem, features.stem),
@@ -62,11 +68,3 @@ def inspect(
     )
     if not features.preacts:
         print("Method ab cannot use it: its maps before activation were not found.")
-
-
-def _parse_shape(text: str) -> tuple[int, int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(p.isdigit() and int(p) for p in parts):
-        raise ModelError(f"--input is CHANNELSxHEIGHTxWIDTH, such as 3x224x224; given {text!r}.")
-    channels, height, width = map(int, parts)
-    return channels, height, width

@@ -68,12 +68,16 @@ def datasets(
         return
     from cktf.data import DATASETS
 
-    def format_count(number: int | None) -> str:
-        return "any" if number is None else f"{number:,}"
-
     rows = [
-        (d.name, format_count(d.classes), format_count(d.train), format_count(d.test), d.summary)
-        for d in DATASETS.values()
+        (
+            dataset.name,
+            *(
+                "any" if n is None else f"{n:,}"
+                for n in (dataset.classes, dataset.train, dataset.test)
+            ),
+            dataset.summary,
+        )
+        for dataset in DATASETS.values()
     ]
     print_table(["data set", ">classes", ">train", ">test", "files"], rows)
 

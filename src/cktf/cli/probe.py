@@ -6,13 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cktf.cli.command import (
-    RunRequest,
-    build_run_request,
-    make_command,
-    print_table,
-    run_and_report,
-)
+from cktf.cli.command import build_run_request, make_command, print_table, run_and_report
 from cktf.cli.options import DRAWS_HELP, LABELS_PER_CLASS_HELP, parse_label_counts
 from cktf.errors import RecipeError
 
@@ -65,28 +59,21 @@ def probe(
     if trained:
         # A classifier of the same classes, which the network may have, is replaced as well.
         fields |= {"new_classifier": True, "data.per_class": next(iter(label_counts), None)}
-    if options["resume"] is None:
-        from cktf.recipes import find_weights_file
-        from cktf.workflows import training_image_size
+    from cktf.recipes import TrainRecipe, find_weights_file, parse_recipe
+    from cktf.workflows import CURVE, probe_run, training_image_size
 
+    if options["resume"] is None:
         find_weights_file(str(run))
         # Images as `cktf evaluate` shows them.
         fields["data.image_size"] = training_image_size(run)
     request = build_run_request("probe", options, fields)
     if trained:
         run_and_report(request)
-    else:
-        _fit_and_report(request, label_counts, 5 if draws is None else draws)
-
-
-def _fit_and_report(request: RunRequest, label_counts: Sequence[int], draws: int) -> None:
-    """Fit logistic regressions, and print their accuracies."""
-    from cktf.recipes import TrainRecipe, parse_recipe
-    from cktf.workflows import CURVE, probe_run
-
+        return
     recipe, out = parse_recipe(request.fields), request.out
     assert isinstance(recipe, TrainRecipe) and out is not None
-    probed = probe_run(recipe, label_counts, draws, out, trust_code=request.trust_code)
+    num_draws = 5 if draws is None else draws
+    probed = probe_run(recipe, label_counts, num_draws, out, trust_code=request.trust_code)
     print_label_curves({"features": probed.points()}, {}, probed.test_images)
     plot = out / CURVE
     print(f"{out / 'summary.json'}" + (f"; plot: {plot}" if plot.is_file() else ""))

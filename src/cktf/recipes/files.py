@@ -195,8 +195,13 @@ def parse_any_recipe(fields: Mapping[str, Any]) -> Recipe | TransferRecipe:
     kind = fields.get("kind")
     if not isinstance(kind, str) or kind not in _SCHEMAS:
         raise RecipeError([f"kind: {kind!r} is none of: {', '.join(_SCHEMAS)}."])
-    if kind == "transfer":
-        fields = _with_labeled_section(fields)
+    data, labeled = fields.get("data", {}), fields.get("labeled", {})
+    if kind == "transfer" and isinstance(data, Mapping) and isinstance(labeled, Mapping):
+        # Labels of `data` are not read, and `labeled` is the same data set by default.
+        same_data = labeled.get("name", data.get("name")) == data.get("name")
+        names = (*_SHARED_WITH_LABELED, "name", "classes") if same_data else _SHARED_WITH_LABELED
+        shared = {name: data[name] for name in names if name in data}
+        fields = {**fields, "data": {**data, "labels": False}, "labeled": {**shared, **labeled}}
     schema = _SCHEMAS[kind]
     try:
         return schema.model_validate(dict(fields))
@@ -218,17 +223,6 @@ def parse_transfer_recipe(fields: Mapping[str, Any]) -> TransferRecipe:
     if not isinstance(recipe, TransferRecipe):
         raise RecipeError([f"kind: {recipe.kind!r} is not 'transfer'."])
     return recipe
-
-
-def _with_labeled_section(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Read no labels of a transfer's `data`; take `labeled` from it where it is not set."""
-    data, labeled = fields.get("data", {}), fields.get("labeled", {})
-    if not isinstance(data, Mapping) or not isinstance(labeled, Mapping):
-        return dict(fields)
-    same_data = labeled.get("name", data.get("name")) == data.get("name")
-    names = (*_SHARED_WITH_LABELED, "name", "classes") if same_data else _SHARED_WITH_LABELED
-    shared = {name: data[name] for name in names if name in data}
-    return {**fields, "data": {**data, "labels": False}, "labeled": {**shared, **labeled}}
 
 
 def _explain(schema: type[BaseModel], detail: ErrorDetails) -> str:
