@@ -145,6 +145,8 @@ def test_one_map_has_no_neighbor(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: functional.kd_loss(torch.rand(4, 3), torch.rand(4, 5)), "same classes"),
+        (lambda: functional.kd_loss(torch.rand(4, 3, 1), torch.rand(4, 3)), "floating-point rows"),
         (lambda: functional.cc_loss(torch.rand(3, 4), torch.rand(3, 5)), "rows of one length"),
         (lambda: functional.fitnet_loss(*maps((3, 4, 4), (4, 4, 4))), "maps of one shape"),
         (lambda: functional.vid_loss(*maps((3, 4, 4), (3, 4, 4)), torch.zeros(4)), "3 channels"),

@@ -245,18 +245,20 @@ class TestQueue:
         with pytest.raises(MethodError, match=r"queue_size is 16.* 17. Set queue_size to 17"):
             objective.footprint(17)
 
-    def test_evaluation_leaves_it(self):
-        objective = crd(memory="queue", queue_size=16).eval()
-        before = copy.deepcopy(objective.state_dict())
-        objective.loss(*(e[:B] for e in embeddings()), torch.arange(B))
-        objective.after_step()
-        after = objective.state_dict()
-        assert all(torch.equal(before[n], after[n]) for n in before if "normalizer" not in n)
-
     def test_shorter_than_a_batch(self):
         objective = crd(memory="queue", queue_size=4)
         with pytest.raises(MethodError, match="queue_size is 4, the batch of all processes 6"):
             objective.loss(*(e[:B] for e in embeddings()), torch.arange(B))
+
+
+@pytest.mark.parametrize("memory", ["bank", "queue"])
+def test_evaluation_leaves_a_memory_unchanged(memory):
+    objective = crd(memory=memory, queue_size=16).eval()
+    before = copy.deepcopy(objective.state_dict())
+    objective.loss(*(e[:B] for e in embeddings()), torch.arange(B))
+    objective.after_step()
+    after = objective.state_dict()
+    assert all(torch.equal(before[n], after[n]) for n in before if "normalizer" not in n)
 
 
 @pytest.mark.parametrize("tau", [0.01, math.nan, math.inf])

@@ -68,7 +68,7 @@ class TestForward:
     def test_banks_hold_the_embeddings_of_everyone(self):
         torch.manual_seed(0)
         crd = CRD(3, 5, N, embedding_dim=8, negatives=10, init="forward")
-        assert crd.needs_filling
+        assert crd.fill_samples == N
         student, teacher = torch.randn(N, 3), torch.randn(N, 5)
         for index in torch.randperm(N).split(B):
             features = [
@@ -131,7 +131,7 @@ class TestForward:
     def test_no_memory_needs_no_pass(self):
         assert not CRD(
             3, 5, N, embedding_dim=8, negatives=10, init="forward", memory="batch"
-        ).needs_filling
+        ).fill_samples
 
 
 def test_normalizers_are_set_anew_at_the_epochs_that_were_named():

@@ -278,13 +278,6 @@ class TestCRD:
         assert {n for n in changed if "head" not in n} == changed
         assert {"student_bank", "teacher_bank", "student_normalizer"} <= changed
 
-    def test_evaluation_leaves_the_banks(self):
-        crd = CRD(4, 5, N, embedding_dim=8, negatives=10).eval()
-        before = crd.student_bank.clone()
-        crd.loss(torch.randn(B, 4), torch.randn(B, 5), torch.arange(B))
-        crd.after_step()
-        assert torch.equal(crd.student_bank, before)
-
     def test_a_batch_of_one(self):
         loss = CRD(4, 5, N, embedding_dim=8, negatives=10).loss(
             torch.randn(1, 4), torch.randn(1, 5), torch.tensor([3])
@@ -511,8 +504,7 @@ class TestClassic:
             Tap(create(name, CLASSES), needs=["stem", "stages"])(case.batch.images)
             for name in ("resnet8", "wrn_16_2")
         )
-        message = r"the student has \[16, 16, 32, 64\], the teacher \[16, 32, 64, 128\]"
-        with pytest.raises(MethodError, match=message):
+        with pytest.raises(MethodError, match="at map 1 the student has 16, the teacher 32"):
             compose("fsp", BuildContext(student, teacher, N, None))
 
     @pytest.mark.parametrize("method", sorted({"fitnet", "at", "sp", "vid", "ft", "nst", "kdsvd"}))

@@ -8,16 +8,12 @@ from torch import Tensor
 from cktf.errors import ShapeError
 
 
-def _shape(tensor: Tensor) -> str:
-    return f"({', '.join(map(str, tensor.shape))})"
-
-
 def same_batch(method: str, student: Tensor, teacher: Tensor) -> None:
     """Both tensors have a batch axis of the same length."""
     if student.dim() < 1 or teacher.dim() < 1 or len(student) != len(teacher):
         raise ShapeError(
-            f"{method} needs one batch for both networks: student {_shape(student)}, teacher "
-            f"{_shape(teacher)}. Tap both on the same images."
+            f"{method} needs one batch for both networks: student {tuple(student.shape)}, teacher "
+            f"{tuple(teacher.shape)}. Tap both on the same images."
         )
 
 
@@ -25,8 +21,8 @@ def vectors(method: str, tensor: Tensor, name: str) -> None:
     """`tensor` is a floating-point matrix, one row per sample."""
     if tensor.dim() != 2 or not tensor.is_floating_point():
         raise ShapeError(
-            f"{method} needs {name} as floating-point rows [batch, dim], given {_shape(tensor)} of "
-            f"{tensor.dtype}. Flatten a map first, for example with .flatten(1)."
+            f"{method} needs {name} as floating-point rows [batch, dim], given "
+            f"{tuple(tensor.shape)} of {tensor.dtype}. Flatten a map first, as with .flatten(1)."
         )
 
 
@@ -53,8 +49,8 @@ def paired_logits(method: str, student: Tensor, teacher: Tensor) -> None:
     same_batch(method, student, teacher)
     if student.shape[1] != teacher.shape[1]:
         raise ShapeError(
-            f"{method} needs the same classes from both networks: student {_shape(student)}, "
-            f"teacher {_shape(teacher)}. Give the student as many outputs as the teacher has."
+            f"{method} needs the same classes from both networks: student {tuple(student.shape)}, "
+            f"teacher {tuple(teacher.shape)}. Give the student as many outputs as the teacher has."
         )
 
 
@@ -66,7 +62,7 @@ def indices(method: str, index: Tensor, batch: int, size: int) -> None:
     if index.dtype != torch.int64 or index.dim() != 1 or len(index) != batch:
         raise ShapeError(
             f"{method} needs each sample's position in the training set as int64 [{batch}], given "
-            f"{_shape(index)} of {index.dtype}."
+            f"{tuple(index.shape)} of {index.dtype}."
         )
     if (
         index.device.type == "cpu"
@@ -92,8 +88,8 @@ def equal_vectors(method: str, student: Tensor, teacher: Tensor) -> None:
     paired_vectors(method, student, teacher)
     if student.shape != teacher.shape:
         raise ShapeError(
-            f"{method} needs rows of one length: student {_shape(student)}, teacher "
-            f"{_shape(teacher)}. Pass both through linear layers of one output size first."
+            f"{method} needs rows of one length: student {tuple(student.shape)}, teacher "
+            f"{tuple(teacher.shape)}. Pass both through linear layers of one output size first."
         )
 
 
@@ -131,8 +127,8 @@ def equal_maps(method: str, student: Tensor, teacher: Tensor) -> None:
     same_batch(method, student, teacher)
     if student.shape != teacher.shape:
         raise ShapeError(
-            f"{method} needs maps of one shape: student {_shape(student)}, teacher "
-            f"{_shape(teacher)}. Pass the student's through an adapter first."
+            f"{method} needs maps of one shape: student {tuple(student.shape)}, teacher "
+            f"{tuple(teacher.shape)}. Pass the student's through an adapter first."
         )
 
 
@@ -140,7 +136,7 @@ def _map(method: str, tensor: Tensor, network: str) -> None:
     if tensor.dim() != 4 or not tensor.is_floating_point():
         raise ShapeError(
             f"{method} needs the {network}'s map as floating-point [batch, channels, height, "
-            f"width], given {_shape(tensor)} of {tensor.dtype}."
+            f"width], given {tuple(tensor.shape)} of {tensor.dtype}."
         )
 
 
@@ -149,7 +145,7 @@ def contrast_index(index: Tensor, batch: int, size: int) -> None:
 
     The range is checked where that costs no synchronization, on the CPU.
     """
-    values = f"given {_shape(index)} of {index.dtype}"
+    values = f"given {tuple(index.shape)} of {index.dtype}"
     if index.dtype != torch.int64 or index.dim() != 2 or len(index) != batch:
         raise ShapeError(
             f"contrast_index is int64 [batch, 1+K] for a batch of {batch}, {values}. Its first "

@@ -115,10 +115,6 @@ class Memory(nn.Module, ABC):
             "is no bank. Set memory=bank, or leave contrast_index out."
         )
 
-    def is_filled_after(self, samples: int) -> bool:
-        """Whether so many samples fill it."""
-        return samples >= self.num_rows
-
     def check_batch(self, batch: int) -> None:
         """Raise MethodError for a batch of all processes that the memory cannot hold."""
 

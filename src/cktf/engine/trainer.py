@@ -292,7 +292,7 @@ class Trainer:
             with self._explain_foreign_checkpoint():
                 self.optimizer.load_state_dict(self._checkpoint["optimizer"])
                 self.scheduler.load_state_dict(self._checkpoint["scheduler"])
-        elif phase.step.objective.needs_filling:
+        elif phase.step.objective.fill_samples:
             self._fill_memories(phase)
         # It holds a copy of all weights, and later phases do not need it.
         self._checkpoint = None
@@ -315,7 +315,7 @@ class Trainer:
                 samples += len(batch)
                 if (name := stop_signal()) is not None:
                     raise Interrupted(f"Stopped by {name} before training.", self.run.path)
-                if step.objective.is_filled_after(samples):
+                if samples >= step.objective.fill_samples:
                     break
         seconds = time.perf_counter() - started
         self.run.log(f"memories filled from {samples} training images in {seconds:.1f} s")

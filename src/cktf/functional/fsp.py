@@ -43,6 +43,15 @@ def fsp_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
     >>> fsp_loss(maps, maps).item()
     0.0
     """
+    check_maps(student_maps, teacher_maps)
+    teacher = [t.detach() for t in teacher_maps]
+    pairs = zip(pairwise(student_maps), pairwise(teacher), strict=True)
+    parts = [F.mse_loss(_flow(*s), _flow(*t)) for s, t in pairs]
+    return torch.stack(parts).sum()
+
+
+def check_maps(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> None:
+    """Raise ShapeError unless there are two or more maps, with equal channels."""
     _check.paired_maps("FSP", student_maps, teacher_maps)
     if len(student_maps) < 2:
         raise ShapeError("FSP compares neighboring maps and needs two or more, given one.")
@@ -52,7 +61,3 @@ def fsp_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
                 f"FSP needs equal channels; at map {k} the student has {s.shape[1]}, the teacher "
                 f"{t.shape[1]}. Use networks of equal widths, or another method."
             )
-    teacher = [t.detach() for t in teacher_maps]
-    pairs = zip(pairwise(student_maps), pairwise(teacher), strict=True)
-    parts = [F.mse_loss(_flow(*s), _flow(*t)) for s, t in pairs]
-    return torch.stack(parts).sum()

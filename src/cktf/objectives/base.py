@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -99,7 +99,7 @@ class Objective(nn.Module, ABC):
             where it reads those of the batch.
         needs_teacher: whether the teacher runs at all.
         only_initializes: whether it is minimized in its phases, and no part of the sum after them.
-        needs_filling: whether `fill` wants a pass over the training set before training.
+        fill_samples: training samples that `fill` takes before training; 0 where it takes none.
     """
 
     title: ClassVar[str] = ""
@@ -109,7 +109,7 @@ class Objective(nn.Module, ABC):
     requires: frozenset[str] = frozenset()
     needs_teacher: bool = True
     only_initializes: bool = False
-    needs_filling: bool = False
+    fill_samples: int = 0
 
     @classmethod
     def from_setting(cls, context: BuildContext, **options: Any) -> Self:
@@ -179,22 +179,26 @@ class Objective(nn.Module, ABC):
             )
         return CacheSpec(embedding="embedding" in self.features)
 
+    def sub_objectives(self) -> Sequence["Objective"]:
+        """Objectives that this one is computed from."""
+        return []
+
     def begin_epoch(self, epoch: int) -> None:
         """Called before each epoch; epochs are counted from 1."""
+        for part in self.sub_objectives():
+            part.begin_epoch(epoch)
 
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
         """Write a batch into the memories, before training; without gradient."""
 
-    def is_filled_after(self, samples: int) -> bool:
-        """Whether so many samples fill the memories."""
-        return True
-
     def footprint(self, batch: int) -> Footprint:
         """Memory for batches of a size, besides the parameters."""
-        return Footprint()
+        return sum((part.footprint(batch) for part in self.sub_objectives()), Footprint())
 
     def after_step(self) -> None:
         """Update the memories from the last training batch, after the optimizer's step."""
+        for part in self.sub_objectives():
+            part.after_step()
 
 
 class WeightedSum(Objective):
@@ -226,10 +230,10 @@ class WeightedSum(Objective):
                 f"{' and '.join(self.terms)} only initialize the student, and nothing is left to "
                 "train it on: there are no labels. Add a method that needs none, such as cktf."
             )
-        parts = self._summed_terms()
+        parts = self.sub_objectives()
         self.requires = frozenset().union(*(part.requires for part in parts))
         self.needs_teacher = any(part.needs_teacher for part in parts)
-        self.needs_filling = any(part.needs_filling for part in parts)
+        self.fill_samples = max(part.fill_samples for part in parts)
 
     def phases(self) -> list[Phase]:
         """The phases of all terms; one on a term's own loss has the term's weight."""
@@ -276,31 +280,12 @@ class WeightedSum(Objective):
             spec |= objective.cacheable()
         return spec
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Pass the call on to every term."""
-        for part in self._summed_terms():
-            part.begin_epoch(epoch)
-
-    def after_step(self) -> None:
-        """Update the memories of every term."""
-        for part in self._summed_terms():
-            part.after_step()
+    def sub_objectives(self) -> list[Objective]:
+        """The terms that are summed."""
+        return [cast(Objective, self.terms[name]) for name in self.weights]
 
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
         """Write a batch into the memories that are filled before training."""
-        for part in self._summed_terms():
-            if part.needs_filling:
+        for part in self.sub_objectives():
+            if part.fill_samples:
                 part.fill(student, teacher, batch)
-
-    def is_filled_after(self, samples: int) -> bool:
-        """Whether so many samples have filled all memories."""
-        return all(
-            part.is_filled_after(samples) for part in self._summed_terms() if part.needs_filling
-        )
-
-    def footprint(self, batch: int) -> Footprint:
-        """All terms together."""
-        return sum((part.footprint(batch) for part in self._summed_terms()), Footprint())
-
-    def _summed_terms(self) -> list[Objective]:
-        return [cast(Objective, self.terms[name]) for name in self.weights]

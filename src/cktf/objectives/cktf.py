@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 from cktf import _check
 from cktf.batch import Batch
-from cktf.contrast import ContrastConfig, Footprint, Memory, rename_options
+from cktf.contrast import ContrastConfig, Memory, rename_options
 from cktf.errors import MethodError, nearest
 from cktf.functional.maps import pair_stages
 from cktf.functional.module_vector import EPSILON, ModuleNorm, module_grid, module_vector
@@ -107,7 +107,7 @@ class CKTF(Objective):
             )  # fmt: skip
             memory = pair.memory
             self.pairs.append(pair)
-        self.needs_filling = pair.needs_filling
+        self.fill_samples = pair.fill_samples
 
     @classmethod
     def options(cls) -> dict[str, Parameter]:
@@ -142,7 +142,7 @@ class CKTF(Objective):
         Returns:
             The weighted total, and the terms `stem`, `module1`…, `embedding` before weighting.
         """
-        memory = self._pairs()[0].memory
+        memory = self.sub_objectives()[0].memory
         _check.indices("CKTF", index, len(student.logits), memory.dataset_size)
         if contrast_index is None:
             draw = memory.draw(index)
@@ -151,7 +151,7 @@ class CKTF(Objective):
         total = torch.zeros((), device=index.device)
         terms: dict[str, Tensor] = {}
         vectors = self._vectors(student, teacher)
-        for pair, (name, (s, t)) in zip(self._pairs(), vectors.items(), strict=True):
+        for pair, (name, (s, t)) in zip(self.sub_objectives(), vectors.items(), strict=True):
             loss = pair.loss(s, t, index, draw=draw)
             total = total + (self.beta if name == "embedding" else self.theta) * loss
             terms[name] = loss.detach()
@@ -172,37 +172,20 @@ class CKTF(Objective):
             )
         return self._cache_spec
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Tell every pair."""
-        for pair in self._pairs():
-            pair.begin_epoch(epoch)
-
-    def after_step(self) -> None:
-        """Update the banks of every pair, and the memory that they share."""
-        for pair in self._pairs():
-            pair.after_step()
+    def sub_objectives(self) -> list[CRD]:
+        """The pairs, typed."""
+        return [cast(CRD, pair) for pair in self.pairs]
 
     @torch.no_grad()
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
         """Put a batch's rows into the memories of all pairs."""
         vectors = self._vectors(student, require_not_none(teacher, "CKTF's teacher"))
-        memory = self._pairs()[0].memory
+        memory = self.sub_objectives()[0].memory
         _check.indices("CKTF", batch.index, len(student.logits), memory.dataset_size)
         write_index = memory.reserve(batch.index)
-        for pair, (s, t) in zip(self._pairs(), vectors.values(), strict=True):
+        for pair, (s, t) in zip(self.sub_objectives(), vectors.values(), strict=True):
             pair.fill_rows(s, t, write_index)
         memory.commit_reserved()
-
-    def is_filled_after(self, samples: int) -> bool:
-        """Whether so many samples have filled the memory."""
-        return self._pairs()[0].is_filled_after(samples)
-
-    def footprint(self, batch: int) -> Footprint:
-        """All pairs together."""
-        return sum((pair.footprint(batch) for pair in self._pairs()), Footprint())
-
-    def _pairs(self) -> list[CRD]:
-        return [cast(CRD, pair) for pair in self.pairs]
 
     def _vectors(self, student: Features, teacher: Features) -> dict[str, tuple[Tensor, Tensor]]:
         """Inputs of each pair's heads, in the order of `pairs`; none for a weight of 0."""

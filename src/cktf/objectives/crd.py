@@ -112,7 +112,7 @@ class CRD(Objective):
         config = ContrastConfig.from_options(dict(config or {}) | rename_options(options))
         self.config = config
         self.memory = memory_module or build_memory(config, dataset_size, labels, num_pairs)
-        self.needs_filling = config.init == "forward" and self.memory.num_rows > 0
+        self.fill_samples = self.memory.num_rows if config.init == "forward" else 0
         self.student_head = nn.Linear(student_dim, config.embedding_dim)
         self.teacher_head = nn.Linear(teacher_dim, config.embedding_dim)
         for side in ("student", "teacher"):
@@ -227,10 +227,6 @@ class CRD(Objective):
         """Write the rows of embeddings [B, dim] into the banks, over the old rows."""
         student, teacher = self._rows(student_embedding, teacher_embedding)
         self._update_banks(student, teacher, write_index, momentum=0.0)
-
-    def is_filled_after(self, samples: int) -> bool:
-        """Whether so many samples have filled the memory."""
-        return self.memory.is_filled_after(samples)
 
     def footprint(self, batch: int) -> Footprint:
         """Memory of the banks and a step; MethodError for a batch that the memory cannot hold."""

@@ -6,8 +6,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from cktf.batch import Batch
-from cktf.errors import MethodError
+from cktf.errors import MethodError, ShapeError
 from cktf.functional import fsp_loss
+from cktf.functional.fsp import check_maps
 from cktf.objectives.base import BuildContext, Loss, Objective, Phase, single_term_loss
 from cktf.objectives.pairs import require_not_none, stage_maps
 from cktf.taps import Features
@@ -39,14 +40,10 @@ class FSP(Objective):
     @classmethod
     def from_setting(cls, context: BuildContext, **options: Any) -> Self:
         """Build it for two networks of equal widths."""
-        students, teachers = _maps(*context.both_features("FSP"))
-        widths = [m.shape[1] for m in students], [m.shape[1] for m in teachers]
-        if widths[0] != widths[1]:
-            raise MethodError(
-                "FSP needs equal channels at the stem and at every stage: the student has "
-                f"{widths[0]}, the teacher {widths[1]}. Use networks of equal widths, or another "
-                "method, such as at or cktf."
-            )
+        try:
+            check_maps(*_maps(*context.both_features("FSP")))
+        except ShapeError as error:
+            raise MethodError(str(error)) from error
         return cls(**options)
 
     def phases(self) -> list[Phase]:
