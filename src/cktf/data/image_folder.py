@@ -195,12 +195,7 @@ def _list_classes(name: str, parent: Path, folders: list[Path]) -> tuple[_ClassF
 
 
 def _list_images(folder: Path, ignored: Counter[str] | None = None) -> list[Path]:
-    """All images in a folder and its subfolders, sorted.
-
-    Args:
-        folder: where they are.
-        ignored: counts the extensions of files that are not images.
-    """
+    """All images in a folder and its subfolders, sorted; `ignored` counts other extensions."""
     files: list[Path] = []
     visited: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):

@@ -86,12 +86,6 @@ def _to_unit_range(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float().div_(255)
 
 
-def _to_unit_range_single_threaded(pixels: Tensor) -> Tensor:
-    # PyTorch's idle threads spin and would slow the workers that load the next batch.
-    values = np.divide(pixels.numpy(), np.float32(255), dtype=np.float32)
-    return torch.from_numpy(values).permute(0, 3, 1, 2)
-
-
 class MemoryLoader:
     """Batches of an `ImageSet` in memory.
 
@@ -235,7 +229,10 @@ class DatasetLoader:
             cast(StreamedImages, self.data.images).load_transform(self.data.flip)
         data = IndexedImageSet(self.data, augment_seed if self.augment else None)
         for pixels, index in self._load(data, order, generator, default_collate):
-            images = _to_unit_range_single_threaded(pixels)
+            # As `_to_unit_range` in one thread: PyTorch's idle threads spin and would slow the
+            # workers that load the next batch.
+            values = np.divide(pixels.numpy(), np.float32(255), dtype=np.float32)
+            images = torch.from_numpy(values).permute(0, 3, 1, 2)
             yield Batch(images, _select_labels(labels, index), index, view)
 
     def _load(

@@ -125,7 +125,10 @@ def load_split(source: SplitSource, options: ReadOptions | None = None) -> Image
     images: Images
     if needed_bytes > options.budget or (options.crops and source.split != "test"):
         images = StreamedImages(source.stored, size, channels)
-        defects = _find_defects(source.stored, decode_png=options.skip_broken)
+        find_defect = partial(source.stored.find_defect, decode_png=options.skip_broken)
+        # Raw pixels always decode.
+        results = source.stored.map_positions(find_defect) if source.stored.size is None else ()
+        defects = {i: defect for i, defect in enumerate(results) if defect is not None}
     else:
         images, defects = _load_into_memory(source.stored, size, channels)
     mean, std = source.mean, source.std
@@ -159,13 +162,6 @@ def _load_into_memory(
 
     defects = enumerate(stored.map_positions(load))
     return images, {i: defect for i, defect in defects if defect is not None}
-
-
-def _find_defects(stored: StoredImages, decode_png: bool) -> dict[int, str]:
-    if stored.size is not None:  # raw pixels always decode
-        return {}
-    defects = stored.map_positions(partial(stored.find_defect, decode_png=decode_png))
-    return {i: defect for i, defect in enumerate(defects) if defect is not None}
 
 
 def _drop_broken(

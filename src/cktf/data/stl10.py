@@ -32,7 +32,15 @@ def open_stl10(directory: Path | None, split: str, _: ReadOptions) -> SplitSourc
     Raises:
         DataError: no directory, files that are missing or of the wrong size, labels out of range.
     """
-    folder = _find_folder(directory, split)
+    if directory is None:
+        raise DataError("STL-10 needs --data-dir: the folder that holds stl10_binary.")
+    folders = (directory, directory / "stl10_binary")
+    folder = next((f for f in folders if (f / f"{split}_X.bin").is_file()), None)
+    if folder is None:
+        raise DataError(
+            f"STL-10: no {split}_X.bin in {folders[0]} or {folders[1]}. Give as --data-dir the "
+            "folder that its archive stl10_binary.tar.gz was unpacked in."
+        )
     path = folder / f"{split}_X.bin"
     labels = None if split == UNLABELED_SPLIT else _read_labels(folder / f"{split}_y.bin")
     size = path.stat().st_size
@@ -46,18 +54,6 @@ def open_stl10(directory: Path | None, split: str, _: ReadOptions) -> SplitSourc
     if labels is None:
         labels = torch.full((count,), NO_LABEL)
     return SplitSource("stl10", split, _BinaryFile(path), labels, CLASSES, MEAN, STD, _SIZE)
-
-
-def _find_folder(directory: Path | None, split: str) -> Path:
-    if directory is None:
-        raise DataError("STL-10 needs --data-dir: the folder that holds stl10_binary.")
-    for folder in (directory, directory / "stl10_binary"):
-        if (folder / f"{split}_X.bin").is_file():
-            return folder
-    raise DataError(
-        f"STL-10: no {split}_X.bin in {directory} or {directory / 'stl10_binary'}. Give as "
-        "--data-dir the folder that its archive stl10_binary.tar.gz was unpacked in."
-    )
 
 
 def _read_labels(path: Path) -> Tensor:
