@@ -68,17 +68,10 @@ def datasets(
         return
     from cktf.data import DATASETS
 
-    rows = [
-        (
-            dataset.name,
-            *(
-                "any" if n is None else f"{n:,}"
-                for n in (dataset.classes, dataset.train, dataset.test)
-            ),
-            dataset.summary,
-        )
-        for dataset in DATASETS.values()
-    ]
+    rows = []
+    for d in DATASETS.values():
+        counts = ("any" if n is None else f"{n:,}" for n in (d.classes, d.train, d.test))
+        rows.append((d.name, *counts, d.summary))
     print_table(["data set", ">classes", ">train", ">test", "files"], rows)
 
 
