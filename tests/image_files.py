@@ -18,18 +18,9 @@ def pixels(seed, *shape):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def jpeg(seed, width=64, height=64, gray=False):
-    """A smooth image, which JPEG keeps nearly as it is."""
-    corners = pixels(seed, 2, 2) if gray else pixels(seed, 2, 2, 3)
-    image = Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=95)
-    return file.getvalue()
-
-
-def smooth_image(seed, width=40, height=40):
-    """An RGB image that JPEG keeps nearly unchanged."""
-    corners = pixels(seed, 3, 3, 3)
+def smooth_image(seed, width=40, height=40, gray=False):
+    """An image that JPEG keeps nearly unchanged."""
+    corners = pixels(seed, 3, 3) if gray else pixels(seed, 3, 3, 3)
     return Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
 
 
@@ -38,6 +29,11 @@ def encode_image(image, kind="JPEG", **options):
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def jpeg(seed, gray=False):
+    """The bytes of a smooth image of 64 x 64 pixels, nearly unchanged."""
+    return encode_image(smooth_image(seed, 64, 64, gray), quality=95)
 
 
 def write_jpegs(folder, count, *, sizes=((40, 40),), first=0, ending=".jpg"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_files import stl10_bytes
-from small_runs import read_metrics
+from small_runs import read_metrics, run_command
 from typer.testing import CliRunner
 
 from cktf.cli.command import build_run_request
@@ -39,27 +39,18 @@ def stl(tmp_path):
     return tmp_path
 
 
-def go(line):
-    result = CliRunner().invoke(app, shlex.split(line))
-    assert result.exit_code == 0, result.output
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("teacher", "student"),
-    [
-        ("vgg19", "vgg8"),
-        ("ResNet18", "ResNet18"),
-        ("vgg19", "vgg19"),
-    ],
+    [("vgg19", "vgg8"), ("ResNet18", "ResNet18"), ("vgg19", "vgg19")],
 )
 def test_transfer_to_stl10(teacher, student, tiny_imagenet_dir, stl, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    go(
+    run_command(
         f"train --recipe paper/transfer-teacher-{teacher} --data-dir {tiny_imagenet_dir} {SHORT} "
         f"--out runs/paper/teacher-{teacher}"
     )
-    go(
+    run_command(
         f"transfer --recipe paper/transfer-{teacher}-{student} --data-dir {stl} {SHORT} "
         "--scratch-epochs 1 --set options.cktf.negatives=4 --out run"
     )
@@ -96,9 +87,7 @@ def test_every_shipped_recipe_is_whole_and_as_published():
     assert len(shipped_recipes()) == 5
     for name in shipped_recipes():
         fields = read_recipe(Path(name))
-        recipe = (
-            parse_recipe(fields) if fields["kind"] == "train" else parse_transfer_recipe(fields)
-        )
+        recipe = (parse_recipe if fields["kind"] == "train" else parse_transfer_recipe)(fields)
         optimizer = recipe.optimizer
         assert (recipe.epochs, optimizer.lr, optimizer.weight_decay) == (240, 0.05, 5e-4)
         assert recipe.schedule.milestones == (150 / 240, 180 / 240, 210 / 240)

@@ -302,13 +302,6 @@ def test_images_that_a_data_set_normalizes_are_not_normalized_again(images, tmp_
     assert told == (kind == "normalized module")
 
 
-def test_images_of_different_sizes_are_named(images, tmp_path):
-    train = [(torch.rand(3, 32, 32), 0), (torch.rand(3, 32, 30), 1)] * 32
-    with pytest.raises(DataError, match="The images of a batch have one size"):
-        distill([train, None], tmp_path / "run", epochs=1)
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("kind", ["image set", "map-style"])
 def test_best_epoch_on_held_out_images_is_selected(few_images, tmp_path, monkeypatch, kind):
     data = few_images[0] if kind == "image set" else as_tensors(few_images[0], 200)
@@ -337,15 +330,6 @@ def test_best_epoch_on_held_out_images_is_selected(few_images, tmp_path, monkeyp
     assert equal_weights(load_file(run.folder / "student.safetensors"), states[1])
 
 
-class NoLinear(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 10, 3)
-
-    def forward(self, x):
-        return self.conv(x).mean((2, 3))
-
-
 def with_nan(data, count=64):
     """One batch with NaN in image 17, which the dry run meets."""
     tensors = as_tensors(data, count)
@@ -363,7 +347,8 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda i: {"student": NoLinear()}, TapError, "has no feature map"),
+        (lambda i: {"student": nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1),
+         nn.Flatten())}, TapError, "has no feature map"),
         (lambda i: {"student": SmallNet(classes=4)}, DataError, "gives 4 logits, and the data"),
         (lambda i: {"test": []}, RecipeError, "length above 0"),
         (lambda i: {"test": "fashion-mini"}, RecipeError, "not the name of one"),
@@ -385,16 +370,15 @@ class Stream(IterableDataset):
         (lambda i: {"teacher": SmallNet(channels=1)}, DataError, "teacher SmallNet cannot take"),
         (lambda i: {"teacher": SmallNet(classes=12)}, CktfError, "the teacher 12"),
         (lambda i: {"student": "resnet8", "train": as_tensors(i[0], 200)}, RecipeError, "own"),
-        (lambda i: {"student": "resnet9"}, RecipeError, "Did you mean 'resnet8'"),
         (lambda i: {"train": as_tensors(i[0], 20)}, RecipeError, "fewer than one batch of 64"),
         (lambda i: {"train": with_nan(i[0])}, DataError, "sample 17 holds NaN"),
         (lambda i: {"train": [(1, 2, 3)] * 100}, CktfError, "pair"),
+        (lambda i: {"train": [(torch.rand(3, 32, 32), 0), (torch.rand(3, 32, 30), 1)] * 32},
+         DataError, "The images of a batch have one size"),
         (lambda i: {"overrides": {"optimizer.lr": 1e9}}, TrainingError, "not finite"),
         (lambda i: {"overrides": {"optimizer.rate": 1}}, RecipeError, "no such field"),
         (lambda i: {"overrides": {"data.batch_size": 1}}, RecipeError, "equal to 2"),
         (lambda i: {"options": {"cktf": {"negatives": "many"}}}, RecipeError, "valid integer"),
-        (lambda i: {"options": {"cktf": {"negatives": 0}}}, CktfError, "equal to 1, given 0"),
-        (lambda i: {"method": "cktf+kdd"}, RecipeError, "Did you mean 'kd'"),
     ],
 )  # fmt: skip
 def test_mistakes_in_python(images, tmp_path, change, error, message):
@@ -403,7 +387,8 @@ def test_mistakes_in_python(images, tmp_path, change, error, message):
         "epochs": 1, "options": OPTIONS, "out": tmp_path / "run", "show": False,
     } | change(images)  # fmt: skip
     with pytest.raises(error, match=message):
-        cktf.distill(arguments.pop("teacher"), arguments.pop("student"), **arguments)
+        cktf.distill(**arguments)
+    assert error is TrainingError or not (tmp_path / "run").exists()
 
 
 @pytest.fixture
