@@ -34,7 +34,7 @@ def test_networks_are_measured_at_their_sizes(monkeypatch):
     forward = Normalized.forward
 
     def record_call(self, images):
-        sizes.add(self.input_shape(images.shape)[-1])
+        sizes.add(self.resized_shape(images.shape)[-1])
         return forward(self, images)
 
     monkeypatch.setattr(Normalized, "forward", record_call)

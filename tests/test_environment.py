@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from cktf.engine import environment
-from cktf.functional.precision import multiplies_bfloat16
+from cktf.functional.precision import has_fast_bfloat16
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,7 @@ def test_a_record_names_code_machine_and_versions():
 
 
 def test_bfloat16_is_multiplied_or_emulated():
-    expected = "multiplied" if multiplies_bfloat16(CPU) else "emulated"
+    expected = "multiplied" if has_fast_bfloat16(CPU) else "emulated"
     assert environment(CPU, torch.bfloat16)["bfloat16"] == expected
 
 

@@ -11,7 +11,7 @@ from cktf.functional import contrast as kernels
 from cktf.functional import kd_loss, nce_loss, precision
 from cktf.functional.contrast import contrast_loss
 from cktf.functional.critics import EPSILON, MeanScore, _softplus_sums
-from cktf.functional.module_vector import module_grid, module_vector
+from cktf.functional.module_vector import module_vector, pooled_grid_size
 
 B, K, N, D = 6, 40, 90, 16
 
@@ -113,7 +113,7 @@ def test_products_of_matrices_however_they_lie(there, monkeypatch):
 def test_bfloat16_rows_however_they_are_multiplied(multiplied, block, monkeypatch):
     """As they are or converted, at once or in blocks, with rows that are drawn many times."""
     monkeypatch.setattr(kernels, "BLOCK", block)
-    monkeypatch.setattr(kernels, "multiplies_bfloat16", lambda _: multiplied)
+    monkeypatch.setattr(kernels, "has_fast_bfloat16", lambda _: multiplied)
     anchor, bank, index = contrast()
     index[:, 2:] = index[:, 2:3]
     bank = bank.bfloat16()
@@ -266,4 +266,4 @@ def test_module_vector_of_dead_units_has_a_finite_gradient():
      ((2, 3), (14, 14), (2, 3)), ((64, 64), (64, 64), (4, 4)), ((16, 8), (16, 8), (2, 1))],
 )  # fmt: skip
 def test_module_grid(student, teacher, grid):
-    assert module_grid(torch.Size((1, 1, *student)), torch.Size((1, 1, *teacher))) == grid
+    assert pooled_grid_size(torch.Size((1, 1, *student)), torch.Size((1, 1, *teacher))) == grid

@@ -51,7 +51,7 @@ class Types(TorchDispatchMode):
 
 @pytest.fixture(params=[True, False], ids=["multiplied", "emulated"])
 def multiplied(request, monkeypatch):
-    monkeypatch.setattr(runtime, "multiplies_bfloat16", lambda _: request.param)
+    monkeypatch.setattr(runtime, "has_fast_bfloat16", lambda _: request.param)
     return request.param
 
 
@@ -137,7 +137,7 @@ def test_a_network_trains_alike_either_way(monkeypatch):
     images, labels = torch.randn(16, 3, 8, 8), torch.arange(16) % 5
     gradients = []
     for native in (True, False):
-        monkeypatch.setattr(runtime, "multiplies_bfloat16", lambda _, native=native: native)
+        monkeypatch.setattr(runtime, "has_fast_bfloat16", lambda _, native=native: native)
         network.zero_grad()
         with autocast("bfloat16"):
             logits = network(images)
@@ -148,7 +148,7 @@ def test_a_network_trains_alike_either_way(monkeypatch):
 
 def test_a_network_is_rounded_once(tmp_path, monkeypatch):
     """Each mode around a network is asked about all that it computes."""
-    monkeypatch.setattr(runtime, "multiplies_bfloat16", lambda _: False)
+    monkeypatch.setattr(runtime, "has_fast_bfloat16", lambda _: False)
     train = TensorDataset(torch.rand(40, 3, 16, 16), torch.arange(40) % 10)
     depths = set()
 
@@ -178,4 +178,4 @@ def test_a_network_is_rounded_once(tmp_path, monkeypatch):
 def test_which_processors_multiply_bfloat16_faster(has, intel, multiplies, monkeypatch):
     monkeypatch.setattr(precision, "_cpu_supports", lambda probe: probe in has)
     monkeypatch.setattr(precision, "_is_intel", lambda: intel)
-    assert precision.multiplies_bfloat16(CPU) is multiplies
+    assert precision.has_fast_bfloat16(CPU) is multiplies

@@ -181,7 +181,7 @@ def test_augmentation_matches_torchvision(many, flip):
         with Image.open(data.images.stored.image_name(position)) as image:
             torch.manual_seed(position)
             expected = np.asarray(transform(image.convert("RGB")))
-        found = data.images.read_augmented(position, position, flip)
+        found = data.images.read_random_crop(position, position, flip)
         assert (found.numpy() == expected).all()
 
 

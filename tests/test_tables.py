@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from cktf.bench import Cost, compare, cost_key, csv_rows, make_matrix, markdown, save_costs
-from cktf.bench.results import Result, save_matrix
+from cktf.bench.results import Result, save_matrix_definition
 from cktf.errors import RecipeError
 
 PAIR = "wrn_40_2:wrn_16_2"
@@ -38,7 +38,7 @@ def save_results(place, method, top1, pair=PAIR, string=None):
 
 
 def save_small_matrix(place, **fields):
-    save_matrix(make_matrix(MATRIX | fields), place)
+    save_matrix_definition(make_matrix(MATRIX | fields), place)
 
 
 def rows_of(table):
@@ -209,7 +209,7 @@ def test_older_matrices_and_results_are_read(tmp_path):
     save_results(tmp_path, "KD+CKTF", [75.0], string="cktf+kd")
     for path in tmp_path.glob("*.json"):
         path.write_text(path.read_text().replace('"interleaved"', '"together"'))
-    save_matrix(matrix, tmp_path)
+    save_matrix_definition(matrix, tmp_path)
     lines = markdown(compare(tmp_path)).splitlines()
     assert lines[3:5] == ["| KD | *74.00* |  | 74.92 |", "| KD+CKTF | **75.00** | +1.00 | 75.89 |"]
 

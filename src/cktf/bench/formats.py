@@ -81,16 +81,16 @@ def _accuracy(entry: Entry, usual_seeds: int) -> str:
         return _EMPTY
     text = f"{entry.mean:.2f}" + ("" if entry.std is None else f" ± {entry.std:.2f}")
     marks = {1: "**", 2: "*"}.get(entry.rank, "")
-    return f"{marks}{text}{marks}{_count(len(entry.values), usual_seeds)}"
+    return f"{marks}{text}{marks}{_suffix_if_unusual(len(entry.values), usual_seeds)}"
 
 
 def _difference(difference: Difference | None, usual_pairs: int) -> str:
     if difference is None:
         return ""
-    return difference_text(difference) + _count(difference.pairs, usual_pairs)
+    return difference_text(difference) + _suffix_if_unusual(difference.pairs, usual_pairs)
 
 
-def _count(number: int, usual: int) -> str:
+def _suffix_if_unusual(number: int, usual: int) -> str:
     """How many a mean is of, where that is not the usual number."""
     return "" if number == usual else f" ({number})"
 

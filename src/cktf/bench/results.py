@@ -147,7 +147,7 @@ def read_results(place: Path) -> list[Result]:
     return [result for result in results if result is not None]
 
 
-def save_matrix(matrix: Matrix, place: Path) -> None:
+def save_matrix_definition(matrix: Matrix, place: Path) -> None:
     """Write the matrix beside its results, for the order and the names of their table."""
     place.mkdir(parents=True, exist_ok=True)
     fields = matrix.model_dump(mode="json", exclude_defaults=True)

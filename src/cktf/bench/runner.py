@@ -22,7 +22,7 @@ from cktf.bench.results import (
     Result,
     Reusable,
     read_run,
-    save_matrix,
+    save_matrix_definition,
     save_teacher_record,
     teacher_record,
     weights_fingerprint,
@@ -51,7 +51,7 @@ def prepare_bench(bench: Bench) -> None:
         begun.touch()
         bench.started = begun.stat().st_mtime
         place, option = bench.results, "--results"
-        save_matrix(bench.matrix, bench.results)
+        save_matrix_definition(bench.matrix, bench.results)
     except OSError as error:
         raise RunFolderError(
             f"{place} cannot be written ({error.strerror}). Choose another {option}."

@@ -56,7 +56,7 @@ def open_image_folder(directory: Path | None, split: str, options: ReadOptions) 
         raise DataError(f"{name}: there is no such folder. Give one with a folder for each class.")
     if split == UNLABELED_SPLIT:
         return _open_unlabeled(name, directory, options)
-    train, test, notes = _list_splits(name, directory, split)
+    train, test, notes = _find_train_and_test_files(name, directory, split)
     files, labels = _flatten(train if split == "train" or test is None else test)
     train_files = files if test is None else _flatten(train)[0]
     if test is None and options.hold_out:
@@ -128,7 +128,7 @@ def choose_image_size(stored: StoredImages) -> tuple[int, str]:
     return size, f"shorter sides have a median of {median:g}: image_size {size}"
 
 
-def _list_splits(
+def _find_train_and_test_files(
     name: str, root: Path, split: str
 ) -> tuple[_ClassFiles, _ClassFiles | None, list[str]]:
     """Training and test files by class (None without a test folder), and notes for the log."""

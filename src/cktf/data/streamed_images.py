@@ -45,7 +45,7 @@ class StreamedImages:
         image = self._load(position, _CENTER_CROP_SCALE)
         return to_uint8_tensor(resize_and_center_crop(image, self.size))
 
-    def read_augmented(self, position: int, seed: int, flip: bool = True) -> Tensor:
+    def read_random_crop(self, position: int, seed: int, flip: bool = True) -> Tensor:
         """Read a random crop of one image, scaled to [S, S, C] uint8.
 
         The crop has 8 to 100 % of the image's area.

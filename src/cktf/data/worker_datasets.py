@@ -42,7 +42,7 @@ class IndexedImageSet(Dataset[tuple[Tensor, int]]):
             return images[position], position
         seed = derive_seed(*self.augment_seed, position)
         streamed = cast(StreamedImages, images)
-        return streamed.read_augmented(position, seed, self.data.flip), position
+        return streamed.read_random_crop(position, seed, self.data.flip), position
 
 
 class IndexedDataset(Dataset[tuple[Tensor, int, int]]):

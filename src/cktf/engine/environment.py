@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cktf import __version__
-from cktf.functional.precision import multiplies_bfloat16
+from cktf.functional.precision import has_fast_bfloat16
 
 # Instruction sets that decide which kernels oneDNN and PyTorch choose, as /proc/cpuinfo names them.
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "asimd", "bf16")
@@ -32,7 +32,7 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """
     bfloat16 = None
     if dtype == torch.bfloat16:
-        bfloat16 = "multiplied" if multiplies_bfloat16(device) else "emulated"
+        bfloat16 = "multiplied" if has_fast_bfloat16(device) else "emulated"
     cpu, cpu_flags = _cpu()
     return {
         "device": describe_device(device),

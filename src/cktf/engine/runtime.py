@@ -14,7 +14,7 @@ from torch import nn
 from cktf.engine.allocator import keep_freed_memory
 from cktf.engine.config import Precision, RuntimeConfig
 from cktf.errors import TrainingError
-from cktf.functional.precision import RoundedProducts, multiplies_bfloat16
+from cktf.functional.precision import RoundedProducts, has_fast_bfloat16
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Runtime:
     @property
     def dtype(self) -> torch.dtype:
         """Data type that the networks compute in; of `auto` bfloat16 where that is faster."""
-        is_fast = self.precision == "auto" and multiplies_bfloat16(self.device)
+        is_fast = self.precision == "auto" and has_fast_bfloat16(self.device)
         return torch.bfloat16 if self.precision == "bfloat16" or is_fast else torch.float32
 
     def reset_seed(self) -> None:
@@ -56,7 +56,7 @@ class Runtime:
         A CPU that does not multiply bfloat16 emulates it, in about float32's time.
         """
         enabled = self.dtype == torch.bfloat16
-        emulated = enabled and self.device.type == "cpu" and not multiplies_bfloat16(self.device)
+        emulated = enabled and self.device.type == "cpu" and not has_fast_bfloat16(self.device)
         with (
             torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled),
             RoundedProducts() if emulated else nullcontext(),

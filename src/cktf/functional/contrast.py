@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cktf.functional.critics import Critic
-from cktf.functional.precision import multiplies_bfloat16, product
+from cktf.functional.precision import has_fast_bfloat16, product
 
 # Scores of one block: 4 MB of float32.
 BLOCK = 1 << 20
@@ -153,7 +153,7 @@ def _scatter_add(dense: Tensor, negative_index: Tensor, weights: Tensor) -> None
 
 def _product_dtype(keys: Tensor) -> torch.dtype:
     """The type that products with the keys are computed in."""
-    slow = keys.dtype == torch.bfloat16 and not multiplies_bfloat16(keys.device)
+    slow = keys.dtype == torch.bfloat16 and not has_fast_bfloat16(keys.device)
     return torch.float32 if slow else keys.dtype
 
 

@@ -25,7 +25,7 @@ EPSILON = 1e-12
 _BLOCK = 1 << 19
 
 
-def module_grid(
+def pooled_grid_size(
     student: torch.Size, teacher: torch.Size, pool_globally: bool = False
 ) -> tuple[int, int]:
     """Height and width to which the two maps of a module are pooled.
@@ -33,11 +33,12 @@ def module_grid(
     1x1 for two networks whose maps are averaged globally, else windows of 8x8, both as published;
     where the maps have not one size that these divide, the smaller map's size, at most 4x4.
 
-    >>> module_grid(torch.Size([8, 16, 32, 32]), torch.Size([8, 32, 32, 32]))
+    >>> pooled_grid_size(torch.Size([8, 16, 32, 32]), torch.Size([8, 32, 32, 32]))
     (4, 4)
-    >>> module_grid(torch.Size([8, 16, 7, 7]), torch.Size([8, 32, 14, 14]))
+    >>> pooled_grid_size(torch.Size([8, 16, 7, 7]), torch.Size([8, 32, 14, 14]))
     (4, 4)
-    >>> module_grid(torch.Size([8, 64, 16, 16]), torch.Size([8, 128, 16, 16]), pool_globally=True)
+    >>> student, teacher = torch.Size([8, 64, 16, 16]), torch.Size([8, 128, 16, 16])
+    >>> pooled_grid_size(student, teacher, pool_globally=True)
     (1, 1)
     """
     if pool_globally:

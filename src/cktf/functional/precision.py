@@ -27,7 +27,7 @@ _PRODUCTS = frozenset(
 _ROUNDED = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
+def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products are faster than float32's; where they are emulated, far slower.
 
     Instructions alone do not decide: a Xeon with AVX512-BF16 but without AMX is faster in float32.

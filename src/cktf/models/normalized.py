@@ -62,13 +62,13 @@ class Normalized(nn.Module):
         """Whether it changes pixel values, not only the size of images."""
         return bool((self.mean != 0).any() or (self.std != 1).any())
 
-    def input_shape(self, images: torch.Size) -> torch.Size:
+    def resized_shape(self, images: torch.Size) -> torch.Size:
         """The shape of a batch of images after resizing."""
         return images if self.size is None else torch.Size((*images[:2], self.size, self.size))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in [0, 1] -> logits [B, classes]."""
-        height, width = self.input_shape(images.shape)[2:]
+        height, width = self.resized_shape(images.shape)[2:]
         if images.shape[2:] != (height, width):
             images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
         return self.network((images - self.mean) / self.std)  # type: ignore[no-any-return]

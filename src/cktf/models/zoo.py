@@ -7,7 +7,7 @@ from torch import nn
 
 from cktf.errors import ModelError, nearest
 from cktf.models.cifar_resnet import CifarResNet
-from cktf.models.imagenet_resnet import BasicBlock, Bottleneck, ImageNetResNet
+from cktf.models.four_stage_resnet import BasicBlock, Bottleneck, FourStageResNet
 from cktf.models.mobilenet import MobileNetV2
 from cktf.models.shufflenet import ShuffleNet
 from cktf.models.vgg import VGG
@@ -41,8 +41,8 @@ _ZOO: dict[str, _Builder] = {
     "MobileNetV2": MobileNetV2,
     "ShuffleV1": partial(ShuffleNet, 1),
     "ShuffleV2": partial(ShuffleNet, 2),
-    **{f"ResNet{d}": partial(ImageNetResNet, BasicBlock, n) for d, n in _BASIC.items()},
-    **{f"ResNet{d}": partial(ImageNetResNet, Bottleneck, n) for d, n in _BOTTLENECK.items()},
+    **{f"ResNet{d}": partial(FourStageResNet, BasicBlock, n) for d, n in _BASIC.items()},
+    **{f"ResNet{d}": partial(FourStageResNet, Bottleneck, n) for d, n in _BOTTLENECK.items()},
 }
 
 

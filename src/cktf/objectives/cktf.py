@@ -24,7 +24,7 @@ from cktf.batch import Batch
 from cktf.contrast import ContrastConfig, Memory, rename_options
 from cktf.errors import MethodError, nearest
 from cktf.functional.maps import pair_stages
-from cktf.functional.module_vector import EPSILON, ModuleNorm, module_grid, module_vector
+from cktf.functional.module_vector import EPSILON, ModuleNorm, module_vector, pooled_grid_size
 from cktf.functional.precision import full_precision
 from cktf.objectives.base import BuildContext, Loss, Objective
 from cktf.objectives.crd import CRD
@@ -203,7 +203,7 @@ class CKTF(Objective):
 
     def _stem(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
         s, t = require_not_none(student.stem, "A stem"), require_not_none(teacher.stem, "A stem")
-        grid = module_grid(s.shape, t.shape, self._pool_globally)
+        grid = pooled_grid_size(s.shape, t.shape, self._pool_globally)
         return (
             module_vector(s, s.shape[1], grid, "none"),
             module_vector(t.detach(), t.shape[1], grid, "none"),
@@ -214,7 +214,7 @@ class CKTF(Objective):
 
         def grid(student_map: Tensor | None, teacher_map: Tensor | None) -> tuple[int, int]:
             s, t = require_not_none(student_map, "A stem"), require_not_none(teacher_map, "A stem")
-            return module_grid(s.shape, t.shape, self._pool_globally)
+            return pooled_grid_size(s.shape, t.shape, self._pool_globally)
 
         positions = pair_stages(range(len(student.stages)), range(len(teacher.stages)))
         stages = ((t, grid(student.stages[s], teacher.stages[t])) for s, t in positions)
@@ -242,7 +242,7 @@ class CKTF(Objective):
     def _module(self, student: Tensor, candidates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         teacher = self._match(student.detach(), candidates).detach()
         # The same size for every candidate: the heads are as wide as the widest.
-        grid = module_grid(student.shape, candidates[-1].shape, self._pool_globally)
+        grid = pooled_grid_size(student.shape, candidates[-1].shape, self._pool_globally)
         channels = max(m.shape[1] for m in (student, *candidates))
         return (
             module_vector(student, channels, grid, self.module_norm),

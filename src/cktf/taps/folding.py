@@ -10,7 +10,7 @@ _MAX_EXTRA_TOKENS = 16
 
 def input_shape(model: nn.Module, images: Size) -> Size:
     """The shape in which images reach the network inside a `Normalized`, which may resize them."""
-    return model.input_shape(images) if isinstance(model, Normalized) else images
+    return model.resized_shape(images) if isinstance(model, Normalized) else images
 
 
 def type_name(model: nn.Module) -> str:

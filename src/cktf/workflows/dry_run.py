@@ -142,7 +142,7 @@ def _preview(tap: Tap | CachedTap, name: str, features: Features, batch: Batch) 
     network, shape = tap.model, batch.images.shape
     normalization = "normalizes by itself, or not at all"
     if isinstance(network, Normalized):
-        shape = network.input_shape(shape)
+        shape = network.resized_shape(shape)
         mean, std = (" ".join(f"{v:.3f}" for v in t.flatten()) for t in (network.mean, network.std))
         normalization = f"mean {mean}, std {std}"
     size = " x ".join(map(str, shape[1:]))

@@ -130,7 +130,9 @@ def inspect(
             names = ("embedding", "stem", "stages", "preacts")
             features = Tap(network, paths, [n for n in names if getattr(paths, n)])(example)
         flops = _count_flops(network, example)
-    shape = network.input_shape(example.shape) if isinstance(network, Normalized) else example.shape
+    shape = (
+        network.resized_shape(example.shape) if isinstance(network, Normalized) else example.shape
+    )
     return Inspection(
         paths,
         features,

@@ -33,14 +33,14 @@ def check_objects(recipe: Recipe, objects: UserObjects) -> list[str]:
     """List the fields set to `custom` without an object, and objects that do not fit."""
     problems = check_data_objects(recipe.data, objects)
     if isinstance(recipe, DistillRecipe):
-        problems += _find_missing_object("teacher", recipe.teacher, objects.teacher)
+        problems += _explain_missing_object("teacher", recipe.teacher, objects.teacher)
     student = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
-    return [*problems, *_find_missing_object("student", student, objects.student)]
+    return [*problems, *_explain_missing_object("student", student, objects.student)]
 
 
 def check_data_objects(section: DataConfig, objects: UserObjects) -> list[str]:
     """List the problems with the data sets of a user."""
-    problems = _find_missing_object("train", section.name, objects.train)
+    problems = _explain_missing_object("train", section.name, objects.train)
     if section.name != CUSTOM:
         if not isinstance(objects.train, str | Path | None):
             problems.append(
@@ -64,7 +64,7 @@ def check_data_objects(section: DataConfig, objects: UserObjects) -> list[str]:
     return problems
 
 
-def _find_missing_object(name: str, spec: str, value: Any) -> list[str]:
+def _explain_missing_object(name: str, spec: str, value: Any) -> list[str]:
     """List a field that is `custom` and has no object."""
     if spec != CUSTOM or not isinstance(value, str | Path | None):
         return []

@@ -77,7 +77,7 @@ class Bottleneck(nn.Module):
         return self.relu(out + self.shortcut(x))  # type: ignore[no-any-return]
 
 
-class ImageNetResNet(nn.Module):
+class FourStageResNet(nn.Module):
     """A stem of one convolution, four stages of residual blocks, a linear classifier.
 
     Args:
