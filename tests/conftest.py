@@ -37,10 +37,7 @@ def images():
 @pytest.fixture(scope="session")
 def few_images(images):
     """200 training and 200 test images."""
-    return [
-        ImageSet(data.images[:200], data.labels[:200], data.classes, data.mean, data.std)
-        for data in images
-    ]
+    return [data.subset(torch.arange(200)) for data in images]
 
 
 @pytest.fixture

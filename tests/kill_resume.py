@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate.utils import set_seed
+from image_files import write_cifar10
 from safetensors.torch import load_file
 from small_runs import SmallNet
 
@@ -54,8 +55,7 @@ def image_sets() -> list[ImageSet]:
         # They lie by class; mixed, any part of them holds all classes.
         chosen = torch.arange(0, len(full), EVERY)
         chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
-        few = full.images[chosen], full.labels[chosen]
-        sets.append(ImageSet(*few, full.classes, full.mean, full.std))
+        sets.append(full.subset(chosen))
     return sets
 
 
@@ -79,12 +79,7 @@ def transferred(shop: Path) -> Callable[[Path], None]:
     from cktf.workflows import plan_transfer, run_transfer
 
     train, _ = image_sets()
-    # As CIFAR-10's binary files, 60 images each.
-    for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
-        part = slice(60 * number, 60 * (number + 1))
-        pixels = train.images[part].permute(0, 3, 1, 2).reshape(60, -1)
-        records = torch.cat([train.labels[part].byte().unsqueeze(1), pixels], dim=1)
-        (shop / f"{name}.bin").write_bytes(records.numpy().tobytes())
+    write_cifar10(shop, train.images, train.labels)
     torch.manual_seed(0)
     teacher = shop / "teacher.safetensors"
     names = load_dataset("cifar10", shop, "test").classes

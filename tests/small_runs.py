@@ -34,6 +34,19 @@ class SmallNet(nn.Module):
         return self.fc(self.b(self.a(x)).mean((2, 3)))
 
 
+class CustomNet(nn.Module):
+    """Named modules and a forward function of the network and its images."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        self.compute = forward
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.compute(self, x)
+
+
 class TwoClassifiers(SmallNet):
     """A second linear layer reads the logits of the first."""
 
@@ -119,8 +132,8 @@ def stop_after_steps(monkeypatch, steps):
     after_each_step(monkeypatch, count)
 
 
-def run_command(line):
+def run_command(line, exit_code=0):
     """Run one `cktf` command line in this process; returns its output."""
     result = CliRunner().invoke(app, shlex.split(line), env={"COLUMNS": "160"})
-    assert result.exception is None, result.output
+    assert result.exit_code == exit_code, result.output
     return result.output

@@ -45,13 +45,6 @@ def test_the_last_two_are_kept(saved, tmp_path):
     assert checkpoints.newest() == {"number": 3}
 
 
-def test_a_manifest_holds_size_and_hash(saved):
-    _, _, newest = saved
-    entry = json.loads(newest.with_suffix(".json").read_text())["files"][newest.name]
-    content = newest.read_bytes()
-    assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
 def test_a_flipped_bit_is_seen_wherever_it_is(saved):
     """In headers, names, pickle, numbers and the archive's directory: every 16th byte."""
     checkpoints, warnings, newest = saved
@@ -114,14 +107,6 @@ def test_a_damaged_one_is_replaced_when_training_comes_there_again(saved):
     newest.write_bytes(b"x")
     checkpoints.save({"number": 15}, "1b")
     assert [p.name for p in checkpoints.paths] == ["checkpoint-1.pt", "checkpoint-1b.pt"]
-
-
-def test_all_damaged(saved):
-    checkpoints, _, _ = saved
-    for path in checkpoints.paths:
-        path.write_bytes(b"")
-    with pytest.raises(RunFolderError, match="None of the checkpoints"):
-        checkpoints.newest()
 
 
 @contextmanager

@@ -19,6 +19,11 @@ def traced_only(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
 
 
+def random_images():
+    torch.manual_seed(0)
+    return TensorDataset(torch.rand(24, 3, 16, 16), torch.arange(24) % 4)
+
+
 def test_a_compiled_tap_gives_the_same_features_and_gradients():
     torch.manual_seed(0)
     network, images = create("resnet8", 10), torch.rand(4, 3, 32, 32)
@@ -74,8 +79,7 @@ def test_one_process_compiles_for_several_taps():
 @pytest.mark.slow
 def test_a_run_with_networks_that_the_user_compiled(tmp_path):
     """They train compiled, and what is saved loads into the plain network."""
-    torch.manual_seed(0)
-    data = TensorDataset(torch.rand(24, 3, 16, 16), torch.arange(24) % 4)
+    data = random_images()
     teacher, student = create("resnet14", 4), create("resnet8", 4)
     before = student.conv1.weight.clone()
     run = cktf.distill(
@@ -93,8 +97,7 @@ def test_a_run_with_networks_that_the_user_compiled(tmp_path):
 @pytest.mark.slow
 def test_a_transfer_and_a_probe_of_networks_that_the_user_compiled(tmp_path):
     """What counts is the plain network; here it also trains uncompiled, to save time."""
-    torch.manual_seed(0)
-    data = TensorDataset(torch.rand(24, 3, 16, 16), torch.arange(24) % 4)
+    data = random_images()
     teacher, student = create("resnet8", 4), create("resnet8", 4)
     plain, compiled = (
         cktf.probe(network, labeled=data, test=data, labels_per_class=[1], draws=1)

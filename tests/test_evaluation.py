@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 from image_files import write_jpegs
-from typer.testing import CliRunner
+from small_runs import run_command
 
 import cktf
-from cktf.cli.main import app
 from cktf.data import load_dataset
 from cktf.errors import DataError
 from cktf.models import create, save_network
@@ -22,6 +21,8 @@ from cktf.recipes import (
 from cktf.workflows import evaluation, plan_transfer
 from cktf.workflows.analysis import RunAnalyzer
 from cktf.workflows.user_objects import UserObjects
+
+TRAIN = "train --model resnet8 --epochs 1 --set data.batch_size=4"
 
 
 @pytest.fixture
@@ -75,8 +76,7 @@ def test_relative_folders_are_recognized(sets, tmp_path, monkeypatch):
 
 def test_evaluation_uses_the_size_of_training(sets, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    line = f"train --model resnet8 --data {sets['a']} --epochs 1 --out {out}"
-    assert CliRunner().invoke(app, [*line.split(), "--set", "data.batch_size=4"]).exit_code == 0
+    run_command(f"{TRAIN} --data {sets['a']} --out {out}")
     seen = []
 
     def accuracy_of(forward, loader, *others):
@@ -94,9 +94,7 @@ def test_evaluation_uses_the_size_of_training(sets, tmp_path, monkeypatch):
 def test_a_folder_may_have_moved(sets, tmp_path, tested):
     """--data-dir names its new place; images added later do not change the image size."""
     out, moved = tmp_path / "run", tmp_path / "elsewhere"
-    line = f"train --model resnet8 --data {sets['a']} --epochs 1 --out {out}"
-    options = ["--set", "data.batch_size=4", "--set", f"data.test={sets[tested]}"]
-    assert CliRunner().invoke(app, [*line.split(), *options]).exit_code == 0
+    run_command(f"{TRAIN} --data {sets['a']} --out {out} --set data.test={sets[tested]}")
     log = (out / "log.txt").read_text()
     assert f"{sets['a']}: train: 4 images of 2 classes, 64x64, in memory" in log
     expected = cktf.evaluate(out)[0]
@@ -107,11 +105,8 @@ def test_a_folder_may_have_moved(sets, tmp_path, tested):
     assert (accuracy, name) == (expected, f"imagefolder:{moved}")
     with pytest.raises(DataError, match="there is no such folder"):
         cktf.evaluate(out)
-    trained_on, there = (
-        evaluation.load_test_section(out, sets["a"], str(moved))[1],
-        f"imagefolder:{moved}",
-    )
-    assert (trained_on.name, trained_on.test) == (there, None)
+    section = evaluation.load_test_section(out, sets["a"], str(moved))[1]
+    assert (section.name, section.test) == (f"imagefolder:{moved}", None)
     found = RunAnalyzer(data_dir=str(moved)).analyze(out)
     assert (found.missing_reason, tuple(found.images.shape[1:])) == ("", (64, 64, 3))
 
@@ -121,8 +116,7 @@ def test_a_folder_of_test_images_alone(sets, tmp_path):
     run = write_run(tmp_path / "run", recipe)
     (tmp_path / "b" / "train").rename(tmp_path / "aside")
     assert cktf.evaluate(run, sets["b"])[0].samples == 8
-    words = "found test, and no class folders in train"
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match="found test, and no class folders in train"):
         load_dataset(sets["b"], None, "train")
 
 

@@ -11,11 +11,10 @@ import pytest
 import torch
 from image_files import write_colored_images
 from PIL import Image
+from small_runs import CustomNet, run_command
 from torch import nn
-from typer.testing import CliRunner
 
 import cktf
-from cktf.cli.main import app
 from cktf.data import load_dataset
 from cktf.data.image_decoding import decode_image, resize_and_center_crop, to_uint8_tensor
 from cktf.errors import DataError, ModelError, RecipeError, RunFolderError
@@ -43,9 +42,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(run):
-    done = CliRunner().invoke(app, ["export", str(run.folder), "--int8"])
-    assert done.exit_code == 0, done.output
-    return done.output
+    return run_command(f"export {run.folder} --int8")
 
 
 @pytest.mark.parametrize(("name", "form"), [("student", "ONNX"), ("student.int8", "ONNX int8")])
@@ -104,34 +101,23 @@ def test_the_code_of_the_docs_runs(tmp_path, monkeypatch, capsys):
         Image.open(held_out).resize((30, 20)).save("photo.jpg", exif=exif, quality=100)
         known: dict[str, Any] = {}
         exec(code, known)
-        pixels = (
-            to_uint8_tensor(
-                resize_and_center_crop(decode_image(Image.open("photo.jpg")), 32)
-            ).permute(2, 0, 1)
-            / 255
-        )
+        photo = resize_and_center_crop(decode_image(Image.open("photo.jpg")), 32)
+        pixels = to_uint8_tensor(photo).permute(2, 0, 1) / 255
         with torch.no_grad():
             expected = run.student.eval()(pixels[None])
         assert torch.allclose(torch.from_numpy(known["logits"]), expected, atol=0.02)
         assert capsys.readouterr().out.split() == [names[int(expected.argmax())]]
 
 
-class Resized(nn.Module):
-    """A network of its user's, for images of one size, that reshapes the batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.convolution, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 5)
-
-    def forward(self, images):
-        maps = self.convolution(images).relu()
-        return self.linear(maps.reshape(images.shape[0], -1))
-
-
 @pytest.mark.slow
 def test_the_file_includes_normalization_and_resizing(tmp_path):
+    """The user's network is for images of one size, and reshapes the batch."""
     torch.manual_seed(0)
-    network = Normalized(Resized(), (0.4, 0.5, 0.6), (0.2, 0.3, 0.1), size=8)
+    resized = CustomNet(
+        lambda net, x: net.linear(net.convolution(x).relu().reshape(x.shape[0], -1)),
+        convolution=nn.Conv2d(3, 4, 3), linear=nn.Linear(4 * 36, 5),
+    )  # fmt: skip
+    network = Normalized(resized, (0.4, 0.5, 0.6), (0.2, 0.3, 0.1), size=8)
     network.train()
     write_onnx(network, torch.rand(2, 3, 20, 12), tmp_path / "a.onnx", {"note": "a user's"})
     assert network.training
@@ -143,34 +129,20 @@ def test_the_file_includes_normalization_and_resizing(tmp_path):
     assert (note.key, note.value) == ("note", "a user's")
 
 
-class Noisy(nn.Module):
-    def forward(self, images):
-        return images.mean((2, 3)) + torch.rand_like(images[:, :, 0, 0])
-
-
-class Deciding(nn.Module):
-    def forward(self, images):
-        return images.mean((2, 3)) if images.sum() > 0 else images.amax((2, 3))
-
-
-class Fixed(nn.Module):
-    def forward(self, images):
-        return images.reshape(4, 3, -1).mean(2)
-
-
 @pytest.mark.parametrize(
-    ("network", "says"),
+    ("forward", "message"),
     [
-        (Noisy(), "would not compute"),
-        (Deciding(), "cannot write Deciding"),
-        (Fixed(), "differ by up to inf"),
+        (lambda _, x: x.mean((2, 3)) + torch.rand_like(x[:, :, 0, 0]), "would not compute"),
+        (lambda _, x: x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3)), "cannot write CustomNet"),
+        (lambda _, x: x.reshape(4, 3, -1).mean(2), "differ by up to inf"),
     ],
+    ids=["random", "branches", "one batch size"],
 )
-def test_a_network_that_onnx_cannot_hold_is_refused(tmp_path, network, says):
+def test_a_network_that_onnx_cannot_hold_is_refused(tmp_path, forward, message):
     path = tmp_path / "a.onnx"
     path.write_text("earlier")
-    with pytest.raises(ModelError, match=says):
-        write_onnx(network, torch.rand(4, 3, 8, 8), path)
+    with pytest.raises(ModelError, match=message):
+        write_onnx(CustomNet(forward), torch.rand(4, 3, 8, 8), path)
     assert path.read_text() == "earlier"
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
 
@@ -228,9 +200,7 @@ def test_a_student_without_labels_knows_its_teachers_classes(tmp_path):
 
 
 def test_errors_of_missing_runs_and_libraries(tmp_path, monkeypatch):
-    done = CliRunner().invoke(app, ["export", str(tmp_path)])
-    assert done.exit_code == 2
-    assert str(tmp_path) in done.output.replace("\n", "")
+    assert str(tmp_path) in run_command(f"export {tmp_path}", exit_code=2).replace("\n", "")
     monkeypatch.setattr(files, "_LIBRARIES", ("onnx", "no_such_library"))
     with pytest.raises(RecipeError, match=r"needs no_such_library.*pip install 'cktf\[export\]'"):
         export_run(tmp_path)

@@ -2,7 +2,6 @@
 
 import json
 import random
-import shlex
 
 import numpy as np
 import pytest
@@ -11,10 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from small_runs import TwoClassifiers, copy_state, equal_weights, run_command
 from torch.utils.data import DataLoader
-from typer.testing import CliRunner
 
 import cktf
-from cktf.cli.main import app
 from cktf.data import sample_per_class
 from cktf.data.cifar_classes import CIFAR10
 from cktf.engine import RuntimeConfig, start_runtime
@@ -194,7 +191,7 @@ def test_a_probe_is_at_the_size_of_training(cifar_dir, tmp_path, monkeypatch, mo
     monkeypatch.setattr("cktf.workflows.probe_run", record_call)
     line = f"probe {path} --labeled cifar10 --data-dir {cifar_dir} {mode}"
     for more in ("", " --set data.image_size=40"):
-        CliRunner().invoke(app, shlex.split(line + more))
+        run_command(line + more, exit_code=2)
     assert sizes == [24, 40]
 
 
@@ -208,8 +205,7 @@ def test_a_probe_starts_with_a_new_classifier(probe_line, teacher_dir, monkeypat
         raise RecipeError(["enough"])
 
     monkeypatch.setattr("cktf.workflows.run_recipe", record_start)
-    line = f"{probe_line} --epochs 1 {mode}"
-    assert CliRunner().invoke(app, shlex.split(line)).exit_code == 2
+    run_command(f"{probe_line} --epochs 1 {mode}", exit_code=2)
     before = load_network(teacher_dir / "student.safetensors")[0].state_dict()
     assert {name for name in before if not torch.equal(before[name], states[0][name])} == CLASSIFIER
 
@@ -228,7 +224,5 @@ MISTAKES = {
 @pytest.mark.parametrize(("options", "words"), MISTAKES.items(), ids=MISTAKES)
 def test_mistakes_of_the_command(teacher_dir, cifar_dir, options, words):
     line = f"probe {teacher_dir} {options} --data-dir {cifar_dir}"
-    result = CliRunner().invoke(app, shlex.split(line))
-    assert result.exit_code == 2, result.output
-    assert words in result.output
+    assert words in run_command(line, exit_code=2)
     assert [p.name for p in teacher_dir.iterdir()] == ["student.safetensors"]

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from image_files import stl10_bytes
 from small_runs import read_metrics, run_command
-from typer.testing import CliRunner
 
 from cktf.cli.command import build_run_request
-from cktf.cli.main import app
 from cktf.data import StreamedImages
 from cktf.recipes import (
     build_data,
@@ -110,6 +108,5 @@ def test_images_are_cut_at_random_from_what_is_stored(stl):
 
 
 def test_a_recipe_that_is_not_there():
-    result = CliRunner().invoke(app, ["transfer", "--recipe", "paper/transfer-vgg19"])
-    assert result.exit_code == 2
-    assert "paper/transfer-vgg19-vgg8" in result.output
+    printed = run_command("transfer --recipe paper/transfer-vgg19", exit_code=2)
+    assert "paper/transfer-vgg19-vgg8" in printed

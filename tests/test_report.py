@@ -16,10 +16,9 @@ import torch
 import yaml
 from image_files import write_colored_images
 from PIL import Image
-from typer.testing import CliRunner
+from small_runs import run_command
 
 import cktf
-from cktf.cli.main import app
 from cktf.data import MemoryLoader
 from cktf.errors import RecipeError
 from cktf.recipes import set_field
@@ -337,9 +336,8 @@ def test_of_many_classes_those_that_differ_most():
 def test_twenty_methods_have_different_styles():
     """In every legend, and without colors among the first seven."""
     rows = [{"epoch": 1, "test_top1": 80.0, "terms": {"total": 1.0}}]
-    logits = [[5.0, 0.0], [0.0, 5.0]]
     runs = [
-        replace(run("kd", 80.0 - n, 0, logits, [0, 1], {"options.kd.temperature": n}), rows=rows)
+        replace(run("kd", 80.0 - n, 0, LOGITS, [0, 1], {"options.kd.temperature": n}), rows=rows)
         for n in range(1, 21)
     ]
     groups = group_runs([replace(one, teacher=one.student) for one in runs])
@@ -416,8 +414,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(runs, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    done = CliRunner().invoke(app, ["report", *map(str, runs[1:]), "--out", str(path)])
-    assert done.exit_code == 0, done.output
+    run_command(f"report {runs[1]} {runs[2]} --out {path}")
     return path
 
 
@@ -488,10 +485,10 @@ def test_a_network_that_gives_no_numbers(runs, monkeypatch):
     load = analysis.load_teacher
 
     def load_broken(*args, **options):
-        loaded = load(*args, **options)
-        for parameter in loaded.network.parameters():
+        teacher = load(*args, **options)
+        for parameter in teacher.network.parameters():
             parameter.data.fill_(torch.nan)
-        return loaded
+        return teacher
 
     monkeypatch.setattr(analysis, "load_teacher", load_broken)
     assert "not finite" in RunAnalyzer(max_images=9).analyze(runs[2]).missing_reason
@@ -565,10 +562,6 @@ def test_a_teachers_own_run(runs, tmp_path):
     ]  # fmt: skip
 
 
-def change_json(path, **fields):
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
 def report_of_changed(run, tmp_path, change):
     """The text of a report of a copy of the run, changed before."""
     copy = tmp_path / "copy"
@@ -587,10 +580,12 @@ def test_a_run_whose_teacher_is_gone_or_was_trained_again(runs, tmp_path):
     text = report_of_changed(runs[2], tmp_path / "gone", move_teacher)
     assert "/nowhere/teacher" in text
     assert "Some figures are missing" in text
-    text = report_of_changed(
-        runs[2], tmp_path / "again",
-        lambda copy: change_json(copy / "teacher.json", sha256="0123456789abcdef"),
-    )  # fmt: skip
+
+    def change_hash(copy):
+        ref = json.loads((copy / "teacher.json").read_text()) | {"sha256": "0123456789abcdef"}
+        (copy / "teacher.json").write_text(json.dumps(ref))
+
+    text = report_of_changed(runs[2], tmp_path / "again", change_hash)
     assert "has other weights now" in text
     assert "01234567…" in text
 
@@ -614,9 +609,7 @@ def test_mistakes(runs, tmp_path):
     (tmp_path / "unfinished").mkdir()
     shutil.copy(runs[1] / "recipe.yaml", tmp_path / "unfinished")
     for folder, message in ((tmp_path, "no run"), (tmp_path / "unfinished", "no finished run")):
-        done = CliRunner().invoke(app, ["report", str(folder)])
-        assert done.exit_code == 2
-        assert message in " ".join(done.output.split())
+        assert message in " ".join(run_command(f"report {folder}", exit_code=2).split())
 
 
 @pytest.fixture(scope="module")
@@ -642,12 +635,14 @@ def browser(tmp_path_factory):
     opened.quit()
 
 
-def shown(browser, path, width, scheme):
+def set_color_scheme(browser, scheme):
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def take_screenshot(browser, path, width, scheme):
     """The whole page as pixels, once all is drawn; kept as a picture."""
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
-    )
+    set_color_scheme(browser, scheme)
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get(path.as_uri())
@@ -656,15 +651,13 @@ def shown(browser, path, width, scheme):
         assert time.monotonic() < until, browser.get_log("browser")
         time.sleep(0.1)
     height = browser.execute_script("return document.documentElement.scrollHeight")
-    taken = browser.execute_cdp_cmd(
-        "Page.captureScreenshot",
-        {
-            "captureBeyondViewport": True,
-            "clip": {"x": 0, "y": 0, "width": width, "height": height, "scale": 1},
-        },
-    )
+    options = {
+        "captureBeyondViewport": True,
+        "clip": {"x": 0, "y": 0, "width": width, "height": height, "scale": 1},
+    }
+    screenshot = browser.execute_cdp_cmd("Page.captureScreenshot", options)
     SHOTS.mkdir(parents=True, exist_ok=True)
-    png = base64.b64decode(taken["data"])
+    png = base64.b64decode(screenshot["data"])
     (SHOTS / f"{scheme}-{width}.png").write_bytes(png)
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
@@ -673,18 +666,14 @@ def shown(browser, path, width, scheme):
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (420, "dark")])
 def test_in_a_browser(browser, report, width, scheme):
     browser.get_log("browser"), browser.get_log("performance")
-    pixels = shown(browser, report, width, scheme)
+    pixels = take_screenshot(browser, report, width, scheme)
     # Nothing was complained of, and nothing was asked of a network.
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
     events = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
-    asked = [
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
-    ours = [url for url in asked if not url.startswith("chrome://")]
-    assert ours
-    assert {url.partition(":")[0] for url in ours} <= {"file", "data", "blob"}
+    requests = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    schemes = {request["request"]["url"].partition(":")[0] for request in requests} - {"chrome"}
+    assert schemes
+    assert schemes <= {"file", "data", "blob"}
     # It fits the window, and markup is text.
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.title != "1"
@@ -701,8 +690,7 @@ def test_in_a_browser(browser, report, width, scheme):
         "const r = p.getBoundingClientRect();"
         "return [p.id, r.x + scrollX, r.y + scrollY, r.width, r.height]})"
     )
-    figures = re.search(r'id="figures">(.*?)</script>', report.read_text())[1]
-    assert {place[0] for place in places} == set(json.loads(figures))
+    assert {place[0] for place in places} == set(read_figures(report))
     for name, x, y, wide, high in places:
         part = pixels[int(y) : int(y + high), int(x) : int(x + wide)].reshape(-1, 3)
         ground = np.median(part, axis=0)
@@ -710,19 +698,15 @@ def test_in_a_browser(browser, report, width, scheme):
         assert ink > 0.0004, (name, ink)
         assert wide > 150
     # The page's own colors.
-    light = pixels[2, 2].sum() > 380
-    assert light == (scheme == "light")
+    assert (pixels[2, 2].sum() > 380) == (scheme == "light")
 
 
 @pytest.mark.slow
 def test_a_change_of_scheme_redraws(browser, report):
-    shown(browser, report, 1280, "light")
+    take_screenshot(browser, report, 1280, "light")
     ink = "return getComputedStyle(document.querySelector('#plot-accuracy .xtick text')).fill"
     before = browser.execute_script(ink)
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": "dark"}]},
-    )
+    set_color_scheme(browser, "dark")
     until = time.monotonic() + 20
     while browser.execute_script(ink) == before:
         assert time.monotonic() < until

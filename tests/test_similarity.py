@@ -32,13 +32,11 @@ def test_calibration_by_a_loop():
     confidence, predicted = probabilities.max(1)
     error = 0.0
     for number in range(10):
-        inside = [
-            i for i in range(200) if number / 10 <= confidence[i] < (number + 1) / 10
-        ]  # fmt: skip
-        if inside:
-            right = sum(int(predicted[i] == labels[i]) for i in inside) / len(inside)
-            sure = sum(float(confidence[i]) for i in inside) / len(inside)
-            error += abs(right - sure) * len(inside) / 200
+        inside = (number / 10 <= confidence) & (confidence < (number + 1) / 10)
+        if inside.any():
+            accuracy = (predicted[inside] == labels[inside]).double().mean()
+            gap = float((accuracy - confidence[inside].double().mean()).abs())
+            error += gap * int(inside.sum()) / 200
     assert found.error == pytest.approx(100 * error, rel=1e-5)
     assert sum(found.count) == 200
 

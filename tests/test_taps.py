@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_runs import CustomNet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -11,19 +12,6 @@ from cktf.taps import FeaturePaths, Tap, infer_paths, resize_classifier
 
 IMAGES = torch.rand(2, 3, 32, 32)
 ALL = ("embedding", "stem", "stages", "blocks", "preacts")
-
-
-class Network(nn.Module):
-    """A network of a user who never heard of taps: named modules and a forward function."""
-
-    def __init__(self, forward, **modules):
-        super().__init__()
-        self.compute = forward
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x):
-        return self.compute(self, x)
 
 
 def end_with_classifier(*layers, channels):
@@ -66,7 +54,7 @@ def test_a_tap_returns_only_needed_features_and_leaves_no_hooks():
 
 def plain():
     """Strided convolutions, nothing in place."""
-    return Network(
+    return CustomNet(
         lambda net, x: net.head(net.pool(net.b(net.a(net.first(x)))).flatten(1)),
         first=nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
         a=nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()),
@@ -110,7 +98,7 @@ def test_infer_leaves_the_network_as_it_was():
 def of_tokens(norm=None):
     """A user's vision transformer, whose blocks lie in PyTorch's own encoder."""
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-    return Network(
+    return CustomNet(
         lambda net, x: net.fc(net.transformer(net.patches(x).flatten(2).mT).mean(1)),
         transformer=nn.TransformerEncoder(layer, 8, norm, enable_nested_tensor=False),
         patches=nn.Conv2d(3, 16, 8, 8), fc=nn.Linear(16, 5),
@@ -153,7 +141,7 @@ class Residual(nn.Module):
 
 def squeeze_and_excite():
     """Channel attention: its 1x1 maps must not be taken for stages."""
-    return Network(
+    return CustomNet(
         lambda net, x: net.fc(net.out((x := net.conv(x)) * net.gate(x)).mean((2, 3))),
         conv=nn.Conv2d(3, 8, 3, 2, 1), out=nn.Conv2d(8, 8, 1), fc=nn.Linear(8, 4),
         gate=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Sigmoid()),
@@ -180,7 +168,7 @@ def attentive(both):
         x = net.attending(net.b(net.a(net.first(x))))
         return net.fc((x[0] if both else x).mean((2, 3)))
 
-    return Network(
+    return CustomNet(
         forward, first=nn.Conv2d(3, 8, 3, 2, 1), a=nn.Conv2d(8, 8, 3, 2, 1),
         b=nn.Conv2d(8, 8, 3, 2, 1), attending=Attending(both), fc=nn.Linear(8, 5),
     )  # fmt: skip
@@ -188,7 +176,7 @@ def attentive(both):
 
 def enlarged(decoder):
     """Images are enlarged inside; so is a map in a decoder, which gives it."""
-    network = Network(
+    network = CustomNet(
         lambda net, x: net.fc(net.decoder(net.b(net.a(net.first(net.up(x))))).mean((2, 3))),
         up=nn.Upsample(scale_factor=4), first=nn.Conv2d(3, 4, 3, 2, 1), fc=nn.Linear(4, 5),
         a=nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU()),
@@ -224,7 +212,9 @@ def test_infer_ignores_attention_in_efficientformer():
 
 
 def small(forward):
-    return Network(forward, conv=nn.Conv2d(3, 4, 3), relu=nn.ReLU(inplace=True), fc=nn.Linear(4, 2))
+    return CustomNet(
+        forward, conv=nn.Conv2d(3, 4, 3), relu=nn.ReLU(inplace=True), fc=nn.Linear(4, 2)
+    )
 
 
 def overwritten():
@@ -288,8 +278,8 @@ def test_infer_avoids_overwritten_outputs():
 
 
 def test_infer_without_a_linear_layer():
-    network = Network(lambda net, x: net.conv(x).mean((2, 3))[:, 1:], conv=nn.Conv2d(3, 4, 3))
-    with pytest.raises(TapError, match=r"Network runs no layer .* --student-embedding"):
+    network = CustomNet(lambda net, x: net.conv(x).mean((2, 3))[:, 1:], conv=nn.Conv2d(3, 4, 3))
+    with pytest.raises(TapError, match=r"CustomNet runs no layer .* --student-embedding"):
         infer_paths(network, IMAGES)
     paths = FeaturePaths(embedding="conv:input")
     assert infer_paths(network, IMAGES, paths).embedding == "conv:input"
@@ -299,7 +289,7 @@ def test_infer_a_convolutional_classifier():
     """As in SqueezeNet, it classifies every place."""
     body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
     head = nn.Sequential(nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    network = Network(lambda net, x: net.classifier(net.body(x)), body=body, classifier=head)
+    network = CustomNet(lambda net, x: net.classifier(net.body(x)), body=body, classifier=head)
     tap = Tap.infer(network, IMAGES)
     assert tap.paths.stages == ("body",)
     features = tap(IMAGES)
@@ -324,7 +314,9 @@ def tail(last=None):
         return logits if last is None else logits + net.last(logits)
 
     features = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU())
-    return Network(forward, fc=nn.Linear(3, 5), features=features, proj=nn.Linear(4, 3), last=last)
+    return CustomNet(
+        forward, fc=nn.Linear(3, 5), features=features, proj=nn.Linear(4, 3), last=last
+    )
 
 
 def convolution():

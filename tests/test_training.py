@@ -107,10 +107,7 @@ def test_teacher_is_frozen_in_eval_mode_and_restored(few_images, tmp_path, monke
     monkeypatch.setattr(TrainStep, "forward", record_flags)
     for out, more in (("run", {}), ("failed", {"overrides": {"optimizer.lr": 1e9}})):
         with pytest.raises(TrainingError) if more else nullcontext():
-            cktf.distill(
-                teacher, SmallNet(), train=few_images[0], method="cktf+kd", epochs=2,
-                out=tmp_path / out, options=OPTIONS, show=False, **more,
-            )  # fmt: skip
+            distill_few(few_images, tmp_path / out, teacher=teacher, **more)
         assert not any(any(trained + modes) for trained, modes in flags)
         assert read_flags() == flags_before
         assert equal_weights(before, teacher.state_dict())
@@ -153,9 +150,9 @@ def test_frozen_batch_norm_keeps_its_statistics(few_images, tmp_path, student, m
     student.a.requires_grad_(False)
     before = {k: v.clone() for k, v in student.state_dict().items()}
     options = {"cktf": {"memory": "queue", "queue_size": 64, "negatives": 16, "init": "forward"}}
-    cktf.distill(
-        SmallNet(width=16), student, train=few_images[0], test=few_images[1], method=method,
-        epochs=1, out=tmp_path, options=options if method == "cktf" else None, show=False,
+    distill_few(
+        few_images, tmp_path, student=student, method=method, epochs=1,
+        options=options if method == "cktf" else None,
     )  # fmt: skip
     after = student.state_dict()
     unchanged = {name for name in before if torch.equal(before[name], after[name])}
@@ -184,9 +181,8 @@ def test_a_seed_fixes_everything(few_images, tmp_path):
     first = student_weights(distill_few(few_images, tmp_path / "a"))
     torch.randn(3)
     assert equal_weights(first, student_weights(distill_few(few_images, tmp_path / "b")))
-    assert not equal_weights(
-        first, student_weights(distill_few(few_images, tmp_path / "c", seed=1))
-    )
+    other = student_weights(distill_few(few_images, tmp_path / "c", seed=1))
+    assert not equal_weights(first, other)
 
 
 def test_a_run_is_not_overwritten_nor_continued_with_another_recipe(few_images, tmp_path):

@@ -40,7 +40,7 @@ def probe(
     if trained and (draws is not None or len(label_counts) > 1):
         raise RecipeError(
             ["--draws, --labels-per-class: training takes one number of labels and one draw, "
-             "which --seed decides. Leave --sgd away for a curve."]
+             "which --seed decides. Leave out --sgd for a curve."]
         )  # fmt: skip
     if not trained and (
         options["epochs"] is not None or options["resume"] is not None or options["dry_run"]
