@@ -1,16 +1,19 @@
 """Students that take turns with one teacher end as they would alone."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import read_metrics, stop_after_steps
+from small_runs import equal_weights, read_metrics, stop_after_steps, student_weights
 
 import cktf
 from cktf.batch import Batch
 from cktf.engine import Trainer
 from cktf.errors import Interrupted, RecipeError
+from cktf.objectives import CRD
 from cktf.recipes import parse_recipe
 from cktf.taps import SharedTap, Tap
 from cktf.workflows import distill_interleaved, run_recipe
@@ -141,3 +144,33 @@ def test_a_signal_stops_and_saves_all(teacher, cifar_dir, tmp_path, monkeypatch)
     for a, b in zip(whole, distill_interleaved(jobs["cut"]), strict=True):
         weights = [load_file(run.folder / "student.safetensors") for run in (a, b)]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_signal_while_memories_are_filled_saves_nothing(
+    teacher, cifar_dir, tmp_path, monkeypatch
+):
+    """Half-filled memories are filled again, as in a run that was never stopped."""
+    contrast = {"negatives": 16, "init": "forward", "memory": "queue", "queue_size": 128}
+    methods = {"crd": {"crd": contrast}, "kd": {}}
+    jobs = {
+        name: [
+            (recipe(teacher, cifar_dir, method, options), tmp_path / name / method)
+            for method, options in methods.items()
+        ]
+        for name in ("whole", "cut")
+    }
+    whole = distill_interleaved(jobs["whole"])
+    with monkeypatch.context() as patch:
+        fill = CRD.fill
+
+        def fill_and_stop(self, *arguments):
+            os.kill(os.getpid(), signal.SIGTERM)
+            fill(self, *arguments)
+
+        patch.setattr(CRD, "fill", fill_and_stop)
+        with pytest.raises(Interrupted):
+            distill_interleaved(jobs["cut"])
+    for _, folder in jobs["cut"]:
+        assert not list((folder / "checkpoints").glob("*.pt"))
+    for a, b in zip(whole, distill_interleaved(jobs["cut"]), strict=True):
+        assert equal_weights(student_weights(a), student_weights(b))

@@ -402,6 +402,17 @@ def test_a_users_accelerator_is_unchanged(few_images, tmp_path, user_accelerator
     assert Accelerator(cpu=True, mixed_precision="bf16").device.type == "cpu"
 
 
+def test_an_accelerator_can_be_made_after_a_run(few_images, tmp_path):
+    """A run leaves precision and accumulation of the process to its user."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    distill_few(few_images, tmp_path, epochs=1, method="kd")
+    made = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=4)
+    assert (made.mixed_precision, made.gradient_accumulation_steps) == ("bf16", 4)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 @pytest.mark.parametrize("setting", ["MIXED_PRECISION", "GRADIENT_ACCUMULATION_STEPS"])
 def test_settings_of_a_launcher(monkeypatch, setting):
     monkeypatch.setenv(f"ACCELERATE_{setting}", "bf16" if setting == "MIXED_PRECISION" else "2")

@@ -3,7 +3,7 @@
 import errno
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Errors of file systems that have no locks.
@@ -26,4 +26,9 @@ def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-        yield acquired
+        try:
+            yield acquired
+        finally:
+            # Processes that were forked meanwhile, as DataLoader workers are, inherit the lock.
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)

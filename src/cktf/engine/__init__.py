@@ -15,6 +15,7 @@ from cktf.engine.interleaved import fit_interleaved
 from cktf.engine.memory import explain_out_of_memory, is_out_of_memory, peak_memory_mb
 from cktf.engine.progress import announce
 from cktf.engine.randomness import preserve_rng, seeded
+from cktf.engine.result import TrainResult
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.runtime import (
     Runtime,
@@ -24,7 +25,7 @@ from cktf.engine.runtime import (
 )
 from cktf.engine.step import MAIN, TrainPhase, TrainStep, preserve_buffers
 from cktf.engine.tracking import Trackers, available_trackers
-from cktf.engine.trainer import Trainer, TrainResult
+from cktf.engine.trainer import Trainer
 
 __all__ = [
     "MAIN",

@@ -21,7 +21,7 @@ class Callback:
 
     >>> class StopEarly(Callback):
     ...     def on_epoch_end(self, trainer, row):
-    ...         trainer.should_stop = row["test_top1"] > 90
+    ...         trainer.should_stop = row.get("test_top1", 0) > 90
     """
 
     def on_train_start(self, trainer: "Trainer") -> None:

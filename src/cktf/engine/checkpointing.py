@@ -44,7 +44,8 @@ class PeriodicCheckpoints(Callback):
     def on_epoch_end(self, trainer: "Trainer", row: dict[str, Any]) -> None:
         """Save at the end of a phase, after a failed save, and as the configuration says."""
         every, epochs = self.config.epochs, trainer.position.epochs
-        last = trainer.phase is not None and trainer.epoch == trainer.phase.epochs
+        ends_phase = trainer.phase is not None and trainer.epoch == trainer.phase.epochs
+        last = ends_phase or trainer.is_finished
         if last or self._failed or self._overdue() or (every > 0 and epochs % every == 0):
             self.save(trainer)
 

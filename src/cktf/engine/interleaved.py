@@ -3,12 +3,14 @@
 Each ends with the same weights, bit for bit, as if it ran alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+from cktf.engine.checkpointing import TrainingPosition
 from cktf.engine.randomness import random_state, restore_random_state
-from cktf.engine.trainer import Trainer, TrainResult
+from cktf.engine.result import TrainResult
+from cktf.engine.trainer import Trainer
 from cktf.errors import Interrupted
 
 _States = dict[Trainer, dict[str, Any]]
@@ -19,16 +21,20 @@ def _restored_rng(trainer: Trainer, states: _States) -> Iterator[None]:
     """Restore a training's random generators inside the block, and save their states on exit."""
     restore_random_state(states[trainer], trainer.device)
     try:
-        yield
+        with trainer.explain_out_of_memory():
+            yield
     finally:
         states[trainer] = random_state(trainer.device)
 
 
-def fit_interleaved(trainers: Sequence[Trainer]) -> list[TrainResult]:
+def fit_interleaved(
+    trainers: Sequence[Trainer], on_finish: Callable[[Trainer, TrainResult], None]
+) -> None:
     """Train several students to the end, one step of each in turn.
 
     Args:
         trainers: all with the same training batches; phases, epochs and positions may differ.
+        on_finish: called with each trainer and its result when it has finished.
 
     Raises:
         Interrupted: a signal came, and all have been saved.
@@ -40,15 +46,19 @@ def fit_interleaved(trainers: Sequence[Trainer]) -> list[TrainResult]:
             with _restored_rng(trainer, states):
                 stack.enter_context(trainer.training())
         try:
-            for number in range(1, max(trainer.num_epochs for trainer in trainers) + 1):
+            unfinished = list(trainers)
+            for number in range(max(trainer.num_epochs for trainer in trainers) + 1):
                 _interleave_epoch(number, states)
+                for trainer in [trainer for trainer in unfinished if trainer.is_finished]:
+                    on_finish(trainer, trainer.result())
+                    unfinished.remove(trainer)
         except Interrupted:
             for trainer in trainers:
                 with suppress(Interrupted), _restored_rng(trainer, states):
-                    if trainer.phase is not None:
+                    # Before the first step there is nothing to save but half-filled memories.
+                    if trainer.position != TrainingPosition():
                         trainer.checkpoints.save(trainer)
             raise
-    return [trainer.result() for trainer in trainers]
 
 
 def _interleave_epoch(number: int, states: _States) -> None:
@@ -56,7 +66,7 @@ def _interleave_epoch(number: int, states: _States) -> None:
     active = [
         trainer
         for trainer in states
-        if trainer.position.epochs < number <= trainer.num_epochs and not trainer.should_stop
+        if trainer.position.epochs < number and not trainer.is_finished
     ]
     for trainer in active:
         with _restored_rng(trainer, states):

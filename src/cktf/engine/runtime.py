@@ -1,13 +1,13 @@
 """The device, precision and seed of a run, chosen once and handed down."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import GradientState
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -22,14 +22,15 @@ class Runtime:
     """Device, precision and seed of a run.
 
     Attributes:
-        accelerator: the only `accelerate.Accelerator` of the run.
+        processes: Accelerate's state of the processes. An `Accelerator` would also set precision
+            and accumulation for the whole process, and clash with a user's own.
         device: where the networks compute.
         precision: of the networks: `auto`, `float32` or `bfloat16`.
         channels_last: whether networks are in channels-last memory format.
         seed: random seed (weights, order, augmentation, negatives).
     """
 
-    accelerator: Accelerator
+    processes: PartialState
     device: torch.device
     precision: Precision = "auto"
     channels_last: bool = True
@@ -94,20 +95,18 @@ def start_runtime(config: RuntimeConfig, seed: int = 0) -> Runtime:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("runtime.device is cuda, and PyTorch sees no such device. Use cpu.")
     # Accelerate would choose Apple's GPUs too, which have no float64.
-    on_cpu = not torch.cuda.is_available()
-    # A user's own Accelerator in this process keeps its number of accumulation steps.
-    steps = GradientState().num_steps
-    accelerator = Accelerator(cpu=on_cpu, gradient_accumulation_steps=steps)
-    if accelerator.num_processes > 1 or accelerator.gradient_accumulation_steps > steps:
+    has_cuda = torch.cuda.is_available()
+    processes = PartialState(cpu=not has_cuda)
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if processes.num_processes > 1 or steps != "1":
         raise TrainingError(
             "A run is one process without gradient accumulation; the launcher asks for "
-            f"{accelerator.num_processes} processes and {accelerator.gradient_accumulation_steps} "
-            "steps. Start cktf without a launcher."
+            f"{processes.num_processes} processes and {steps} steps. Start cktf without a launcher."
         )
-    device = torch.device("cpu") if config.device == "cpu" else accelerator.device
+    device = torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
-    return Runtime(accelerator, device, config.precision, config.channels_last, seed)
+    return Runtime(processes, device, config.precision, config.channels_last, seed)
 
 
 def start_available_runtime(config: RuntimeConfig, seed: int = 0) -> Runtime:

@@ -6,8 +6,8 @@ It knows no method by name: the loss is that of an `Objective` over `Features`.
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,35 +29,12 @@ from cktf.engine.evaluate import Accuracy, evaluate
 from cktf.engine.memory import explain_out_of_memory, peak_memory_mb, reset_peak_memory
 from cktf.engine.progress import ProgressBar, announce
 from cktf.engine.randomness import preserve_rng, random_state, restore_random_state
+from cktf.engine.result import TrainResult
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.runtime import Runtime
 from cktf.engine.step import MAIN, TrainPhase, build_scheduler, preserve_buffers
 from cktf.errors import CheckpointError, Interrupted
 from cktf.signals import catch_stop_signals, stop_signal
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The results of a training.
-
-    Attributes:
-        last: accuracy after the last epoch; None without test data.
-        best_top1: accuracy of the best epoch, chosen on the test set, in per cent.
-        best_row: record of the epoch that is best on held-out images, whose weights the student
-            has; None without held-out images, where the student has those of the last epoch.
-        seconds: time of the steps of all phases; evaluating, saving and filling memories excluded.
-        images_per_second: speed of the main phase.
-        peak_memory_mb: peak memory of the run in MiB: of the GPU, or else of the process.
-        skipped: number of steps that were skipped, since their numbers were not finite.
-    """
-
-    last: Accuracy | None
-    best_top1: float | None
-    best_row: dict[str, Any] | None
-    seconds: float
-    images_per_second: float
-    peak_memory_mb: float
-    skipped: int
 
 
 class Trainer:
@@ -83,7 +60,7 @@ class Trainer:
         position: number of epochs and steps that are done.
         phase, epoch: the current phase, and its current epoch, counted from 1 in each phase.
         metrics: losses and times of the current epoch.
-        should_stop: set by a callback to end training after the epoch.
+        should_stop: set by a callback to end training after the epoch, in the main phase.
     """
 
     def __init__(
@@ -121,6 +98,7 @@ class Trainer:
         self.best: dict[str, Any] = {"epoch": 0, "top1": -1.0, "weights": {}}
         self.phase: TrainPhase | None = None
         self.epoch, self.should_stop = 0, False
+        self._batches: Iterator[Batch] = iter(())
         self._skips = config.runtime.on_nonfinite == "skip"
         # Reading numbers back costs no wait on the CPU; skipping needs them before the update.
         self._check_every_step = self.device.type == "cpu" or self._skips
@@ -144,9 +122,15 @@ class Trainer:
                 while self.position.step < len(self.train):
                     self.train_step()
                 self.end_epoch()
-                if self.should_stop:
+                if self.is_finished:
                     break
         return self.result()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are done, or a callback stopped the main phase."""
+        stopped = self.should_stop and self.phase is self.phases[-1]
+        return self.position.epochs == self.num_epochs or (stopped and self.position.step == 0)
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -157,13 +141,19 @@ class Trainer:
         if footprint.step:
             self.run.log(f"memory for contrast: {footprint}")
             announce(f"{self.title}: memory for contrast: {footprint}", self.show)
-        enough = explain_out_of_memory(self.train.batch_size, self.device, footprint, training=True)
-        with catch_stop_signals(), enough:
+        with catch_stop_signals(), self.explain_out_of_memory():
             try:
                 self._call("on_train_start")
                 yield
             finally:
+                # Ends the workers of a loader, also where an exception keeps this object alive.
+                self._batches = iter(())
                 self._call("on_train_end")
+
+    def explain_out_of_memory(self) -> AbstractContextManager[None]:
+        """Turn a failed allocation inside into advice for this run."""
+        footprint = self.objective.footprint(self.train.batch_size)
+        return explain_out_of_memory(self.train.batch_size, self.device, footprint, training=True)
 
     def start_epoch(self, number: int) -> None:
         """Begin an epoch or continue inside it; `number` counts from 1 over all phases."""
@@ -214,6 +204,8 @@ class Trainer:
     def end_epoch(self) -> None:
         """Evaluate, record and save an epoch."""
         assert self.phase is not None
+        # Ends the workers of the epoch's loader.
+        self._batches = iter(())
         images, seconds = self.position.step * self.train.batch_size, self.metrics.seconds
         row: dict[str, Any] = {
             "phase": self.phase.name,
@@ -244,7 +236,8 @@ class Trainer:
         forward = self.runtime.autocast()(network.eval())
         # Evaluation must not advance the training RNG, also where a signal ends it.
         with preserve_rng(self.device) as self._rng_before_evaluation:
-            after_batch = partial(self._call, "on_evaluate_step")
+            # The teacher is evaluated before training starts.
+            after_batch = partial(self._call, "on_evaluate_step") if self.phase else None
             return evaluate(forward, loader, self.num_classes, self.device, after_batch)
 
     def result(self) -> TrainResult:
@@ -374,7 +367,7 @@ class Trainer:
             rows = json.loads(state["rows"])
         self.run.restore_rows(rows)
         self.checkpoints.saved = self.position
-        self._checkpoint = state
+        self._checkpoint = None if self.is_finished else state
         self.run.log(f"continued {self.position}")
 
     @contextmanager

@@ -116,6 +116,7 @@ def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
                     loss = step.objective(*features, batch)
                 if loss.total.requires_grad:
                     torch.autograd.backward(loss.total)
+                step.objective.after_step()
                 terms = {name: float(value) for name, value in loss.terms.items()}
                 steps.append(_Step(batch, *features, terms, time.perf_counter() - start))
                 start = time.perf_counter()

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from cktf.engine import Accuracy, fit_interleaved
+from cktf.engine import Accuracy, Trainer, TrainResult, fit_interleaved
 from cktf.errors import RecipeError
 from cktf.recipes import DistillRecipe
 from cktf.taps import SharedTap, preserve_modes
@@ -70,7 +70,10 @@ def distill_interleaved(
                 run = start_run(recipe, components, folder, show=False)
                 started[out] = stack.enter_context(run)
         if started:
-            results = fit_interleaved([run.trainer for run in started.values()])
-            for (out, run_started), result in zip(started.items(), results, strict=True):
-                runs[out] = finish_run(run_started, result)
+
+            def finish(trainer: Trainer, result: TrainResult) -> None:
+                out = next(out for out, run in started.items() if run.trainer is trainer)
+                runs[out] = finish_run(started[out], result)
+
+            fit_interleaved([run.trainer for run in started.values()], finish)
     return [runs[out] for _, out in recipes]

@@ -20,10 +20,13 @@ from cktf.engine import (
     environment,
     explain_out_of_memory,
 )
+from cktf.errors import CheckpointError
 from cktf.files import write_atomically
 from cktf.models import Normalized, load_weights, save_network
+from cktf.objectives import term_names
 from cktf.recipes import (
     CUSTOM,
+    DistillRecipe,
     Recipe,
     numbered_class_names,
     recipe_hash,
@@ -102,6 +105,7 @@ def start_run(
     """
     setup, data, runtime = set_up_objective(recipe, components), components.data, components.runtime
     setup.objective.footprint(data.train.batch_size).check(runtime.device, built=True)
+    _refuse_changed_weights(recipe, folder)
 
     def tell(line: str) -> None:
         folder.log(line)
@@ -147,6 +151,25 @@ def start_run(
         yield StartedRun(recipe, components, folder, setup, trainer, accuracy)
 
 
+def _refuse_changed_weights(recipe: Recipe, folder: RunFolder) -> None:
+    """Raise CheckpointError for a version 4 checkpoint of a method that had other weights then.
+
+    CKTF's weights depended on the methods beside it, and CRD's and CKTF's temperature on labels.
+    """
+    if not isinstance(recipe, DistillRecipe) or not folder.checkpoints.paths:
+        return
+    names = term_names(recipe.method)
+    added = "cktf" in recipe.method.split("+") and bool(names - {"ce", "kd", "cktf"})
+    if added or (not recipe.data.labels and names & {"crd", "cktf"}):
+        state = folder.checkpoints.newest()
+        if state is not None and state["version"] == 4:
+            raise CheckpointError(
+                f"{folder.path} was begun by a version of cktf that gave {recipe.method!r} other "
+                "weights. Start again with another --out; paper/cktf+METHOD and paper/transfer "
+                "have the weights of that version."
+            )
+
+
 def finish_run(started: StartedRun, result: TrainResult) -> Run:
     """Save the trained student and the summary."""
     components, folder, setup = started.components, started.folder, started.setup
@@ -184,7 +207,7 @@ def finish_run(started: StartedRun, result: TrainResult) -> Run:
         "student": components.student_name,
         "dataset": components.data.name,
         "seed": recipe.seed,
-        "epochs": recipe.epochs,
+        "epochs": started.folder.rows()[-1]["epoch"],
         "init_epochs": {phase.name: phase.epochs for phase in setup.phases[:-1]},
         "test_top1": last_top1,
         "test_top5": None if last is None else last.top5,
