@@ -10,7 +10,7 @@ from cktf.errors import MethodError, ShapeError
 from cktf.functional import contrast as kernels
 from cktf.functional import kd_loss, nce_loss, precision
 from cktf.functional.contrast import contrast_loss
-from cktf.functional.critics import EPSILON, MeanScore, _softplus_sums
+from cktf.functional.critics import EPSILON, NormalizerEstimate, _softplus_sums
 from cktf.functional.module_vector import module_vector, pooled_grid_size
 
 B, K, N, D = 6, 40, 90, 16
@@ -103,7 +103,7 @@ def test_products_of_matrices_however_they_lie(there, monkeypatch):
         (rows, keys.t()), (weights[:, 20:121], keys), (rows[:1], keys[:1].t()), (keys, rows.t()),
     ):  # fmt: skip
         torch.testing.assert_close(
-            precision.product(left, right).double(), left.double() @ right.double(),
+            precision.fast_matmul(left, right).double(), left.double() @ right.double(),
             rtol=1e-5, atol=1e-5,
         )  # fmt: skip
 
@@ -181,7 +181,7 @@ def test_nce_reaches_neither_bank_nor_normalizer():
 def test_mean_score_by_definition():
     anchor, bank, index = contrast()
     scores = [float((anchor[i] @ bank[j] / 0.1).exp()) for i in range(B) for j in index[i]]
-    found = contrast_loss(anchor, bank[index[:, 0]], bank, index[:, 1:], 0.1, MeanScore(K))
+    found = contrast_loss(anchor, bank[index[:, 0]], bank, index[:, 1:], 0.1, NormalizerEstimate(K))
     assert float(found) == pytest.approx(sum(scores) / len(scores), rel=1e-5)
 
 

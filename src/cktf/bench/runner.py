@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import cast
 
 from cktf.bench.cells import Cell
-from cktf.bench.jobs import run_in_processes
 from cktf.bench.plan import Bench, Group, check_bench
 from cktf.bench.results import (
     Result,
@@ -27,6 +26,7 @@ from cktf.bench.results import (
     teacher_record,
     weights_fingerprint,
 )
+from cktf.bench.worker_processes import run_in_processes
 from cktf.engine import RunFolder, announce
 from cktf.errors import CktfError, Interrupted, RunFolderError
 from cktf.files import write_atomically

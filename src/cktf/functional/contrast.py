@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cktf.functional.critics import Critic
-from cktf.functional.precision import has_fast_bfloat16, product
+from cktf.functional.precision import fast_matmul, has_fast_bfloat16
 
 # Scores of one block: 4 MB of float32.
 BLOCK = 1 << 20
@@ -107,7 +107,7 @@ def _sum_sampled(
         _scatter_add(scores, negative_index, weights)
         whole = _product_dtype(keys) == keys.dtype
         for block, key_block in [(slice(None), keys)] if whole else _blocks(keys, len(rows)):
-            weighted_keys += product(scores[:, block], key_block)
+            weighted_keys += fast_matmul(scores[:, block], key_block)
     return total, weighted_keys
 
 
@@ -117,21 +117,21 @@ def _sum_dense(
     """As `_sum_sampled`, over all keys but the masked."""
     total, weighted_keys = torch.zeros(len(rows), device=rows.device), torch.zeros_like(rows)
     for block, key_block in _blocks(keys, len(rows)):
-        weights = product(rows.to(key_block.dtype), key_block.t()).float()
+        weights = fast_matmul(rows.to(key_block.dtype), key_block.t()).float()
         weights += candidates.mask(block)
         total += critic.block(weights)
         if has_gradient:
-            weighted_keys += product(weights.to(key_block.dtype), key_block)
+            weighted_keys += fast_matmul(weights.to(key_block.dtype), key_block)
     return total, weighted_keys
 
 
 def _all_scores(rows: Tensor, keys: Tensor) -> Tensor:
     """[B, N] products of rows [B, D] with keys [N, D], in the type that these are multiplied in."""
     if _product_dtype(keys) == keys.dtype:
-        return product(rows.to(keys.dtype), keys.t())
+        return fast_matmul(rows.to(keys.dtype), keys.t())
     scores = torch.empty(len(rows), len(keys), device=rows.device, dtype=_product_dtype(keys))
     for block, key_block in _blocks(keys, len(rows)):
-        scores[:, block] = product(rows, key_block.t())
+        scores[:, block] = fast_matmul(rows, key_block.t())
     return scores
 
 

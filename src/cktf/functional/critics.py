@@ -128,7 +128,7 @@ class InfoNCECritic:
 
 
 @dataclass(frozen=True)
-class MeanScore:
+class NormalizerEstimate:
     """The mean of exp(x) over the positive and K negatives, from which Z is set; no critic.
 
     Attributes:

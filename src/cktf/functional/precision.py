@@ -94,7 +94,7 @@ def _round(value: Any) -> Any:
 
 
 @torch.no_grad()
-def product(left: Tensor, right: Tensor) -> Tensor:
+def fast_matmul(left: Tensor, right: Tensor) -> Tensor:
     """`left @ right` of two matrices of one type, without a gradient.
 
     On a CPU, float32 goes to oneDNN. MKL, which `@` calls, leaves AVX-512 unused on processors of

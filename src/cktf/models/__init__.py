@@ -14,8 +14,8 @@ from cktf.models.normalized import Normalized
 from cktf.models.published_keys import to_published_keys
 from cktf.models.weights_file import (
     is_cktf_weights_file,
-    load_checked_state_dict,
     load_network,
+    load_state_dict_strictly,
     load_weights,
     read_metadata,
     save_network,
@@ -32,8 +32,8 @@ __all__ = [
     "is_cktf_weights_file",
     "is_library_network",
     "list_networks",
-    "load_checked_state_dict",
     "load_network",
+    "load_state_dict_strictly",
     "load_weights",
     "parse_network_spec",
     "read_metadata",

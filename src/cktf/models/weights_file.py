@@ -157,10 +157,10 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
         CheckpointError: a file that is missing or damaged, or weights of another network; the
             message names the keys that differ.
     """
-    load_checked_state_dict(network, read_safetensors(Path(path)), Path(path))
+    load_state_dict_strictly(network, read_safetensors(Path(path)), Path(path))
 
 
-def load_checked_state_dict(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def load_state_dict_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Load a state dict into a network; every key and shape must match.
 
     Args:

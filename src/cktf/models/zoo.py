@@ -87,6 +87,6 @@ def create(name: str, num_classes: int) -> nn.Module:
             f"A classifier has at least 2 classes; {name} was asked for {num_classes}."
         )
     network = _ZOO[name](num_classes)
-    # load_checked_state_dict translates published keys by this name.
+    # load_state_dict_strictly translates published keys by this name.
     network.zoo_name = name  # type: ignore[assignment]
     return network

@@ -38,9 +38,9 @@ from cktf.contrast import (
     rows_of,
     update_bank,
 )
-from cktf.functional.centered import centered
+from cktf.functional.batch_centering import subtract_batch_mean
 from cktf.functional.contrast import contrast_loss
-from cktf.functional.critics import Critic, InfoNCECritic, MeanScore, NCECritic
+from cktf.functional.critics import Critic, InfoNCECritic, NCECritic, NormalizerEstimate
 from cktf.objectives.base import BuildContext, Loss, Objective, single_term_loss
 from cktf.objectives.pairs import embeddings
 from cktf.processes import gather, mean_over_processes
@@ -238,7 +238,7 @@ class CRD(Objective):
         student = self.student_head(student.float())
         teacher = self.teacher_head(teacher.detach().float())
         if self.config.center:
-            student, teacher = centered(student), centered(teacher)
+            student, teacher = subtract_batch_mean(student), subtract_batch_mean(teacher)
         return F.normalize(student, dim=1), F.normalize(teacher, dim=1)
 
     def _update_banks(
@@ -271,7 +271,7 @@ class CRD(Objective):
             return contrast(anchor, InfoNCECritic()), normalizer
         if not self._normalized:
             mean_score = mean_over_processes(
-                contrast(anchor.detach(), MeanScore(draw.num_negatives))
+                contrast(anchor.detach(), NormalizerEstimate(draw.num_negatives))
             )
             normalizer = mean_score * normalizer_rows
         scaled = normalizer * (candidate_count // normalizer_rows)
@@ -279,7 +279,7 @@ class CRD(Objective):
         return contrast(anchor, critic), normalizer
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CRD":
-        # Banks in host memory or in files stay where they are when the objective moves.
+        """Move or cast the module, as `.to()` does, but leave banks in host memory or files."""
         names = [] if self.config.bank_device == DEVICE else ["student_bank", "teacher_bank"]
         banks = {name: self._buffers.pop(name) for name in names}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

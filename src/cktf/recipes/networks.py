@@ -16,8 +16,8 @@ from cktf.models import (
     identify_network,
     is_cktf_weights_file,
     is_library_network,
-    load_checked_state_dict,
     load_network,
+    load_state_dict_strictly,
     parse_network_spec,
     read_metadata,
     read_state_dict,
@@ -270,7 +270,7 @@ def _load_published_weights(path: Path, data: ImageSet | None) -> LoadedNetwork:
         )
     name, num_classes = match
     network = create(name, num_classes)
-    load_checked_state_dict(network, state, path)
+    load_state_dict_strictly(network, state, path)
     note = f"loaded {name} from {path} by its weights, sha256 {short_sha256(path)}…"
     return LoadedNetwork(_normalized(network, None, None, None, data), name, note)
 
@@ -286,7 +286,7 @@ def _load_weights_into(spec: NetworkSpec, path: Path, data: ImageSet | None) -> 
     lengths = {len(state[key]) for key in vectors if state[key].shape != expected[key].shape}
     if len(lengths) == 1:
         built = build_network(spec, lengths.pop())
-    load_checked_state_dict(built.network, state, path)
+    load_state_dict_strictly(built.network, state, path)
     note = f"loaded {spec.text} from {path}, sha256 {short_sha256(path)}…"
     mean, std = metadata.get("mean", built.mean), metadata.get("std", built.std)
     network = _normalized(built.network, mean, std, metadata.get("size", built.size), data)

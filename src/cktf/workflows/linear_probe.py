@@ -33,7 +33,7 @@ from cktf.workflows.classifier import EmbeddedImages, LinearClassifier
 from cktf.workflows.inspection import find_feature_paths
 from cktf.workflows.label_curve import CURVE, draw_curve
 from cktf.workflows.train import unwrap_compiled
-from cktf.workflows.user_objects import check_map_style
+from cktf.workflows.user_objects import find_map_style_problems
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -299,7 +299,10 @@ def probe(
     check_probe_dependencies(curve=False)
     fields = {"kind": "train", "model": CUSTOM, "seed": seed, "runtime": dict(runtime or {})}
     probe_runtime = start_runtime(parse_recipe(fields).runtime, seed)
-    if problems := [*check_map_style("labeled", labeled), *check_map_style("test", test)]:
+    if problems := [
+        *find_map_style_problems("labeled", labeled),
+        *find_map_style_problems("test", test),
+    ]:
         raise RecipeError(problems)
     # A user's data set may draw random numbers when a sample is read.
     with seeded(seed, probe_runtime.device):

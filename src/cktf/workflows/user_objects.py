@@ -51,11 +51,11 @@ def check_data_objects(section: DataConfig, objects: UserObjects) -> list[str]:
     else:
         if objects.train is not None and not isinstance(objects.train, str):
             argument = "train" if section.labels else "unlabeled"
-            problems += check_map_style(argument, objects.train)
+            problems += find_map_style_problems(argument, objects.train)
         if isinstance(objects.test, str):
             problems.append("test: give a data set, as for train, not the name of one.")
         elif objects.test is not None:
-            problems += check_map_style("test", objects.test)
+            problems += find_map_style_problems("test", objects.test)
     if objects.test is not None and not section.labels:
         problems.append(
             "test: a student trained without labels is not tested on classes. Measure its "
@@ -74,7 +74,7 @@ def _explain_missing_object(name: str, spec: str, value: Any) -> list[str]:
     ]
 
 
-def check_map_style(argument: str, data: Any) -> list[str]:
+def find_map_style_problems(argument: str, data: Any) -> list[str]:
     """List what keeps an object from being read as a map-style data set."""
     kind = type(data).__name__
     if isinstance(data, DataLoader | DatasetLoader | MemoryLoader):

@@ -30,7 +30,7 @@ class _Centered(torch.autograd.Function):
         return grad_output - mean_over_processes(grad_output.mean(0))
 
 
-def centered(rows: Tensor) -> Tensor:
+def subtract_batch_mean(rows: Tensor) -> Tensor:
     """Subtract the mean over the batch of all processes from rows [B, D].
 
     Raises:
