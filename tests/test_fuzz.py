@@ -505,7 +505,7 @@ def test_checkpoints(fuzz_dir, tmp_path_factory, data):
     kept = Checkpoints(folder, lambda line: None)
     for number in (1, 2):
         kept.save({"number": number, "w": torch.arange(50.0) * number}, str(number))
-    path = kept.present[-1].with_suffix(data.draw(st.sampled_from([".pt", ".json"])))
+    path = kept.paths[-1].with_suffix(data.draw(st.sampled_from([".pt", ".json"])))
     path.write_bytes(data.draw(mutated(path.read_bytes())))
     with count_outcome("checkpoints of runs"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
