@@ -155,7 +155,7 @@ class StoredSubset(StoredImages):
         return len(self.positions)
 
     def read(self, position: int) -> Path | bytes | np.ndarray:
-        """What the full set stores for the image."""
+        """Read from the full set."""
         return self.images.read(int(self.positions[position]))
 
     def image_name(self, position: int) -> str:

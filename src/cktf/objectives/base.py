@@ -160,7 +160,7 @@ class Objective(nn.Module, ABC):
         """The loss of one batch."""
 
     def phases(self) -> list[Phase]:
-        """What comes before training on the sum, in order."""
+        """Initialization phases before training on the sum, in order."""
         return []
 
     def cacheable(self) -> CacheSpec:

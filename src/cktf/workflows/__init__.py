@@ -1,4 +1,4 @@
-"""What users do: teach, distill, transfer, probe, evaluate."""
+"""The workflows: teach, distill, transfer, probe, evaluate."""
 
 from cktf.workflows.dry_run import DryRun, preview_run
 from cktf.workflows.evaluation import evaluate, load_test_section, training_image_size
