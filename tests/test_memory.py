@@ -202,14 +202,14 @@ class TestQueue:
     def test_a_batch_enters_after_its_step(self):
         queue = Queue(N, None, K, "all", 16)
         queue.draw(torch.arange(10))
-        queue.commit_reserved()
+        queue.record_row_owners()
         queue.draw(torch.arange(20, 30))
         candidates = queue.draw(torch.arange(3, 10)).negatives
         held = torch.cat([torch.arange(10), torch.full((6,), -1)])
         expected = held == torch.arange(3, 10).unsqueeze(1)
         assert torch.equal(candidates.mask(slice(None)).isinf(), expected)
         torch.testing.assert_close(candidates.share, K / (~expected).sum(1))
-        queue.commit_reserved()
+        queue.record_row_owners()
         assert torch.equal(queue.held, torch.tensor([9, *range(1, 10), *range(3, 9)]))
         assert queue.next == 1
 
@@ -225,7 +225,7 @@ class TestQueue:
             for objective, drawn in zip((queue, bank), draw, strict=True):
                 with torch.no_grad():
                     objective.fill_rows(*(e[index] for e in everyone), drawn.write_index)
-                objective.memory.commit_reserved()
+                objective.memory.record_row_owners()
         index = torch.randperm(N)[:B]
         found, gradients = [], []
         for objective in (queue, bank):

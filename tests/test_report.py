@@ -24,11 +24,11 @@ from cktf.errors import RecipeError
 from cktf.recipes import set_field
 from cktf.report import write_report
 from cktf.report.figures import (
+    accuracy_by_network_cost,
     accuracy_curves,
     calibration_curves,
     class_accuracies,
     correlation_difference,
-    cost_figures,
     loss_curves,
 )
 from cktf.report.headline import build_headline, compare_groups
@@ -349,7 +349,7 @@ def test_twenty_methods_have_different_styles():
         assert len(set(marks)) == len(marks) >= 20
     dots = [t["marker"] for t in class_accuracies(groups)["data"] if t["type"] == "scatter"]
     assert len({(d["color"], d["symbol"]) for d in dots}) == len(dots) == 21
-    shown = cost_figures(groups)[0][1]["data"][1]["marker"]
+    shown = accuracy_by_network_cost(groups)[0][1]["data"][1]["marker"]
     assert len(set(zip(shown["color"], shown["symbol"], strict=True))) == 21
     assert len({group_style(number).symbol for number in range(7)}) == 7
     assert TEACHER_STYLE.symbol not in {group_style(number).symbol for number in range(100)}
@@ -362,10 +362,13 @@ def test_teachers_of_one_network_have_a_dot_each():
         replace(one, teacher=one.student, summary=one.summary | {"teacher_top1": top1})
         for one, top1 in zip(runs, (90.0, 91.0), strict=True)
     ]
-    dots = cost_figures(group_runs(taught))[0][1]["data"][1]
+    dots = accuracy_by_network_cost(group_runs(taught))[0][1]["data"][1]
     assert sorted(dots["y"]) == [80.0, 80.0, 90.0, 91.0]
     probed = replace(transferred(), student=taught[0].student, teacher=taught[0].student)
-    assert sorted(cost_figures(group_runs([probed]))[0][1]["data"][1]["y"]) == [61.2, 63.3]
+    assert sorted(accuracy_by_network_cost(group_runs([probed]))[0][1]["data"][1]["y"]) == [
+        61.2,
+        63.3,
+    ]
 
 
 def test_the_teachers_class_accuracies_are_shown_whichever_method_is_best():

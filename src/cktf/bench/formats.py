@@ -25,7 +25,7 @@ def markdown(table: Comparison) -> str:
     columns = [["method", "teacher", *methods]]
     for column in table.columns:
         entries = [table.entries[column, method] for method in methods]
-        accuracies = [_accuracy(entry, table.seeds) for entry in entries]
+        accuracies = [_accuracy(entry, table.num_seeds) for entry in entries]
         columns.append([table.column_heading(column), _number(table.teachers[column]), *accuracies])
         if contrasts.differences:
             columns.append([head, "", *(_difference(entry.difference, 1) for entry in entries)])
@@ -111,9 +111,9 @@ def notes(table: Comparison) -> list[str]:
     """Conditions, statistics, verdicts and sources, a line each."""
     about = " ".join(table.about.split()).removesuffix(".")
     entry = "one seed"
-    if table.seeds > 1:
-        entry = f"mean ± standard deviation over {table.seeds} seeds"
-    if {len(e.values) for e in table.entries.values() if e.values} != {table.seeds}:
+    if table.num_seeds > 1:
+        entry = f"mean ± standard deviation over {table.num_seeds} seeds"
+    if {len(e.values) for e in table.entries.values() if e.values} != {table.num_seeds}:
         entry += ", or over (n)"
     lines = [
         f"{f'{about}. ' if about else ''}Top-1 %, {entry}; **best**, *second* of a column. "
@@ -126,8 +126,8 @@ def notes(table: Comparison) -> list[str]:
             f"On {', '.join(map(table.column_heading, table.mixed_teachers))}, students had "
             "several teachers, and their differences are not of methods alone."
         )
-    if table.mixed_engines:
-        parts = "; ".join(f"{n} ({', '.join(v)})" for n, v in table.mixed_engines.items())
+    if table.mixed_environments:
+        parts = "; ".join(f"{n} ({', '.join(v)})" for n, v in table.mixed_environments.items())
         lines.append(
             f"Mixed: these cells were not all computed alike, and small differences may come from "
             f"that. They differ in {parts}."

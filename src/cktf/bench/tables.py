@@ -65,8 +65,8 @@ class Comparison:
         progress: numbers of finished and of planned cells; None for results without a matrix.
         cost_devices: devices on which costs were measured.
         mixed_teachers: columns whose students had several teachers, of other weights.
-        mixed_engines: parts of code and machine in which results differ (`commit`, `cpu`, …), with
-            their values.
+        mixed_environments: in what code and machine results differ (`commit`, `cpu`, …), with
+            the values.
     """
 
     about: str
@@ -80,10 +80,10 @@ class Comparison:
     progress: tuple[int, int] | None
     cost_devices: list[str]
     mixed_teachers: list[Column]
-    mixed_engines: dict[str, list[str]]
+    mixed_environments: dict[str, list[str]]
 
     @property
-    def seeds(self) -> int:
+    def num_seeds(self) -> int:
         """Number of seeds of the entry that has most."""
         return max(len(entry.values) for entry in self.entries.values())
 
@@ -186,7 +186,7 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
             for c in columns
             if len({r.recipe.get("teacher") for r in results if r.column == c}) > 1
         ],
-        mixed_engines=_mixed_engines(results),
+        mixed_environments=_differing_environments(results),
     )
 
 
@@ -241,7 +241,7 @@ def _teacher_top1(results: Sequence[Result], column: Column) -> float | None:
     return statistics.mean(known) if known else None
 
 
-def _mixed_engines(results: Sequence[Result]) -> dict[str, list[str]]:
+def _differing_environments(results: Sequence[Result]) -> dict[str, list[str]]:
     """Parts of the code and the machine in which results differ, with their values."""
     found: dict[str, set[str]] = {}
     for result in results:

@@ -97,10 +97,10 @@ class Memory(nn.Module, ABC):
         """Draw the keys of a batch at positions [B], and reserve the rows that it overwrites."""
 
     def reserve(self, index: Tensor) -> Tensor | None:
-        """Reserve the rows that a batch at positions [B] overwrites, until `commit_reserved`."""
+        """Reserve the rows that a batch at positions [B] overwrites, until `record_row_owners`."""
         return None
 
-    def commit_reserved(self) -> None:
+    def record_row_owners(self) -> None:
         """Record the samples of the last batch as the owners of its rows."""
 
     def draw_of(self, contrast_index: Tensor, index: Tensor) -> Draw:
@@ -213,7 +213,7 @@ class Queue(Memory):
         return write_index
 
     @torch.no_grad()
-    def commit_reserved(self) -> None:
+    def record_row_owners(self) -> None:
         """Record the last batch and move on to the next oldest rows."""
         if self._pending is not None:
             write_index, samples = self._pending

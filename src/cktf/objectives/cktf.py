@@ -185,7 +185,7 @@ class CKTF(Objective):
         write_index = memory.reserve(batch.index)
         for pair, (s, t) in zip(self.sub_objectives(), vectors.values(), strict=True):
             pair.fill_rows(s, t, write_index)
-        memory.commit_reserved()
+        memory.record_row_owners()
 
     def _vectors(self, student: Features, teacher: Features) -> dict[str, tuple[Tensor, Tensor]]:
         """Inputs of each pair's heads, in the order of `pairs`; none for a weight of 0."""

@@ -202,7 +202,7 @@ class CRD(Objective):
                 self.student_normalizer.copy_(pending.student_normalizer)
                 self.teacher_normalizer.copy_(pending.teacher_normalizer)
                 self._normalized = True
-        self.memory.commit_reserved()
+        self.memory.record_row_owners()
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The contrastive loss between the two embeddings of one batch."""
@@ -219,7 +219,7 @@ class CRD(Objective):
         vectors = embeddings("CRD", student, teacher)
         _check.indices("CRD", batch.index, len(vectors[0]), self.memory.dataset_size)
         self.fill_rows(*vectors, self.memory.reserve(batch.index))
-        self.memory.commit_reserved()
+        self.memory.record_row_owners()
 
     def fill_rows(
         self, student_embedding: Tensor, teacher_embedding: Tensor, write_index: Tensor | None

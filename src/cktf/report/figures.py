@@ -140,7 +140,7 @@ def loss_curves(groups: Sequence[RunGroup]) -> list[tuple[str, Figure]]:
     ]  # fmt: skip
 
 
-def cost_figures(groups: Sequence[RunGroup]) -> list[tuple[str, Figure]]:
+def accuracy_by_network_cost(groups: Sequence[RunGroup]) -> list[tuple[str, Figure]]:
     """Accuracy against each of three costs, with the Pareto frontier."""
     # The accuracy tells teachers of one network apart.
     points: dict[tuple[str, float], tuple[NetworkOutputs, PlotStyle]] = {}

@@ -164,7 +164,7 @@ class _Page:
         self.warnings = [note for group in groups for note in group.notes]
         self.accuracy = self._add("accuracy", figures.accuracy_curves(groups))
         self.losses = self._add_all("loss", figures.loss_curves(groups))
-        self.costs = self._add_all("cost", figures.cost_figures(groups))
+        self.costs = self._add_all("cost", figures.accuracy_by_network_cost(groups))
         self.classes = self._add("classes", figures.class_accuracies(groups))
         calibration = figures.calibration_curves(groups)
         self.calibration = self._add("calibration", calibration[0] if calibration else None)

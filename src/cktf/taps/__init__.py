@@ -3,7 +3,7 @@
 from cktf.models.feature_paths import FeaturePaths
 from cktf.taps.cache_spec import CacheSpec
 from cktf.taps.cached import CachedTap
-from cktf.taps.classifier import count_logits, new_classifier, resize_classifier
+from cktf.taps.classifier import count_logits, replace_classifier, resize_classifier
 from cktf.taps.features import Features
 from cktf.taps.folding import type_name
 from cktf.taps.infer import find_classifier, infer_paths
@@ -25,8 +25,8 @@ __all__ = [
     "eval_mode",
     "find_classifier",
     "infer_paths",
-    "new_classifier",
     "preserve_modes",
+    "replace_classifier",
     "resize_classifier",
     "to_device_of",
     "type_name",

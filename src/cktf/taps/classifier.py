@@ -46,7 +46,7 @@ def resize_classifier(
         # Networks of timm know their own classifier, and some have two.
         reset(classes)
     else:
-        new_classifier(network, classes, images)
+        replace_classifier(network, classes, images)
     try:
         count = count_logits(network, images)
     except RuntimeError:
@@ -59,7 +59,7 @@ def resize_classifier(
     return True
 
 
-def new_classifier(
+def replace_classifier(
     network: nn.Module, classes: int, images: Tensor, *, bias: bool | None = None
 ) -> nn.Linear | nn.Conv2d:
     """Replace the layer that gives a network's logits by a fresh one.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cktf.errors import ModelError
-from cktf.taps import Tap, eval_mode, new_classifier, to_device_of, type_name
+from cktf.taps import Tap, eval_mode, replace_classifier, to_device_of, type_name
 from cktf.workflows.inspection import find_feature_paths
 
 
@@ -88,7 +88,7 @@ def install_classifier(
     paths = find_feature_paths(network, images, embedding=embedding)
     expected = compute_embedding(network, images, embedding) @ classifier.weight.T
     expected += classifier.bias
-    new = new_classifier(network, len(classifier.bias), images, bias=True)
+    new = replace_classifier(network, len(classifier.bias), images, bias=True)
     fits = new.weight.numel() == classifier.weight.numel()
     if fits:
         with torch.no_grad():

@@ -21,7 +21,7 @@ from cktf.workflows.checks import (
 )
 from cktf.workflows.components import RunComponents
 from cktf.workflows.inspection import explain_rejected_images, find_feature_paths
-from cktf.workflows.teacher_cache import cached_tap
+from cktf.workflows.teacher_feature_cache import cached_tap
 
 _EXAMPLES = 8
 # Peak learning rates from here on are for training from random weights.

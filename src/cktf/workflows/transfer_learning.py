@@ -44,7 +44,7 @@ from cktf.recipes import (
     with_absolute_paths,
 )
 from cktf.signals import interrupt_on_signals
-from cktf.taps import new_classifier, resize_classifier
+from cktf.taps import replace_classifier, resize_classifier
 from cktf.user_paths import expand_user_path
 from cktf.workflows.checks import check_labels
 from cktf.workflows.classifier import check_classifier, compute_embedding, install_classifier
@@ -257,7 +257,7 @@ def run_transfer(
                 # Reading the distillation checks that it began with the same inputs.
                 execute(distill_recipe, components, RunFolder(folder.path / STUDENT))
                 num_classes = json.loads(folder.summary.read_text())["classes"]
-                new_classifier(components.student, num_classes, plan.example, bias=True)
+                replace_classifier(components.student, num_classes, plan.example, bias=True)
                 return read_finished(components, folder)
             set_up_objective(distill_recipe, components)
             folder.path.mkdir(parents=True, exist_ok=True)
