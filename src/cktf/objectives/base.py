@@ -16,7 +16,7 @@ from cktf.errors import MethodError
 from cktf.objectives.pairs import embeddings, stage_maps
 from cktf.taps import CacheSpec, Features
 
-# What an objective may require of a batch, and not of the networks.
+# Requirements that a batch meets, and not the networks.
 BATCH_FIELDS = frozenset({"labels", "index"})
 # Constructor arguments that the training set decides.
 _FROM_CONTEXT = frozenset({"labels", "config"})
