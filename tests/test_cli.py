@@ -77,6 +77,8 @@ MISTAKES = {
     "evaluate file": ["file holds no run"],
     "evaluate held": ["held holds no student.safetensors: the run is unfinished"],
     "probe nowhere --labeled fashion-mini": ["nowhere is neither a run folder nor a file of"],
+    # matrices
+    "bench cpu-fashion --out new --teacher a=x --teacher a=y": ["each NAME once; given a=x, a=y"],
     # homes
     f"{TRAIN} --out=~/held": ["held already holds a run"],
     "train --resume ~/broken": ["broken/recipe.yaml is not YAML"],

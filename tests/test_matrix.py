@@ -71,6 +71,7 @@ AGAIN = {"teacher": "resnet14", "student": "resnet8", "recipe": {"optimizer.lr":
         ({"data": TINY["data"] | {"labels": False}}, "Set kind: transfer"),
         ({"pairs": ["resnet14:resnet8", AGAIN]}, "pairs: resnet14:resnet8 is listed twice"),
         ({"seeds": [1, 0, 1]}, "seeds: 1 is listed twice"),
+        ({"methods": ["kd", "at", "kd"]}, "methods: kd is listed twice"),
         ({"methods": {"KD": "kd", "kd": "kd:2"}}, r"kd.* KD.* have one name for files"),
         ({"methods": {"m" * 220: "kd"}, "baseline": None}, "too long for the name of a file"),
         ({"held_out": True}, "held_out: no images are"),

@@ -137,7 +137,8 @@ def test_assignments_keep_their_neighbors_and_the_last_counts():
         ("epochs", "field.name=value, given 'epochs'"),
         ("optimizer.=3", "field.name=value"),
         ("optimizer..lr=3", "field.name=value"),
-        ("epochs=[1", "not YAML"),
+        ("epochs=[1", "not YAML: expected"),
+        ("options.kd={temperature: 1, temperature: 2}", "'temperature' is given twice"),
         ("epochs.x=1", "'epochs' is a single value"),
     ],
 )
@@ -186,12 +187,20 @@ def test_a_written_recipe_is_complete():
     [
         (None, "cannot be read"),
         (b"a: [1, 2\n", "is not YAML: .*line 2"),
-        (b"\xff\xfe\x00\x80", "is not YAML"),
-        (b"", "holds no fields"),
-        (b"- 1\n- 2\n", "holds no fields"),
-        (b"resnet8", "holds no fields"),
+        (b"\xff\xfe\x00\x80", "is not YAML: it is not text in UTF-8"),
+        ("model: Ü".encode("latin-1"), r"is not YAML: it is not text in UTF-8 \(byte 7\)"),
+        (b"optimizer:\n\tlr: 1", "is not YAML: .* line 2, column 1; indent by spaces"),
+        (b"a: 1\n---\nb: 1", "is not YAML: expected a single document .* line 2"),
+        (b"", "holds no fields: it is empty"),
+        (b"# all of it\n", "holds no fields: it is empty"),
+        (b"- 1\n- 2\n", "holds no fields: it is a list"),
+        (b"resnet8", "holds no fields: it is a single value"),
+        (b"epochs: 1\nseed: 1\nepochs: 1", "is not YAML: 'epochs' is given .* 1 and in line 3"),
+        (b'epochs: 1\r\n"epochs": 1', "is not YAML: 'epochs' is given .* 1 and in line 2"),
+        (b"data:\n  name: a\n  name: b", "is not YAML: 'name' is given .* 2 and in line 3"),
+        (b"a: [{b: {c: 1,\nd: 1, c: 2}}]", "is not YAML: 'c' is given .* 1 and in line 2"),
+        (b"a: {<<: {b: 1, b: 2}}", "is not YAML: 'b' is given twice"),
     ],
-    ids=["missing", "unclosed", "bytes", "empty", "list", "word"],
 )
 def test_files_that_are_no_recipes(tmp_path, content, words):
     path = tmp_path / "mine.yaml"
@@ -200,6 +209,18 @@ def test_files_that_are_no_recipes(tmp_path, content, words):
     with pytest.raises(RecipeError, match=f"mine.yaml {words}") as caught:
         read_recipe(path)
     assert len(caught.value.problems) == 1
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path):
+    (tmp_path / "mine.yaml").write_text("epochs: 3\n", encoding="utf-8-sig")
+    assert read_recipe(tmp_path / "mine.yaml") == {"epochs": 3}
+
+
+def test_a_merged_key_may_be_given_again(tmp_path):
+    text = "optimizer: {<<: {lr: 1, clip: 2}, lr: 3}\nschedule: &unused {gamma: 1}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    fields = {"optimizer": {"lr": 3, "clip": 2}, "schedule": {"gamma": 1}}
+    assert read_recipe(tmp_path / "mine.yaml") == fields
 
 
 # Names and options

@@ -116,7 +116,10 @@ class Matrix(Section):
             return fields
         fields = dict(fields)
         if isinstance(fields.get("methods"), list):
-            fields["methods"] = {str(name): name for name in fields["methods"]}
+            names = [str(name) for name in fields["methods"]]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"methods: {twice[0]} is listed twice")
+            fields["methods"] = dict(zip(names, fields["methods"], strict=True))
         if isinstance(fields.get("data"), Mapping):
             fields["data"] = [fields["data"]]
         if "together" in fields and "interleaved" not in fields:

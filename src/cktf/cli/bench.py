@@ -81,8 +81,9 @@ def bench(
     from cktf.recipes import apply_assignments, refuse_code
 
     weights = dict(option.partition("=")[::2] for option in teacher or [])
-    if not all(weights) or not all(weights.values()):
-        raise RecipeError([f"--teacher takes NAME=FILE, given {', '.join(teacher or [])}."])
+    if not all(weights) or not all(weights.values()) or len(weights) < len(teacher or []):
+        given = ", ".join(teacher or [])
+        raise RecipeError([f"--teacher takes NAME=FILE, each NAME once; given {given}."])
     number, _, shards = shard.partition("/")
     if not (number.isdigit() and shards.isdigit() and 1 <= int(number) <= int(shards)):
         raise RecipeError([f"--shard takes I/N with I from 1 to N, as 2/8; given {shard!r}."])

@@ -38,13 +38,32 @@ _YAML_ERRORS = (
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """A YAML loader without aliases, whose expansion could take more memory than there is."""
+    """A YAML loader that refuses a key given twice, of which PyYAML takes the last.
+
+    It also refuses aliases, whose expansion could take more memory than there is.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Refuse an alias; compose any other node."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not read; write the value out")
         return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping whose keys differ."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            # A key that is itself a list or mapping is refused when it is constructed.
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise yaml.YAMLError(
+                        f"{key.value!r} is given twice, in line {lines[key.value]} and in line "
+                        f"{line}; leave one out"
+                    )
+                lines[key.value] = line
+        return node
 
 
 def _construct_decimal(loader: _RecipeLoader, node: yaml.ScalarNode) -> int | str:
@@ -57,6 +76,19 @@ def _construct_decimal(loader: _RecipeLoader, node: yaml.ScalarNode) -> int | st
 
 
 _RecipeLoader.add_constructor("tag:yaml.org,2002:int", _construct_decimal)
+
+
+def _explain_yaml_error(error: Exception) -> str:
+    """Say in a line why a text is not YAML."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not text in UTF-8 (byte {error.start}); save it in that encoding"
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())[:300]
+    if isinstance(error, yaml.composer.ComposerError) and error.context:
+        problem = f"{error.context} {problem}"
+    advice = "; indent by spaces, not by tabs" if "\\t" in problem else ""
+    return f"{problem[:300]} in line {mark.line + 1}, column {mark.column + 1}{advice}"
 
 
 def find_recipe(run: Path) -> Path:
@@ -98,9 +130,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         fields = yaml.load(text.decode(), Loader=_RecipeLoader)
     except _YAML_ERRORS as error:
-        raise RecipeError([f"{path} is not YAML: {' '.join(str(error).split())[:300]}"]) from error
+        raise RecipeError([f"{path} is not YAML: {_explain_yaml_error(error)}."]) from error
     if not isinstance(fields, dict):
-        raise RecipeError([f"{path} holds no fields; a recipe is a YAML mapping."])
+        kind = "a list" if isinstance(fields, list) else "a single value"
+        raise RecipeError(
+            [
+                f"{path} holds no fields: it is {'empty' if fields is None else kind}. Write one "
+                "field a line, such as `epochs: 30`."
+            ]
+        )
     return fields
 
 
@@ -145,7 +183,9 @@ def apply_assignments(fields: dict[str, Any], assignments: Iterable[str]) -> Non
         try:
             value = yaml.load(text, Loader=_RecipeLoader)
         except _YAML_ERRORS as error:
-            raise RecipeError([f"--set {assignment[:200]}: the value is not YAML."]) from error
+            raise RecipeError(
+                [f"--set {assignment[:200]}: the value is not YAML: {_explain_yaml_error(error)}."]
+            ) from error
         if isinstance(value, str) and "e" in value.lower():
             # YAML 1.1 reads 1e-3 as a string.
             with suppress(ValueError):
