@@ -1,5 +1,8 @@
 """Images in memory, augmentation, batches from any data set, labels."""
 
+import io
+import os
+import signal
 from collections import Counter
 
 import numpy as np
@@ -44,13 +47,14 @@ def test_image_set_gives_scaled_channel_first_pairs():
         (0, [], "at least one"),
         (2, [0, -1], "-1 to 0"),
         (2, [0, 4], "0 to 4"),
+        (2, [0.0, 1.7], "labels of torch.float32"),
     ],
 )
 def test_image_set_refuses_labels_that_do_not_fit(images, labels, words):
     with pytest.raises(DataError, match=f"toy: .*{words}"):
         ImageSet(
             torch.zeros(images, 2, 2, 3, dtype=torch.uint8),
-            torch.tensor(labels, dtype=torch.int64),
+            torch.tensor(labels) if labels else torch.zeros(0).long(),
             "abcd", (0.5,), (0.2,), name="toy",
         )  # fmt: skip
 
@@ -221,6 +225,8 @@ KINDS = {
     "float array": (lambda a: (a / 255).astype(np.float32), COLOR),
     "gray picture": (Image.fromarray, GRAY),
     "gray array": (lambda a: a, GRAY),
+    "array, channels first": (lambda a: a.transpose(2, 0, 1), COLOR),
+    "gray array, channels first": (lambda a: a[None], GRAY),
     "gray bytes": (lambda a: torch.from_numpy(a.copy())[None], GRAY),
 }
 
@@ -277,18 +283,29 @@ def spoiled(value):
     return image
 
 
+def truncated_picture():
+    file = io.BytesIO()
+    Image.fromarray(pixels(0, 64, 64, 3)).save(file, "PNG")
+    return Image.open(io.BytesIO(file.getvalue()[:500]))
+
+
 BAD_SAMPLES = {
     "nan": ((spoiled(float("nan")), 0), "image of sample 2 holds NaN"),
     "infinity": ((spoiled(float("inf")), 0), "image of sample 2 holds NaN"),
     "image alone": (spoiled(0.0), "sample 2 is a Tensor"),
-    "three": ((spoiled(0.0), 0, 1), r"\(image, label\); sample 2"),
-    "mapping": ({"image": spoiled(0.0), "label": 0}, "sample 2 is a dict"),
+    "three": (
+        (spoiled(0.0), 0, 1),
+        r"\(image, label\); sample 2 is a tuple of 3 \(Tensor, int, int",
+    ),
+    "mapping": ({"image": spoiled(0.0), "label": 0}, "sample 2 is a dict with the keys image, la"),
     "no image": (("cat.png", 0), "sample 2 is a str"),
     "nothing": ((None, 0), "sample 2 is a NoneType"),
     "flat tensor": ((torch.zeros(4, 4), 0), r"sample 2 has shape \(4, 4\)"),
     "flat array": ((np.zeros(4), 0), "sample 2 is a ndarray"),
     "word as label": ((spoiled(0.0), "cat"), "label of sample 2 is 'cat'"),
     "no label": ((spoiled(0.0), None), "label of sample 2 is None"),
+    "channels first or last": ((np.zeros((3, 9, 1)), 0), r"may be \[H, W, C\] or \[C, H, W\]"),
+    "truncated picture": ((truncated_picture(), 0), "sample 2 cannot be converted .*truncated"),
 }
 
 
@@ -297,6 +314,52 @@ def test_a_bad_sample_is_named(sample, words):
     good = (torch.zeros(3, 4, 4), 0)
     with pytest.raises(DataError, match=words):
         batches(DatasetLoader([good, good, sample, good], 2, train=False))
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((4, 9, 9), 4), ((9, 9, 4), 4), ((9, 9, 7), 7)])
+def test_arrays_of_other_channels(shape, channels):
+    """A dimension of four is that of RGBA; of two larger ones the last holds the channels."""
+    (batch,) = DatasetLoader([(np.zeros(shape), 0)], 1, train=False).epoch(1)
+    assert batch.images.shape == (1, channels, 9, 9)
+
+
+def test_images_of_other_channels_are_named():
+    gray, color = ((Image.new(mode, (4, 4)), 0) for mode in ("L", "RGB"))
+    for data in ([gray, gray, color], [color, gray, color]):
+        with pytest.raises(DataError, match=r"Convert all images .*convert\('RGB'\)"):
+            batches(DatasetLoader(data, 2, train=False))
+
+
+class Fails:
+    """A data set whose third sample fails; `action` does it."""
+
+    def __init__(self, action):
+        self.action = action
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, position):
+        if position == 2:
+            self.action()
+        return torch.zeros(3, 4, 4), 0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_cannot_be_read_is_named(workers):
+    data = Fails({}.popitem)
+    with pytest.raises(DataError, match=r"Sample 2 .*KeyError: .*test_loaders.py, line \d+"):
+        batches(DatasetLoader(data, 2, train=False, workers=workers))
+    with pytest.raises(DataError, match="Sample 2"):
+        get_labels(data)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_worker_that_is_killed():
+    data = Fails(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match=r"A process that loads images .*data.workers=0"):
+        batches(DatasetLoader(data, 2, train=False, workers=1))
 
 
 TEST_SETS = {
@@ -373,6 +436,7 @@ LABELED_SETS = {
     "targets list": Unreadable(targets=[2, 0, 1, 1, 3]),
     "targets tensor": Unreadable(targets=torch.tensor([2, 0, 1, 1, 3], dtype=torch.int32)),
     "labels array": Unreadable(labels=np.array([2, 0, 1, 1, 3])),
+    "tensors of a column": TensorDataset(IMAGES_OF_FIVE, torch.tensor([[2.0], [0], [1], [1], [3]])),
     "tensors": TensorDataset(IMAGES_OF_FIVE, torch.tensor([2, 0, 1, 1, 3])),
     "subset": Subset(Unreadable(targets=[9, 2, 0, 9, 1, 1, 3]), [1, 2, 4, 5, 6]),
     "subset of subset": Subset(
@@ -412,5 +476,73 @@ def test_labels_that_are_no_numbers_are_named():
 
 @pytest.mark.parametrize("sample", [{"image": None, "label": 0}, torch.zeros(3, 2, 2)])
 def test_samples_that_are_no_pairs_are_named(sample):
-    with pytest.raises(DataError, match=r"\(image, label\); sample 1 is a (dict|Tensor). Wrap it"):
+    with pytest.raises(DataError, match=r"\(image, label\); sample 1 is a (dict|Tensor).* Wrap it"):
         get_labels([(None, 0), sample])
+
+
+CLASS_NUMBERS = {
+    "whole floats": [1.0, 0.0],
+    "booleans": [True, False],
+    "digits": ["1", "0"],
+    "numpy": [np.uint8(1), np.float32(0)],
+    "0-dimensional": [np.array(1), torch.tensor(0.0, dtype=torch.bfloat16)],
+    "alone in a list": [[1], (0,)],
+    "alone in an array": [np.array([[1]]), torch.tensor([0])],
+}
+
+
+@pytest.mark.parametrize("labels", CLASS_NUMBERS.values(), ids=CLASS_NUMBERS)
+def test_labels_that_are_class_numbers(labels):
+    data = [(torch.zeros(3, 2, 2), label) for label in labels]
+    assert get_labels(data).tolist() == [1, 0]
+    (batch,) = DatasetLoader(data, 2, train=False).epoch(1)
+    assert batch.labels.dtype == torch.int64
+    assert batch.labels.tolist() == [1, 0]
+
+
+NO_CLASS_NUMBERS = {
+    "fraction": (1.7, "regression"),
+    "fraction in an array": (np.array([0.5]), "regression"),
+    "fraction in a tensor": (torch.tensor(0.5), "regression"),
+    "nan": (float("nan"), "Number the classes"),
+    "infinity": (torch.tensor(float("inf")), "Number the classes"),
+    "negative": (-100, "leave out samples without a class"),
+    "too large": (2**70, "Number the classes"),
+    "complex": (1j, "Number the classes"),
+    "mapping": ({"boxes": []}, "Number the classes"),
+    "empty": ([], "multi-label"),
+    "one-hot": (torch.tensor([0.0, 1.0, 0.0]), r"label.argmax\(\)"),
+    "multi-hot": (np.array([1, 1, 0]), "multi-label"),
+    "mixed": ([0.3, 0.7], "mixed labels"),
+    "mask": (np.zeros((4, 4), np.uint8), "not supported"),
+    "words": (["cat", "dog"], "multi-label"),
+}
+
+
+@pytest.mark.parametrize(("label", "words"), NO_CLASS_NUMBERS.values(), ids=NO_CLASS_NUMBERS)
+def test_labels_that_are_no_class_numbers(label, words):
+    data = [(torch.zeros(3, 2, 2), 0), (torch.zeros(3, 2, 2), label)]
+    with pytest.raises(DataError, match=rf"(?s)label of sample 1 is .*{words}"):
+        get_labels(data)
+    with pytest.raises(DataError, match="label of sample 1 is"):
+        batches(DatasetLoader(data, 2, train=False))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [torch.tensor([0.0, 1.7]), torch.tensor([0.0, float("nan")]), torch.eye(2)],
+    ids=["fractions", "nan", "one-hot"],
+)
+def test_tensors_of_labels_that_are_no_class_numbers(labels):
+    data = TensorDataset(torch.zeros(2, 3, 2, 2), labels)
+    for part in (data, Subset(data, [1, 0]), ConcatDataset([data, data])):
+        with pytest.raises(DataError, match="label of sample"):
+            get_labels(part)
+
+
+def test_labels_attributes_of_other_types():
+    """A method, a number and fractions are no labels of samples."""
+    for values in (lambda: None, 10, [0.5] * 5, torch.eye(5)):
+        data = Plain()
+        data.labels = values
+        assert get_labels(data).tolist() == [2, 0, 1, 1, 3]

@@ -22,7 +22,7 @@ from small_runs import (
     student_weights,
 )
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import cktf
 from cktf.engine import (
@@ -357,8 +357,19 @@ class Stream(IterableDataset):
         (lambda i: {"train": Stream()}, RecipeError, "train: a map-style .* given Stream, which"),
         (lambda i: {"test": Stream()}, RecipeError, "test: a map-style .* given Stream, which"),
         (lambda i: {"test": {1, 2}}, RecipeError, "test: a map-style .*; given set"),
+        (lambda i: {"train": {"train": i[0], "test": i[1]}}, RecipeError,
+         "given dict with the keys train, test. Give one"),
+        (lambda i: {"train": (torch.rand(99, 3, 32, 32), torch.zeros(99))}, RecipeError,
+         "given images and labels apart"),
+        (lambda i: {"train": Dataset()}, RecipeError, "train: a map-style .* given Dataset"),
         (lambda i: {"train": "fashion-mini", "test": i[1]}, RecipeError, "its own test images"),
-        (lambda i: {"test": [(torch.rand(3, 32, 32), 10)]}, DataError, "test labels run from 10"),
+        (lambda i: {"test": [(torch.rand(3, 32, 32), 10)]}, DataError,
+         "test labels run from 10 .*: subtract 1 from each"),
+        (lambda i: {"test": [(torch.rand(3, 32, 32), y) for y in (0, 99)]}, DataError,
+         "test labels run from 0 to 99.* without gaps"),
+        (lambda i: {"test": [(torch.rand(3, 32, 32), y) for y in range(11)]}, DataError,
+         "test labels run from 0 to 10.* as many outputs"),
+        (lambda i: {"test": [(torch.rand(3, 32, 32), 0.5)]}, DataError, "targets|Targets"),
         (lambda i: {"test": [(torch.rand(1, 32, 32), 1)]}, DataError, "cannot take images"),
         (lambda i: {"overrides": {"optimizer.nesterov": True, "optimizer.momentum": 0}},
          RecipeError, "momentum above 0"),

@@ -2,7 +2,8 @@
 
 from cktf.data.augment import crop_and_flip
 from cktf.data.image_set import NO_LABEL, UNLABELED_SPLIT, Images, ImageSet, hash_images
-from cktf.data.loaders import DatasetLoader, Loader, MemoryLoader, get_labels, has_stored_labels
+from cktf.data.labels import get_labels, has_stored_labels
+from cktf.data.loaders import DatasetLoader, Loader, MemoryLoader, explain_lost_worker
 from cktf.data.registry import (
     DATASETS,
     FOLDER_PREFIX,
@@ -36,6 +37,7 @@ __all__ = [
     "compute_split_statistics",
     "crop_and_flip",
     "derive_seed",
+    "explain_lost_worker",
     "get_dataset_info",
     "get_labels",
     "has_stored_labels",

@@ -64,6 +64,14 @@ class ImageSet(Generic[ImagesT]):
                 f"{self.name}: a data set has at least one image and a label for each; given "
                 f"{len(self.images)} images and {len(self.labels)} labels."
             )
+        is_bytes = not isinstance(self.images, Tensor) or self.images.dtype == torch.uint8
+        if len(self.images.shape) != 4 or not is_bytes or self.labels.dtype != torch.int64:
+            raise DataError(
+                f"{self.name}: an ImageSet has images [N, H, W, C] of uint8 and labels [N] of "
+                f"int64; given images {tuple(self.images.shape)} of "
+                f"{getattr(self.images, 'dtype', torch.uint8)} and labels of {self.labels.dtype}. "
+                "Convert them, or give a TensorDataset of floats [N, C, H, W] and class numbers."
+            )
         low, high = int(self.labels.min()), int(self.labels.max())
         if self.labeled and not 0 <= low <= high < len(self.classes):
             raise DataError(

@@ -6,34 +6,26 @@ samples.
 """
 
 from collections.abc import Callable, Iterator, Sized
-from contextlib import suppress
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    ConcatDataset,
-    DataLoader,
-    Dataset,
-    Subset,
-    TensorDataset,
-    default_collate,
-)
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from cktf.batch import Batch
 from cktf.data.augment import FixedViews, crop_and_flip, draw_crops
 from cktf.data.image_set import ImageSet
 from cktf.data.streamed_images import StreamedImages
 from cktf.data.worker_datasets import (
+    CONVERT_ADVICE,
     BatchDataset,
     IndexedDataset,
     IndexedImageSet,
     collate_samples,
     derive_seed,
-    label_of_sample,
 )
-from cktf.errors import DataError
+from cktf.errors import CktfError, DataError
 
 _MIN_PADDING = 4
 
@@ -185,6 +177,7 @@ class DatasetLoader:
         self.labeled = labeled
         self.workers, self.seed = workers, seed
         self.samples = len(data)
+        self._channels: int | None = None
         self.views = views if augment else int(isinstance(data, ImageSet))
         if augment and not (isinstance(data, ImageSet) and isinstance(data.images, StreamedImages)):
             raise DataError(
@@ -202,6 +195,7 @@ class DatasetLoader:
         if not isinstance(self.data, ImageSet):
             indexed = IndexedDataset(self.data, self.labeled, (self.seed, number))
             for images, labels, index in self._load(indexed, order, generator, collate_samples):
+                self._check_channels(images)
                 images = images.contiguous(memory_format=torch.channels_last)
                 yield Batch(images, labels if self.labeled else None, index)
             return
@@ -210,6 +204,16 @@ class DatasetLoader:
             yield from self._load_image_set(order, generator, (0, view), view)
         else:
             yield from self._load_image_set(order, generator, (self.seed, number), None)
+
+    def _check_channels(self, images: Tensor) -> None:
+        """Raise DataError for a batch [B, C, H, W] with other channels than those before it."""
+        channels = images.shape[1]
+        self._channels = self._channels or channels
+        if channels != self._channels:
+            raise DataError(
+                f"All images have the same channels; those of a batch have {self._channels}, and "
+                f"of another {channels}. {CONVERT_ADVICE}"
+            )
 
     def view(self, number: int) -> Iterator[Batch]:
         """Yield all images in order, in fixed augmentation `number`."""
@@ -250,50 +254,25 @@ class DatasetLoader:
             num_workers=self.workers,
             generator=generator,
         )
-        for batch in loader:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        try:
+            for batch in loader:
+                if isinstance(batch, DataError):
+                    raise batch
+                yield batch
+        except CktfError:
+            raise
+        except Exception as error:  # PyTorch has no type for a process that failed
+            if not self.workers:
+                raise
+            raise explain_lost_worker(error) from error
 
 
-def get_labels(data: Any) -> Tensor:
-    """Get all labels of a data set, [N] int64.
-
-    They come from its attribute `targets` or `labels`, through a `Subset`, `ConcatDataset` or
-    `TensorDataset`; a data set without such an attribute is read sample by sample.
-
-    Raises:
-        DataError: a sample that is not a pair of image and label, or a label that is no number.
-    """
-    if isinstance(data, Subset) and has_stored_labels(data.dataset):
-        return get_labels(data.dataset)[torch.as_tensor(data.indices)]
-    if isinstance(data, TensorDataset) and len(data.tensors) == 2:
-        return data.tensors[1].long()
-    labels = _labels_attribute(data)
-    if labels is not None:
-        return labels
-    if isinstance(data, ConcatDataset) and has_stored_labels(data):
-        return torch.cat([get_labels(part) for part in data.datasets])
-    return torch.tensor([label_of_sample(data[i], i) for i in range(len(data))])
-
-
-def _labels_attribute(data: Any) -> Tensor | None:
-    # A target_transform of torchvision changes the labels of samples but not `targets`.
-    if getattr(data, "target_transform", None) is not None:
-        return None
-    for name in ("labels", "targets"):
-        values = getattr(data, name, None)
-        if values is None or isinstance(values, str) or len(values) != len(data):
-            continue
-        with suppress(ValueError, TypeError, RuntimeError):
-            labels = torch.as_tensor(values)
-            if labels.dim() == 1 and not labels.is_floating_point():
-                return labels.long()
-    return None
-
-
-def has_stored_labels(data: Any) -> bool:
-    """Whether `get_labels` needs to read no sample of a data set."""
-    if isinstance(data, ConcatDataset) and all(map(has_stored_labels, data.datasets)):
-        return True
-    return isinstance(data, Subset | TensorDataset) or _labels_attribute(data) is not None
+def explain_lost_worker(error: Exception) -> DataError:
+    """The DataError for an error of PyTorch about worker processes."""
+    # The lines before the last are the traceback of the process.
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+    return DataError(
+        f"A process that loads images could not start, or ended early ({reason}). The system may "
+        "have stopped it for want of memory or of shared memory (/dev/shm). Use fewer processes, "
+        "by data.workers, or none: data.workers=0."
+    )

@@ -6,14 +6,18 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from cktf.data.image_decoding import GRAY, RGB, convert_to_8bit
 from cktf.data.image_set import NO_LABEL, Images, ImageSet
+from cktf.data.samples import label_of_sample, read_sample, to_tensor
 from cktf.data.streamed_images import StreamedImages
 from cktf.errors import CktfError, DataError
+
+_RESIZE_ADVICE = "Resize or crop them in the data set's transform."
+CONVERT_ADVICE = (
+    "Convert all images in the data set: picture.convert('RGB'), or 'L' for gray, of a PIL image."
+)
 
 
 def derive_seed(*entropy: int) -> int:
@@ -65,7 +69,7 @@ class IndexedDataset(Dataset[tuple[Tensor, int, int]]):
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.manual_seed(seed)
-        sample = self.data[position]
+        sample = read_sample(self.data, position)
         label = label_of_sample(sample, position) if self.labeled else NO_LABEL
         image = to_tensor(sample[0] if isinstance(sample, (tuple, list)) else sample, position)
         if not bool(image.isfinite().all()):
@@ -74,65 +78,6 @@ class IndexedDataset(Dataset[tuple[Tensor, int, int]]):
                 "sample, and check the transform that made it."
             )
         return image, label, position
-
-
-def label_of_sample(sample: Any, position: int) -> int:
-    """The class number in a sample, which is a pair of image and label."""
-    if not (isinstance(sample, (tuple, list)) and len(sample) == 2):
-        raise DataError(
-            f"A data set gives (image, label); sample {position} is a {type(sample).__name__}. "
-            "Wrap it so that it gives pairs."
-        )
-    try:
-        return int(sample[1])
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"The label of sample {position} is {sample[1]!r}; a label is the number of its class, "
-            "from 0. Number the classes in the data set."
-        ) from error
-
-
-def to_tensor(image: Any, position: int) -> Tensor:
-    """Convert an image to float32 [C, H, W]; bytes and PIL images are scaled to [0, 1]."""
-    if isinstance(image, Image.Image):
-        image = _convert_picture(image, position)
-    if not isinstance(image, Tensor):
-        try:
-            array = np.asarray(image)
-            array = array[:, :, None] if array.ndim == 2 else array
-            image = torch.from_numpy(array.transpose(2, 0, 1).copy())
-        except (TypeError, ValueError, IndexError) as error:
-            raise DataError(
-                f"The image of sample {position} is a {type(image).__name__}, not a tensor "
-                "[C, H, W], a PIL image or an array [H, W, C]. Convert it in the data set."
-            ) from error
-    if image.dim() != 3:
-        raise DataError(
-            f"The image of sample {position} has shape {tuple(image.shape)}; an image is [C, H, W]."
-        )
-    values: Tensor = image.float()
-    if image.dtype == torch.uint8:
-        return values / 255
-    if not image.is_floating_point():
-        raise DataError(
-            f"The image of sample {position} is of {image.dtype}: bytes (uint8) are scaled to "
-            "[0, 1], floats are taken as they are. Convert it in the data set."
-        )
-    return values
-
-
-def _convert_picture(picture: Image.Image, position: int) -> Image.Image:
-    """Convert to RGB, or to gray where there are no colors; floats (mode F) stay unchanged."""
-    if picture.mode == "F":
-        return picture
-    try:
-        channels = GRAY if Image.getmodebase(picture.mode) == "L" else RGB
-        return convert_to_8bit(picture, channels)
-    except ValueError as error:
-        raise DataError(
-            f"The image of sample {position} cannot be converted ({error}). Convert it in the data "
-            "set."
-        ) from error
 
 
 class BatchDataset(Dataset[Any]):
@@ -159,9 +104,13 @@ def collate_samples(samples: list[tuple[Tensor, int, int]]) -> tuple[Tensor, Ten
     images, labels, positions = zip(*samples, strict=True)
     for image, position in zip(images, positions, strict=True):
         if image.shape != images[0].shape:
+            same_channels = len(image) == len(images[0])
             raise DataError(
                 f"The images of a batch have one size: sample {positions[0]} is "
-                f"{tuple(images[0].shape)}, sample {position} is {tuple(image.shape)}. Resize or "
-                "crop them in the data set's transform."
+                f"{tuple(images[0].shape)}, sample {position} is {tuple(image.shape)}. "
+                f"{_RESIZE_ADVICE if same_channels else CONVERT_ADVICE}"
             )
-    return torch.stack(images), torch.tensor(labels), torch.tensor(positions)
+    cpu = torch.device("cpu")  # the user may have chosen another default device
+    return (
+        torch.stack(images), torch.tensor(labels, device=cpu), torch.tensor(positions, device=cpu),
+    )  # fmt: skip

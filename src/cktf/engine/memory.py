@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from cktf.contrast import ADVICE, Footprint
+from cktf.data import explain_lost_worker
 from cktf.errors import TrainingError
 
 # Peak memory of this process on Linux (VmHWM), and the file that resets it.
@@ -48,6 +49,9 @@ def explain_out_of_memory(
 ) -> Iterator[None]:
     """Turn a failed allocation inside the block into a TrainingError that says what to change.
 
+    A process that loads images and was stopped, as for want of memory, becomes a DataError: PyTorch
+    raises that error wherever this process is at the time.
+
     Args:
         batch_size: number of images in a batch inside the block.
         device: device of the network.
@@ -57,6 +61,8 @@ def explain_out_of_memory(
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        if str(error).startswith("DataLoader worker"):
+            raise explain_lost_worker(error) from error
         if not is_out_of_memory(error):
             raise
         advice = []

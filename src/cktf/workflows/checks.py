@@ -55,12 +55,20 @@ def check_classes(num_classes: int, components: RunComponents) -> None:
 def check_labels(split: str, labels: Tensor, num_classes: int) -> None:
     """Raise DataError unless labels [N] are class numbers from 0 to num_classes - 1."""
     low, high = int(labels.min()), int(labels.max())
-    if not 0 <= low <= high < num_classes:
-        raise DataError(
-            f"The {split} labels run from {low} to {high}, and the student has {num_classes} "
-            f"classes: a label is from 0 to {num_classes - 1}. Give the student as many outputs as "
-            "the data has classes."
-        )
+    if 0 <= low <= high < num_classes:
+        return
+    if low < 0:
+        advice = "Leave out images without a class, which labels below 0 often mark."
+    elif low > 0 and high == num_classes:
+        advice = "Number the classes from 0: subtract 1 from each label."
+    elif len(set(labels.tolist())) <= num_classes:
+        advice = "Number the classes from 0 without gaps, or build the student for more classes."
+    else:
+        advice = f"Give the student as many outputs as the data has classes, at least {high + 1}."
+    raise DataError(
+        f"The {split} labels run from {low} to {high}; a label is the number of its class, from 0 "
+        f"to {num_classes - 1} for {num_classes} classes. {advice}"
+    )
 
 
 def check_stored_labels(stored_labels: Tensor, batch: Batch) -> None:

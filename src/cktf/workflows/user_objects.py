@@ -1,5 +1,7 @@
 """Objects made in Python for the fields of a recipe that are `custom`."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +87,17 @@ def find_map_style_problems(argument: str, data: Any) -> list[str]:
     rule = f"{argument}: a map-style data set has a length above 0, and samples by their position"
     if isinstance(data, IterableDataset):
         return [f"{rule}; given {kind}, which only iterates. Read it into a list."]
-    if hasattr(data, "__len__") and hasattr(data, "__getitem__") and len(data) > 0:
-        return []
+    if isinstance(data, Mapping):
+        keys = ", ".join(map(str, data))
+        return [f"{rule}; given {kind} with the keys {keys}. Give one of its values."]
+    if isinstance(data, tuple | list) and len(data) == 2 and getattr(data[0], "ndim", 0) == 4:
+        return [
+            f"{rule}; given images and labels apart. Put them together: "
+            "torch.utils.data.TensorDataset(images, labels), of two tensors."
+        ]
+    with suppress(Exception):  # a user's code raises errors of any type
+        if hasattr(data, "__getitem__") and len(data) > 0:
+            return []
     return [f"{rule}; given {kind}."]
 
 
