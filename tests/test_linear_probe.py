@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from small_runs import TwoClassifiers, copy_state, equal_weights, run_command
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import cktf
 from cktf.data import sample_per_class
@@ -118,7 +118,7 @@ def test_probe_changes_neither_network_nor_generators(images):
         ({"labeled": lambda data: data.without_labels()}, DataError, "labels"),
         ({"labeled": lambda data: DataLoader(data, 64)}, RecipeError,
          "labeled: give the data set, not a loader"),
-        ({"labeled": lambda data: [(data[k][0], k % 3 - 1) for k in range(9)],
+        ({"labeled": lambda data: TensorDataset(torch.rand(9, 3, 28, 28), torch.arange(9) % 3 - 1),
           "labels_per_class": [1]}, DataError, "from 0; given -1 for 3 of 9 images"),
     ],
 )  # fmt: skip

@@ -298,6 +298,33 @@ def test_images_that_a_data_set_normalizes_are_not_normalized_again(images, tmp_
     assert told == (kind == "normalized module")
 
 
+RANGES = {
+    "unit": (0, 1),
+    "bytes": (0, 255),
+    "normalized": (-2.1, 2.6),
+    "divided again": (0, 1 / 255),
+}
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("unit", "unit"), ("unit", "bytes"), ("unit", "divided again"), ("bytes", "normalized"),
+     ("normalized", "unit"), ("normalized", "normalized")],
+)  # fmt: skip
+def test_images_in_other_ranges_than_those_of_the_test_are_told_of(tmp_path, train, test):
+    def data(name, labels):
+        low, high = RANGES[name]
+        return TensorDataset(low + (high - low) * torch.rand(8, 3, 8, 8), labels)
+
+    labels = torch.arange(8) % 4
+    run = cktf.teach(
+        SmallNet(classes=4), train=data(train, labels), test=data(test, labels), epochs=1,
+        out=tmp_path, show=False, overrides={"data.batch_size": 8, "optimizer.lr": 1e-5},
+    )  # fmt: skip
+    told = "Scale and normalize both alike" in (run.folder / "log.txt").read_text()
+    assert told == (train != test)
+
+
 @pytest.mark.parametrize("kind", ["image set", "map-style"])
 def test_best_epoch_on_held_out_images_is_selected(few_images, tmp_path, monkeypatch, kind):
     data = few_images[0] if kind == "image set" else as_tensors(few_images[0], 200)

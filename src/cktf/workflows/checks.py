@@ -10,11 +10,15 @@ from cktf.workflows.components import RunComponents
 
 # Resampling and noise leave [0, 1] by less than this; normalized images reach -1.
 _OVERSHOOT = 0.5
+# Images with a standard deviation of 0.05 or more stay below this when they are normalized.
+_MAX_NORMALIZED = 20
+# The brightest pixel of several images is brighter than this, unless [0, 1] was scaled again.
+_MIN_BRIGHT = 1 / 128
 
 
 def warn_if_normalized_twice(network: nn.Module, who: str, images: Tensor) -> str:
     """A warning if a network normalizes images that seem to be normalized already, or ``""``."""
-    low, high = float(images.min()), float(images.max())
+    low, high = _value_range(images)
     in_range = low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT
     if in_range or not isinstance(network, Normalized) or not network.normalizes:
         return ""
@@ -22,6 +26,31 @@ def warn_if_normalized_twice(network: nn.Module, who: str, images: Tensor) -> st
         f"The {who} normalizes images from [0, 1] itself, and these run from {low:.1f} to "
         f"{high:.1f}. Leave normalizing out of the data set, or give the network inside, .network."
     )
+
+
+def warn_if_ranges_differ(train: Tensor, test: Tensor) -> str:
+    """A warning if the values of training and test images seem to be scaled unlike, or ``""``."""
+    if _kind_of_range(train) == _kind_of_range(test):
+        return ""
+    (low, high), (test_low, test_high) = _value_range(train), _value_range(test)
+    return (
+        f"Training images run from {low:.3g} to {high:.3g}, and test images from {test_low:.3g} to "
+        f"{test_high:.3g}. Scale and normalize both alike: the accuracy on the test images is "
+        "wrong otherwise."
+    )
+
+
+def _value_range(images: Tensor) -> tuple[float, float]:
+    return float(images.min()), float(images.max())
+
+
+def _kind_of_range(images: Tensor) -> str:
+    low, high = _value_range(images)
+    if high > _MAX_NORMALIZED:
+        return "bytes"
+    if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
+        return "normalized"
+    return "scaled twice" if 0 < high < _MIN_BRIGHT else "scaled"
 
 
 def check_student(components: RunComponents) -> None:

@@ -18,6 +18,7 @@ from cktf.workflows.checks import (
     check_stored_labels,
     check_student,
     warn_if_normalized_twice,
+    warn_if_ranges_differ,
 )
 from cktf.workflows.components import RunComponents
 from cktf.workflows.inspection import explain_rejected_images, find_feature_paths
@@ -69,7 +70,9 @@ def set_up_objective(recipe: Recipe, components: RunComponents) -> ObjectiveSetu
     components.runtime.reset_seed()
     device = components.runtime.device
     with explain_out_of_memory(components.data.train.batch_size, device, training=True):
-        batch, student, teacher = _run_examples(components, method, recipe)
+        test = components.data.test
+        test_images = None if test is None else next(iter(test.epoch(0))).images
+        batch, student, teacher = _run_examples(components, method, recipe, test_images)
     num_classes = int(student.features.logits.shape[1])
     check_classes(num_classes, components)
     labels = get_labels(components.data.raw_train) if components.data.labeled else None
@@ -85,7 +88,10 @@ def set_up_objective(recipe: Recipe, components: RunComponents) -> ObjectiveSetu
     objective = compose(method, context, options)
     same = teacher_features is None or teacher_features.logits.shape[1] == num_classes
     phases = _build_phases(recipe, components, objective, student, teacher)
-    warnings = [run.warning for run in (student, teacher) if run is not None and run.warning]
+    warnings = [run.warning for run in (student, teacher) if run is not None]
+    if test_images is not None:
+        warnings.append(warn_if_ranges_differ(batch.images, test_images))
+    warnings = [warning for warning in warnings if warning]
     trains_all = not isinstance(recipe, TrainRecipe) or recipe.trains == "all"
     if components.student_origin and trains_all and (recipe.optimizer.lr or 0) >= _HIGH_LR:
         warnings.append(
@@ -145,14 +151,13 @@ def _build_phases(
 
 
 def _run_examples(
-    components: RunComponents, method: str, recipe: Recipe
+    components: RunComponents, method: str, recipe: Recipe, test_images: Tensor | None
 ) -> tuple[Batch, _ExampleRun, _ExampleRun | None]:
-    """Load the first batch, and run both networks on some of it."""
+    """Load the first batch, and run both networks on some of it; the student on test images too."""
     student, teacher, needs = components.student, components.teacher, features_read(method)
     student_who = f"student {components.student_name}"
-    if components.data.test is not None:
-        images = next(iter(components.data.test.epoch(0))).images[:_EXAMPLES]
-        _run_example(student, student_who, images, {"logits"})
+    if test_images is not None:
+        _run_example(student, student_who, test_images[:_EXAMPLES], {"logits"})
     batch = next(iter(components.data.train.epoch(1)))
     images = batch.images[:_EXAMPLES]
     if not isinstance(recipe, DistillRecipe):
