@@ -4,7 +4,7 @@ The losses over them are in `cktf.functional`.
 """
 
 from cktf.contrast.bank import DEVICE, DTYPES, Storage, random_bank, rows_of, update_bank
-from cktf.contrast.config import ContrastConfig, Estimator, rename_options
+from cktf.contrast.config import ContrastConfig, Estimator
 from cktf.contrast.footprint import ADVICE, Footprint, footprint
 from cktf.contrast.memory import Bank, Draw, InBatch, Memory, Queue, build_memory
 from cktf.contrast.negatives import NegativeSampler
@@ -26,7 +26,6 @@ __all__ = [
     "build_memory",
     "footprint",
     "random_bank",
-    "rename_options",
     "rows_of",
     "update_bank",
 ]

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 from typing_extensions import Self
 
+from cktf.config import rename_options
 from cktf.contrast.bank import DEVICE, HOST, Storage
 from cktf.errors import MethodError, nearest
 from cktf.functional.critics import MIN_TEMPERATURE
@@ -18,16 +19,6 @@ _ESTIMATORS: dict[str, tuple[Estimator, ...]] = {
     "queue": ("all", "shared"),
     "batch": ("all",),
 }
-_OLD_NAMES = {"place": "bank_device"}
-
-
-def rename_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the old names of options by their present ones.
-
-    >>> rename_options({"place": "host", "negatives": 4096})
-    {'bank_device': 'host', 'negatives': 4096}
-    """
-    return {_OLD_NAMES.get(name, name): value for name, value in options.items()}
 
 
 class ContrastConfig(BaseModel):

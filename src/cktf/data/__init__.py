@@ -1,51 +1,10 @@
 """Data sets by name, batches with the positions of their samples, batched augmentation."""
 
-from cktf.data.augment import crop_and_flip
-from cktf.data.image_set import NO_LABEL, UNLABELED_SPLIT, Images, ImageSet, hash_images
-from cktf.data.labels import get_labels, has_stored_labels
-from cktf.data.loaders import DatasetLoader, Loader, MemoryLoader, explain_lost_worker
-from cktf.data.registry import (
-    DATASETS,
-    FOLDER_PREFIX,
-    HUB_PREFIX,
-    get_dataset_info,
-    load_dataset,
-    load_splits,
-    open_dataset,
-    resolve_dataset_name,
-)
-from cktf.data.split_loading import ReadOptions
-from cktf.data.split_statistics import compute_split_statistics
-from cktf.data.splits import VALIDATION_SEED, sample_per_class, split_validation
-from cktf.data.streamed_images import StreamedImages
-from cktf.data.worker_datasets import derive_seed
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "DATASETS",
-    "FOLDER_PREFIX",
-    "HUB_PREFIX",
-    "NO_LABEL",
-    "UNLABELED_SPLIT",
-    "VALIDATION_SEED",
-    "DatasetLoader",
-    "ImageSet",
-    "Images",
-    "Loader",
-    "MemoryLoader",
-    "ReadOptions",
-    "StreamedImages",
-    "compute_split_statistics",
-    "crop_and_flip",
-    "derive_seed",
-    "explain_lost_worker",
-    "get_dataset_info",
-    "get_labels",
-    "has_stored_labels",
-    "hash_images",
-    "load_dataset",
-    "load_splits",
-    "open_dataset",
-    "resolve_dataset_name",
-    "sample_per_class",
-    "split_validation",
-]
+from cktf.first_use import package_names
+
+if TYPE_CHECKING:
+    from cktf.data.api import *
+
+__getattr__, __dir__ = package_names("cktf.data.api")

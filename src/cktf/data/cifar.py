@@ -7,6 +7,7 @@ and 10,000 test images, 32x32, of ten classes, or of a hundred in twenty coarse 
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,10 @@ def load_cifar(layout: CifarLayout, directory: Path | None, split: str) -> Image
         if (folder / f"{layout.files[split][0]}.bin").is_file():
             return _read_binary(layout, folder, split)
     return _read_python(layout, directory, split)
+
+
+load_cifar10 = partial(load_cifar, CIFAR10_LAYOUT)
+load_cifar100 = partial(load_cifar, CIFAR100_LAYOUT)
 
 
 def _read_binary(layout: CifarLayout, folder: Path, split: str) -> ImageSet:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cktf.data.image_folder import MEAN, STD, TEST_FRACTION, choose_image_size
+from cktf.data.registry import is_saved_dataset
 from cktf.data.split_loading import ReadOptions, SplitSource, abbreviate
 from cktf.data.splits import split_validation
 from cktf.data.stored_images import StoredImages
@@ -61,13 +62,6 @@ def open_hub_dataset(
     stored = _EncodedImages(table, image_column, split)
     note = note if split == "train" else ""
     return SplitSource(title, split, stored, labels, classes, MEAN, STD, size, note=note)
-
-
-def is_saved_dataset(name: str) -> bool:
-    """Whether a name is that of a folder written by `save_to_disk`."""
-    return any(
-        os.path.isfile(expand_user_path(name) / f) for f in ("dataset_dict.json", "state.json")
-    )
 
 
 def _load_splits(title: str, name: str, directory: Path | None) -> dict[str, Any]:

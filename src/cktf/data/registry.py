@@ -1,30 +1,21 @@
 """Data sets by name: `cifar100`, `imagefolder:DIR`, `hf:NAME`."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from cktf.data.cifar import CIFAR10_LAYOUT, CIFAR100_LAYOUT, load_cifar
-from cktf.data.fashion import load_fashion_mini, load_fashion_mnist
-from cktf.data.hub import is_saved_dataset, open_hub_dataset
-from cktf.data.image_folder import open_image_folder
-from cktf.data.image_set import NO_LABEL, UNLABELED_SPLIT, Images, ImageSet
-from cktf.data.split_loading import (
-    BrokenImagesError,
-    ReadOptions,
-    SplitSource,
-    load_split,
-    source_from_image_set,
-)
-from cktf.data.stl10 import open_stl10
-from cktf.data.tiny_imagenet import open_tiny_imagenet
 from cktf.errors import DataError, nearest
+from cktf.first_use import call_later
 from cktf.user_paths import expand_user_path
 
-_OpenSplit = Callable[[Path | None, str, ReadOptions], SplitSource]
+if TYPE_CHECKING:
+    from cktf.data.image_set import Images, ImageSet
+    from cktf.data.split_loading import ReadOptions, SplitSource
+
+_OpenSplit = Callable[[Path | None, str, "ReadOptions"], "SplitSource"]
 
 
 @dataclass(frozen=True)
@@ -53,20 +44,25 @@ class DatasetInfo:
     unlabeled: bool = False
 
 
-def _open_in_memory(load: Callable[[Path | None, str], ImageSet]) -> _OpenSplit:
-    return lambda directory, split, _: source_from_image_set(load(directory, split), split)
+def _open_in_memory(load: str) -> _OpenSplit:
+    """Return a function that opens a split by a loader `module:name`, which it imports."""
+    load_set = call_later(load)
+    make_source = call_later("cktf.data.split_loading:source_from_image_set")
+    return lambda directory, split, _: make_source(load_set(directory, split), split)
 
 
+_open_image_folder = call_later("cktf.data.image_folder:open_image_folder")
+_open_hub_dataset = call_later("cktf.data.hub:open_hub_dataset")
 FOLDER_PREFIX, HUB_PREFIX = "imagefolder", "hf"
 _FOLDER = DatasetInfo(
     f"{FOLDER_PREFIX}:DIR", None, None, None,
-    "a folder for each class, in DIR or in DIR/train and DIR/test", open_image_folder,
+    "a folder for each class, in DIR or in DIR/train and DIR/test", _open_image_folder,
     unlabeled=True,
 )  # fmt: skip
 _HUB = DatasetInfo(
     f"{HUB_PREFIX}:NAME", None, None, None,
     "Hugging Face datasets (pip install 'cktf[hf]'), NAME of the Hub or a folder",
-    partial(open_hub_dataset, "NAME"),
+    partial(_open_hub_dataset, "NAME"),
 )  # fmt: skip
 DATASETS = {
     info.name: info
@@ -74,31 +70,32 @@ DATASETS = {
         DatasetInfo(
             "fashion-mini", 10, 10_000, 5_000,
             "15,000 images of Fashion-MNIST, inside this package",
-            _open_in_memory(load_fashion_mini),
+            _open_in_memory("cktf.data.fashion:load_fashion_mini"),
         ),
         DatasetInfo(
             "fashion-mnist", 10, 60_000, 10_000,
             "IDX files in --data-dir, or Debian's dataset-fashion-mnist",
-            _open_in_memory(load_fashion_mnist),
+            _open_in_memory("cktf.data.fashion:load_fashion_mnist"),
         ),
         DatasetInfo(
             "cifar10", 10, 50_000, 10_000,
             "binary or Python layout in --data-dir; downloaded if absent",
-            _open_in_memory(partial(load_cifar, CIFAR10_LAYOUT)), needs_directory=True,
+            _open_in_memory("cktf.data.cifar:load_cifar10"), needs_directory=True,
         ),
         DatasetInfo(
             "cifar100", 100, 50_000, 10_000,
             "binary or Python layout in --data-dir; downloaded if absent",
-            _open_in_memory(partial(load_cifar, CIFAR100_LAYOUT)), needs_directory=True,
+            _open_in_memory("cktf.data.cifar:load_cifar100"), needs_directory=True,
         ),
         DatasetInfo(
             "stl10", 10, 5_000, 8_000, "stl10_binary in --data-dir; also the split unlabeled",
-            open_stl10, needs_directory=True, splits=("train", "test", UNLABELED_SPLIT),
+            call_later("cktf.data.stl10:open_stl10"), needs_directory=True,
+            splits=("train", "test", "unlabeled"),
             unlabeled=True,
         ),
         DatasetInfo(
             "tiny-imagenet", 200, 100_000, 10_000, "tiny-imagenet-200 in --data-dir",
-            open_tiny_imagenet, needs_directory=True,
+            call_later("cktf.data.tiny_imagenet:open_tiny_imagenet"), needs_directory=True,
         ),
         _FOLDER,
         _HUB,
@@ -121,13 +118,19 @@ def get_dataset_info(name: str) -> DatasetInfo:
     if prefix == FOLDER_PREFIX:
         folder = expand_user_path(location)
         return replace(
-            _FOLDER, name=name, open_split=lambda _, *rest: open_image_folder(folder, *rest)
+            _FOLDER, name=name, open_split=lambda _, *rest: _open_image_folder(folder, *rest)
         )
     if prefix == HUB_PREFIX and colon:
-        return replace(_HUB, name=name, open_split=partial(open_hub_dataset, location))
+        return replace(_HUB, name=name, open_split=partial(_open_hub_dataset, location))
     if name not in DATASETS:
         raise DataError(f"There is no data set {name!r}. {nearest(name, DATASETS)}")
     return DATASETS[name]
+
+
+def is_saved_dataset(name: str) -> bool:
+    """Whether a name is that of a folder written by `save_to_disk` of Hugging Face's `datasets`."""
+    files = ("dataset_dict.json", "state.json")
+    return any(os.path.isfile(expand_user_path(name) / file) for file in files)
 
 
 def resolve_dataset_name(name: str) -> str:
@@ -138,26 +141,28 @@ def resolve_dataset_name(name: str) -> str:
 
 
 def open_dataset(
-    name: str, directory: Path | None, split: str, options: ReadOptions | None = None
-) -> SplitSource:
+    name: str, directory: Path | None, split: str, options: "ReadOptions | None" = None
+) -> "SplitSource":
     """Locate one split of a data set without reading its images.
 
     Raises:
         DataError: unknown name or split, or files that are missing or malformed.
     """
+    from cktf.data.image_set import UNLABELED_SPLIT
+    from cktf.data.split_loading import ReadOptions
+
     info = get_dataset_info(name)
     directory = None if directory is None else expand_user_path(directory)
     if split == UNLABELED_SPLIT and not info.unlabeled:
-        source = info.open_split(directory, "train", options or ReadOptions())
-        return replace(source, labels=torch.full_like(source.labels, NO_LABEL), classes=())
+        return info.open_split(directory, "train", options or ReadOptions()).without_labels()
     if split not in {*info.splits, UNLABELED_SPLIT}:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(info.splits)}.")
     return info.open_split(directory, split, options or ReadOptions())
 
 
 def load_dataset(
-    name: str, directory: Path | None, split: str, options: ReadOptions | None = None
-) -> ImageSet[Images]:
+    name: str, directory: Path | None, split: str, options: "ReadOptions | None" = None
+) -> "ImageSet[Images]":
     """Load one split of a data set: into memory, or if it is large, to be read batch by batch.
 
     Args:
@@ -170,17 +175,21 @@ def load_dataset(
     Raises:
         DataError: unknown name, or files that are missing or damaged.
     """
+    from cktf.data.split_loading import load_split
+
     return load_split(open_dataset(name, directory, split, options), options)
 
 
 def load_splits(
-    name: str, directory: Path | None, splits: Sequence[str], options: ReadOptions | None = None
-) -> list[ImageSet[Images]]:
+    name: str, directory: Path | None, splits: Sequence[str], options: "ReadOptions | None" = None
+) -> "list[ImageSet[Images]]":
     """Load several splits; one error names the broken images of all of them.
 
     Raises:
         DataError: as `load_dataset`.
     """
+    from cktf.data.split_loading import BrokenImagesError
+
     loaded, errors = [], []
     for split in splits:
         try:

@@ -14,7 +14,7 @@ from cktf.data.image_decoding import (
     resize_and_center_crop,
     to_uint8_tensor,
 )
-from cktf.data.image_set import Images, ImageSet
+from cktf.data.image_set import NO_LABEL, Images, ImageSet
 from cktf.data.stored_images import ImageArrays, StoredImages
 from cktf.data.streamed_images import StreamedImages
 from cktf.errors import DataError
@@ -73,6 +73,10 @@ class SplitSource:
     size: int
     flip: bool = True
     note: str = ""
+
+    def without_labels(self) -> "SplitSource":
+        """The same images, without their labels and classes."""
+        return replace(self, labels=torch.full_like(self.labels, NO_LABEL), classes=())
 
 
 class BrokenImagesError(DataError):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from cktf.engine.evaluate import Accuracy
+from cktf.engine.accuracy import Accuracy
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cktf.batch import Batch
 from cktf.data import Loader
+from cktf.engine.accuracy import Accuracy, evaluate
 from cktf.engine.callbacks import Callback, StepTimer, StopOnSignal
 from cktf.engine.checkpointing import (
     CHECKPOINT_VERSION,
@@ -25,7 +26,6 @@ from cktf.engine.checkpointing import (
 )
 from cktf.engine.config import TrainingConfig
 from cktf.engine.epoch_metrics import CHECK_EVERY, EpochMetrics, gradient_norm, nonfinite_error
-from cktf.engine.evaluate import Accuracy, evaluate
 from cktf.engine.memory import explain_out_of_memory, peak_memory_mb, reset_peak_memory
 from cktf.engine.progress import ProgressBar, announce
 from cktf.engine.randomness import preserve_rng, random_state, restore_random_state

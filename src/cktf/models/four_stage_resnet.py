@@ -7,6 +7,7 @@ layers too. Activations are modules and never in place, so that every map can be
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -118,3 +119,7 @@ class FourStageResNet(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.linear(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
+
+
+build_basic_resnet = partial(FourStageResNet, BasicBlock)
+build_bottleneck_resnet = partial(FourStageResNet, Bottleneck)

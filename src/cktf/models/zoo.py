@@ -2,18 +2,22 @@
 
 from collections.abc import Callable
 from functools import partial
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from cktf.errors import ModelError, nearest
-from cktf.models.cifar_resnet import CifarResNet
-from cktf.models.four_stage_resnet import BasicBlock, Bottleneck, FourStageResNet
-from cktf.models.mobilenet import MobileNetV2
-from cktf.models.shufflenet import ShuffleNet
-from cktf.models.vgg import VGG
-from cktf.models.wide_resnet import WideResNet
+from cktf.first_use import call_later
 
-_Builder = Callable[[int], nn.Module]
+if TYPE_CHECKING:
+    from torch import nn
+
+_Builder = Callable[[int], "nn.Module"]
+_CifarResNet = call_later("cktf.models.cifar_resnet:CifarResNet")
+_WideResNet = call_later("cktf.models.wide_resnet:WideResNet")
+_VGGNet = call_later("cktf.models.vgg:VGG")
+_MobileNetV2 = call_later("cktf.models.mobilenet:MobileNetV2")
+_ShuffleNet = call_later("cktf.models.shufflenet:ShuffleNet")
+_BasicResNet = call_later("cktf.models.four_stage_resnet:build_basic_resnet")
+_BottleneckResNet = call_later("cktf.models.four_stage_resnet:build_bottleneck_resnet")
 
 # Convolutions of each of the five blocks.
 _VGG = {
@@ -30,19 +34,19 @@ _BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 def _resnet(depth: int, widths: tuple[int, ...]) -> _Builder:
     # Two of the published networks have blocks of one convolution.
-    return partial(CifarResNet, depth, widths, convolutions=1 if depth in (5, 17) else 2)
+    return partial(_CifarResNet, depth, widths, convolutions=1 if depth in (5, 17) else 2)
 
 
 _ZOO: dict[str, _Builder] = {
     **{f"resnet{d}": _resnet(d, (16, 16, 32, 64)) for d in (5, 8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{d}x4": _resnet(d, (32, 64, 128, 256)) for d in (5, 8, 17, 32)},
-    **{f"wrn_{d}_{w}": partial(WideResNet, d, w) for d in (16, 40) for w in (1, 2)},
-    **{f"vgg{d}": partial(VGG, layers) for d, layers in _VGG.items()},
-    "MobileNetV2": MobileNetV2,
-    "ShuffleV1": partial(ShuffleNet, 1),
-    "ShuffleV2": partial(ShuffleNet, 2),
-    **{f"ResNet{d}": partial(FourStageResNet, BasicBlock, n) for d, n in _BASIC.items()},
-    **{f"ResNet{d}": partial(FourStageResNet, Bottleneck, n) for d, n in _BOTTLENECK.items()},
+    **{f"wrn_{d}_{w}": partial(_WideResNet, d, w) for d in (16, 40) for w in (1, 2)},
+    **{f"vgg{d}": partial(_VGGNet, layers) for d, layers in _VGG.items()},
+    "MobileNetV2": _MobileNetV2,
+    "ShuffleV1": partial(_ShuffleNet, 1),
+    "ShuffleV2": partial(_ShuffleNet, 2),
+    **{f"ResNet{d}": partial(_BasicResNet, n) for d, n in _BASIC.items()},
+    **{f"ResNet{d}": partial(_BottleneckResNet, n) for d, n in _BOTTLENECK.items()},
 }
 
 
@@ -64,7 +68,7 @@ def check_network_name(name: str) -> None:
         raise ModelError(f"There is no network {name!r}. {hint}")
 
 
-def create(name: str, num_classes: int) -> nn.Module:
+def create(name: str, num_classes: int) -> "nn.Module":
     """Build a network of the library with fresh weights.
 
     Args:

@@ -21,7 +21,8 @@ from typing_extensions import Self
 
 from cktf import _check
 from cktf.batch import Batch
-from cktf.contrast import ContrastConfig, Memory, rename_options
+from cktf.config import rename_options
+from cktf.contrast import ContrastConfig, Memory
 from cktf.errors import MethodError, nearest
 from cktf.functional.maps import pair_stages
 from cktf.functional.module_vector import EPSILON, ModuleNorm, module_vector, pooled_grid_size

@@ -25,6 +25,7 @@ from typing_extensions import Self
 
 from cktf import _check
 from cktf.batch import Batch
+from cktf.config import rename_options
 from cktf.contrast import (
     DEVICE,
     ContrastConfig,
@@ -34,7 +35,6 @@ from cktf.contrast import (
     build_memory,
     footprint,
     random_bank,
-    rename_options,
     rows_of,
     update_bank,
 )

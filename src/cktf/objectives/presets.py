@@ -41,7 +41,7 @@ def expand_preset(
     """Replace a preset by the method string and options that it stands for.
 
     Args:
-        method: a preset's name, or a method string, which stays as it is.
+        method: a preset's name, or a method string, which stays as it is but for its case.
         labeled: the training images have labels.
 
     >>> expand_preset("kd")
@@ -51,6 +51,7 @@ def expand_preset(
     >>> expand_preset("cktf+kd")
     ('cktf+kd', {})
     """
+    method = method.lower()
     name = method.strip()
     if name.startswith(_ADDED_TO):
         added_to, options = expand_preset(name.removeprefix(_ADDED_TO), labeled=labeled)

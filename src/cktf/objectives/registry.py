@@ -1,15 +1,9 @@
-"""Methods by name, and their combination through a method string.
-
-A method string is names joined by `+`, each with an optional weight: `cktf+kd`, `crd:0.8+kd`.
-Cross-entropy joins with weight 1 wherever there are labels; `ce` names it, `ce` alone is the
-student without a teacher. A method's weight does not depend on the others;
-`cktf:0.8` is 0.8 · (L_penultimate + Σ L_k).
-"""
+"""Methods by name, and the objective that a method string names."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from cktf.contrast import rename_options
+from cktf.config import rename_options
 from cktf.errors import MethodError, nearest
 from cktf.objectives.ab import AB
 from cktf.objectives.at import AT
@@ -23,9 +17,10 @@ from cktf.objectives.fsp import FSP
 from cktf.objectives.ft import FT
 from cktf.objectives.kd import KD
 from cktf.objectives.kdsvd import KDSVD
+from cktf.objectives.method_string import parse
 from cktf.objectives.nst import NST
 from cktf.objectives.pkt import PKT
-from cktf.objectives.presets import PRESETS, expand_preset
+from cktf.objectives.presets import expand_preset
 from cktf.objectives.rkd import RKD
 from cktf.objectives.sp import SP
 from cktf.objectives.vid import VID
@@ -50,56 +45,6 @@ METHODS: dict[str, type[Objective]] = {
 }
 
 
-def parse(method: str, *, labeled: bool = True) -> dict[str, float | None]:
-    """Split a method string, or a preset, into its terms' weights, in order.
-
-    Args:
-        method: names joined by `+`, or a preset.
-        labeled: the training images have labels.
-
-    Returns:
-        The weight of each term by name; None where the string gives none.
-
-    Raises:
-        MethodError: an unknown name, a weight that is no number of 0 or more, a name given twice.
-
-    >>> parse("crd:0.5+kd")
-    {'crd': 0.5, 'kd': None}
-    """
-    weights: dict[str, float | None] = {}
-    for term in expand_preset(method, labeled=labeled)[0].split("+"):
-        name, colon, weight = term.strip().partition(":")
-        if name not in METHODS:
-            hint = nearest(name, METHODS.keys() | PRESETS.keys())
-            raise MethodError(f"There is no method {name!r}. {hint}")
-        if name in weights:
-            raise MethodError(f"{method!r} names {name!r} twice. Give it once, with its weight.")
-        weights[name] = _parse_weight(method, weight) if colon else None
-    return weights
-
-
-def term_names(method: str, *, labeled: bool = True) -> set[str]:
-    """Names in a method string, known or not.
-
-    >>> sorted(term_names("cktf + at:500"))
-    ['at', 'cktf']
-    """
-    terms = expand_preset(method, labeled=labeled)[0].split("+")
-    return {term.strip().partition(":")[0] for term in terms}
-
-
-def _parse_weight(method: str, text: str) -> float:
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = -1.0
-    if not 0 <= weight < float("inf"):
-        raise MethodError(
-            f"A weight is a number of 0 or more; {method!r} gives {text!r}. Right is: cktf+kd:0.9."
-        )
-    return weight
-
-
 def features_read(method: str) -> set[str]:
     """Names of the `Features` that a method string may read.
 
@@ -116,7 +61,7 @@ def compose(
     """Build the objective that a method string names.
 
     Args:
-        method: names joined by `+`, or a preset; see the module's docstring.
+        method: names joined by `+`, or a preset: see `cktf.objectives.method_string`.
         context: example features and the training set; without labels there is no cross-entropy.
         options: of the methods in the string, by name, over those of a preset.
 

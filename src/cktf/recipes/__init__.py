@@ -1,90 +1,10 @@
 """Recipes: the typed description of an experiment, and what it is built from."""
 
-from cktf.data.config import DataConfig
-from cktf.recipes.data import (
-    Data,
-    build_data,
-    build_test_loader,
-    build_train_loader,
-    load_split,
-    match_labeled_image_size,
-    select_samples,
-    with_loaders,
-)
-from cktf.recipes.files import (
-    apply_assignments,
-    find_recipe,
-    find_user_code_fields,
-    parse_any_recipe,
-    parse_recipe,
-    parse_transfer_recipe,
-    read_recipe,
-    recipe_hash,
-    refuse_code,
-    result_fields,
-    set_field,
-    set_fields,
-    shipped_recipes,
-    to_yaml,
-    with_absolute_paths,
-)
-from cktf.recipes.networks import (
-    LoadedNetwork,
-    build_student,
-    find_weights_file,
-    is_weights_path,
-    load_initial_network,
-    load_teacher,
-    numbered_class_names,
-    set_input_size,
-)
-from cktf.recipes.schema import (
-    CUSTOM,
-    DistillRecipe,
-    Recipe,
-    TrainRecipe,
-    TransferRecipe,
-)
-from cktf.recipes.validation import Problems, check_recipe
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CUSTOM",
-    "Data",
-    "DataConfig",
-    "DistillRecipe",
-    "LoadedNetwork",
-    "Problems",
-    "Recipe",
-    "TrainRecipe",
-    "TransferRecipe",
-    "apply_assignments",
-    "build_data",
-    "build_student",
-    "build_test_loader",
-    "build_train_loader",
-    "check_recipe",
-    "find_recipe",
-    "find_user_code_fields",
-    "find_weights_file",
-    "is_weights_path",
-    "load_initial_network",
-    "load_split",
-    "load_teacher",
-    "match_labeled_image_size",
-    "numbered_class_names",
-    "parse_any_recipe",
-    "parse_recipe",
-    "parse_transfer_recipe",
-    "read_recipe",
-    "recipe_hash",
-    "refuse_code",
-    "result_fields",
-    "select_samples",
-    "set_field",
-    "set_fields",
-    "set_input_size",
-    "shipped_recipes",
-    "to_yaml",
-    "with_absolute_paths",
-    "with_loaders",
-]
+from cktf.first_use import package_names
+
+if TYPE_CHECKING:
+    from cktf.recipes.api import *
+
+__getattr__, __dir__ = package_names("cktf.recipes.api")

@@ -11,12 +11,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cktf.data import FOLDER_PREFIX
 from cktf.data.config import DataConfig
+from cktf.data.registry import FOLDER_PREFIX
 from cktf.errors import RecipeError, RunFolderError, nearest
-from cktf.models import resolve_network_spec, runs_user_code
-from cktf.recipes.networks import is_weights_path
+from cktf.models.network_spec import resolve_network_spec, runs_user_code
 from cktf.recipes.schema import DistillRecipe, Recipe, TrainRecipe, TransferRecipe
+from cktf.recipes.weights_paths import is_weights_path
 from cktf.user_paths import expand_user_path
 
 _SCHEMAS: dict[str, type[TrainRecipe] | type[DistillRecipe] | type[TransferRecipe]] = {

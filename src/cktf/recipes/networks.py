@@ -15,7 +15,6 @@ from cktf.models import (
     create,
     identify_network,
     is_cktf_weights_file,
-    is_library_network,
     load_network,
     load_state_dict_strictly,
     parse_network_spec,
@@ -24,10 +23,9 @@ from cktf.models import (
     short_sha256,
 )
 from cktf.recipes.schema import CUSTOM
+from cktf.recipes.weights_paths import check_teacher, find_weights_file, is_weights_path
 from cktf.taps import resize_classifier
 from cktf.user_paths import expand_user_path
-
-_WEIGHTS_NAME = "student.safetensors"
 
 
 @dataclass(frozen=True)
@@ -82,14 +80,6 @@ def set_input_size(network: nn.Module, size: int | None) -> nn.Module:
     return network
 
 
-def is_weights_path(spec: str) -> bool:
-    """Whether a spec is a run folder or a weights file, not the name of a network.
-
-    The name of a network takes precedence over a folder of that name, which is `./NAME`.
-    """
-    return spec != CUSTOM and not is_library_network(spec) and expand_user_path(spec).exists()
-
-
 def load_initial_network(
     path: str,
     data: ImageSet,
@@ -137,61 +127,6 @@ def numbered_class_names(count: int) -> tuple[str, ...]:
     ('class 0', 'class 1')
     """
     return tuple(f"class {number}" for number in range(count))
-
-
-def check_teacher(teacher: str, weights: str | None) -> None:
-    """Check that a teacher exists and has trained weights, without loading it.
-
-    Raises:
-        CheckpointError: no file, or no trained weights.
-        ModelError: no such network.
-    """
-    if is_weights_path(teacher):
-        find_weights_file(teacher)
-        if weights is not None:
-            raise CheckpointError(
-                f"{teacher} has weights of its own. Leave out teacher_weights, or name the "
-                "network that they belong to as the teacher."
-            )
-        return
-    try:
-        spec = parse_network_spec(teacher)
-    except ModelError as error:
-        raise CheckpointError(
-            f"{teacher} is neither a run folder nor a file of weights nor a network. {error}"
-        ) from error
-    if weights is not None:
-        if not expand_user_path(weights).is_file():
-            raise CheckpointError(f"teacher_weights: there is no file {weights}.")
-    elif not spec.is_user_code and not spec.arguments.get("pretrained"):
-        advice = "give its weights with --teacher-weights FILE"
-        if spec.library:
-            advice += f", or ask for {spec.text}(pretrained=True)"
-        if Path(teacher).exists():
-            advice += f", or name what is called so here: ./{teacher}"
-        raise CheckpointError(
-            f"{teacher!r} is a network without trained weights here. Train it first (cktf train "
-            f"--model {teacher} --out runs/teacher; then --teacher runs/teacher), or {advice}."
-        )
-
-
-def find_weights_file(path_or_run: str) -> Path:
-    """Return the weights file of a run folder, or the file itself.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    path = expand_user_path(path_or_run)
-    if path.is_dir():
-        if not (path / _WEIGHTS_NAME).is_file():
-            raise CheckpointError(
-                f"{path} holds no {_WEIGHTS_NAME}: the run is unfinished, or it is no run folder. "
-                "Finish it with --resume auto."
-            )
-        return path / _WEIGHTS_NAME
-    if path.is_file():
-        return path
-    raise CheckpointError(f"{path_or_run} is neither a run folder nor a file of weights.")
 
 
 def load_teacher(

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from cktf.contrast import rename_options
+from cktf.config import rename_options
 from cktf.data.config import DataConfig, Name
 from cktf.engine.config import TrainingConfig
 
@@ -67,10 +67,15 @@ class _DistillFields(TrainingConfig):
     teacher_cache: str | None = None
     init_epochs: int | None = Field(None, ge=1)
 
+    @field_validator("method")
+    @classmethod
+    def _lower_method(cls, method: str) -> str:
+        return method.lower()
+
     @field_validator("options")
     @classmethod
     def _rename_options(cls, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        return {method: rename_options(values) for method, values in options.items()}
+        return {method.lower(): rename_options(values) for method, values in options.items()}
 
     @model_validator(mode="after")
     def _initial(self) -> Self:

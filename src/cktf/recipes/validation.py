@@ -3,17 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
-from cktf.data import get_dataset_info
 from cktf.data.config import DataConfig
-from cktf.engine import available_trackers
+from cktf.data.registry import get_dataset_info
+from cktf.engine.config import RuntimeConfig
 from cktf.errors import CktfError, RecipeError, nearest
-from cktf.models import parse_network_spec
-from cktf.objectives import METHODS, parse, term_names
-from cktf.recipes.networks import check_teacher, find_weights_file, is_weights_path
+from cktf.models.network_spec import parse_network_spec
+from cktf.objectives.method_string import parse, term_names
 from cktf.recipes.schema import CUSTOM, DistillRecipe, Recipe, TrainRecipe
+from cktf.recipes.weights_paths import check_teacher, find_weights_file, is_weights_path
 
 # Fields for data sets by name: a user's own data set does these things itself.
 _NAMED_DATASET_FIELDS = (
@@ -91,11 +90,24 @@ def check_recipe(recipe: Recipe) -> Problems:
         if recipe.teacher != CUSTOM:
             with problems.collect("teacher"):
                 check_teacher(recipe.teacher, recipe.teacher_weights)
-    if recipe.runtime.device == "cuda" and not torch.cuda.is_available():
-        problems.messages.append("runtime.device: PyTorch sees no 'cuda' here. Use cpu or auto.")
-    with problems.collect("runtime.track"):
-        available_trackers(recipe.runtime.track)
+    _check_runtime(recipe.runtime, problems)
     return problems
+
+
+def _check_runtime(runtime: RuntimeConfig, problems: Problems) -> None:
+    """Check what the recipe asks of this machine; PyTorch is imported only to be asked."""
+    if runtime.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            problems.messages.append(
+                "runtime.device: PyTorch sees no 'cuda' here. Use cpu or auto."
+            )
+    if runtime.track is not None:
+        from cktf.engine import available_trackers
+
+        with problems.collect("runtime.track"):
+            available_trackers(runtime.track)
 
 
 def _check_unlabeled(recipe: Recipe) -> Iterator[str]:
@@ -103,6 +115,8 @@ def _check_unlabeled(recipe: Recipe) -> Iterator[str]:
     if isinstance(recipe, TrainRecipe):
         yield "data.labels: training without a teacher needs labels."
     else:
+        from cktf.objectives import METHODS
+
         methods = term_names(recipe.method, labeled=False)
         for name in sorted(methods & METHODS.keys()):
             if "labels" in METHODS[name].requires:
@@ -136,6 +150,10 @@ def _check_teacher_cache(recipe: DistillRecipe) -> Iterator[str]:
 def _check_options(recipe: DistillRecipe, problems: Problems) -> None:
     """Check the options of each method, and convert their values."""
     methods = parse(recipe.method, labeled=recipe.data.labels)
+    if not recipe.options:
+        return
+    from cktf.objectives import METHODS
+
     for name, values in recipe.options.items():
         if name not in methods:
             problems.messages.append(

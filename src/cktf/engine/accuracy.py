@@ -59,12 +59,12 @@ def evaluate(
     """
     hits = torch.zeros(2, dtype=torch.int64, device=device)
     for batch in loader.epoch(0):
+        batch = batch.to(device)
         if batch.labels is None:
             raise DataError("Accuracy needs labels, and this data set has none.")
-        batch = batch.to(device)
-        logits, labels = forward(batch.images).float(), batch.labels
-        first = logits.argmax(1) == labels
-        among_five = (logits.topk(min(5, num_classes)).indices == labels[:, None]).any(1)
+        logits, labels = forward(batch.images).float(), batch.labels[:, None]
+        first = logits.argmax(1, keepdim=True) == labels
+        among_five = logits.topk(min(5, num_classes)).indices == labels
         hits += torch.stack([first.sum(), among_five.sum()])
         if after_batch is not None:
             after_batch()
