@@ -2,7 +2,10 @@
 
 import argparse
 import os
+from collections import defaultdict
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -34,28 +37,120 @@ class RunsCommand:
         return os.system, (self.command,)
 
 
+class Settings(dict):
+    """A configuration whose class a reader of weights does not know."""
+
+
+def lightning(state):
+    inner = {f"model.{key}": value for key, value in state.items()}
+    return {
+        "state_dict": inner | {"criterion.weight": torch.ones(100)},
+        "callbacks": {"ModelCheckpoint": {"best_k_models": {"a.ckpt": torch.tensor(0.3)}}},
+        "hyper_parameters": Settings(lr=0.1),
+    }
+
+
 FORMATS = {
     "plain": lambda s: s,
     "published": lambda s: {"epoch": 240, "model": s, "accuracy": 72.5},
     "with options": lambda s: {"opt": argparse.Namespace(lr=0.05), "model": s},
     "parallel": lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
     "compiled": lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
-}
+    "nested modules": lambda s: {"net": {f"module.encoder.backbone.{k}": v for k, v in s.items()}},
+    "numbers of NumPy": lambda s: {"acc": np.float64(0.5), "epoch": np.int64(3), "model": s},
+    "other classes": lambda s: {
+        "state_dict": s,
+        "args": (Settings(x=1), defaultdict(list, x=[1]), SimpleNamespace(x=2)),
+    },
+    "averaged": lambda s: {
+        "n_averaged": torch.tensor(2), **{f"module.{k}": v for k, v in s.items()}
+    },
+    "lightning": lightning,
+    "operations counted": lambda s: s | dict.fromkeys(
+        ("total_ops", "total_params", "fc.total_ops"), torch.ones(1)
+    ),
+    "an epoch among tensors": lambda s: s | {"epoch": 3},
+    "a list": lambda s: [3, s],
+    "with an optimizer": lambda s: {
+        "optimizer": {"state": {0: {"step": torch.ones(1), "exp_avg": torch.ones(3)}}}, "weights": s
+    },
+    **{
+        name: lambda s, name=name: {"epoch": 1, name: s}
+        for name in ("state_dict_ema", "ema_state_dict", "ema", "teacher", "params_ema", "params",
+                     "net_state_dict", "generator")
+    },
+}  # fmt: skip
 
 
+@pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("form", FORMATS)
-def test_formats_of_weights(form, tmp_path):
+def test_formats_of_weights(form, legacy, tmp_path):
     network = create("resnet8", 100).eval()
     path = tmp_path / "teacher.pth"
-    torch.save(FORMATS[form](network.state_dict()), path)
-    state = read_state_dict(path)
-    assert state.keys() == network.state_dict().keys()
-    assert identify_network(state) == ("resnet8", 100)
+    saved = FORMATS[form](network.state_dict())
+    torch.save(saved, path, _use_new_zipfile_serialization=not legacy)
+    assert identify_network(read_state_dict(path)) == ("resnet8", 100)
     teacher = load_teacher(str(path), None)
     assert teacher.name == "resnet8"
     assert "sha256" in teacher.note
+    named = load_teacher("resnet8", None, weights=str(path))
     normal = (IMAGES - teacher.network.mean) / teacher.network.std
-    torch.testing.assert_close(teacher.network.eval()(IMAGES), network(normal))
+    for found in (teacher, named):
+        torch.testing.assert_close(found.network.eval()(IMAGES), network(normal))
+
+
+def test_weights_without_counters_of_batches(tmp_path):
+    """As PyTorch before 0.4.1 saved them, and as it loads them."""
+    state = create("resnet8", 10).state_dict()
+    path = tmp_path / "old.pth"
+    torch.save({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, path)
+    for teacher in (str(path), "resnet8"):
+        weights = None if teacher == str(path) else str(path)
+        found = load_teacher(teacher, None, weights=weights).network.network.state_dict()
+        assert all(torch.equal(found[key], state[key]) for key in state)
+    # Statistics are not counters.
+    torch.save({k: v for k, v in state.items() if k != "bn1.running_mean"}, path)
+    with pytest.raises(CheckpointError, match=r"missing: bn1\.running_mean"):
+        load_teacher("resnet8", None, weights=str(path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision(dtype, tmp_path):
+    state = create("resnet8", 10).state_dict()
+    path = tmp_path / "half.pth"
+    torch.save({k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}, path)
+    found = load_teacher(str(path), None).network.network.state_dict()
+    assert found["fc.weight"].dtype == torch.float32
+    assert torch.equal(found["fc.weight"], state["fc.weight"].to(dtype).float())
+
+
+@pytest.mark.parametrize(
+    ("plain", "other"),
+    [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("params", "params_ema"),
+     ("student", "teacher"), ("net", "ema"), ("generator", "swa")],
+)  # fmt: skip
+@pytest.mark.parametrize("flat", [False, True])
+def test_of_two_state_dicts_the_note_says_which_is_loaded(plain, other, flat, tmp_path):
+    """Not the averaged one, in whichever order they were saved."""
+    state = create("resnet8", 10).state_dict()
+    shifted = {key: value + 1 for key, value in state.items()}
+    path = tmp_path / "both.pth"
+    for content in ({plain: state, other: shifted}, {other: shifted, plain: state}):
+        if flat:
+            content = {f"{n}.{k}": v for n, inner in content.items() for k, v in inner.items()}
+        torch.save(content, path)
+        teacher = load_teacher(str(path), None)
+        assert torch.equal(teacher.network.network.fc.bias, state["fc.bias"])
+        assert f"at {plain!r}" in teacher.note
+        assert f"also holds weights of this network at {other!r}" in teacher.note
+
+
+def test_of_two_networks_the_one_that_fits_is_loaded(tmp_path):
+    student, path = create("resnet8", 10), tmp_path / "pair.pth"
+    torch.save({"model_t": create("wrn_16_1", 10).state_dict(), "s": student.state_dict()}, path)
+    found = load_teacher("resnet8", None, weights=str(path))
+    assert torch.equal(found.network.network.fc.bias, student.fc.bias)
+    assert "also" not in found.note
 
 
 @pytest.mark.parametrize(
@@ -144,12 +239,35 @@ def test_a_classifier_is_kept_if_its_classes_match(form, classes, fresh, tmp_pat
     assert len(state["fc.bias"]) == 10
 
 
-def test_weights_of_another_network_are_named(tmp_path):
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        (lambda: create("wrn_16_2", 10).state_dict(),
+         r"missing: .*unexpected: .*seem to be those of wrn_16_2"),
+        (lambda: create("resnet8", 100).state_dict(), "100 classes instead of 10"),
+        (lambda: {k: v for k, v in create("resnet8", 10).state_dict().items() if k[:2] != "fc"},
+         "missing: fc.bias, fc.weight. They are of a part of the network"),
+        (lambda: {f"{k}.x": v for k, v in create("resnet8", 10).state_dict().items()},
+         "other names for them"),
+        (lambda: {k: v.repeat_interleave(3, 0) if v.dim() else v
+                  for k, v in create("resnet8", 10).state_dict().items()},
+         "wrong shape: bn1.bias is .*layers of other widths"),
+    ],
+)  # fmt: skip
+def test_weights_of_another_network_are_explained(saved, message, tmp_path):
     path = tmp_path / "w.pth"
-    torch.save(create("wrn_16_2", 10).state_dict(), path)
-    message = r"(?s)do not fit resnet8: missing: .*unexpected: .*seem to be those of wrn_16_2"
-    with pytest.raises(CheckpointError, match=message):
-        load_teacher("resnet8", None, weights=str(path))
+    torch.save(saved(), path)
+    with pytest.raises(CheckpointError, match=f"(?s)do not fit resnet8: .*{message}"):
+        load_teacher("resnet8(num_classes=10)", None, weights=str(path))
+
+
+def test_weights_of_a_network_of_torchvision_are_named(tmp_path):
+    path = tmp_path / "w.pth"
+    state = build("torchvision:resnet18", 7).network.state_dict()
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
+    line = f"--teacher torchvision:resnet18 --teacher-weights {path}"
+    with pytest.raises(CheckpointError, match=line):
+        load_teacher(str(path), None)
 
 
 def test_pickles_run_no_code(tmp_path):
@@ -164,21 +282,10 @@ def test_pickles_run_no_code(tmp_path):
     assert witness.exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"", "damaged"), (b"no pickle at all", "damaged")],
-)
-def test_damage(content, message, tmp_path):
-    path = tmp_path / "w.pth"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=message):
-        read_state_dict(path)
-
-
 def test_no_weights(tmp_path):
     path = tmp_path / "w.pth"
-    torch.save({"epoch": 3}, path)
-    with pytest.raises(CheckpointError, match="holds no weights"):
+    torch.save({"epoch": 3, "best": torch.tensor(0.5), "args": argparse.Namespace()}, path)
+    with pytest.raises(CheckpointError, match=r"holds no weights.*it holds epoch, best, args"):
         read_state_dict(path)
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         read_state_dict(tmp_path / "none.pth")

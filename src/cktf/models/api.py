@@ -1,6 +1,11 @@
 """The public names of `cktf.models`, which imports this module at their first use."""
 
-from cktf.models.external_weights import identify_network, read_state_dict, short_sha256
+from cktf.models.external_weights import (
+    describe_origin,
+    identify_network,
+    read_state_dict,
+    short_sha256,
+)
 from cktf.models.feature_paths import FeaturePaths
 from cktf.models.network_building import build_network
 from cktf.models.network_spec import (
@@ -28,6 +33,7 @@ __all__ = [
     "Normalized",
     "build_network",
     "create",
+    "describe_origin",
     "identify_network",
     "is_cktf_weights_file",
     "is_library_network",

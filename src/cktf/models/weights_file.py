@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cktf.errors import CheckpointError, ModelError
 from cktf.files import replace_atomically
-from cktf.models.external_weights import identify_network, read_safetensors
+from cktf.models.external_weights import describe_origin, drop_counters, read_state_dict
 from cktf.models.network_building import build_network, drop_pretrained
 from cktf.models.network_spec import parse_network_spec, resolve_network_spec, runs_user_code
 from cktf.models.normalized import Normalized
@@ -151,17 +151,25 @@ def load_network(path: Path, *, trust_code: bool = False) -> tuple[nn.Module, di
 
 
 def load_weights(network: nn.Module, path: Path | str) -> None:
-    """Load a safetensors file into a network; every key and shape must match.
+    """Load a file of weights into a network; every key and shape must match.
+
+    Args:
+        network: the network.
+        path: a safetensors file, or one of `torch.save`.
 
     Raises:
         CheckpointError: a file that is missing or damaged, or weights of another network; the
             message names the keys that differ.
     """
-    load_state_dict_strictly(network, read_safetensors(Path(path)), Path(path))
+    state = read_state_dict(Path(path), network.state_dict().keys())
+    load_state_dict_strictly(network, state, Path(path))
 
 
 def load_state_dict_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Load a state dict into a network; every key and shape must match.
+
+    The counters of BatchNorm, which files of PyTorch before 0.4.1 lack, may be missing, and
+    counters that the network lacks are left out.
 
     Args:
         network: the network.
@@ -169,21 +177,22 @@ def load_state_dict_strictly(network: nn.Module, state: Mapping[str, Tensor], pa
         path: the file that they were read from, for messages.
 
     Raises:
-        CheckpointError: weights of another network; the message names the keys that differ, and the
-            network of the library to which they belong.
+        CheckpointError: weights of another network; the message names the keys that differ, and
+            what these weights seem to belong to.
     """
     name = getattr(network, "zoo_name", None)
     if name is not None:
         state = to_published_keys(state, name)
-    differences = _find_differences(network.state_dict(), state)
+    expected = network.state_dict()
+    state = drop_counters(state, expected.keys())
+    differences = _find_differences(expected, state)
     if differences:
-        match = identify_network(state)
-        hint = "" if match is None else f" They seem to be those of {match[0]}, {match[1]} classes."
         raise CheckpointError(
             f"The weights in {path} do not fit {name or type(network).__name__}: "
-            f"{'; '.join(differences)}.{hint} Build the network that the weights were saved from."
+            f"{'; '.join(differences)}. {_explain_differences(expected, state)} Build the network "
+            "that the weights were saved from."
         )
-    network.load_state_dict(dict(state))
+    network.load_state_dict(state)
 
 
 def is_cktf_weights_file(path: Path) -> bool:
@@ -196,13 +205,15 @@ def is_cktf_weights_file(path: Path) -> bool:
 
 
 def _find_differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> list[str]:
+    """List the keys that are missing, unexpected or of another shape, the first ones by name."""
     shapes = {
         f"{key} is {tuple(actual[key].shape)} instead of {tuple(expected[key].shape)}"
         for key in expected.keys() & actual.keys()
         if actual[key].shape != expected[key].shape
     }
     keys_by_problem = {
-        "missing": sorted(expected.keys() - actual.keys()),
+        # PyTorch itself sets counters that are missing to 0.
+        "missing": sorted(drop_counters(expected, actual.keys()).keys() - actual.keys()),
         "unexpected": sorted(actual.keys() - expected.keys()),
         "wrong shape": sorted(shapes),
     }
@@ -213,3 +224,21 @@ def _find_differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tenso
         if keys:
             differences.append(f"{problem}: {', '.join(keys[:_MAX_NAMED_KEYS])}{others}")
     return differences
+
+
+def _explain_differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> str:
+    """Say what weights that do not fit seem to be."""
+    shared = expected.keys() & actual.keys()
+    differing = [key for key in shared if expected[key].shape != actual[key].shape]
+    firsts = {(actual[key].shape[:1], expected[key].shape[:1]) for key in differing}
+    same_keys = drop_counters(expected).keys() == drop_counters(actual).keys()
+    if same_keys and len(firsts) == 1 and len(differing) <= 2:
+        (theirs, ours) = firsts.pop()
+        return f"They are of a network with {theirs[0]} classes instead of {ours[0]}."
+    if (origin := describe_origin(actual)) is not None:
+        return f"They seem to be those of {origin[0]}, {origin[1]} classes."
+    if differing:
+        return "They are of a network with layers of other widths."
+    if actual.keys() < expected.keys():
+        return "They are of a part of the network, such as one without its classifier."
+    return "They are of a network with other layers, or with other names for them."

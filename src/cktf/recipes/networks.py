@@ -13,6 +13,7 @@ from cktf.models import (
     Normalized,
     build_network,
     create,
+    describe_origin,
     identify_network,
     is_cktf_weights_file,
     load_network,
@@ -197,16 +198,20 @@ def _load_published_weights(path: Path, data: ImageSet | None) -> LoadedNetwork:
     state = read_state_dict(path)
     match = identify_network(state)
     if match is None:
+        origin = describe_origin(state)
+        network_name = "NETWORK" if origin is None else origin[0]
+        guess = "" if origin is None else f" They seem to be those of {origin[0]}."
         raise CheckpointError(
             f"{path} holds {len(state)} tensors ({', '.join(list(state)[:3])}, …), and no network "
-            "of this library has just these. Name the network of a teacher: --teacher NETWORK "
-            f"--teacher-weights {path}; one to train comes with weights from a function of yours "
-            "that loads them, FILE.py:FUNCTION."
+            f"of this library has just these.{guess} Name the network of a teacher: --teacher "
+            f"{network_name} --teacher-weights {path} (in Python cktf.distill({network_name!r}, …, "
+            f"overrides={{'teacher_weights': {str(path)!r}}})); one to train comes with weights "
+            "from a function of yours that loads them, FILE.py:FUNCTION."
         )
     name, num_classes = match
     network = create(name, num_classes)
     load_state_dict_strictly(network, state, path)
-    note = f"loaded {name} from {path} by its weights, sha256 {short_sha256(path)}…"
+    note = f"loaded {name} from {path} by its weights, sha256 {short_sha256(path)}…{state.note}"
     return LoadedNetwork(_normalized(network, None, None, None, data), name, note)
 
 
@@ -222,7 +227,7 @@ def _load_weights_into(spec: NetworkSpec, path: Path, data: ImageSet | None) -> 
     if len(lengths) == 1:
         built = build_network(spec, lengths.pop())
     load_state_dict_strictly(built.network, state, path)
-    note = f"loaded {spec.text} from {path}, sha256 {short_sha256(path)}…"
+    note = f"loaded {spec.text} from {path}, sha256 {short_sha256(path)}…{state.note}"
     mean, std = metadata.get("mean", built.mean), metadata.get("std", built.std)
     network = _normalized(built.network, mean, std, metadata.get("size", built.size), data)
     return LoadedNetwork(network, spec.text, note)
