@@ -2,14 +2,23 @@
 
 import io
 import struct
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from image_files import encode_image, pixels, smooth_image
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from cktf.data.image_decoding import convert_to_8bit, decode_image, resize_and_center_crop
+from cktf.data import picture
+from cktf.data.image_decoding import (
+    convert_to_8bit,
+    decode_image,
+    open_image_file,
+    register_heif,
+    resize_and_center_crop,
+)
 
 RAMP = np.linspace(0, 255, 20).round().astype(np.uint8).reshape(4, 5)
 SIXTEEN = RAMP.astype(np.uint16) * 257
@@ -102,6 +111,67 @@ def test_images_are_turned_upright(orientation):
     exif[0x0112] = orientation
     found = decode_image(Image.open(io.BytesIO(encode_image(stored, "PNG", exif=exif.tobytes()))))
     assert (np.asarray(found) == np.asarray(upright)).all()
+
+
+def xmp(orientation):
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="'
+        f'{orientation}"/></x:xmpmeta>'
+    ).encode()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("in_exif", [None, 1, 8])
+def test_orientation_is_that_of_pillow(kind, in_exif):
+    """EXIF comes before XMP; images are trained on as `exif_transpose` turns them for users."""
+    exif = Image.Exif()
+    if in_exif is not None:
+        exif[0x0112] = in_exif
+    tags = {"exif": exif} if kind == "TIFF" else {"exif": exif.tobytes(), "xmp": xmp(6)}
+    raw = encode_image(smooth_image(4, 24, 8), kind, **tags)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(raw))).convert("RGB")
+    turned = in_exif == 8 or (in_exif is None and kind != "TIFF")
+    assert expected.size == ((8, 24) if turned else (24, 8))
+    found = picture.decode(picture.open_image(raw))
+    assert (np.asarray(found) == np.asarray(expected)).all()
+
+
+HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic"
+
+
+@pytest.fixture
+def unregistered_heif():
+    register_heif.cache_clear()
+    yield
+    register_heif.cache_clear()
+
+
+@pytest.mark.usefixtures("unregistered_heif")
+def test_heic_needs_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ValueError, match=r"a HEIC photograph, .* pip install 'cktf\[heic\]'"):
+        open_image_file(HEIC)
+
+
+@pytest.mark.usefixtures("unregistered_heif")
+def test_heic_is_read_with_its_extra(monkeypatch, tmp_path):
+    """Whatever the name of the file: phones call such files .jpg too."""
+
+    def open_heic(file, name):
+        file.close()
+        image = Image.new("RGB", (4, 2), "red")
+        image.format = "HEIF"
+        return image
+
+    def register():
+        Image.register_open("HEIF", open_heic, lambda start: start[4:12] == b"ftypheic")
+
+    for name in ("OPEN", "ID"):
+        monkeypatch.setattr(Image, name, getattr(Image, name).copy())
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    (tmp_path / "a.jpg").write_bytes(HEIC)
+    for source in (HEIC, tmp_path / "a.jpg"):
+        assert decode_image(open_image_file(source)).size == (4, 2)
 
 
 def test_orientation_is_read_from_damaged_exif():

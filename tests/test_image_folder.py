@@ -1,16 +1,19 @@
 """Folders of images: which files belong to which split and class, and mistakes in a folder."""
 
 import shutil
+from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
 from image_files import encode_image, smooth_image, write_jpegs
 from PIL import Image
 
-from cktf.data import ReadOptions, load_dataset, load_splits, open_dataset
+from cktf.data import ReadOptions, image_folder, load_dataset, load_splits, open_dataset
 from cktf.data.image_folder import choose_image_size
 from cktf.data.stored_images import ImageFiles
 from cktf.errors import DataError
+from cktf.recipes import DataConfig, build_data, load_split
 
 
 def load(root, part="train", **options):
@@ -37,6 +40,84 @@ def test_test_comes_before_val(split_folders):
     write_jpegs(split_folders / "test" / "cat", 3, first=70)
     assert len(load(split_folders, "test")) == 7
     assert "tested on test;" in load(split_folders).describe()
+
+
+@pytest.mark.parametrize("val", ["val", "Valid", "validation", "dev"])
+def test_val_beside_test_is_the_validation_split(split_folders, val):
+    """Its images decide which epoch is kept, and none of them is tested on."""
+    (split_folders / "val").rename(split_folders / val)
+    for label in ("cat", "dog"):
+        write_jpegs(split_folders / "test" / label, 3, first=70)
+    data = build_data(DataConfig(name=str(split_folders), batch_size=2), 0)
+    names = [{s.image_name(i) for i in range(len(s))} for s in (
+        open_dataset(f"imagefolder:{split_folders}", None, part).stored
+        for part in ("train", "validation", "test")
+    )]  # fmt: skip
+    assert [len(n) for n in names] == [8, 4, 6]
+    assert all(f"/{val}/" in name for name in names[1])
+    assert data.validation is not None
+    assert (data.train.samples, data.validation.samples, data.test.samples) == (8, 4, 6)
+    assert f"| validation: 4 images of 2 classes, 32x32, in memory (0.0 MB); from {val} |" in (
+        data.description
+    )
+    assert data.description.endswith("the weights of the epoch that is best on validation are kept")
+
+
+def test_images_held_out_on_request_replace_val(split_folders):
+    shutil.copytree(split_folders / "val", split_folders / "test")
+    section = DataConfig(name=str(split_folders), batch_size=2, validation=0.25)
+    data = build_data(section, 0)
+    assert (data.train.samples, data.validation.samples, data.test.samples) == (6, 2, 4)
+    assert "its own validation images are left out, since data.validation" in data.description
+
+
+def test_val_is_the_test_split_where_there_is_no_other(split_folders, tmp_path):
+    data = build_data(DataConfig(name=str(split_folders), batch_size=2), 0)
+    assert (data.validation, data.test.samples) == (None, 4)
+    assert "; tested on val;" in data.description
+    with pytest.raises(DataError, match="a validation split is in DIR/val beside DIR/train and"):
+        load(split_folders, "validation")
+    # With test images from elsewhere it is free for validation.
+    for label in ("cat", "dog"):
+        write_jpegs(tmp_path / "other" / label, 5, first=70)
+    section = DataConfig(name=str(split_folders), test=str(tmp_path / "other"), batch_size=2)
+    data = build_data(section, 0)
+    assert (data.train.samples, data.validation.samples, data.test.samples) == (8, 4, 10)
+    assert "tested on" not in data.description
+
+
+def test_val_has_the_classes_of_train(split_folders):
+    shutil.copytree(split_folders / "val", split_folders / "test")
+    (split_folders / "val" / "dog").rename(split_folders / "val" / "Dog")
+    with pytest.raises(DataError, match=r"train and val must have the same .* only in val: Dog"):
+        build_data(DataConfig(name=str(split_folders), batch_size=2), 0)
+
+
+def test_folders_beside_train_are_said(split_folders):
+    (split_folders / "val").rename(split_folders / "tset")
+    for folder in ("raw", "test_old"):
+        (split_folders / folder).mkdir()
+    write_jpegs(split_folders, 2)
+    note = load(split_folders).note
+    assert note.startswith(
+        "a fifth of each class held out for the test; left out beside train: raw, test_old (did "
+        "you mean test?), tset (did you mean test?); left out: 2 images outside of class folders;"
+    )
+
+
+def test_folders_of_systems_are_left_out_and_counted(class_folders):
+    for parent in ("", "cat", "cat/deeper"):
+        for folder in ("@eaDir", ".ipynb_checkpoints", "__MACOSX", "#recycle", "lost+found"):
+            write_jpegs(class_folders / parent / folder / "a.jpg", 2)
+    write_jpegs(class_folders / "dog" / ".Trash-1000", 1)
+    shutil.copy(class_folders / "dog" / "100.jpg", class_folders / "dog" / "._100.jpg")
+    found = load(class_folders)
+    assert (len(found), found.classes) == (24, ("ant", "cat", "dog"))
+    counts = found.note.split("hidden or system images left out: ")[1].split(";")[0].split(", ")
+    assert sorted(counts) == [
+        "1 in .Trash-1000", "1 with a hidden name", "6 in #recycle", "6 in .ipynb_checkpoints",
+        "6 in @eaDir", "6 in __MACOSX", "6 in lost+found",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("below", ["", "train"])
@@ -100,6 +181,41 @@ def test_other_files_are_counted(class_folders):
     assert "a fifth of each class held out for the test; no images: 4 .heic, 2 without an" in note
 
 
+@pytest.mark.parametrize("unlabeled", [False, True])
+def test_photographs_of_phones_alone(class_folders, unlabeled, monkeypatch):
+    monkeypatch.setattr(image_folder, "register_heif", lambda: False)
+    folder = class_folders / ("unlabeled" if unlabeled else "bee")
+    folder.mkdir()
+    for name in ("a.heic", "b.HEIC"):
+        (folder / name).write_bytes(b"")
+    words = r"2 \.heic can be read after pip install 'cktf\[heic\]'\. Add images"
+    with pytest.raises(DataError, match=words):
+        load(class_folders, "unlabeled" if unlabeled else "train")
+
+
+def test_class_names_in_any_unicode_form(tmp_path):
+    """macOS writes an accent as a character of its own; classes, order and test images stay."""
+    names = "caf\u00e9", "cafz"
+    for form in ("NFC", "NFD"):
+        for name in names:
+            write_jpegs(tmp_path / form / normalize(form, name), 10)
+    (tmp_path / "mixed").mkdir()
+    shutil.copytree(tmp_path / "NFC", tmp_path / "mixed" / "train")
+    shutil.copytree(tmp_path / "NFD", tmp_path / "mixed" / "test")
+    one, other = (
+        open_dataset(f"imagefolder:{tmp_path / form}", None, "test") for form in ("NFC", "NFD")
+    )
+    assert one.classes == other.classes == ("cafz", "caf\u00e9")
+    held_out = [[Path(path).name for path in source.stored.paths] for source in (one, other)]
+    assert held_out[0] == held_out[1]
+    assert load(tmp_path / "mixed").classes == one.classes
+    section = DataConfig(name=str(tmp_path / "NFC"), classes=[normalize("NFD", names[0]), "cafz"])
+    assert load_split(section, "train").classes == names
+    # Folders of one name in both forms are one class.
+    write_jpegs(tmp_path / "NFC" / normalize("NFD", names[0]), 5, first=50)
+    assert load_split(section, "train").labels.bincount().tolist() == [12, 8]
+
+
 def test_images_without_labels_are_no_class(class_folders):
     write_jpegs(class_folders / "unlabeled", 4, first=500)
     assert load(class_folders).classes == ("ant", "cat", "dog")
@@ -136,6 +252,22 @@ BAD_FOLDERS = {
         "found train, and no class folders",
     ),
     "both without classes": (write_without_classes, ["train", "test"], "found test, train, and no"),
+    "misspelled splits": (
+        lambda root, *_: [
+            (root / "train").rename(root / "trian"),
+            (root / "val").rename(root / "tset"),
+        ],
+        [],
+        r"found trian \(did you mean train\?\), tset \(did you mean test\?\), and no class folders",
+    ),
+    "one folder too high": (
+        lambda root, *_: (
+            [(root / "photos").mkdir()]
+            + [shutil.move(root / part, root / "photos") for part in ("train", "val")]
+        ),
+        [],
+        "has only the class folder photos.* Is it imagefolder:.*photos/photos that you mean",
+    ),
     "class not in train": (remove, ["train/dog"], "train has only the class folder cat"),
     "class not in val": (remove, ["val/dog"], "val has only the class folder cat"),
 }

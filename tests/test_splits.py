@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cktf.data import split_validation
+from cktf.data import sample_per_class, split_validation
 from cktf.errors import DataError
 
 
@@ -43,3 +43,11 @@ def test_impossible_fractions(fraction):
 def test_a_class_of_one_cannot_be_split():
     with pytest.raises(DataError, match="class 1 has a single image"):
         split_validation(torch.tensor([0, 0, 1]), 0.3, seed=0)
+
+
+def test_messages_name_classes():
+    labels, names = torch.tensor([0, 0, 1]), ["cat", "dog"]
+    with pytest.raises(DataError, match="class 'dog' has a single image"):
+        split_validation(labels, 0.3, 0, names)
+    with pytest.raises(DataError, match=r"and class 'dog' has 1\. Request fewer"):
+        sample_per_class(labels, 2, 0, names)

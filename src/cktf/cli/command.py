@@ -208,7 +208,7 @@ def run_and_report(request: RunRequest) -> None:
     if summary.get("validation_top1") is not None:
         test_top1 = summary["kept_test_top1"]
         print(
-            f"kept: epoch {summary['kept_epoch']}, the best on held-out images "
+            f"kept: epoch {summary['kept_epoch']}, the best on validation images "
             f"({summary['validation_top1']:.2f} %)"
             + ("" if test_top1 is None else f": top-1 {test_top1:.2f} %")
         )

@@ -76,11 +76,11 @@ def datasets(
 
 
 def _print_statistics(name: str, directory: Path | None) -> None:
-    from cktf.data import compute_split_statistics, get_dataset_info, open_dataset
+    from cktf.data import compute_split_statistics, list_splits, open_dataset
 
     splits = [
         compute_split_statistics(open_dataset(name, directory, split))
-        for split in get_dataset_info(name).splits
+        for split in list_splits(name, directory)
     ]
     rows = []
     for split in splits:

@@ -14,7 +14,7 @@ class DataConfig(Section):
     """Which images a run reads, and how it feeds them.
 
     Attributes:
-        name: a data set of the library, or `custom` for a user's own.
+        name: a data set of the library, a folder of images, or `custom` for a user's own.
         dir: its folder, where it needs one.
         test: another data set, of the same classes, for the test images; by default its own.
         augment: crop and flip training images; a user's own data set augments itself.
@@ -33,7 +33,8 @@ class DataConfig(Section):
         classes: names of the classes to use, in that order; empty for all.
         per_class: number of training images of each class, drawn by seed; None for all.
         validation: fraction of each class held out of the training images; the weights of the epoch
-            that is best on these images are kept.
+            that is best on these images are kept. Without it, those of DIR/val of an image folder
+            that has DIR/test too.
     """
 
     name: Name = "fashion-mini"
@@ -56,4 +57,5 @@ class DataConfig(Section):
     @classmethod
     def _absolute(cls, name: str | None) -> str | None:
         """Make a folder in the name absolute, so that it means the same wherever it is read."""
-        return None if name is None else resolve_dataset_name(name)
+        # A folder may be called like the word for a user's own data set.
+        return name if name in (None, "custom") else resolve_dataset_name(name)

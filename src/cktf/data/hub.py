@@ -50,7 +50,7 @@ def open_hub_dataset(
     test, remark = _choose_test_split(title, splits, label_column, classes)
     if test is None:
         labels = _read_labels(title, "train", train, label_column, classes)
-        remaining, held_out = split_validation(labels, TEST_FRACTION, seed=0)
+        remaining, held_out = split_validation(labels, TEST_FRACTION, 0, classes)
         train, test = train.select(remaining.numpy()), train.select(held_out.numpy())
     note = f"images from {image_column!r}, classes from {label_column!r}; {remark}"
     size = options.image_size

@@ -6,23 +6,29 @@ conversion would clip them, and the camera's orientation is applied.
 """
 
 import io
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 RGB, GRAY = 3, 1
 # Formats that Pillow decodes by itself. It hands others, such as EPS, to programs that run them.
 _FORMATS = {
-    "AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM",
-    "SGI", "TGA", "TIFF", "WEBP",
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG",
+    "PPM", "SGI", "TGA", "TIFF", "WEBP",
 }  # fmt: skip
+_HEIC = "pip install 'cktf[heic]'"
+# What reads photographs that Pillow reads with a plugin or since a later version.
+MISSING_DECODERS = {
+    ".heic": _HEIC, ".heif": _HEIC, ".hif": _HEIC, ".avif": "pip install 'pillow>=11.3'",
+}  # fmt: skip
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 # 300 MB when decoded to RGB.
 _MAX_PIXELS = 100_000_000
 _MODES = {RGB: "RGB", GRAY: "L"}
-_ORIENTATION_TAG = 0x0112
 # The transpose that turns an image upright, by the value of its orientation tag.
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,7 +48,11 @@ def open_image_file(source: Path | bytes) -> Image.Image:
         ValueError: a format that is not supported, or more than 100 million pixels.
         Exception: what Pillow raises for a file that is not an image.
     """
-    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    image: Image.Image
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except UnidentifiedImageError:
+        image = _open_heic(source)
     if image.format not in _FORMATS:
         image.close()
         raise ValueError(f"images of the format {image.format} are not supported")
@@ -50,6 +60,28 @@ def open_image_file(source: Path | bytes) -> Image.Image:
         image.close()
         raise ValueError(f"{image.width} x {image.height} pixels, above {_MAX_PIXELS:,}")
     return image
+
+
+@cache
+def register_heif() -> bool:
+    """Make Pillow read HEIC photographs; False without pillow-heif (the extra `heic`)."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def _open_heic(source: Path | bytes) -> Image.Image:
+    """Open a HEIC photograph, whatever the end of its name."""
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        header = file.read(12)
+    if header[4:8] != b"ftyp" or header[8:] not in _HEIC_BRANDS:
+        raise UnidentifiedImageError
+    if not register_heif():
+        raise ValueError(f"a HEIC photograph, which is read after {_HEIC}")
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
 def decode_image(
@@ -74,10 +106,9 @@ def decode_image(
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
-    if "exif" not in image.info:
-        return image
     try:
-        transpose = _TRANSPOSES.get(image.getexif().get(_ORIENTATION_TAG, 1))
+        # Of EXIF, or else of XMP.
+        transpose = _TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # the EXIF block may be damaged while the pixels are intact
         return image
     # ImageOps.exif_transpose rewrites the whole EXIF block and fails where it is damaged.

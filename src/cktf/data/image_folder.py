@@ -1,23 +1,27 @@
 """A folder of images with a subfolder for each class.
 
-Labeled images are in `DIR/train/CLASS` with `DIR/test/CLASS` or `DIR/val/CLASS`, or in `DIR/CLASS`
-alone. Without a test folder a fifth of each class is the test split, chosen by the hashes of file
-names: whatever the seed and whatever images are added later, a teacher has not been trained on the
-images that its student is tested on. Images without labels are in `DIR/unlabeled` or in `DIR`
-itself.
+Labeled images are in `DIR/train/CLASS` with `DIR/test/CLASS` and `DIR/val/CLASS`, or in `DIR/CLASS`
+alone. Beside a test folder, `val` is the validation split; without one it is the test split.
+Without both a fifth of each class is the test split, chosen by the hashes of file names: whatever
+the seed and whatever images are added later, a teacher has not been trained on the images that its
+student is tested on. Images without labels are in `DIR/unlabeled` or in `DIR` itself.
 """
 
 import os
+import re
 import statistics
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from unicodedata import normalize
 
 import torch
 from PIL import Image
 
-from cktf.data.image_set import NO_LABEL, UNLABELED_SPLIT
+from cktf.data.image_decoding import MISSING_DECODERS, register_heif
+from cktf.data.image_set import NO_LABEL, UNLABELED_SPLIT, VALIDATION_SPLIT
 from cktf.data.split_loading import ReadOptions, SplitSource, abbreviate
 from cktf.data.splits import split_by_name
 from cktf.data.stored_images import ImageFiles, StoredImages
@@ -26,9 +30,18 @@ from cktf.errors import DataError
 # Of ImageNet, as is usual for photographs.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TEST_FRACTION = 0.2
-# Names of split folders, in any case. The first test folder that is there is used.
-_TRAIN_NAMES = ("train", "training")
-_TEST_NAMES = ("test", "tests", "testing", "val", "valid", "validation")
+# Names of split folders, in any case. The first of a split that has class folders is used.
+_SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    VALIDATION_SPLIT: ("val", "valid", "validation", "dev"),
+    "test": ("test", "tests", "testing"),
+}
+_SPLIT_OF_FOLDER = {name: split for split, names in _SPLIT_FOLDERS.items() for name in names}
+# Folders of operating systems and network drives; they hold thumbnails and deleted images.
+_SYSTEM_FOLDERS = {
+    "@eadir", "@recently-snapshot", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin",
+    "__macosx", "__pycache__", "lost+found", "system volume information",
+}  # fmt: skip
 _SIZE_SAMPLE = 1000
 _SIZE_STEP, _MAX_SIZE = 32, 224
 _LAYOUT = (
@@ -36,60 +49,157 @@ _LAYOUT = (
     "classes or more"
 )
 _EXTENSIONS = (
-    "File names end in .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff or .webp, in any case; convert "
-    "other formats."
+    "File names end in .avif, .bmp, .gif, .heic, .jpeg, .jpg, .png, .tif, .tiff or .webp, in any "
+    "case; convert other formats."
 )
 
-_ClassFiles = dict[str, list[Path]]
+# Folders of each class; one may be there in several Unicode forms of its name.
+_ClassFolders = dict[str, list[Path]]
+
+
+@dataclass
+class _LeftOut:
+    """What is in a folder and not used.
+
+    Attributes:
+        extensions: number of other files, by extension.
+        hidden: number of images in hidden and system folders by the folder's name, and of hidden
+            images.
+        folders: folders beside the training folder.
+        loose_images: number of images outside of class folders.
+    """
+
+    extensions: Counter[str] = field(default_factory=Counter)
+    hidden: Counter[str] = field(default_factory=Counter)
+    folders: list[str] = field(default_factory=list)
+    loose_images: int = 0
+
+    def count_hidden(self, parent: str | Path, folders: list[str], names: list[str]) -> None:
+        """Count the images in hidden folders, and hidden images."""
+        for folder in filter(_is_hidden, folders):
+            walked = os.walk(Path(parent, folder))
+            count = sum(_is_image(name.lstrip(".")) for _, _, found in walked for name in found)
+            self.hidden.update({f"in {folder}": count} if count else {})
+        hidden = sum(n.startswith(".") and _is_image(n.lstrip(".")) for n in names)
+        self.hidden.update({"with a hidden name": hidden} if hidden else {})
+
+    def notes(self) -> list[str]:
+        """Sentences for the log."""
+        notes = []
+        if self.folders:
+            notes.append(f"left out beside train: {abbreviate(self.folders)}")
+        if self.loose_images:
+            notes.append(f"left out: {self.loose_images:,} images outside of class folders")
+        if self.hidden:
+            places = [f"{count:,} {place}" for place, count in sorted(self.hidden.items())]
+            notes.append(f"hidden or system images left out: {abbreviate(places)}")
+        if self.extensions:
+            counts = [f"{count:,} {kind}" for kind, count in self.extensions.most_common()]
+            notes.append(f"no images: {abbreviate(counts)}")
+        if advice := self.advice():
+            notes.append(advice.rstrip(". "))
+        return notes
+
+    def advice(self) -> str:
+        """What to install for files that are images; empty without such files."""
+        kinds = [kind for kind in self.extensions if kind in MISSING_DECODERS]
+        return "".join(
+            f"{self.extensions[kind]:,} {kind} can be read after {MISSING_DECODERS[kind]}. "
+            for kind in kinds
+        )
 
 
 def open_image_folder(directory: Path | None, split: str, options: ReadOptions) -> SplitSource:
-    """Locate one split, "train", "test" or "unlabeled", of an image folder.
+    """Locate one split of an image folder: "train", "validation", "test" or "unlabeled".
 
     Raises:
         DataError: no folder, no classes, classes without images, or splits whose classes differ.
     """
-    if directory is None:
-        raise DataError("imagefolder needs a folder: imagefolder:DIR, or --data-dir DIR.")
+    directory = _check_directory(directory)
     name = f"imagefolder:{directory}"
-    if not directory.is_dir():
-        raise DataError(f"{name}: there is no such folder. Give one with a folder for each class.")
     if split == UNLABELED_SPLIT:
         return _open_unlabeled(name, directory, options)
-    train, test, notes = _find_train_and_test_files(name, directory, split)
-    files, labels = _flatten(train if split == "train" or test is None else test)
-    train_files = files if test is None else _flatten(train)[0]
-    if test is None and options.hold_out:
-        names = [path.relative_to(directory).as_posix() for path in files]
-        if single := [label for label, paths in train.items() if len(paths) < 2]:
-            raise DataError(
-                f"{name}: to hold out a test split, each class needs two images or more; one in "
-                f"{abbreviate(single)}. Add images, or a test folder beside train."
-            )
-        remaining, held_out = split_by_name(labels, names, TEST_FRACTION)
+    left_out = _LeftOut()
+    # What is beside the splits is said once, with the training images.
+    beside = left_out if split == "train" else _LeftOut()
+    parents = _find_splits(name, directory, split, options, beside)
+    classes = {s: _find_classes(name, parent) for s, parent in parents.items()}
+    for other in parents if "train" in parents else ():
+        _check_same_classes(name, parents[other].name, set(classes["train"]), set(classes[other]))
+    own = split if split in parents else "train"
+    files, labels = _list_files(name, parents[own], classes[own], left_out)
+    train_files, notes = files, []
+    if "test" not in parents and options.hold_out:
+        remaining, held_out = _hold_out_test(name, directory, files, labels, list(classes[own]))
         train_files = [files[i] for i in remaining.tolist()]
         positions = remaining if split == "train" else held_out
         files, labels = [files[i] for i in positions.tolist()], labels[positions]
-        notes = ["a fifth of each class held out for the test", *notes]
+        notes = ["a fifth of each class held out for the test"] if split == "train" else []
+    elif split == "train" and options.hold_out:
+        notes = [f"tested on {parents['test'].name}"]
+    elif "train" in parents and own != "train" and options.image_size is None:
+        train_files, _ = _list_files(name, parents["train"], classes["train"], _LeftOut())
+    if split == VALIDATION_SPLIT:
+        notes = [f"from {parents[split].name}"]
+    notes += left_out.notes() if split == own else []
     size = options.image_size
     if size is None:
         size, reason = choose_image_size(ImageFiles(train_files))
-        notes.append(reason)
-    note = "; ".join(notes) if split == "train" else ""
-    return SplitSource(
-        name, split, ImageFiles(files), labels, tuple(train), MEAN, STD, size, note=note
-    )
+        notes += [reason] if split == "train" else []
+    note, images = "; ".join(notes), ImageFiles(files)
+    return SplitSource(name, split, images, labels, tuple(classes[own]), MEAN, STD, size, note=note)
+
+
+def find_image_folder_splits(directory: Path | None, options: ReadOptions) -> tuple[str, ...]:
+    """Names of the labeled splits; "validation" is one of them if it does not serve as the test.
+
+    Raises:
+        DataError: no folder, or one without classes.
+    """
+    directory = _check_directory(directory)
+    parents = _find_splits(f"imagefolder:{directory}", directory, "train", options, _LeftOut())
+    return ("train", VALIDATION_SPLIT, "test") if VALIDATION_SPLIT in parents else ("train", "test")
+
+
+def _check_directory(directory: Path | None) -> Path:
+    if directory is None:
+        raise DataError("imagefolder needs a folder: imagefolder:DIR, or --data-dir DIR.")
+    if directory.is_file():
+        raise DataError(
+            f"imagefolder:{directory}: images are in a folder with a folder for each class, and "
+            "this is a file. If it is an archive, extract it and give the folder."
+        )
+    if not directory.is_dir():
+        raise DataError(
+            f"imagefolder:{directory}: there is no such folder. Give one with a folder for each "
+            "class."
+        )
+    return directory
+
+
+def _hold_out_test(
+    name: str, directory: Path, files: list[Path], labels: torch.Tensor, classes: list[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions of the training images, and of the fifth of each class that is held out."""
+    counts = labels.bincount().tolist()
+    if single := [label for label, count in zip(classes, counts, strict=True) if count < 2]:
+        raise DataError(
+            f"{name}: to hold out a test split, each class needs two images or more; one in "
+            f"{abbreviate(single)}. Add images, or a test folder beside train."
+        )
+    names = [normalize("NFC", path.relative_to(directory).as_posix()) for path in files]
+    return split_by_name(labels, names, TEST_FRACTION)
 
 
 def _open_unlabeled(name: str, directory: Path, options: ReadOptions) -> SplitSource:
     """Images without labels: of DIR/unlabeled, or DIR itself, or else the training images."""
-    folder = directory / UNLABELED_SPLIT
+    folder, left_out = directory / UNLABELED_SPLIT, _LeftOut()
     if folder.is_dir():
-        files = _list_images(folder)
+        files = _list_images(folder, left_out)
         if not files:
             raise DataError(
-                f"{name}: no images are in {folder}. {_EXTENSIONS} Add images, or remove the "
-                "folder to use the training images without their labels."
+                f"{name}: no images are in {folder}. {_EXTENSIONS} {left_out.advice()}Add images, "
+                "or remove the folder to use the training images without their labels."
             )
     else:
         files = [directory / n for n in sorted(os.listdir(directory)) if _is_image(n)]
@@ -104,6 +214,7 @@ def _open_unlabeled(name: str, directory: Path, options: ReadOptions) -> SplitSo
             note = f"image_size {size}, as of its images with labels"
         except DataError:  # no labeled images are there
             size, note = choose_image_size(ImageFiles(files))
+    note = "; ".join([*left_out.notes(), note])
     labels = torch.full((len(files),), NO_LABEL)
     return SplitSource(
         name, UNLABELED_SPLIT, ImageFiles(files), labels, (), MEAN, STD, size, note=note
@@ -128,37 +239,71 @@ def choose_image_size(stored: StoredImages) -> tuple[int, str]:
     return size, f"shorter sides have a median of {median:g}: image_size {size}"
 
 
-def _find_train_and_test_files(
-    name: str, root: Path, split: str
-) -> tuple[_ClassFiles, _ClassFiles | None, list[str]]:
-    """Training and test files by class (None without a test folder), and notes for the log."""
-    folders = _list_folders(root)
-    by_name = {folder.name.casefold(): folder for folder in folders}
-    train = next((by_name[n] for n in _TRAIN_NAMES if n in by_name), None)
-    test_folders = [by_name[n] for n in _TEST_NAMES if n in by_name]
-    test = next(filter(_list_folders, test_folders), None)
-    class_folders = [f for f in folders if f.name.casefold() != UNLABELED_SPLIT]
-    only_splits = all(f in (train, *test_folders) for f in class_folders)
-    if train is not None and _list_folders(train):
-        train_files, notes = _list_classes(name, train, _list_folders(train))
-        if test is None and test_folders:
-            raise DataError(
-                f"{name}: {test_folders[0]} has no class folders. {_LAYOUT}. Move it away to hold "
-                "out a fifth of the training images for the test."
-            )
-        if test is None:
-            return train_files, None, notes
-        test_files, _ = _list_classes(name, test, _list_folders(test))
-        _check_same_classes(name, test.name, set(train_files), set(test_files))
-        return train_files, test_files, [f"tested on {test.name}", *notes]
-    if test is not None and only_splits and split == "test":
-        test_files, _ = _list_classes(name, test, _list_folders(test))
-        return test_files, test_files, []
-    if class_folders and (test is not None or only_splits):
-        found = abbreviate([folder.name for folder in class_folders])
-        raise DataError(f"{name}: found {found}, and no class folders in train. {_LAYOUT}.")
-    class_files, notes = _list_classes(name, root, class_folders)
-    return class_files, None, notes
+def _find_splits(
+    name: str, root: Path, requested: str, options: ReadOptions, left_out: _LeftOut
+) -> dict[str, Path]:
+    """Folders that hold the class folders of each split; `root` itself if there are no splits.
+
+    The requested split is one of them, or it is to be held out of the training images.
+    """
+    folders = [f for f in _list_folders(root) if f.name.casefold() != UNLABELED_SPLIT]
+    by_name = {f.name.casefold(): f for f in folders}
+    split_of = {by_name[n]: split for n, split in _SPLIT_OF_FOLDER.items() if n in by_name}
+    parents: dict[str, Path] = {}
+    for folder, split in split_of.items():
+        if _list_folders(folder):
+            parents.setdefault(split, folder)
+    is_test_alone = parents and requested == "test" and len(split_of) == len(folders)
+    if "train" not in parents and not is_test_alone:
+        all_splits = folders and len(split_of) == len(folders)
+        if parents or all_splits or _are_misspelled_splits(folders):
+            found = abbreviate([f.name + _guess_split(f) for f in folders])
+            raise DataError(f"{name}: found {found}, and no class folders in train. {_LAYOUT}.")
+        parents = {"train": root}
+    elif list(parents) == ["train"] and (flat := [f for f, s in split_of.items() if s != "train"]):
+        raise DataError(
+            f"{name}: {flat[0]} has no class folders. {_LAYOUT}. Move it away to hold out a fifth "
+            "of the training images for the test."
+        )
+    if VALIDATION_SPLIT in parents and "test" not in parents:
+        parents["test"] = parents[VALIDATION_SPLIT]
+        if options.hold_out:
+            del parents[VALIDATION_SPLIT]
+    if requested == VALIDATION_SPLIT and requested not in parents:
+        raise DataError(f"{name}: a validation split is in DIR/val beside DIR/train and DIR/test.")
+    _count_outside(root, folders, parents, left_out)
+    return parents
+
+
+def _count_outside(
+    root: Path, folders: list[Path], parents: dict[str, Path], left_out: _LeftOut
+) -> None:
+    """Count what is outside of the class folders of the training images."""
+    for parent in {root, parents.get("train", root)}:
+        names = os.listdir(parent)
+        left_out.count_hidden(parent, names, names)
+        left_out.loose_images += sum(map(_is_image, names))
+    if parents.get("train") != root:
+        for folder in folders:
+            is_flat = folder.name.casefold() in _SPLIT_OF_FOLDER and not _list_folders(folder)
+            remark = " (no class folders)" if is_flat else _guess_split(folder)
+            left_out.folders += [folder.name + remark] * (folder not in parents.values())
+
+
+def _guess_split(folder: Path) -> str:
+    """What to say behind the name of a folder that may be meant as that of a split."""
+    name = folder.name.casefold()
+    if name in _SPLIT_OF_FOLDER:
+        return ""
+    words = [word for word in re.split("[^a-z]+", name) if word in _SPLIT_OF_FOLDER]
+    near = words or get_close_matches(name, _SPLIT_OF_FOLDER, n=1, cutoff=0.7)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _are_misspelled_splits(folders: list[Path]) -> bool:
+    """Whether several folders have names like those of splits, and images only in their folders."""
+    named = [f for f in folders if _guess_split(f) and not any(map(_is_image, os.listdir(f)))]
+    return len(named) > 1
 
 
 def _check_same_classes(name: str, split: str, train: set[str], test: set[str]) -> None:
@@ -171,31 +316,47 @@ def _check_same_classes(name: str, split: str, train: set[str], test: set[str]) 
         )
 
 
-def _list_folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _list_classes(name: str, parent: Path, folders: list[Path]) -> tuple[_ClassFiles, list[str]]:
-    """Image files of each class folder, and a note if other files are there."""
-    if len(folders) < 2:
+def _find_classes(name: str, parent: Path) -> _ClassFolders:
+    """The folders of each class, in the order of the classes' names."""
+    folders = [f for f in _list_folders(parent) if f.name.casefold() != UNLABELED_SPLIT]
+    classes: _ClassFolders = {}
+    for folder in sorted(folders, key=lambda folder: normalize("NFC", folder.name)):
+        # macOS writes letters and their accents as two characters, other systems as one.
+        classes.setdefault(normalize("NFC", folder.name), []).append(folder)
+    if len(classes) < 2:
         found = f"only the class folder {folders[0].name}" if folders else "no class folders"
         images = sum(map(_is_image, os.listdir(parent)))
         loose = f" and {images:,} images outside of them" if images else ""
-        raise DataError(f"{name}: {parent} has {found}{loose}. {_LAYOUT}.")
-    ignored = Counter[str]()
-    class_files = {folder.name: _list_images(folder, ignored) for folder in folders}
-    empty = [str(parent / label) for label, files in class_files.items() if not files]
+        nested = len(_list_folders(folders[0])) > 1 if folders else False
+        advice = f" Is it imagefolder:{folders[0]} that you mean?" if nested else ""
+        raise DataError(f"{name}: {parent} has {found}{loose}. {_LAYOUT}.{advice}")
+    return classes
+
+
+def _list_files(
+    name: str, parent: Path, classes: _ClassFolders, left_out: _LeftOut
+) -> tuple[list[Path], torch.Tensor]:
+    """All image files, class by class, and their labels [N]."""
+    by_class = [
+        [p for f in folders for p in _list_images(f, left_out)] for folders in classes.values()
+    ]
+    empty = [str(parent / c) for c, files in zip(classes, by_class, strict=True) if not files]
     if empty:
         raise DataError(
             f"{name}: a class has at least one image; none in {abbreviate(empty)}. {_EXTENSIONS} "
-            "Add images or remove the folders."
+            f"{left_out.advice()}Add images or remove the folders."
         )
-    counts = abbreviate([f"{count:,} {extension}" for extension, count in ignored.most_common()])
-    return class_files, [f"no images: {counts}"] if ignored else []
+    counts = torch.tensor([len(files) for files in by_class], dtype=torch.int64)
+    labels = torch.arange(len(classes)).repeat_interleave(counts)
+    return [path for files in by_class for path in files], labels
 
 
-def _list_images(folder: Path, ignored: Counter[str] | None = None) -> list[Path]:
-    """All images in a folder and its subfolders, sorted; `ignored` counts other extensions."""
+def _list_folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not _is_hidden(p.name))
+
+
+def _list_images(folder: Path, left_out: _LeftOut) -> list[Path]:
+    """All images in a folder and its subfolders, sorted; `left_out` counts what else is there."""
     files: list[Path] = []
     visited: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -204,17 +365,23 @@ def _list_images(folder: Path, ignored: Counter[str] | None = None) -> list[Path
             folders.clear()
             continue
         visited.add(real_path)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = sorted(name for name in names if not name.startswith("."))
+        left_out.count_hidden(parent, folders, names)
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        names = sorted(name for name in names if not _is_hidden(name))
         files += [Path(parent, name) for name in names if _is_image(name)]
-        if ignored is not None:
-            extensions = (_extension(name) for name in names if not _is_image(name))
-            ignored.update(extension or "without an extension" for extension in extensions)
+        others = (_extension(name) for name in names if not _is_image(name))
+        left_out.extensions.update(extension or "without an extension" for extension in others)
     return files
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that a system makes beside images."""
+    return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
 
 
 @cache
 def _image_extensions() -> frozenset[str]:
+    register_heif()
     formats = Image.registered_extensions()
     return frozenset(extension for extension, kind in formats.items() if kind in Image.OPEN)
 
@@ -225,10 +392,3 @@ def _extension(name: str) -> str:
 
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and _extension(name) in _image_extensions()
-
-
-def _flatten(class_files: _ClassFiles) -> tuple[list[Path], torch.Tensor]:
-    """All files, and their labels [N]."""
-    counts = torch.tensor([len(files) for files in class_files.values()], dtype=torch.int64)
-    labels = torch.arange(len(class_files)).repeat_interleave(counts)
-    return [path for files in class_files.values() for path in files], labels

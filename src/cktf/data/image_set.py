@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, cast
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from cktf.errors import DataError, nearest
 
 # The label of every image in a split without labels.
 NO_LABEL = -1
-UNLABELED_SPLIT = "unlabeled"
+UNLABELED_SPLIT, VALIDATION_SPLIT = "unlabeled", "validation"
 
 
 class Images(Protocol):
@@ -105,21 +106,24 @@ class ImageSet(Generic[ImagesT]):
         Raises:
             DataError: an unknown or repeated name, fewer than two, or images without labels.
         """
-        unknown = [name for name in names if name not in self.classes]
+        # An accent may be part of its letter or a character of its own.
+        known = [normalize("NFC", name) for name in self.classes]
+        unknown = [name for name in names if normalize("NFC", name) not in known]
         if unknown:
             raise DataError(
                 f"{self.name} has no class {unknown[0]!r}. {nearest(unknown[0], self.classes)}"
             )
-        if len(set(names)) != len(names) or len(names) < 2 or not self.labeled:
+        chosen = [known.index(normalize("NFC", name)) for name in names]
+        if len(set(chosen)) != len(names) or len(names) < 2 or not self.labeled:
             raise DataError(
                 f"{self.name}: two classes or more, each once, are chosen from labeled images; "
                 f"given {', '.join(names)}{'' if self.labeled else ', and no labels'}."
             )
         new_labels = torch.full((len(self.classes),), NO_LABEL)
-        new_labels[[list(self.classes).index(name) for name in names]] = torch.arange(len(names))
-        labels = new_labels[self.labels]
+        new_labels[chosen] = torch.arange(len(names))
+        labels, classes = new_labels[self.labels], tuple(self.classes[i] for i in chosen)
         positions = torch.flatten((labels != NO_LABEL).nonzero())
-        return replace(self.subset(positions), labels=labels[positions], classes=tuple(names))
+        return replace(self.subset(positions), labels=labels[positions], classes=classes)
 
     def without_labels(self) -> "ImageSet[ImagesT]":
         """The same images without labels and classes."""

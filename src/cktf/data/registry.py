@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cktf.errors import DataError, nearest
+from cktf.errors import DataError, PathError, nearest
 from cktf.first_use import call_later
 from cktf.user_paths import expand_user_path
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from cktf.data.split_loading import ReadOptions, SplitSource
 
 _OpenSplit = Callable[[Path | None, str, "ReadOptions"], "SplitSource"]
+_FindSplits = Callable[[Path | None, "ReadOptions"], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class DatasetInfo:
         needs_directory: whether `--data-dir` is required.
         splits: that `cktf datasets NAME` shows.
         unlabeled: whether it may have a split of images without labels.
+        find_splits: looks up the splits, where the files decide.
     """
 
     name: str
@@ -42,6 +45,7 @@ class DatasetInfo:
     needs_directory: bool = False
     splits: tuple[str, ...] = ("train", "test")
     unlabeled: bool = False
+    find_splits: _FindSplits | None = None
 
 
 def _open_in_memory(load: str) -> _OpenSplit:
@@ -52,12 +56,13 @@ def _open_in_memory(load: str) -> _OpenSplit:
 
 
 _open_image_folder = call_later("cktf.data.image_folder:open_image_folder")
+_find_image_folder_splits = call_later("cktf.data.image_folder:find_image_folder_splits")
 _open_hub_dataset = call_later("cktf.data.hub:open_hub_dataset")
 FOLDER_PREFIX, HUB_PREFIX = "imagefolder", "hf"
 _FOLDER = DatasetInfo(
     f"{FOLDER_PREFIX}:DIR", None, None, None,
     "a folder for each class, in DIR or in DIR/train and DIR/test", _open_image_folder,
-    unlabeled=True,
+    unlabeled=True, find_splits=_find_image_folder_splits,
 )  # fmt: skip
 _HUB = DatasetInfo(
     f"{HUB_PREFIX}:NAME", None, None, None,
@@ -104,7 +109,7 @@ DATASETS = {
 
 
 def get_dataset_info(name: str) -> DatasetInfo:
-    """Look up a data set.
+    """Look up a data set; the name of a folder that is there stands for its images.
 
     Raises:
         DataError: unknown name.
@@ -112,18 +117,27 @@ def get_dataset_info(name: str) -> DatasetInfo:
     >>> get_dataset_info("cifar10").classes
     10
     """
+    name = resolve_dataset_name(name)
     prefix, colon, location = name.partition(":")
     if prefix == FOLDER_PREFIX and not location:
         return replace(_FOLDER, name=name, needs_directory=True)
     if prefix == FOLDER_PREFIX:
-        folder = expand_user_path(location)
+        folder = Path(location)
         return replace(
-            _FOLDER, name=name, open_split=lambda _, *rest: _open_image_folder(folder, *rest)
+            _FOLDER,
+            name=name,
+            open_split=lambda _, *rest: _open_image_folder(folder, *rest),
+            find_splits=lambda _, options: _find_image_folder_splits(folder, options),
         )
     if prefix == HUB_PREFIX and colon:
         return replace(_HUB, name=name, open_split=partial(_open_hub_dataset, location))
     if name not in DATASETS:
-        raise DataError(f"There is no data set {name!r}. {nearest(name, DATASETS)}")
+        if expand_user_path(name).is_file():
+            raise DataError(
+                f"{name} is a file, and images are read from a folder. If it is an archive, "
+                "extract it and give the folder."
+            )
+        raise DataError(f"There is no data set {name!r}, and no folder. {nearest(name, DATASETS)}")
     return DATASETS[name]
 
 
@@ -134,10 +148,51 @@ def is_saved_dataset(name: str) -> bool:
 
 
 def resolve_dataset_name(name: str) -> str:
-    """Make the folder in a name absolute, so that the name is valid in any working directory."""
+    """Make the folder in a name absolute, so that the name is valid in any working directory.
+
+    A folder alone, `photos`, stands for `imagefolder:photos`, unless it is called like a data set.
+    """
     prefix, _, location = name.partition(":")
-    is_folder = prefix == FOLDER_PREFIX or (prefix == HUB_PREFIX and is_saved_dataset(location))
-    return f"{prefix}:{expand_user_path(location).absolute()}" if location and is_folder else name
+    if prefix == FOLDER_PREFIX or (prefix == HUB_PREFIX and is_saved_dataset(location)):
+        return f"{prefix}:{expand_user_path(location).absolute()}" if location else name
+    if name not in DATASETS and prefix != HUB_PREFIX and _is_folder(name):
+        return f"{FOLDER_PREFIX}:{expand_user_path(name).absolute()}"
+    return name
+
+
+def _is_folder(name: str) -> bool:
+    with suppress(PathError, OSError, ValueError):
+        return bool(name) and expand_user_path(name).is_dir()
+    return False
+
+
+def find_hidden_folder(name: str, directory: Path | None) -> str:
+    """Say that a data set has the name of a folder, which is not read; empty without such a folder.
+
+    Args:
+        name: of the data set.
+        directory: where its files are; a folder of its name is usually this one.
+    """
+    if name not in DATASETS or directory is not None or not _is_folder(name):
+        return ""
+    return f"{name} is the library's data set, not the folder {name}, which is ./{name}"
+
+
+def list_splits(
+    name: str, directory: Path | None, options: "ReadOptions | None" = None
+) -> tuple[str, ...]:
+    """List the splits of a data set that have labels or that it alone has.
+
+    Raises:
+        DataError: unknown name, or a folder without images.
+    """
+    from cktf.data.split_loading import ReadOptions
+
+    info = get_dataset_info(name)
+    if info.find_splits is None:
+        return info.splits
+    directory = None if directory is None else expand_user_path(directory)
+    return info.find_splits(directory, options or ReadOptions())
 
 
 def open_dataset(
@@ -148,14 +203,15 @@ def open_dataset(
     Raises:
         DataError: unknown name or split, or files that are missing or malformed.
     """
-    from cktf.data.image_set import UNLABELED_SPLIT
+    from cktf.data.image_set import UNLABELED_SPLIT, VALIDATION_SPLIT
     from cktf.data.split_loading import ReadOptions
 
     info = get_dataset_info(name)
     directory = None if directory is None else expand_user_path(directory)
     if split == UNLABELED_SPLIT and not info.unlabeled:
         return info.open_split(directory, "train", options or ReadOptions()).without_labels()
-    if split not in {*info.splits, UNLABELED_SPLIT}:
+    known = {*info.splits, UNLABELED_SPLIT} | ({VALIDATION_SPLIT} if info.find_splits else set())
+    if split not in known:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(info.splits)}.")
     return info.open_split(directory, split, options or ReadOptions())
 
@@ -168,8 +224,9 @@ def load_dataset(
     Args:
         name: as `cktf datasets` lists it.
         directory: where its files are.
-        split: "train", "test" or "unlabeled". STL-10 and folders have unlabeled images; for other
-            data sets these are the training images without their labels.
+        split: "train", "test", "unlabeled", or "validation" where `list_splits` names it. STL-10
+            and folders have unlabeled images; for other data sets these are the training images
+            without their labels.
         options: image size, treatment of broken images, memory budget.
 
     Raises:

@@ -13,7 +13,18 @@ from cktf.errors import DataError
 VALIDATION_SEED = 0
 
 
-def sample_per_class(labels: Tensor, count: int, seed: int) -> Tensor:
+def describe_class(label: int, classes: Sequence[str] | None) -> str:
+    """The name of a class, or its number where names are unknown.
+
+    >>> describe_class(1, ["cat", "dog"]), describe_class(1, None)
+    ("class 'dog'", 'class 1')
+    """
+    return f"class {classes[label]!r}" if classes else f"class {label}"
+
+
+def sample_per_class(
+    labels: Tensor, count: int, seed: int, classes: Sequence[str] | None = None
+) -> Tensor:
     """Draw the positions of `count` images of each class, ascending.
 
     With one seed, the images of a smaller count are among those of a larger one.
@@ -22,6 +33,7 @@ def sample_per_class(labels: Tensor, count: int, seed: int) -> Tensor:
         labels: [N] int64.
         count: images of each class.
         seed: decides the draw.
+        classes: names of the classes, for messages.
 
     Raises:
         DataError: a class with fewer images.
@@ -36,14 +48,16 @@ def sample_per_class(labels: Tensor, count: int, seed: int) -> Tensor:
         members = np.flatnonzero(values == label)
         if len(members) < count:
             raise DataError(
-                f"{count} images of each class were requested, and class {label} has "
-                f"{len(members)}. Request fewer."
+                f"{count} images of each class were requested, and "
+                f"{describe_class(int(label), classes)} has {len(members)}. Request fewer."
             )
         chosen.append(random.permutation(members)[:count])
     return torch.from_numpy(np.sort(np.concatenate(chosen)))
 
 
-def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def split_validation(
+    labels: Tensor, fraction: float, seed: int, classes: Sequence[str] | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw the positions that are held out; the others stay for training.
 
     Every class gives the same fraction, rounded to the nearest number of images; it gives at least
@@ -53,6 +67,7 @@ def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         labels: [N] int64.
         fraction: of each class, from 0 to below 1; 0 holds out nothing.
         seed: decides the draw.
+        classes: names of the classes, for messages.
 
     Returns:
         Positions for training and positions held out, each ascending.
@@ -72,7 +87,8 @@ def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         if len(members) < 2:
             raise DataError(
                 f"To hold out a fraction of {fraction:g}, each class gives at least one image and "
-                f"keeps one; class {label} has a single image. Add images to it, or remove it."
+                f"keeps one; {describe_class(label, classes)} has a single image. Add images to "
+                "it, or remove it."
             )
         return random.choice(members, count, replace=False)
 

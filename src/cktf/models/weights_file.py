@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -94,6 +95,8 @@ def read_metadata(path: Path) -> dict[str, object]:
         raise CheckpointError(
             f"{path} has malformed metadata. Save it again with cktf.models.save_network."
         )
+    # As data sets name them; macOS may have written an accent as a character of its own.
+    metadata["classes"] = [normalize("NFC", name) for name in metadata["classes"]]  # type: ignore[attr-defined]
     return metadata
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import Subset
 from cktf.data import (
     UNLABELED_SPLIT,
     VALIDATION_SEED,
+    VALIDATION_SPLIT,
     DatasetLoader,
     Images,
     ImageSet,
@@ -19,7 +20,9 @@ from cktf.data import (
     MemoryLoader,
     ReadOptions,
     StreamedImages,
+    find_hidden_folder,
     get_labels,
+    list_splits,
     load_dataset,
     load_splits,
     open_dataset,
@@ -102,13 +105,16 @@ def _load_splits(section: DataConfig, *splits: str) -> list[ImageSet[Images]]:
             load_dataset(names.get(split) or section.name, directory, split, read_options)
             for split in splits
         ]
-        for other in loaded[1:]:
-            if tuple(other.classes) != tuple(loaded[0].classes):
-                different = sorted(set(loaded[0].classes) ^ set(other.classes)) or ["their order"]
+        classes = loaded[0].classes
+        for position, other in enumerate(loaded):
+            if different := sorted(set(classes) ^ set(other.classes)):
                 raise DataError(
                     f"Training and test images have the same classes; those of {loaded[0].name} "
                     f"and {other.name} differ in {', '.join(different[:5])}. Name another --test."
                 )
+            if tuple(other.classes) != tuple(classes):
+                # The same classes, numbered in another order.
+                loaded[position] = other.select_classes(classes)
     return [data.select_classes(section.classes) if section.classes else data for data in loaded]
 
 
@@ -129,38 +135,57 @@ def build_data(section: DataConfig, seed: int) -> Data:
         DataError: files that are missing or damaged.
     """
     test: ImageSet[Images] | None = None
+    validation: ImageSet[Images] | None = None
+    directory = None if section.dir is None else Path(section.dir)
+    remarks = [find_hidden_folder(section.name, directory)]
     if section.labels:
-        train, test = _load_splits(section, "train", "test")
+        hold_out = section.test in (None, section.name)
+        splits = list_splits(section.name, directory, ReadOptions(hold_out=hold_out))
+        if VALIDATION_SPLIT not in splits:
+            train, test = _load_splits(section, "train", "test")
+        elif section.validation:
+            train, test = _load_splits(section, "train", "test")
+            remarks.append("its own validation images are left out, since data.validation is set")
+        else:
+            train, validation, test = _load_splits(section, "train", VALIDATION_SPLIT, "test")
+            remarks.append("the weights of the epoch that is best on validation are kept")
     else:
         # Choosing classes needs labels, which are removed afterwards.
         train = load_split(section, "train" if section.classes else UNLABELED_SPLIT)
         train = train.without_labels()
     if section.per_class is not None:
-        train = train.subset(sample_per_class(train.labels, section.per_class, seed))
-    data = with_loaders(train, test, section, seed)
-    splits = {"train": data.raw_train, "validation": data.raw_validation, "test": test}
+        chosen = sample_per_class(train.labels, section.per_class, seed, train.classes)
+        train = train.subset(chosen)
+    data = with_loaders(train, test, section, seed, validation)
+    loaded = {"train": data.raw_train, "validation": data.raw_validation, "test": test}
     lines = [
-        f"{name}: {images.describe()}" for name, images in splits.items() if images is not None
+        f"{name}: {images.describe()}" for name, images in loaded.items() if images is not None
     ]
     if isinstance(train.images, StreamedImages) and not section.workers:
-        lines.append("read by one process; use several with --set data.workers=8")
+        remarks.append("read by one process; use several with --set data.workers=8")
+    lines += filter(None, remarks)
     return replace(data, name=section.name, description=f"{section.name}: {' | '.join(lines)}")
 
 
-def with_loaders(train: Any, test: Any, section: DataConfig, seed: int) -> Data:
-    """Hold out validation images, and build the loaders of all splits.
+def with_loaders(
+    train: Any, test: Any, section: DataConfig, seed: int, validation: Any = None
+) -> Data:
+    """Hold out validation images if the section says so, and build the loaders of all splits.
 
     Args:
         train: a named data set, or a user's own.
         test: likewise; None without test images.
         section: how to hold out and feed them.
         seed: of the order of training images.
+        validation: the validation images of a data set that has some.
     """
     has_class_names = isinstance(train, ImageSet) and train.labeled
-    validation: Any = None
     if section.validation:
         train_indices, validation_indices = split_validation(
-            get_labels(train), section.validation, VALIDATION_SEED
+            get_labels(train),
+            section.validation,
+            VALIDATION_SEED,
+            train.classes if has_class_names else None,
         )
         validation = select_samples(train, validation_indices)
         train = select_samples(train, train_indices)

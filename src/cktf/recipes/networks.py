@@ -181,10 +181,11 @@ def _load_cktf_weights(
             f"data has {len(classes)}. Use its own data set, or a network trained on this one."
         )
     if classes is not None and dataset != CUSTOM and network_classes != classes:
+        first = next(i for i, name in enumerate(classes) if name != network_classes[i])
+        theirs, ours = (", ".join(names[first : first + 2]) for names in (network_classes, classes))
         raise ModelError(
-            f"{path} knows other classes (of {dataset}: {network_classes[0]}, "
-            f"{network_classes[1]}, …) than the data has ({classes[0]}, {classes[1]}, …). Use its "
-            "own data set, or a network trained on this one."
+            f"{path} knows other classes (of {dataset}: {theirs}, …) than the data has ({ours}, "
+            "…), or in another order. Use its own data set, or a network trained on this one."
         )
     name = str(metadata["network"])
     note = f"loaded {name} from {path}, sha256 {short_sha256(path)}…"

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cktf.data import Loader, derive_seed, get_labels, sample_per_class
+from cktf.data import (
+    ImageSet,
+    Loader,
+    abbreviate,
+    derive_seed,
+    describe_class,
+    get_labels,
+    sample_per_class,
+)
 from cktf.engine import RunFolder, Runtime, seeded, start_runtime
 from cktf.errors import DataError, RecipeError
 from cktf.recipes import (
@@ -105,8 +113,12 @@ def fit_classifier(data: EmbeddedImages, seed: int = 0) -> LinearClassifier:
     return LinearClassifier(weight, bias - weight @ mean, float(model.C))
 
 
-def check_probe_labels(labels: Tensor) -> None:
+def check_probe_labels(labels: Tensor, classes: Sequence[str] | None = None) -> None:
     """Check that a classifier can be fitted on these labels [N].
+
+    Args:
+        labels: [N] int64.
+        classes: names of the classes, for messages.
 
     Raises:
         DataError: a single class, one without images, or a label below 0.
@@ -118,9 +130,10 @@ def check_probe_labels(labels: Tensor) -> None:
         )
     counts = labels.bincount()
     if len(counts) < 2 or not bool(counts.all()):
+        given = [f"{n:,} of {describe_class(c, classes)}" for c, n in enumerate(counts.tolist())]
         raise DataError(
             "A classifier needs images of two classes or more, and of every class; given "
-            f"{counts.tolist()} images of class 0, 1, … Add images, or leave out classes."
+            f"{abbreviate(given)}. Add images, or leave out classes."
         )
 
 
@@ -204,7 +217,11 @@ class LabelSubset:
 
 
 def choose_label_subsets(
-    labels: Tensor, per_class: Sequence[int], draws: int, seed: int
+    labels: Tensor,
+    per_class: Sequence[int],
+    draws: int,
+    seed: int,
+    classes: Sequence[str] | None = None,
 ) -> list[LabelSubset]:
     """Draw labeled images for each point of a curve; a draw's small subsets are in its large ones.
 
@@ -213,6 +230,7 @@ def choose_label_subsets(
         per_class: numbers of labels per class; empty for one point with all labels.
         draws: random draws at each point; no two seeds share a draw.
         seed: of the first draw, which equals that of `data.per_class`; the others derive from it.
+        classes: names of the classes, for messages.
 
     Raises:
         DataError: a class with fewer images than that.
@@ -223,7 +241,7 @@ def choose_label_subsets(
     for count in sorted(set(per_class)):
         times = 1 if bool((counts == count).all()) else draws
         seeds = [seed, *(derive_seed(seed, draw) for draw in range(1, times))]
-        indices = [sample_per_class(labels, count, draw_seed) for draw_seed in seeds]
+        indices = [sample_per_class(labels, count, draw_seed, classes) for draw_seed in seeds]
         subsets.append(LabelSubset(count, indices))
     return subsets
 
@@ -307,8 +325,9 @@ def probe(
     # A user's data set may draw random numbers when a sample is read.
     with seeded(seed, probe_runtime.device):
         labels = get_labels(labeled)
-    check_probe_labels(labels)
-    subsets = choose_label_subsets(labels, labels_per_class, draws, seed)
+    classes = labeled.classes if isinstance(labeled, ImageSet) else None
+    check_probe_labels(labels, classes)
+    subsets = choose_label_subsets(labels, labels_per_class, draws, seed, classes)
     loader = build_test_loader(test)
     return probe_network(unwrap_compiled(network), labeled, loader, subsets, probe_runtime)
 

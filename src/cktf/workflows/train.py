@@ -37,7 +37,7 @@ from cktf.workflows.components import RunComponents
 from cktf.workflows.inspection import explain_rejected_images
 from cktf.workflows.run import Run, execute
 from cktf.workflows.teacher_ref import read_teacher_ref, teacher_ref_of
-from cktf.workflows.user_objects import UserObjects, check_objects, load_data
+from cktf.workflows.user_objects import UserObjects, check_objects, dataset_name, load_data
 
 
 def teach(
@@ -59,7 +59,8 @@ def teach(
         model: any module from images to logits, or the name of a network of the library. Parameters
             without `requires_grad` stay frozen, and so do the statistics of a BatchNorm that has
             only such parameters.
-        train: a map-style data set of `(image, label)`, or the name of one of the library's.
+        train: a map-style data set of `(image, label)`, or the name of one of the library's, or a
+            folder of images.
         test: a data set to evaluate on after every epoch; comes with a named one.
         epochs: passes over the training set.
         out: the run folder; by default a new one in `runs/`.
@@ -78,7 +79,7 @@ def teach(
     fields: dict[str, Any] = {
         "kind": "train",
         **network_fields(model=model),
-        "data": {"name": train if isinstance(train, str) else CUSTOM},
+        "data": {"name": dataset_name(train)},
         "epochs": epochs,
         "seed": seed,
     }
@@ -113,7 +114,8 @@ def distill(
             frozen and in eval mode during the run; its modes are restored.
         student: any module that shares no parameters with the teacher, or the name of a network of
             the library. Its frozen parameters stay frozen, as in `teach`.
-        train: a map-style data set of `(image, label)`, or the name of one of the library's.
+        train: a map-style data set of `(image, label)`, or the name of one of the library's, or a
+            folder of images.
         unlabeled: instead of `train`, a data set of images or of `(image, anything)`, or the name
             of one; labels are not read.
         test: a data set to evaluate on after every epoch; comes with a named one.
@@ -136,13 +138,12 @@ def distill(
     if (train is None) == (unlabeled is None):
         raise RecipeError(["train, unlabeled: give one of them, the images to train on."])
     images = train if unlabeled is None else unlabeled
-    data_name = images if isinstance(images, str) else CUSTOM
     fields: dict[str, Any] = {
         "kind": "distill",
         **network_fields(teacher=teacher, student=student),
         "method": method,
         "options": {name: dict(values) for name, values in (options or {}).items()},
-        "data": {"name": data_name, "labels": unlabeled is None},
+        "data": {"name": dataset_name(images), "labels": unlabeled is None},
         "epochs": epochs,
         "seed": seed,
     }

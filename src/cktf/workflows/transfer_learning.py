@@ -62,7 +62,7 @@ from cktf.workflows.linear_probe import (
 from cktf.workflows.objective_setup import set_up_objective
 from cktf.workflows.run import Run, execute, read_finished
 from cktf.workflows.train import check_run_folder, default_run_path, network_fields, prepare
-from cktf.workflows.user_objects import UserObjects, check_data_objects, load_data
+from cktf.workflows.user_objects import UserObjects, check_data_objects, dataset_name, load_data
 
 _MAX_SCRATCH_EPOCHS = 200
 _INITIAL_STUDENT_FILE = "untrained.pt"
@@ -151,12 +151,12 @@ def transfer(
         "seed": seed,
         "labels_per_class": list(labels_per_class),
         "draws": draws,
-        "data": {"name": unlabeled if isinstance(unlabeled, str) else CUSTOM},
+        "data": {"name": dataset_name(unlabeled)},
     }
     if labeled is not None:
-        set_field(fields, "labeled.name", labeled if isinstance(labeled, str) else CUSTOM)
-    if isinstance(test, str):
-        set_field(fields, "labeled.test", test)
+        set_field(fields, "labeled.name", dataset_name(labeled))
+    if isinstance(test, str | Path):
+        set_field(fields, "labeled.test", dataset_name(test))
         test = None
     set_fields(fields, overrides or {})
     objects = UserObjects(teacher, student, unlabeled), UserObjects(train=labeled, test=test)
@@ -234,10 +234,12 @@ def _load_labeled(
     if data.test is None or not data.labeled:
         raise RecipeError(["a probe needs labeled images, and others to test on: give test."])
     labels = get_labels(data.raw_train)
-    check_probe_labels(labels)
+    check_probe_labels(labels, data.classes)
     num_classes = len(data.classes or range(int(labels.max()) + 1))
     check_labels("test", get_labels(data.raw_test), num_classes)
-    subsets = choose_label_subsets(labels, recipe.labels_per_class, recipe.draws, recipe.seed)
+    subsets = choose_label_subsets(
+        labels, recipe.labels_per_class, recipe.draws, recipe.seed, data.classes
+    )
     return data, subsets, num_classes
 
 

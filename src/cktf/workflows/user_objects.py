@@ -19,6 +19,7 @@ from cktf.recipes import (
     build_data,
     with_loaders,
 )
+from cktf.user_paths import expand_user_path
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,14 @@ class UserObjects:
     student: nn.Module | str | None = None
     train: Any = None
     test: Any = None
+
+
+def dataset_name(data: Any) -> str:
+    """How a recipe names a data set: by its name or its folder, or as an object made in Python."""
+    if isinstance(data, Path):
+        # An absolute path is never read as the name of a data set.
+        return str(expand_user_path(data).absolute())
+    return data if isinstance(data, str) else CUSTOM
 
 
 def check_objects(recipe: Recipe, objects: UserObjects) -> list[str]:
@@ -51,7 +60,7 @@ def check_data_objects(section: DataConfig, objects: UserObjects) -> list[str]:
         if objects.test is not None:
             problems.append(f"test: {section.name} has its own test images. Leave out test.")
     else:
-        if objects.train is not None and not isinstance(objects.train, str):
+        if objects.train is not None and not isinstance(objects.train, str | Path):
             argument = "train" if section.labels else "unlabeled"
             problems += find_map_style_problems(argument, objects.train)
         if isinstance(objects.test, str):
