@@ -1,9 +1,12 @@
 """Specs of networks: parsed and checked without building or running anything."""
 
+from pathlib import Path
+
 import pytest
 
 from cktf.errors import ModelError
 from cktf.models import parse_network_spec
+from cktf.recipes import is_weights_path
 
 
 @pytest.mark.parametrize(
@@ -45,3 +48,32 @@ def test_checking_a_file_does_not_run_it(user_code, capsys):
     with pytest.raises(ModelError, match="Did you mean 'small'"):
         parse_network_spec(f"{user_code}:smal")
     assert capsys.readouterr().out == ""
+
+
+def test_a_file_without_a_function_lists_what_it_has(user_code, capsys):
+    builders = "NAME. It has small, fixed, usual, Wrapped, number, broken"
+    for line in (user_code, f"{user_code}:", f"{user_code}(width=3)", f"{user_code}@32"):
+        with pytest.raises(ModelError, match=builders):
+            parse_network_spec(line)
+        assert not is_weights_path(line)
+    with pytest.raises(ModelError, match=r"no file none\.py"):
+        parse_network_spec("none.py")
+    with pytest.raises(ModelError, match=r"defines no 'x'\. It has small, fixed"):
+        parse_network_spec(f"{user_code}:x")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_module_that_is_a_file_here(user_code, monkeypatch):
+    monkeypatch.chdir(Path(user_code).parent)
+    Path("nets").mkdir()
+    Path(user_code).rename("nets/some.py")
+    for line in ("nets/some:small", "nowhere.some:small"):
+        found = r"Did you mean nets/some\.py:small" if "/" in line else "no Python module"
+        with pytest.raises(ModelError, match=found):
+            parse_network_spec(line)
+
+
+def test_names_from_a_star_import_are_looked_up_later(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text("from anything import *\n")
+    assert parse_network_spec(f"{path}:Net").name == "Net"

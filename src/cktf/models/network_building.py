@@ -4,15 +4,7 @@ A user's function is called with `num_classes` where it has such a parameter; it
 std and size that its network expects by returning a `Normalized` network.
 """
 
-import importlib
-import importlib.util
-import inspect
-import sys
-import zlib
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -20,13 +12,11 @@ from torch import nn
 from cktf.errors import ModelError
 from cktf.models.network_spec import NetworkSpec
 from cktf.models.normalized import Normalized
+from cktf.models.user_code import DEFAULT_CLASSES, call_user_code
 from cktf.models.zoo import create
-from cktf.user_paths import expand_user_path
 
 # timm loads the files that these arguments name, pickles among them, without checking them.
 _FILE_ARGUMENTS = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
-# Where neither the caller nor the library says how many.
-_DEFAULT_CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -61,13 +51,13 @@ def build_network(spec: NetworkSpec, num_classes: int | None) -> BuiltNetwork:
         arguments.setdefault("num_classes", num_classes)
     try:
         if not spec.library:
-            network = create(spec.name, **({"num_classes": _DEFAULT_CLASSES} | arguments))
+            network = create(spec.name, **({"num_classes": DEFAULT_CLASSES} | arguments))
             return BuiltNetwork(network, size=spec.size)
         if spec.library == "timm":
             return _build_timm(spec, arguments)
         if spec.library == "torchvision":
             return _build_torchvision(spec, arguments)
-        return _build_user_network(spec, arguments, num_classes)
+        return _build_user_network(spec, num_classes)
     except ModelError:
         raise
     except Exception as error:  # libraries and user code raise errors of many types
@@ -91,7 +81,7 @@ def _build_timm(spec: NetworkSpec, arguments: dict[str, Any]) -> BuiltNetwork:
         arguments.setdefault("img_size", spec.size)
     if not arguments.get("num_classes", None if config is None else config.num_classes):
         # Some networks have no classifier by default.
-        arguments["num_classes"] = _DEFAULT_CLASSES
+        arguments["num_classes"] = DEFAULT_CLASSES
     network = timm.create_model(spec.name, **arguments)
     built_config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     size = spec.size or arguments.get("img_size")
@@ -157,38 +147,9 @@ def _replace_classifier(network: nn.Module, other: nn.Module) -> None:
         setattr(network.get_submodule(parent), name, other.get_submodule(path))
 
 
-def _build_user_network(
-    spec: NetworkSpec, arguments: dict[str, Any], num_classes: int | None
-) -> BuiltNetwork:
-    is_file, path = spec.library.endswith(".py"), expand_user_path(spec.library).resolve()
-    if is_file:
-        # A file may import its neighbors, as when it is run as a script.
-        sys.path.insert(0, str(path.parent))
-    try:
-        module = _import_file(path) if is_file else importlib.import_module(spec.library)
-        function = getattr(module, spec.name)
-        if num_classes is not None and "num_classes" in inspect.signature(function).parameters:
-            arguments.setdefault("num_classes", num_classes)
-        network = function(**arguments)
-    finally:
-        if is_file:
-            with suppress(ValueError):
-                sys.path.remove(str(path.parent))
-    if not isinstance(network, nn.Module):
-        raise ModelError(
-            f"{spec.text} gives a {type(network).__name__}; a network is a torch.nn.Module."
-        )
+def _build_user_network(spec: NetworkSpec, num_classes: int | None) -> BuiltNetwork:
+    network = call_user_code(spec, num_classes)
     if isinstance(network, Normalized):
         mean, std = (tuple(t.flatten().tolist()) for t in (network.mean, network.std))
         return BuiltNetwork(network.network, mean, std, spec.size or network.size)
     return BuiltNetwork(network, size=spec.size)
-
-
-def _import_file(path: Path) -> ModuleType:
-    # A unique name in sys.modules, where dataclasses look up their module.
-    name = f"{path.stem}_{zlib.crc32(bytes(path)):08x}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    return module

@@ -14,7 +14,10 @@ import ast
 import importlib.util
 import re
 import symtable
+import tokenize
 from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from cktf.errors import ModelError, nearest
@@ -66,6 +69,14 @@ def parse_network_spec(text: str) -> NetworkSpec:
     NetworkSpec(text='timm:resnet18(pretrained=True)@96', library='timm', name='resnet18', ...)
     """
     library, name = _split_location(text)
+    if is_python_file(text):
+        path = expand_user_path(library or name)
+        if not path.is_file():
+            raise ModelError(f"{text}: there is no file {path}.")
+        raise ModelError(
+            f"{path} is a Python file: say which function or class in it builds the network, "
+            f"{path}:NAME. {describe_builders(str(path))}"
+        )
     match = _SPEC.fullmatch(text.strip())
     if match is None or not name or library == ":":
         raise ModelError(f"{text!r} names no network. {_FORMS}")
@@ -80,6 +91,12 @@ def parse_network_spec(text: str) -> NetworkSpec:
     else:
         _check_module(spec)
     return spec
+
+
+def is_python_file(text: str) -> bool:
+    """Whether a spec is the path of a Python file, without the function that builds a network."""
+    library, name = _split_location(text)
+    return name.endswith(".py") if not library else library.endswith(".py") and not name
 
 
 def is_library_network(text: str) -> bool:
@@ -144,14 +161,50 @@ def _check_file(spec: NetworkSpec) -> None:
     path = expand_user_path(spec.library)
     if not path.is_file():
         raise ModelError(f"{spec.text}: there is no file {path}.")
+    source = _read_source(path)
+    # Names that the file defines or imports, found without running it.
+    symbols = symtable.symtable(source, str(path), "exec").get_symbols()
+    names = [s.get_name() for s in symbols if s.is_assigned() or s.is_imported()]
+    if spec.name.partition(".")[0] not in names and not re.search(r"import\s+\*", source):
+        similar = get_close_matches(spec.name, names, n=1, cutoff=0.5)
+        hint = f" Did you mean {similar[0]!r}?" if similar else ""
+        raise ModelError(f"{path} defines no {spec.name!r}.{hint} {describe_builders(str(path))}")
+
+
+def _read_source(path: Path) -> str:
+    """Read a Python file.
+
+    Raises:
+        ModelError: it is not Python, or cannot be read.
+    """
     try:
-        # Names that the file defines or imports, found without running it.
-        symbols = symtable.symtable(path.read_text(), str(path), "exec").get_symbols()
+        with tokenize.open(path) as file:
+            source = file.read()
+        ast.parse(source, str(path))
     except (SyntaxError, ValueError) as error:
         raise ModelError(f"{path} is not a Python file: {error}.") from error
-    names = [s.get_name() for s in symbols if s.is_assigned() or s.is_imported()]
-    if spec.name not in names:
-        raise ModelError(f"{path} defines no {spec.name!r}. {nearest(spec.name, names)}")
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror or error}).") from error
+    return source
+
+
+def describe_builders(file: str) -> str:
+    """List the functions and classes of a Python file that may build networks, without running it.
+
+    A class counts where it has a base class, such as nn.Module.
+    """
+    path = expand_user_path(file)
+    if not path.is_file():
+        return ""
+    found = [
+        node.name
+        for node in ast.parse(_read_source(path)).body
+        if isinstance(node, ast.FunctionDef) or (isinstance(node, ast.ClassDef) and node.bases)
+    ]
+    public = [name for name in found if not name.startswith("_")]
+    return (
+        f"It has {', '.join(public)}." if public else "It has no function and no nn.Module class."
+    )
 
 
 def _check_module(spec: NetworkSpec) -> None:
@@ -161,4 +214,6 @@ def _check_module(spec: NetworkSpec) -> None:
     except (ImportError, ValueError):
         found = None
     if found is None:
-        raise ModelError(f"There is no Python module {spec.library!r}. {_FORMS}")
+        file = Path(spec.library.removesuffix(".py").replace(".", "/") + ".py")
+        hint = f"Did you mean {file}:{spec.name}? " if file.is_file() else ""
+        raise ModelError(f"There is no Python module {spec.library!r}. {hint}{_FORMS}")

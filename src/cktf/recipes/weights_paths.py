@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cktf.errors import CheckpointError, ModelError
-from cktf.models.network_spec import is_library_network, parse_network_spec
+from cktf.models.network_spec import is_library_network, is_python_file, parse_network_spec
 from cktf.recipes.schema import CUSTOM
 from cktf.user_paths import expand_user_path
 
@@ -15,7 +15,9 @@ def is_weights_path(spec: str) -> bool:
 
     The name of a network takes precedence over a folder of that name, which is `./NAME`.
     """
-    return spec != CUSTOM and not is_library_network(spec) and expand_user_path(spec).exists()
+    if spec == CUSTOM or is_library_network(spec) or is_python_file(spec):
+        return False
+    return expand_user_path(spec).exists()
 
 
 def check_teacher(teacher: str, weights: str | None) -> None:
