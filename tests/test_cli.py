@@ -38,6 +38,8 @@ MISTAKES = {
     f"{DISTILL} --set student=custom": ["student: the recipe says 'custom'"],
     # methods
     f"{DISTILL} --method cktff": ["method: There is no method 'cktff'", "Did you mean 'cktf'?"],
+    f"{DISTILL} --method logit-KD": ["no method 'logit-kd'", "Did you mean 'kd'?"],
+    f"{DISTILL} --method CKTF,kd": ["Methods are joined by +: cktf+kd"],
     f"{DISTILL} --method kd+": ["method: There is no method ''", "Known: ab, at, cc, ce, cktf"],
     f"{DISTILL} --method crd:-1": ["method: A weight is a number of 0 or more", "gives '-1'"],
     f"{DISTILL} --set options.kd.temperature=-1": ["KD's temperature is above 0", "given -1"],
@@ -52,7 +54,13 @@ MISTAKES = {
     f"{BY} animals.safetensors": ["knows 3 classes (it was trained on animals)", "data has 10"],
     # fields
     f"{TRAIN} --epochs 0": ["epochs: ", "equal to 1, given 0"],
-    f"{TRAIN} --epochs ten": ["--epochs", "valid integer"],
+    f"{TRAIN} --epochs ten": ["--epochs ten: ", "valid integer"],
+    f"{TRAIN} --lr big": ["--lr big: ", "valid"],
+    f"{TRAIN} --set lr=1": ["lr: there is no such field. Did you mean 'optimizer.lr'?"],
+    f"{TRAIN} --set data.learning_rate=1": ["Did you mean 'optimizer.lr'?"],
+    f"{TRAIN} --set optimizer.batch_size=8": ["Did you mean 'data.batch_size'?"],
+    f"{TRAIN} --batch-size 1": ["data.batch_size: ", "given 1"],
+    f"{TRAIN} --device tpu": ["runtime.device: ", "given 'tpu'"],
     f"{TRAIN} --set optimizer.lr": ["--set takes field.name=value, given 'optimizer.lr'"],
     f"{TRAIN} --set kind=[train]": ["kind: ['train'] is none of: train, "],
     # recipes
@@ -94,6 +102,25 @@ MISTAKES = {
     "evaluate": ["Missing argument"],
     "distil": ["No such command 'distil'"],
     f"{TRAIN} --bogus": ["No such option", "--bogus"],
+    "train empty": ["'empty'", "--data imagefolder:empty"],
+    "distill a.pt resnet8": ["'a.pt resnet8'", "--teacher a.pt --student resnet8 --data …"],
+    "evaluate held held": ["cktf evaluate does not know what 'held' is for"],
+    "version": ["Did you mean cktf --version?"],
+    "list": ["cktf models, cktf methods or cktf datasets"],
+    "modles": ["Did you mean 'models'?"],
+    "--epochs 3 train": ["Options follow the command: cktf train --epochs"],
+    f"{TRAIN} --outt x": ["No such option: --outt. Did you mean --out?"],
+    f"{TRAIN} --learning-rate=1": ["--learning-rate. Did you mean --lr?"],
+    f"{TRAIN} --bs 8": ["--bs. Did you mean --batch-size?"],
+    f"{TRAIN} --gpu 0": ["Did you mean --device cuda?"],
+    f"{TRAIN} --lr-schedule step": ["Did you mean --set schedule.name=…?"],
+    "train --student resnet8": ["Did you mean --model?"],
+    "train --pretrained": ["--model 'timm:resnet18(pretrained=True)'"],
+    f"{DISTILL} --model resnet8": ["Did you mean --student?"],
+    # values given twice
+    f"{TRAIN} --epochs 1 --epochs 50": ["--epochs is given 2 times, as 1, 50"],
+    f"{TRAIN} --model=resnet14": ["--model is given 2 times, as resnet8, resnet14"],
+    f"{TRAIN} --set epochs=1 --set epochs=2": ["--set gives epochs twice, as 1 and 2"],
     # several
     "train --model resnet8 --epochs 0 --set data.batchsize=3 --set optimizer.lr=x": [
         "3 problems in the recipe", "epochs: ", "data.batchsize: ", "'batch_size'?",
@@ -152,6 +179,41 @@ def test_help_does_not_wait_for_pytorch():
         result = python("-c", code, line)
         assert result.stdout.splitlines()[-1] == "[]", result.stderr
         assert word in result.stdout
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train --model resnet9",
+        "distill --method x+y --out a --set lr=1",
+        f"{TRAIN} --data cifra10 --out b --set epochs=0",
+        f"{TRAIN} --data cifra10 --out b",
+        f"{BY} nowhere --method kdd --out b",
+        "train --resume nowhere",
+        "train --recipe nowhere.yaml",
+    ],
+)
+def test_a_mistake_in_a_name_does_not_wait_for_pytorch(tmp_path, line):
+    code = (
+        "import os, sys; from cktf.cli.main import main; os.chdir(sys.argv.pop())\n"
+        "sys.argv[1:] = sys.argv[1].split()\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code)\n"
+        "print([m for m in ('torch', 'numpy', 'accelerate', 'scipy') if m in sys.modules])"
+    )
+    result = python("-c", code, line, str(tmp_path))
+    assert result.stdout.splitlines() == ["2", "[]"], result.stderr
+    assert result.stderr.startswith("cktf: ")
+
+
+def test_what_trains_and_reports_imports_no_plots_and_no_metrics():
+    code = (
+        "import sys, cktf.workflows, cktf.bench, cktf.export\n"
+        "names = ('torchmetrics', 'matplotlib', 'scipy', 'torchvision', 'torch._dynamo')\n"
+        "print([name for name in names if name in sys.modules])"
+    )
+    result = python("-c", code)
+    assert result.stdout == "[]\n", result.stderr
 
 
 @pytest.mark.slow
@@ -243,6 +305,9 @@ DRY = {
     "train --recipe train.yaml --epochs 6 --model resnet14": {"epochs": 6, "model": "resnet14"},
     "train --recipe train.yaml --epochs 6 --set epochs=7": {"epochs": 7},
     "distill --recipe distill.yaml --out new/run": {"teacher": "teacher", "student": "resnet8"},
+    f"{DISTILL} --method 'CKTF + KD' --set options.KD.temperature=2": {
+        "method": "cktf + kd", "options": {"kd": {"temperature": 2.0}},
+    },
     "train --resume held": {"epochs": 1, "model": "resnet8"},
     f"{TRAIN} --epochs 1 --resume auto --out held": {"epochs": 1},
     f"{TRAIN} --resume auto --out new/run": {"kind": "train"},

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich import box
@@ -16,10 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cktf.cli.options import Option, options_of_command
+from cktf.cli.options import Option, options_of_command, suggest_option
 from cktf.errors import CktfError, Interrupted, RecipeError
 from cktf.signals import interrupt_on_signals
 from cktf.user_paths import expand_user_path
+
+if TYPE_CHECKING:
+    from cktf.recipes import Recipe
 
 USER_MISTAKE = 2
 # `EX_TEMPFAIL` of sysexits.h: the same command may be tried again.
@@ -28,8 +31,66 @@ _RESUMABLE_COMMANDS = ("train", "distill", "transfer")
 _DEBUG = Option("", "--debug", None, bool, "Show the traceback of an error.")
 
 
-class GroupedHelpCommand(typer.core.TyperCommand):
-    """A command whose help text lists arguments first, then options under their headings."""
+class Command(typer.core.TyperCommand):
+    """A command that tells what a mistyped line may mean.
+
+    Its help text lists arguments first, then options under their headings.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse a command line; a mistake ends the program.
+
+        Of an option that is given twice, click itself would take the last value.
+        """
+        values, words = self._split(ctx, args)
+        for parameter in self.params:
+            name, given = parameter.opts[0], values.get(str(parameter.name), [])
+            if name == "--set":
+                refuse_repeated_assignments(given)
+            elif len(given) > 1 and not getattr(parameter, "multiple", False):
+                exit_with_mistake(f"{name} is given {len(given)} times, as {', '.join(given)}.")
+        arguments = [p for p in self.params if p.param_type_name == "argument"]
+        if len(words) > len(arguments) and all(p.nargs == 1 for p in arguments):
+            exit_with_mistake(self._explain_words(words[len(arguments) :]))
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            if error.param is None or error.param.name not in values:
+                raise
+            name, value = error.param.opts[0], values[str(error.param.name)][0]
+            exit_with_mistake(f"{name} {value}: {error.message.rstrip('.')}.")
+
+    def _split(self, ctx: Any, args: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+        """The values of each option by its parameter's name, and the words that belong to none."""
+        options = {name: p for p in self.params for name in (*p.opts, *p.secondary_opts)}
+        values: dict[str, list[str]] = {}
+        words, rest = list[str](), iter(args)
+        for token in rest:
+            name, equals, value = token.partition("=")
+            if token == "--":
+                words += rest
+            elif not token.startswith("-") or token == "-":
+                words.append(token)
+            elif name in options and not getattr(options[name], "is_flag", False):
+                value = value if equals else next(rest, "")
+                values.setdefault(str(options[name].name), []).append(value)
+            elif name.startswith("--") and name not in (*options, *ctx.help_option_names):
+                hint = suggest_option(str(self.name), name, [n for n in options if n[:2] == "--"])
+                exit_with_mistake(f"No such option: {name}. {hint}")
+        return values, words
+
+    def _explain_words(self, words: list[str]) -> str:
+        """Say which options stray words may belong to."""
+        options = {option.name for _, option in options_of_command(str(self.name))}
+        named = [n for n in ("--teacher", "--student", "--model", "--data") if n in options]
+        folder = next((word for word in words if Path(word).is_dir()), None)
+        if folder is not None and "--data" in options:
+            example = f"--data imagefolder:{folder}"
+        else:
+            pairs = zip(named, [*words, "…", "…", "…"], strict=False)
+            example = " ".join(f"{name} {word}" for name, word in pairs)
+        advice = f" Values follow the name of their option: {example}." if named else ""
+        return f"cktf {self.name} does not know what {' '.join(words)!r} is for.{advice}"
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the sections of the help text."""
@@ -44,6 +105,22 @@ class GroupedHelpCommand(typer.core.TyperCommand):
         for heading in sorted(sections, key=lambda heading: heading == "Options"):
             with formatter.section(heading):
                 formatter.write_dl(sections[heading])
+
+
+def exit_with_mistake(message: str) -> NoReturn:
+    """Print a user's mistake and end the program with exit code 2."""
+    print(f"cktf: {message}", file=sys.stderr)
+    raise typer.Exit(USER_MISTAKE)
+
+
+def refuse_repeated_assignments(assignments: Iterable[str]) -> None:
+    """End the program if `--set` gives one field two values."""
+    values: dict[str, str] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if equals and name in values:
+            exit_with_mistake(f"--set gives {name} twice, as {values[name]} and {value}.")
+        values[name] = value
 
 
 def make_command(function: Callable[..., None]) -> Callable[..., None]:
@@ -96,7 +173,7 @@ def _expand_paths(value: Any) -> Any:
 
 def _resume_advice(command: str, folder: Path) -> str:
     """The command that resumes a stopped run."""
-    from cktf.recipes import find_user_code_fields, read_recipe
+    from cktf.recipes.files import find_user_code_fields, read_recipe
 
     if command not in _RESUMABLE_COMMANDS:
         return "Continue with the same command again."
@@ -136,8 +213,8 @@ def build_run_request(
         options: values of its options; None, or left out, where not typed.
         fields: by dotted name, fields that no option sets; they override the options.
     """
-    from cktf.objectives import term_names
-    from cktf.recipes import apply_assignments, read_recipe, refuse_code, set_fields
+    from cktf.objectives.method_string import term_names
+    from cktf.recipes.files import apply_assignments, read_recipe, refuse_code, set_fields
 
     kind = "train" if command == "probe" else command
     trust_code = bool(options.get("trust_code"))
@@ -169,7 +246,7 @@ def build_run_request(
 
 def _find_recipe_and_folder(options: Mapping[str, Any]) -> tuple[Path | None, Path | None]:
     """The recipe file to read and the run folder, by `--recipe`, `--out` and `--resume`."""
-    from cktf.recipes import find_recipe
+    from cktf.recipes.files import find_recipe
 
     recipe, out, resume = (options.get(name) for name in ("recipe", "out", "resume"))
     if resume is None:
@@ -186,13 +263,30 @@ def _find_recipe_and_folder(options: Mapping[str, Any]) -> tuple[Path | None, Pa
     return recipe, out
 
 
+def check_names(recipe: "Recipe", request: RunRequest) -> None:
+    """Check what a recipe names, and the run folder, before PyTorch is imported.
+
+    A mistake is so told within a second; without one, `prepare` checks all of the recipe.
+    """
+    from cktf.engine.run_folder import RunFolder
+    from cktf.recipes.validation import check_recipe
+
+    problems = check_recipe(recipe)
+    if problems.messages and request.out is not None:
+        with problems.collect("out"):
+            RunFolder(request.out).check(resume=request.resume)
+    problems.raise_if_any()
+
+
 def run_and_report(request: RunRequest) -> None:
     """Train by a recipe and print the result; a dry run checks it and prints the recipe."""
     from cktf.cli.doctor import show_dry_run
-    from cktf.recipes import parse_recipe, to_yaml
-    from cktf.workflows import prepare, preview_run, run_recipe
+    from cktf.recipes.files import parse_recipe, to_yaml
 
     recipe = parse_recipe(request.fields)
+    check_names(recipe, request)
+    from cktf.workflows import prepare, preview_run, run_recipe
+
     resume, trust_code = request.resume, request.trust_code
     if request.dry_run:
         components = prepare(recipe, request.out, resume=resume, trust_code=trust_code)[1]

@@ -1,8 +1,9 @@
 """The command line's table of options: each with the recipe field that it sets."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -163,6 +164,14 @@ OPTIONS: dict[str | None, list[Option]] = {
                "--epochs."),
         Option("transfer", "--scratch-epochs", "scratch_epochs", int,
                "Epochs of the student that is trained on the labels alone, for comparison."),
+        Option(_RECIPE_COMMANDS, "--lr", "optimizer.lr", float,
+               "Peak learning rate. By default 0.1, or 0.05 with schedule.name=multistep."),
+        Option(_RECIPE_COMMANDS, "--batch-size", "data.batch_size", int, "Images a step."),
+        Option(_RECIPE_COMMANDS, "--workers", "data.workers", int,
+               "Processes that read images that do not fit in memory."),
+        Option(_RECIPE_COMMANDS, "--device", "runtime.device", str,
+               "Where to train. By default on a GPU that PyTorch sees, else on the CPU.",
+               "auto|cpu|cuda"),
         Option(_RECIPE_COMMANDS, "--seed", "seed", int,
                "Random seed (weights, order, augmentation, negatives)."),
         Option(_RUN_COMMANDS, "--on-nonfinite", "runtime.on_nonfinite", str,
@@ -200,6 +209,33 @@ def options_of_command(command: str) -> list[tuple[str | None, Option]]:
         for option in options
         if command in option.commands.split()
     ]
+
+
+# What other tools call an option; other names of fields are known to the recipe.
+_OTHER_NAMES = {
+    "--output": "--out", "--output-dir": "--out", "--save-dir": "--out", "--config": "--recipe",
+    "--cfg": "--recipe", "--checkpoint": "--resume", "--val": "--validation",
+    "--gpu": "--device cuda", "--cuda": "--device cuda", "--cpu": "--device cpu",
+    "--pretrained": "a network's own weights, as in --{network} 'timm:resnet18(pretrained=True)'",
+}  # fmt: skip
+
+
+def suggest_option(command: str, name: str, names: Iterable[str]) -> str:
+    """Say what an unknown option of a command may mean, among the names of its options."""
+    from cktf.recipes.files import suggest_field
+
+    options = [option for _, option in options_of_command(command)]
+    network = "model" if command == "train" else "student"
+    if name in _OTHER_NAMES and options:
+        return f"Did you mean {_OTHER_NAMES[name].format(network=network)}?"
+    if options:
+        kind = "train" if command == "probe" else command
+        key = network if name in ("--model", "--student", "--network", "--arch") else name[2:]
+        if (field := suggest_field(kind, key)) is not None:
+            set_by = next((option.name for option in options if option.field == field), None)
+            return f"Did you mean {set_by or f'--set {field}=…'}?"
+    near = get_close_matches(name[2:], [known[2:] for known in names], n=1, cutoff=0.5)
+    return f"Did you mean --{near[0]}?" if near else f"See cktf {command} --help."
 
 
 # Options of commands without a recipe.

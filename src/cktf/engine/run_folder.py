@@ -8,13 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cktf.engine.checkpoints import NUM_KEPT, Checkpoints
 from cktf.errors import RunFolderError
 from cktf.files import write_atomically
 from cktf.locks import file_lock
+
+if TYPE_CHECKING:
+    from cktf.engine.checkpoints import Checkpoints
 
 # How long the writing of a result is tried again, and the wait between two attempts, in seconds.
 _GIVE_UP_AFTER, _RETRY_AFTER = 3600.0, 10.0
@@ -30,10 +33,16 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.weights = path / "student.safetensors"
         self.log_file = path / "log.txt"
-        self.checkpoints = Checkpoints(path / "checkpoints", self._warn)
         self._rows: list[dict[str, Any]] | None = None
         self._incomplete = False
         self._unwritten: list[str] = []
+
+    @cached_property
+    def checkpoints(self) -> "Checkpoints":
+        """The run's checkpoints, which need PyTorch."""
+        from cktf.engine.checkpoints import Checkpoints
+
+        return Checkpoints(self.path / "checkpoints", self._warn)
 
     def check(self, *, resume: bool) -> None:
         """Raise RunFolderError if the folder cannot be written, or has a run not to be resumed."""
@@ -53,7 +62,7 @@ class RunFolder:
                 f"{'not yours to write' if existing.is_dir() else 'a file'}. Choose another --out."
             )
         # A run that failed before its first checkpoint left nothing that could be lost.
-        if not resume and (self.finished or any(self.checkpoints.folder.glob("*.pt"))):
+        if not resume and (self.finished or any((self.path / "checkpoints").glob("*.pt"))):
             raise RunFolderError(
                 f"{self.path} already holds a run. Choose another --out, or continue it with "
                 "--resume auto."
@@ -69,6 +78,8 @@ class RunFolder:
 
         There must be room for three checkpoints, minus those that exist, and for one in any case.
         """
+        from cktf.engine.checkpoints import NUM_KEPT
+
         try:
             self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -265,6 +265,39 @@ def parse_transfer_recipe(fields: Mapping[str, Any]) -> TransferRecipe:
     return recipe
 
 
+# What other tools call a field.
+_OTHER_NAMES = {
+    "learning_rate": "optimizer.lr", "wd": "optimizer.weight_decay",
+    "grad_clip": "optimizer.clip", "clip_grad": "optimizer.clip",
+    "lr_schedule": "schedule.name", "lr_scheduler": "schedule.name", "scheduler": "schedule.name",
+    "bs": "data.batch_size", "batch": "data.batch_size", "num_workers": "data.workers",
+    "dataset": "data.name", "img_size": "data.image_size", "imgsz": "data.image_size",
+    "val_split": "data.validation", "gpu": "runtime.device", "amp": "runtime.precision",
+    "fp16": "runtime.precision", "bf16": "runtime.precision", "num_epochs": "epochs",
+    "random_seed": "seed", "arch": "model", "network": "model",
+}  # fmt: skip
+
+
+def suggest_field(kind: str, name: str) -> str | None:
+    """The dotted name of the field that the name of none may mean, in a recipe of a kind.
+
+    >>> suggest_field("train", "learning_rate"), suggest_field("train", "batch_size")
+    ('optimizer.lr', 'data.batch_size')
+    """
+    fields: list[str] = []
+    for field, info in _SCHEMAS[kind].model_fields.items():
+        section = info.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            fields += [f"{field}.{inner}" for inner in section.model_fields]
+        else:
+            fields.append(field)
+    last = name.lower().replace("-", "_").rpartition(".")[2]
+    named_so = [field for field in fields if field.rpartition(".")[2] == last]
+    if _OTHER_NAMES.get(last) in fields:
+        named_so.append(_OTHER_NAMES[last])
+    return next(iter(named_so), None)
+
+
 def _explain(schema: type[BaseModel], detail: ErrorDetails) -> str:
     """Turn a validation error into a message that names the field and what to try."""
     path = [str(part) for part in detail["loc"]]
@@ -273,7 +306,9 @@ def _explain(schema: type[BaseModel], detail: ErrorDetails) -> str:
         section: Any = schema
         for part in path[:-1]:
             section = section.model_fields[part].annotation
-        return f"{name}: there is no such field. {nearest(path[-1], section.model_fields)}"
+        field = suggest_field(schema.model_fields["kind"].default, name)
+        hint = f"Did you mean {field!r}?" if field else nearest(path[-1], section.model_fields)
+        return f"{name}: there is no such field. {hint}"
     if detail["type"] == "missing":
         return f"{name}: is needed. Give --{path[-1].replace('_', '-')}, or set it in the recipe."
     return f"{name}: {detail['msg']}, given {repr(detail['input'])[:200]}."
