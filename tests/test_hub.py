@@ -4,8 +4,9 @@ import datasets
 import numpy as np
 import pytest
 
-from cktf.data import load_dataset
+from cktf.data import ReadOptions, load_dataset
 from cktf.errors import DataError
+from cktf.recipes import DataConfig, check_recipe, load_split, parse_recipe, recipe_hash
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -67,7 +68,7 @@ def test_classes_that_training_does_not_know(tmp_path):
         load_dataset(name, None, "train")
     numbers = split(NAMES, NAMES).cast_column("label", datasets.Value("int64"))
     name = saved(tmp_path / "b", train=split(NAMES * 2, NAMES), test=numbers)
-    with pytest.raises(DataError, match="found: none"):
+    with pytest.raises(DataError, match="found: 0, 1, 2, 3"):
         load_dataset(name, None, "train")
 
 
@@ -83,4 +84,92 @@ def test_a_test_split_without_labels_is_passed_over(tmp_path):
 def test_columns_that_are_missing(tmp_path):
     name = saved(tmp_path / "a", train=split(NAMES, NAMES).remove_columns("label"))
     with pytest.raises(DataError, match="one column of type Image and one of type ClassLabel"):
+        load_dataset(name, None, "train")
+
+
+def plain(labels, **columns):
+    """A table whose labels are plain values, and images by type."""
+    names = [NAMES[i % 4] for i in range(len(labels))]
+    table = datasets.Dataset.from_dict({"image": images(names), "label": labels, **columns})
+    return table.cast_column("image", datasets.Image())
+
+
+@pytest.mark.parametrize(
+    "kind", [("torch", ["label"]), ("arrow", None), ("pandas", None), ("numpy", ["image"])]
+)
+def test_a_set_format_is_saved_and_not_used(tmp_path, kind):
+    table = split(NAMES * 5, NAMES).with_format(kind[0], columns=kind[1])
+    train = load_dataset(saved(tmp_path / "a", train=table), None, "train")
+    assert [NAMES[label] for label in train.labels] == classes_of(train)
+    assert len(train) == 16
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["d", "c", "b", "a"], ["a", "b", "c", "d"]),
+        ([7, 10, 9, 1], ["1", "7", "9", "10"]),
+        ([2.0, 1.0, 3.0, 0.0], ["0", "1", "2", "3"]),
+        (["2", "10", "9", "1"], ["1", "2", "9", "10"]),
+        ([True, True, True, False], ["0", "1"]),
+    ],
+)
+def test_labels_without_a_type_of_classes(tmp_path, labels, classes):
+    parts = {"train": plain(labels * 2), "test": plain(labels[::-1])}
+    train, test = (load_dataset(saved(tmp_path, **parts), None, part) for part in parts)
+    assert list(train.classes) == classes
+    wanted = [classes.index(str(int(v) if isinstance(v, float | bool) else v)) for v in labels]
+    assert train.labels.tolist() == wanted * 2
+    assert test.labels.tolist() == wanted[::-1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0.5, 1.5, 1.0, 0.0], "regression"),
+        (["0.5", "1", "0", "1"], "regression"),
+        ([[0, 1], [1], [0], [1]], "multi-label"),
+        ([1, -1, 0, 1], "numbers below 0"),
+        ([0, 1, None, 1], "1 of train have none, the first is number 2"),
+        (["a", "b", "", "b"], "1 of train have none, the first is number 2"),
+        (["a", "a", "a", "a"], "two classes or more"),
+    ],
+)
+def test_labels_that_are_no_classes(tmp_path, labels, words):
+    with pytest.raises(DataError, match=words):
+        load_dataset(saved(tmp_path, train=plain(labels), test=plain(labels)), None, "train")
+
+
+def test_named_columns(tmp_path):
+    table = split(NAMES * 5, NAMES).rename_columns({"image": "photo", "label": "animal"})
+    thumbnails = table.select_columns("photo").rename_column("photo", "thumbnail")
+    table = datasets.concatenate_datasets([table, thumbnails], axis=1)
+    table = table.add_column("size", ["s", "m", "l", "m", "s"] * 4)
+    name = saved(tmp_path, train=table)
+    with pytest.raises(DataError, match=r"columns are photo \(Image\), .*data.image_column"):
+        load_dataset(name, None, "train")
+    section = DataConfig(name=name, image_column="photo", label_column="size")
+    assert list(load_split(section, "train").classes) == ["l", "m", "s"]
+    with pytest.raises(DataError, match=r"no column 'colour'"):
+        load_dataset(name, None, "train", ReadOptions(label_column="colour"))
+    options = ReadOptions(image_column="animal", label_column="size")
+    with pytest.raises(DataError, match=r"'animal' of train is ClassLabel.* data.image_column"):
+        load_dataset(name, None, "train", options)
+
+
+def test_named_columns_of_other_data_sets():
+    recipe = {"kind": "train", "model": "resnet8", "data": {"name": "fashion-mini"}}
+    before = recipe_hash(parse_recipe(recipe))
+    recipe["data"]["label_column"] = None
+    assert recipe_hash(parse_recipe(recipe)) == before
+    recipe["data"]["label_column"] = "label"
+    (problem,) = check_recipe(parse_recipe(recipe)).messages
+    assert problem.startswith("data.label_column: is for data sets hf:NAME and table:FILE")
+
+
+def test_names_of_splits(tmp_path):
+    name = saved(tmp_path / "a", Training=split(NAMES * 2, NAMES), VALID=split(NAMES, NAMES))
+    assert len(load_dataset(name, None, "test")) == 4
+    name = saved(tmp_path / "b", mine=split(NAMES * 2, NAMES), yours=split(NAMES, NAMES))
+    with pytest.raises(DataError, match=r"called train is required.*found mine, yours. Rename"):
         load_dataset(name, None, "train")

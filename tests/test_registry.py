@@ -15,7 +15,7 @@ from cktf.recipes import DataConfig, build_data
 def test_data_sets_are_known_by_name():
     assert sorted(DATASETS) == [
         "cifar10", "cifar100", "fashion-mini", "fashion-mnist", "hf:NAME", "imagefolder:DIR",
-        "stl10", "tiny-imagenet",
+        "stl10", "table:FILE", "tiny-imagenet",
     ]  # fmt: skip
     for split in ("train", "test"):
         images = load_dataset("fashion-mini", None, split)

@@ -29,6 +29,8 @@ class DataConfig(Section):
             many sizes what suits the training images.
         channels: 3, or 1 for gray images.
         skip_broken: leave out images that cannot be read, instead of stopping.
+        image_column, label_column: columns of a data set `hf:` or `table:`; by default those of the
+            types Image and ClassLabel, else those called image or path, and label or class.
         labels: whether labels are read; without them there is no cross-entropy and no accuracy.
         classes: names of the classes to use, in that order; empty for all.
         per_class: number of training images of each class, drawn by seed; None for all.
@@ -48,6 +50,8 @@ class DataConfig(Section):
     image_size: int | None = Field(None, ge=8, le=1024)
     channels: Literal[1, 3] = 3
     skip_broken: bool = False
+    image_column: str | None = None
+    label_column: str | None = None
     labels: bool = True
     classes: list[str] = Field([])
     per_class: int | None = Field(None, ge=1)

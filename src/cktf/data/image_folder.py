@@ -30,13 +30,13 @@ from cktf.errors import DataError
 # Of ImageNet, as is usual for photographs.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TEST_FRACTION = 0.2
-# Names of split folders, in any case. The first of a split that has class folders is used.
-_SPLIT_FOLDERS = {
+# Names of splits, in any case. The first folder of a split that has class folders is used.
+SPLIT_NAMES = {
     "train": ("train", "training"),
     VALIDATION_SPLIT: ("val", "valid", "validation", "dev"),
     "test": ("test", "tests", "testing"),
 }
-_SPLIT_OF_FOLDER = {name: split for split, names in _SPLIT_FOLDERS.items() for name in names}
+_SPLIT_OF_FOLDER = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 # Folders of operating systems and network drives; they hold thumbnails and deleted images.
 _SYSTEM_FOLDERS = {
     "@eadir", "@recently-snapshot", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin",

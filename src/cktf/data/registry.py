@@ -1,4 +1,4 @@
-"""Data sets by name: `cifar100`, `imagefolder:DIR`, `hf:NAME`."""
+"""Data sets by name: `cifar100`, `imagefolder:DIR`, `table:FILE`, `hf:NAME`."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -58,11 +58,19 @@ def _open_in_memory(load: str) -> _OpenSplit:
 _open_image_folder = call_later("cktf.data.image_folder:open_image_folder")
 _find_image_folder_splits = call_later("cktf.data.image_folder:find_image_folder_splits")
 _open_hub_dataset = call_later("cktf.data.hub:open_hub_dataset")
-FOLDER_PREFIX, HUB_PREFIX = "imagefolder", "hf"
+_open_table_file = call_later("cktf.data.table_files:open_table_file")
+_find_table_file_splits = call_later("cktf.data.table_files:find_table_file_splits")
+FOLDER_PREFIX, TABLE_PREFIX, HUB_PREFIX = "imagefolder", "table", "hf"
+TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet")
 _FOLDER = DatasetInfo(
     f"{FOLDER_PREFIX}:DIR", None, None, None,
     "a folder for each class, in DIR or in DIR/train and DIR/test", _open_image_folder,
     unlabeled=True, find_splits=_find_image_folder_splits,
+)  # fmt: skip
+_TABLE = DatasetInfo(
+    f"{TABLE_PREFIX}:FILE", None, None, None,
+    "a .csv, .tsv or .parquet file with columns image, label and, optionally, split",
+    _open_table_file, find_splits=_find_table_file_splits,
 )  # fmt: skip
 _HUB = DatasetInfo(
     f"{HUB_PREFIX}:NAME", None, None, None,
@@ -103,13 +111,14 @@ DATASETS = {
             call_later("cktf.data.tiny_imagenet:open_tiny_imagenet"), needs_directory=True,
         ),
         _FOLDER,
+        _TABLE,
         _HUB,
     )
 }  # fmt: skip
 
 
 def get_dataset_info(name: str) -> DatasetInfo:
-    """Look up a data set; the name of a folder that is there stands for its images.
+    """Look up a data set; a folder or a table that is there stands for its images.
 
     Raises:
         DataError: unknown name.
@@ -128,6 +137,14 @@ def get_dataset_info(name: str) -> DatasetInfo:
             name=name,
             open_split=lambda _, *rest: _open_image_folder(folder, *rest),
             find_splits=lambda _, options: _find_image_folder_splits(folder, options),
+        )
+    if prefix == TABLE_PREFIX and colon:
+        file = Path(location) if location else None
+        return replace(
+            _TABLE,
+            name=name,
+            open_split=lambda _, *rest: _open_table_file(file, *rest),
+            find_splits=lambda _, options: _find_table_file_splits(file, options),
         )
     if prefix == HUB_PREFIX and colon:
         return replace(_HUB, name=name, open_split=partial(_open_hub_dataset, location))
@@ -148,15 +165,19 @@ def is_saved_dataset(name: str) -> bool:
 
 
 def resolve_dataset_name(name: str) -> str:
-    """Make the folder in a name absolute, so that the name is valid in any working directory.
+    """Make the path in a name absolute, so that the name is valid in any working directory.
 
-    A folder alone, `photos`, stands for `imagefolder:photos`, unless it is called like a data set.
+    A folder alone, `photos`, stands for `imagefolder:photos`, unless it is called like a data set,
+    and the file of a table, `photos.csv`, for `table:photos.csv`.
     """
     prefix, _, location = name.partition(":")
-    if prefix == FOLDER_PREFIX or (prefix == HUB_PREFIX and is_saved_dataset(location)):
+    is_saved = prefix == HUB_PREFIX and is_saved_dataset(location)
+    if prefix in (FOLDER_PREFIX, TABLE_PREFIX) or is_saved:
         return f"{prefix}:{expand_user_path(location).absolute()}" if location else name
     if name not in DATASETS and prefix != HUB_PREFIX and _is_folder(name):
         return f"{FOLDER_PREFIX}:{expand_user_path(name).absolute()}"
+    if prefix == name and name.lower().endswith(TABLE_EXTENSIONS):
+        return f"{TABLE_PREFIX}:{expand_user_path(name).absolute()}"
     return name
 
 

@@ -35,8 +35,9 @@ class ReadOptions:
         skip_broken: leave out images that cannot be read, instead of raising an error.
         budget: bytes of pixels up to which a split is held in memory.
         crops: training draws random crops from the stored images, so that none is held in memory.
-        hold_out: an image folder without a test split holds out a fifth of each class; without
-            this option both splits are the whole folder.
+        hold_out: an image folder or a table file without a test split holds out a fifth of each
+            class; without this option both splits are all of it.
+        image_column, label_column: of tables; None for those found by type or name.
     """
 
     image_size: int | None = None
@@ -45,6 +46,8 @@ class ReadOptions:
     budget: int = MEMORY_BUDGET
     crops: bool = False
     hold_out: bool = True
+    image_column: str | None = None
+    label_column: str | None = None
 
 
 @dataclass(frozen=True)

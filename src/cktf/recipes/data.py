@@ -76,7 +76,12 @@ def match_labeled_image_size(recipe: TransferRecipe) -> TransferRecipe:
         return recipe
     try:
         size, labeled_size = (
-            open_dataset(section.name, Path(section.dir) if section.dir else None, split).size
+            open_dataset(
+                section.name,
+                Path(section.dir) if section.dir else None,
+                split,
+                _read_options(section),
+            ).size
             for section, split in ((data, UNLABELED_SPLIT), (labeled, "train"))
         )
     except DataError:
@@ -87,11 +92,20 @@ def match_labeled_image_size(recipe: TransferRecipe) -> TransferRecipe:
     return recipe.model_copy(update={"labeled": labeled.model_copy(update={"image_size": size})})
 
 
+def _read_options(section: DataConfig) -> ReadOptions:
+    return ReadOptions(
+        section.image_size,
+        section.channels,
+        section.skip_broken,
+        crops=section.resized_crops,
+        image_column=section.image_column,
+        label_column=section.label_column,
+    )
+
+
 def _load_splits(section: DataConfig, *splits: str) -> list[ImageSet[Images]]:
     directory = None if section.dir is None else Path(section.dir)
-    read_options = ReadOptions(
-        section.image_size, section.channels, section.skip_broken, crops=section.resized_crops
-    )
+    read_options = _read_options(section)
     if section.test in (None, section.name):
         loaded = load_splits(section.name, directory, splits, read_options)
     else:

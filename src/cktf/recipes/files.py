@@ -223,6 +223,8 @@ def set_fields(fields: dict[str, Any], values: Mapping[str, Any], prefix: str = 
 _SHARED_WITH_LABELED = (
     "dir", "workers", "image_size", "channels", "skip_broken", "augment", "resized_crops",
 )  # fmt: skip
+# And those that are if it names the same data set.
+_OF_SAME_DATA = ("name", "classes", "image_column", "label_column")
 
 
 def parse_any_recipe(fields: Mapping[str, Any]) -> Recipe | TransferRecipe:
@@ -239,7 +241,7 @@ def parse_any_recipe(fields: Mapping[str, Any]) -> Recipe | TransferRecipe:
     if kind == "transfer" and isinstance(data, Mapping) and isinstance(labeled, Mapping):
         # Labels of `data` are not read, and `labeled` is the same data set by default.
         same_data = labeled.get("name", data.get("name")) == data.get("name")
-        names = (*_SHARED_WITH_LABELED, "name", "classes") if same_data else _SHARED_WITH_LABELED
+        names = (*_SHARED_WITH_LABELED, *_OF_SAME_DATA) if same_data else _SHARED_WITH_LABELED
         shared = {name: data[name] for name in names if name in data}
         fields = {**fields, "data": {**data, "labels": False}, "labeled": {**shared, **labeled}}
     schema = _SCHEMAS[kind]

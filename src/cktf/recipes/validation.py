@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pydantic import TypeAdapter, ValidationError
 
 from cktf.data.config import DataConfig
-from cktf.data.registry import get_dataset_info
+from cktf.data.registry import HUB_PREFIX, TABLE_PREFIX, get_dataset_info
 from cktf.engine.config import RuntimeConfig
 from cktf.errors import CktfError, RecipeError, nearest
 from cktf.models.network_spec import parse_network_spec
@@ -14,6 +14,7 @@ from cktf.objectives.method_string import parse, term_names
 from cktf.recipes.schema import CUSTOM, DistillRecipe, Recipe, TrainRecipe
 from cktf.recipes.weights_paths import check_teacher, find_weights_file, is_weights_path
 
+_COLUMN_FIELDS = ("image_column", "label_column")
 # Fields for data sets by name: a user's own data set does these things itself.
 _NAMED_DATASET_FIELDS = (
     "image_size",
@@ -23,6 +24,7 @@ _NAMED_DATASET_FIELDS = (
     "skip_broken",
     "classes",
     "per_class",
+    *_COLUMN_FIELDS,
 )
 
 
@@ -67,6 +69,13 @@ def check_recipe(recipe: Recipe) -> Problems:
                 problems.messages.append(
                     f"data.dir: {recipe.data.name} needs a folder: --data-dir DIR."
                 )
+        if recipe.data.name.partition(":")[0] not in (TABLE_PREFIX, HUB_PREFIX):
+            problems.messages += [
+                f"data.{field}: is for data sets hf:NAME and table:FILE, given "
+                f"{getattr(recipe.data, field)!r}. Leave it out."
+                for field in _COLUMN_FIELDS
+                if getattr(recipe.data, field) is not None
+            ]
     else:
         problems.messages += [
             f"data.{field}: is for data sets by name, given {getattr(recipe.data, field)!r}. Do it "
