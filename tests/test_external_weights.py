@@ -21,6 +21,7 @@ from cktf.models import (
     save_network,
 )
 from cktf.recipes import build_student, load_initial_network, load_teacher
+from cktf.recipes.weights_paths import check_teacher
 
 IMAGES = torch.rand(2, 3, 32, 32)
 
@@ -299,3 +300,13 @@ def test_no_weights(tmp_path):
 def test_teachers_without_weights(teacher, weights, message):
     with pytest.raises(CheckpointError, match=message):
         load_teacher(teacher, None, weights=weights)
+
+
+def test_a_folder_with_a_file_of_weights(tmp_path):
+    save_file(create("resnet8", 10).state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"no run folder.*model\.safetensors"):
+        load_teacher(str(tmp_path), None)
+    with pytest.raises(CheckpointError, match=r"there is no file .*model\.safetensors"):
+        check_teacher("resnet8", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"ask for torchvision:resnet18\(pretrained=True\),"):
+        check_teacher("torchvision:resnet18(weights=None)", None)

@@ -84,9 +84,56 @@ def test_pretrained_weights_but_for_the_classifier(monkeypatch, name, head):
     assert state.keys() - kept == {f"{head}.weight", f"{head}.bias"}
 
 
+@pytest.mark.parametrize(("weights", "size"), [("IMAGENET1K_V1", 240), ("IMAGENET1K_V2", 240)])
+def test_weights_of_torchvision_by_name(monkeypatch, weights, size):
+    """Those that the spec names are loaded, with their own transforms."""
+    trained, loaded = models.get_model("efficientnet_b1").state_dict(), []
+    monkeypatch.setattr(
+        models.WeightsEnum, "get_state_dict", lambda self, **_: loaded.append(self) or trained
+    )
+    built = build(f"torchvision:efficientnet_b1(weights='{weights}')", 7)
+    assert [enum.name for enum in loaded] == [weights]
+    assert built.mean[0] == 0.485
+    assert built.size == loaded[0].transforms().crop_size[0] == size
+    assert built.network.classifier[1].out_features == 7
+    spec = drop_pretrained(parse_network_spec(f"torchvision:efficientnet_b1(weights={weights})"))
+    assert spec.arguments == {}
+    assert build("torchvision:resnet18(weights=None)", 7).mean is None
+
+
+@pytest.mark.parametrize(
+    ("line", "url"),
+    [("torchvision:resnet18(weights=DEFAULT)",
+      r"https://download.pytorch.org/models/(resnet18-f37072fd\.pth).*checkpoints/\1"),
+     ("timm:resnet10t(pretrained=True)",
+      r"https://huggingface.co/timm/resnet10t.c3_in1k.*--teacher-weights model.safetensors")],
+)  # fmt: skip
+def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path, line, url):
+    """The message says where they are, and where to put them."""
+    timm = pytest.importorskip("timm")
+
+    def refuse(*args, **kwargs):
+        raise ConnectionError("no network in tests")
+
+    def refuse_later(*args, **kwargs):
+        try:
+            refuse()
+        except ConnectionError as error:
+            raise RuntimeError("not in the cache") from error
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    monkeypatch.setattr(timm, "create_model", refuse_later)
+    with pytest.raises(ModelError, match=f"could not be downloaded .*{url}"):
+        build(line, 10)
+
+
 def test_pretrained_vit_has_the_size_of_its_weights():
     found = drop_pretrained(parse_network_spec("torchvision:vit_h_14(pretrained=True)"))
     assert found.arguments == {"image_size": 518}
+    line = "torchvision:vit_h_14(weights=IMAGENET1K_SWAG_LINEAR_V1)"
+    assert drop_pretrained(parse_network_spec(line)).arguments == {"image_size": 224}
 
 
 @pytest.mark.parametrize(

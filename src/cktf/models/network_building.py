@@ -4,9 +4,12 @@ A user's function is called with `num_classes` where it has such a parameter; it
 std and size that its network expects by returning a `Normalized` network.
 """
 
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from cktf.errors import ModelError
@@ -60,12 +63,53 @@ def build_network(spec: NetworkSpec, num_classes: int | None) -> BuiltNetwork:
         return _build_user_network(spec, num_classes)
     except ModelError:
         raise
-    except Exception as error:  # libraries and user code raise errors of many types
+    except Exception as error:  # libraries raise errors of many types
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if spec.arguments.get("pretrained") and _is_failed_download(error):
+            raise ModelError(
+                f"{spec.text}: its weights are not on this machine and could not be downloaded "
+                f"({reason}). {_download_advice(spec)}"
+            ) from error
         raise ModelError(
             f"{spec.text} could not be built ({reason}). Pretrained weights must be on this "
             "machine, and the arguments must be those that the network takes."
         ) from error
+
+
+def _is_failed_download(error: BaseException | None) -> bool:
+    """Whether an error, or one that it follows from, is one of a connection or of a file."""
+    while error is not None:
+        if isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "requests")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _download_advice(spec: NetworkSpec) -> str:
+    """Say where the pretrained weights of a network are, and where to put them."""
+    if spec.library == "torchvision":
+        from torchvision import models
+
+        url = models.get_model_weights(spec.name)[_weights_name(spec)].url
+        place = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+        return f"Download {url} where there is internet, and put the file at {place}."
+    import timm
+
+    config = timm.get_pretrained_cfg(spec.name, allow_unregistered=True)
+    repository = "timm" if config is None else config.hf_hub_id or config.url
+    return (
+        f'Where there is internet, load it once: python -c "import timm; '
+        f"timm.create_model('{spec.name}', pretrained=True)\". Then copy the cache of Hugging Face "
+        f"({os.environ.get('HF_HOME', '~/.cache/huggingface')}) here. Or download "
+        f"model.safetensors from https://huggingface.co/{repository}, and name it: --teacher "
+        f"timm:{spec.name} --teacher-weights model.safetensors."
+    )
+
+
+def _weights_name(spec: NetworkSpec) -> str:
+    """The name of the pretrained weights of torchvision that a spec asks for."""
+    pretrained = spec.arguments["pretrained"]
+    return pretrained if isinstance(pretrained, str) else "DEFAULT"
 
 
 def _build_timm(spec: NetworkSpec, arguments: dict[str, Any]) -> BuiltNetwork:
@@ -103,13 +147,14 @@ def _build_torchvision(spec: NetworkSpec, arguments: dict[str, Any]) -> BuiltNet
         size = arguments.get("image_size", 224 if has_fixed_size else None)
         return BuiltNetwork(network, size=spec.size or size)
     num_classes = arguments.pop("num_classes", None)
-    network = models.get_model(spec.name, **arguments, weights="DEFAULT")
+    weights = models.get_model_weights(spec.name)[_weights_name(spec)]
+    network = models.get_model(spec.name, **arguments, weights=weights)
     if num_classes is not None:
-        similar = _pretrained_arguments(spec.name) | arguments
+        similar = _pretrained_arguments(spec) | arguments
         _replace_classifier(
             network, models.get_model(spec.name, num_classes=num_classes, **similar)
         )
-    transforms = models.get_model_weights(spec.name).DEFAULT.transforms()
+    transforms = weights.transforms()
     size = spec.size or arguments.get("image_size", transforms.crop_size[0])
     return BuiltNetwork(network, tuple(transforms.mean), tuple(transforms.std), size)
 
@@ -122,19 +167,21 @@ def drop_pretrained(spec: NetworkSpec) -> NetworkSpec:
     """
     arguments = dict(spec.arguments)
     if arguments.pop("pretrained", False) and spec.library == "torchvision":
-        arguments = _pretrained_arguments(spec.name) | arguments
+        arguments = _pretrained_arguments(spec) | arguments
     return replace(spec, arguments=arguments)
 
 
-def _pretrained_arguments(name: str) -> dict[str, Any]:
+def _pretrained_arguments(spec: NetworkSpec) -> dict[str, Any]:
     """Arguments with which torchvision builds the pretrained form of a network."""
     from torchvision import models
 
+    name = spec.name
     if name in ("googlenet", "inception_v3"):
         heads = {"aux_logits": False} if name == "googlenet" else {}
         return {"transform_input": True, "init_weights": False} | heads
     if name.startswith("vit_"):
-        return {"image_size": models.get_model_weights(name).DEFAULT.meta["min_size"][0]}
+        weights = models.get_model_weights(name)[_weights_name(spec)]
+        return {"image_size": weights.meta["min_size"][0]}
     return {}
 
 

@@ -43,7 +43,8 @@ class NetworkSpec:
         text: the spec as the user wrote it.
         library: `timm`, `torchvision`, a Python file or module, or empty for this library.
         name: of the network there.
-        arguments: keyword arguments for its constructor.
+        arguments: keyword arguments for its constructor; `pretrained` of torchvision is True or
+            the name of its weights, however it was written.
         size: height and width to which images are resized; None: not resized.
     """
 
@@ -81,11 +82,16 @@ def parse_network_spec(text: str) -> NetworkSpec:
     if match is None or not name or library == ":":
         raise ModelError(f"{text!r} names no network. {_FORMS}")
     size = None if match["size"] is None else int(match["size"])
-    spec = NetworkSpec(text, library, name, _parse_arguments(text, match["arguments"]), size)
+    arguments = _parse_arguments(text, match["arguments"])
+    if library == "torchvision" and (weights := arguments.pop("weights", None)):
+        # ResNet18_Weights.IMAGENET1K_V1 is IMAGENET1K_V1 of resnet18.
+        arguments["pretrained"] = weights is True or str(weights).rpartition(".")[2]
+    spec = NetworkSpec(text, library, name, arguments, size)
     if not library:
         check_network_name(name)
     elif library in _LIBRARIES:
         _check_library_name(library, name.partition(".")[0])
+        _check_pretrained(spec)
     elif library.endswith(".py"):
         _check_file(spec)
     else:
@@ -126,18 +132,46 @@ def _split_location(text: str) -> tuple[str, str]:
 
 
 def _parse_arguments(text: str, arguments: str | None) -> dict[str, Any]:
-    """Keyword arguments with literal values; nothing is evaluated."""
+    """Keyword arguments with literal values; nothing is evaluated, and a name is a string."""
     if not arguments:
         return {}
     try:
         call = ast.parse(f"f{arguments}", mode="eval").body
         # Positional arguments and **mappings are refused.
         assert isinstance(call, ast.Call) and not call.args and all(k.arg for k in call.keywords)
-        return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        return {str(k.arg): _parse_value(k.value) for k in call.keywords}
     except (SyntaxError, ValueError, AssertionError) as error:
         raise ModelError(
             f"{text!r}: arguments are given by name, with plain values: (depth=3, pretrained=True)."
         ) from error
+
+
+def _parse_value(node: ast.expr) -> Any:
+    """The value of a literal, and of a name without quotes: `DEFAULT`, or `true` as in YAML."""
+    if isinstance(node, ast.Name | ast.Attribute):
+        name = ast.unparse(node)
+        return {"true": True, "false": False, "none": None, "null": None}.get(name.lower(), name)
+    return ast.literal_eval(node)
+
+
+def _check_pretrained(spec: NetworkSpec) -> None:
+    """Check that weights of torchvision exist, and that those of timm are asked for in its way."""
+    pretrained = spec.arguments.get("pretrained")
+    if spec.library == "torchvision" and isinstance(pretrained, str):
+        from torchvision import models
+
+        known = list(models.get_model_weights(spec.name).__members__)
+        if pretrained not in known:
+            raise ModelError(
+                f"{spec.text}: torchvision has no weights {pretrained!r} for {spec.name}. Give "
+                f"weights='NAME' with one of: {', '.join(known)}."
+            )
+    elif spec.library == "timm" and ("weights" in spec.arguments or isinstance(pretrained, str)):
+        raise ModelError(
+            f"{spec.text}: weights of timm are part of the name of a network, and asked for with "
+            f"pretrained=True: timm:{spec.name}(pretrained=True), or timm:{spec.name}.TAG("
+            "pretrained=True)."
+        )
 
 
 def _check_library_name(library: str, name: str) -> None:

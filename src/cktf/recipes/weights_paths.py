@@ -8,6 +8,7 @@ from cktf.recipes.schema import CUSTOM
 from cktf.user_paths import expand_user_path
 
 _WEIGHTS_NAME = "student.safetensors"
+_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
 
 
 def is_weights_path(spec: str) -> bool:
@@ -43,11 +44,13 @@ def check_teacher(teacher: str, weights: str | None) -> None:
         ) from error
     if weights is not None:
         if not expand_user_path(weights).is_file():
-            raise CheckpointError(f"teacher_weights: there is no file {weights}.")
+            raise CheckpointError(
+                f"teacher_weights: there is no file {weights}.{_list_weights(weights)}"
+            )
     elif not spec.is_user_code and not spec.arguments.get("pretrained"):
         advice = "give its weights with --teacher-weights FILE"
         if spec.library:
-            advice += f", or ask for {spec.text}(pretrained=True)"
+            advice += f", or ask for {spec.library}:{spec.name}(pretrained=True)"
         if Path(teacher).exists():
             advice += f", or name what is called so here: ./{teacher}"
         raise CheckpointError(
@@ -67,9 +70,18 @@ def find_weights_file(path_or_run: str) -> Path:
         if not (path / _WEIGHTS_NAME).is_file():
             raise CheckpointError(
                 f"{path} holds no {_WEIGHTS_NAME}: the run is unfinished, or it is no run folder. "
-                "Finish it with --resume auto."
+                f"Finish it with --resume auto.{_list_weights(path_or_run)}"
             )
         return path / _WEIGHTS_NAME
     if path.is_file():
         return path
     raise CheckpointError(f"{path_or_run} is neither a run folder nor a file of weights.")
+
+
+def _list_weights(folder: str) -> str:
+    """Say which files of a folder look like weights; empty if none does."""
+    path = expand_user_path(folder)
+    files = sorted(p.name for p in path.glob("*") if p.suffix in _SUFFIXES) if path.is_dir() else []
+    if not files:
+        return ""
+    return f" Or give a file of weights in {folder}: {', '.join(files[:3])}."
