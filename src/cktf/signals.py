@@ -1,4 +1,7 @@
-"""Handlers of SIGTERM and Ctrl-C: the first makes a run save itself and stop, a second ends it."""
+"""Signals that make a run save itself and stop: SIGTERM, Ctrl-C, and those that announce an end.
+
+SIGHUP comes when a terminal closes, and SIGUSR1, SIGUSR2 or SIGXCPU when a time limit is near.
+"""
 
 import os
 import signal
@@ -7,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A second one of these ends the process at once; the others may come repeatedly.
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (*_END_SIGNALS, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class _StopRequest:
@@ -19,19 +24,22 @@ class _StopRequest:
         self.handlers = ExitStack()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Record the first signal; let the second end the process."""
+        """Record the first signal; let a second SIGTERM or Ctrl-C end the process."""
         if os.getpid() != self.process_id:
             # DataLoader workers inherit this handler and should exit.
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        if self.signal is not None:
+        if self.signal in _END_SIGNALS and number in _END_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(self.process_id, number)
-        self.signal = signal.Signals(number)
+        if self.signal is None or number in _END_SIGNALS:
+            self.signal = signal.Signals(number)
 
 
 _stop_request = _StopRequest()
+# The handlers of this module that are installed.
+_handlers: list[Callable[[int, FrameType | None], None]] = []
 
 
 def stop_signal() -> str | None:
@@ -45,22 +53,31 @@ def signal_handler(
 ) -> Iterator[None]:
     """Handle signals inside the block; restore the previous handlers on exit.
 
-    Only the main thread handles signals: in another thread this does nothing.
+    SIGTERM and Ctrl-C are always handled. Another signal that is ignored, as SIGHUP is under nohup,
+    stays so, and one that has a user's own handler keeps it. Only the main thread handles signals:
+    in another thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous_handlers = {number: signal.signal(number, handler) for number in numbers}
+    previous_handlers = {n: signal.signal(n, handler) for n in numbers if _can_be_handled(n)}
+    _handlers.append(handler)
     try:
         yield
     finally:
+        _handlers.remove(handler)
         for number, previous_handler in previous_handlers.items():
             signal.signal(number, previous_handler)
 
 
+def _can_be_handled(number: signal.Signals) -> bool:
+    current = signal.getsignal(number)
+    return number in _END_SIGNALS or current is signal.SIG_DFL or current in _handlers
+
+
 @contextmanager
 def interrupt_on_signals() -> Iterator[None]:
-    """Raise KeyboardInterrupt, which names the signal, at SIGTERM and Ctrl-C.
+    """Raise KeyboardInterrupt, which names the signal, at a stop signal.
 
     `catch_stop_signals` inside the block takes precedence.
     """
@@ -68,7 +85,7 @@ def interrupt_on_signals() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(f"Stopped by {signal.Signals(number).name}.")
 
-    with signal_handler(interrupt, *_STOP_SIGNALS):
+    with signal_handler(interrupt, *STOP_SIGNALS):
         yield
 
 
@@ -83,7 +100,7 @@ def catch_stop_signals() -> Iterator[None]:
         return
     if not _stop_request.num_runs:
         _stop_request.signal, _stop_request.process_id = None, os.getpid()
-        _stop_request.handlers.enter_context(signal_handler(_stop_request.handle, *_STOP_SIGNALS))
+        _stop_request.handlers.enter_context(signal_handler(_stop_request.handle, *STOP_SIGNALS))
     _stop_request.num_runs += 1
     try:
         yield

@@ -1,5 +1,8 @@
-"""Paths as users write them."""
+"""Paths as users write them, and as messages show them."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cktf.errors import PathError
@@ -23,3 +26,21 @@ def expand_user_path(path: str | Path) -> Path:
             f"{path}: a path that begins with ~ is in a home folder, and there is none for "
             f"{Path(path).parts[0]}. Write the path out, or ./~… for a name that begins so."
         ) from error
+
+
+def shorten_path(path: Path) -> Path:
+    """Make a path relative if it is inside the working folder, for a message."""
+    with suppress(ValueError, OSError):
+        relative = path.relative_to(Path.cwd())
+        return relative if relative.name else path
+    return path
+
+
+@contextmanager
+def keep_working_folder() -> Iterator[None]:
+    """Return to the working folder after a block that runs a user's code."""
+    folder = Path.cwd()
+    try:
+        yield
+    finally:
+        os.chdir(folder)

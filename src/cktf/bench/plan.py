@@ -11,6 +11,10 @@ from zlib import crc32
 from cktf.bench.cells import Cell, TeacherPlan
 from cktf.bench.matrix import Matrix
 from cktf.bench.results import (
+    COSTS,
+    LOCK,
+    MATRIX,
+    RESULTS,
     differing_fields,
     fill_defaults,
     read_result,
@@ -18,7 +22,7 @@ from cktf.bench.results import (
     to_plain,
     weights_fingerprint,
 )
-from cktf.engine import RunFolder
+from cktf.engine import RunFolder, check_output_folder
 from cktf.errors import RunFolderError
 from cktf.recipes import DistillRecipe, read_recipe, result_fields
 from cktf.workflows import SHARED
@@ -101,8 +105,13 @@ def check_bench(bench: Bench) -> None:
     """Check that existing results and teachers are of the same recipes; write nothing.
 
     Raises:
-        RunFolderError: results or teachers of other recipes, or a teacher that is missing.
+        RunFolderError: folders with other files than a matrix's, results or teachers of other
+            recipes, or a teacher that is missing.
     """
+    for folder in (bench.out, bench.results):
+        begun = (folder / "locks").is_dir() or (folder / LOCK).exists()
+        if not begun and not any(map(read_result, folder.glob("*.json"))):
+            check_output_folder(folder, ("teachers", "cells", "failures", RESULTS, MATRIX, COSTS))
     for folder in bench.reuse:
         if not folder.is_dir():
             raise RunFolderError(f"--reuse {folder}: there is no such folder.")

@@ -11,20 +11,20 @@ from typing import TypeVar
 import torch
 
 from cktf.errors import Interrupted, TrainingError
-from cktf.signals import signal_handler
+from cktf.signals import STOP_SIGNALS, signal_handler
 
 T = TypeVar("T")
 
 _SAVED_EXIT_CODE = 75
 # Exit codes of a process that saved its progress, or had none to save yet.
-_STOPPED_EXIT_CODES = (_SAVED_EXIT_CODE, -signal.SIGTERM, -signal.SIGINT)
+_STOPPED_EXIT_CODES = (_SAVED_EXIT_CODE, *(-number for number in STOP_SIGNALS))
 
 
 def run_in_processes(work: Callable[[T], None], argument: T, jobs: int, folder: Path) -> None:
     """Call a function in several processes and wait for all of them; for one job, in this one.
 
-    SIGTERM is passed on to them, and a terminal sends Ctrl-C to each: they save their progress and
-    end.
+    A stop signal is passed on to them as SIGTERM, but a terminal sends Ctrl-C to each: they save
+    their progress and end.
 
     Args:
         work: the function.
@@ -53,7 +53,8 @@ def run_in_processes(work: Callable[[T], None], argument: T, jobs: int, folder: 
         for worker in workers:
             worker.terminate()
 
-    with signal_handler(terminate_workers, signal.SIGTERM):
+    passed_on = [number for number in STOP_SIGNALS if number != signal.SIGINT]
+    with signal_handler(terminate_workers, *passed_on):
         for worker in workers:
             try:
                 worker.join()

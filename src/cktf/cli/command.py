@@ -19,7 +19,7 @@ from rich.table import Table
 from cktf.cli.options import Option, options_of_command, suggest_option
 from cktf.errors import CktfError, Interrupted, RecipeError
 from cktf.signals import interrupt_on_signals
-from cktf.user_paths import expand_user_path
+from cktf.user_paths import expand_user_path, shorten_path
 
 if TYPE_CHECKING:
     from cktf.recipes import Recipe
@@ -181,7 +181,8 @@ def _resume_advice(command: str, folder: Path) -> str:
     trust = (
         " --trust-code" if recipe.is_file() and find_user_code_fields(read_recipe(recipe)) else ""
     )
-    return f"Continue with: cktf {command} --resume {shlex.quote(str(folder))}{trust}"
+    run = shlex.quote(str(shorten_path(folder)))
+    return f"Continue with: cktf {command} --resume {run}{trust}"
 
 
 @dataclass(frozen=True)
@@ -310,7 +311,7 @@ def run_and_report(request: RunRequest) -> None:
         ratio = summary["compression_ratio"]
         print(f"teacher {summary['teacher_top1']:.2f} %, {ratio:.2f} times larger")
     rate = summary["images_per_second"]
-    print(f"{summary['seconds']:.0f} s, {rate:,.0f} images/s; run: {run.folder}")
+    print(f"{summary['seconds']:.0f} s, {rate:,.0f} images/s; run: {shorten_path(run.folder)}")
 
 
 def print_table(

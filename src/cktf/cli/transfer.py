@@ -4,6 +4,7 @@ from typing import Any
 
 from cktf.cli.command import build_run_request, make_command
 from cktf.cli.probe import print_label_curves
+from cktf.user_paths import shorten_path
 
 
 @make_command
@@ -31,5 +32,6 @@ def transfer(**options: Any) -> None:
         f"on the most labels alone, {summary['scratch_epochs']} epochs; floor: the student before "
         "training."
     )
-    plot = run.folder / CURVE
-    print(f"run: {run.folder}" + (f"; plot: {plot}" if plot.is_file() else ""))
+    folder = shorten_path(run.folder)
+    plot = folder / CURVE
+    print(f"run: {folder}" + (f"; plot: {plot}" if plot.is_file() else ""))

@@ -216,6 +216,25 @@ def list_splits(
     return info.find_splits(directory, options or ReadOptions())
 
 
+def is_among_images(name: str, directory: str | None, path: Path) -> bool:
+    """Whether files at a path would be read as images of a data set that is a folder."""
+    prefix, _, location = name.partition(":")
+    if prefix != FOLDER_PREFIX or not (location or directory):
+        return False
+    from cktf.data.image_folder import SPLIT_NAMES
+    from cktf.data.image_set import UNLABELED_SPLIT
+
+    folder, path = expand_user_path(location or directory or "").resolve(), path.resolve()
+    if not folder.is_dir() or not path.is_relative_to(folder):
+        return False
+    folders = {child.name.casefold() for child in folder.iterdir()}
+    first = next(iter(path.relative_to(folder).parts), UNLABELED_SPLIT).casefold()
+    # Beside a folder of training images, other folders than splits are not read.
+    splits = {UNLABELED_SPLIT}.union(*SPLIT_NAMES.values())
+    is_read = folders.isdisjoint(SPLIT_NAMES["train"]) or first in splits
+    return is_read and not first.startswith(".")
+
+
 def open_dataset(
     name: str, directory: Path | None, split: str, options: "ReadOptions | None" = None
 ) -> "SplitSource":

@@ -16,7 +16,7 @@ from cktf.engine.progress import announce
 from cktf.engine.provenance import describe_device, environment
 from cktf.engine.randomness import preserve_rng, seeded
 from cktf.engine.result import TrainResult
-from cktf.engine.run_folder import RunFolder
+from cktf.engine.run_folder import RunFolder, check_output_file, check_output_folder
 from cktf.engine.runtime import (
     Runtime,
     start_available_runtime,
@@ -45,6 +45,8 @@ __all__ = [
     "TrainingConfig",
     "announce",
     "available_trackers",
+    "check_output_file",
+    "check_output_folder",
     "describe_device",
     "environment",
     "evaluate",

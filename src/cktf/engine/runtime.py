@@ -1,6 +1,5 @@
 """The device, precision and seed of a run, chosen once and handed down."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,8 +12,10 @@ from torch import nn
 
 from cktf.engine.allocator import keep_freed_memory
 from cktf.engine.config import Precision, RuntimeConfig
+from cktf.engine.launcher import check_launcher, without_launcher_variables
 from cktf.errors import TrainingError
 from cktf.functional.precision import RoundedProducts, has_fast_bfloat16
+from cktf.processes import num_processes
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,15 @@ def start_runtime(config: RuntimeConfig, seed: int = 0) -> Runtime:
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("runtime.device is cuda, and PyTorch sees no such device. Use cpu.")
+    check_launcher()
     # Accelerate would choose Apple's GPUs too, which have no float64.
     has_cuda = torch.cuda.is_available()
-    processes = PartialState(cpu=not has_cuda)
-    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if processes.num_processes > 1 or steps != "1":
+    with without_launcher_variables():
+        processes = PartialState(cpu=not has_cuda)
+    if (count := max(processes.num_processes, num_processes())) > 1:
         raise TrainingError(
-            "A run is one process without gradient accumulation; the launcher asks for "
-            f"{processes.num_processes} processes and {steps} steps. Start cktf without a launcher."
+            f"A run is one process, and this one computes together with {count - 1} more. Start it "
+            "in a process of its own."
         )
     device = torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")
     if device.type == "cpu":

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cktf import __version__
 from cktf.data import FOLDER_PREFIX, HUB_PREFIX, Loader
-from cktf.engine import Accuracy
+from cktf.engine import Accuracy, check_output_file
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import DataError, RunFolderError
 from cktf.export.network import OnnxNetwork, require_onnx, write_int8, write_onnx
@@ -81,6 +81,7 @@ def export_run(
     require_onnx()
     run = expand_user_path(run)
     out = run / "student.onnx" if out is None else expand_user_path(out)
+    check_output_file(out, ".onnx")
     _, section = load_test_section(run, data_dir=data_dir)
     if section.name == CUSTOM and int8:
         raise RunFolderError(

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from cktf.data.config import DataConfig
 from cktf.data.registry import HUB_PREFIX, TABLE_PREFIX, get_dataset_info
 from cktf.engine.config import RuntimeConfig
+from cktf.engine.launcher import check_launcher
 from cktf.errors import CktfError, RecipeError, nearest
 from cktf.models.network_spec import parse_network_spec
 from cktf.objectives.method_string import parse, term_names
@@ -112,6 +113,8 @@ def _check_runtime(runtime: RuntimeConfig, problems: Problems) -> None:
             problems.messages.append(
                 "runtime.device: PyTorch sees no 'cuda' here. Use cpu or auto."
             )
+    with problems.collect("runtime"):
+        check_launcher()
     if runtime.track is not None:
         from cktf.engine import available_trackers
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cktf import __version__
-from cktf.engine import announce
+from cktf.engine import announce, check_output_file
 from cktf.errors import RecipeError
 from cktf.files import write_atomically
 from cktf.recipes import find_recipe
@@ -73,7 +73,7 @@ def write_report(
 
     Raises:
         CktfError: a folder that holds no finished run, runs that were tested on different images,
-            or a library that is not installed.
+            an `out` that is a folder or another kind of file, or a library that is not installed.
     """
     try:
         import jinja2
@@ -81,6 +81,7 @@ def write_report(
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise RecipeError([f"A report needs {error.name}: pip install 'cktf[report]'."]) from error
+    check_output_file(out, ".html")
     folders = list(map(expand_user_path, runs))
     check_same_test_images([read_run(folder, data_dir) for folder in folders])
     analyst = RunAnalyzer(images, data_dir=data_dir, trust_code=trust_code)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from cktf.engine import check_output_folder
 from cktf.workflows.train import distill, teach
 
 DATA = "fashion-mini"
@@ -19,7 +20,11 @@ def run_quickstart(out: Path, show: bool = True) -> list[dict[str, Any]]:
 
     Returns:
         The summaries: the teacher's, then one for each method.
+
+    Raises:
+        RunFolderError: `out` holds other files than these runs.
     """
+    check_output_folder(out, ("teacher", *METHODS))
     teacher = teach(
         TEACHER, train=DATA, epochs=TEACHER_EPOCHS, out=out / "teacher", resume=True, show=show
     )

@@ -103,6 +103,8 @@ def start_run(
 
     After a CktfError, where networks, data and method do not fit, nothing was written.
     """
+    # A data set may change the working folder.
+    recipe = with_absolute_paths(recipe)
     setup, data, runtime = set_up_objective(recipe, components), components.data, components.runtime
     setup.objective.footprint(data.train.batch_size).check(runtime.device, built=True)
     _refuse_changed_weights(recipe, folder)
@@ -121,7 +123,7 @@ def start_run(
     tensors = [*trained, *trained, *buffers]
     folder.create(sum(t.numel() * t.element_size() for t in tensors) / 2**20)
     with folder.locked():
-        text = to_yaml(with_absolute_paths(recipe)).encode()
+        text = to_yaml(recipe).encode()
         folder.write_with_retries(lambda: write_atomically(folder.recipe, text), "its recipe")
         write_input_fingerprint(recipe, components, folder)
         name = components.student_name

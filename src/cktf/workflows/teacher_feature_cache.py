@@ -36,10 +36,10 @@ def cached_tap(
         "precision": "float32" if dtype == torch.float32 else str(dtype),
     }
     assert recipe.teacher_cache is not None
-    folder = expand_user_path(recipe.teacher_cache)
+    folder = expand_user_path(recipe.teacher_cache).absolute()
     if recipe.teacher_cache == "auto":
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        folder = expand_user_path(home) / "cktf" / "teachers"
+        folder = expand_user_path(home).absolute() / "cktf" / "teachers"
     views = data.views if data.augment else 1
     cached = CachedTap(
         tap, objective.cacheable(), loader.view, views, loader.samples, identity, folder

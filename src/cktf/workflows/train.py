@@ -1,5 +1,7 @@
 """Train a network on labels, or distill a student from a teacher: recipe in, run folder out."""
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,13 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cktf.data import ImageSet
+from cktf.data import ImageSet, is_among_images
 from cktf.engine import Callback, RunFolder, start_runtime
 from cktf.errors import RecipeError, RunFolderError
 from cktf.models import Normalized, parse_network_spec
 from cktf.recipes import (
     CUSTOM,
     Data,
+    DataConfig,
     DistillRecipe,
     LoadedNetwork,
     Recipe,
@@ -32,12 +35,15 @@ from cktf.recipes import (
     set_input_size,
 )
 from cktf.taps import count_logits, find_classifier
-from cktf.user_paths import expand_user_path
+from cktf.user_paths import expand_user_path, keep_working_folder
 from cktf.workflows.components import RunComponents
 from cktf.workflows.inspection import explain_rejected_images
 from cktf.workflows.run import Run, execute
 from cktf.workflows.teacher_ref import read_teacher_ref, teacher_ref_of
 from cktf.workflows.user_objects import UserObjects, check_objects, dataset_name, load_data
+
+# File systems take 255 bytes, of which a hash and a number take some.
+_MAX_NAME_BYTES = 240
 
 
 def teach(
@@ -224,7 +230,7 @@ def prepare(
         check_run_folder(folder, recipe, resume=resume)
     data: Data | None = None
     if not any(map(problems.mention, ("data", "train", "unlabeled", "test"))):
-        with problems.collect("data"):
+        with problems.collect("data"), keep_working_folder():
             data = load_data(recipe.data, recipe.seed, objects)
     teacher: LoadedNetwork | None = None
     if isinstance(recipe, DistillRecipe) and not problems.mention("teacher"):
@@ -263,6 +269,12 @@ def check_run_folder(folder: RunFolder, recipe: Recipe | TransferRecipe, *, resu
         RunFolderError: the folder cannot be written, or holds another run.
     """
     folder.check(resume=resume)
+    for section in (value for _, value in recipe if isinstance(value, DataConfig)):
+        if is_among_images(section.name, section.dir, folder.path):
+            raise RunFolderError(
+                f"{folder} is among the images of {section.name}, and would be "
+                "read as one of its classes. Choose an --out elsewhere."
+            )
     if not resume or not folder.recipe.exists():
         return
     before = result_fields(parse_any_recipe(read_recipe(folder.recipe)))
@@ -275,8 +287,8 @@ def check_run_folder(folder: RunFolder, recipe: Recipe | TransferRecipe, *, resu
             changed.append("the teacher's weights")
     if changed:
         raise RunFolderError(
-            f"{folder.path} was started with another recipe; it differs in: {', '.join(changed)}. "
-            f"Continue it with --resume {folder.path} alone, or choose another --out."
+            f"{folder} was started with another recipe; it differs in: {', '.join(changed)}. "
+            f"Continue it with --resume {folder} alone, or choose another --out."
         )
 
 
@@ -288,6 +300,11 @@ def default_run_path(recipe: Recipe, kind: str = "") -> Path:
         name = recipe.model
     name = f"{name}-{kind}" if kind else name
     stem = f"{name}-{recipe.data.name}-seed{recipe.seed}".replace(":", "=").replace("/", "-")
+    stem = re.sub(r"[\x00-\x1f\x7f]", "_", stem)
+    encoded = stem.encode(errors="replace")
+    if len(encoded) > _MAX_NAME_BYTES:
+        digest = hashlib.sha256(encoded).hexdigest()[:8]
+        stem = f"{encoded[:_MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
     number, path = 1, Path("runs") / stem
     while path.exists():
         number += 1

@@ -45,7 +45,7 @@ from cktf.recipes import (
 )
 from cktf.signals import interrupt_on_signals
 from cktf.taps import replace_classifier, resize_classifier
-from cktf.user_paths import expand_user_path
+from cktf.user_paths import expand_user_path, keep_working_folder
 from cktf.workflows.checks import check_labels
 from cktf.workflows.classifier import check_classifier, compute_embedding, install_classifier
 from cktf.workflows.components import RunComponents
@@ -193,7 +193,7 @@ def plan_transfer(
     with problems.collect("out"):
         if folder.recipe.exists() and not resume:
             raise RunFolderError(
-                f"{path} already holds a run. Choose another --out, or continue it with "
+                f"{folder} already holds a run. Choose another --out, or continue it with "
                 "--resume auto."
             )
         check_run_folder(folder, recipe, resume=resume)
@@ -203,13 +203,13 @@ def plan_transfer(
             distill_recipe, path / STUDENT, objects, resume=resume, trust_code=trust_code
         )[1]
     labeled: tuple[Data, list[LabelSubset], int] | None = None
-    with problems.collect("labeled"):
+    with problems.collect("labeled"), keep_working_folder():
         labeled = _load_labeled(recipe, labeled_objects or UserObjects())
+        example = next(iter(labeled[0].train.epoch(1))).images[:2]
     with problems.collect():
         check_probe_dependencies(curve=len(recipe.labels_per_class) > 1)
     if components is not None and labeled is not None:
         data, subsets, num_classes = labeled
-        example = next(iter(data.train.epoch(1))).images[:2]
         with problems.collect(), explain_rejected_images(example):
             assert components.teacher is not None
             compute_embedding(components.teacher, example, recipe.teacher_embedding)
@@ -217,6 +217,7 @@ def plan_transfer(
     problems.raise_if_any()
     assert components is not None
     initial_student = copy.deepcopy(components.student)
+    recipe = with_absolute_paths(recipe)
     return TransferPlan(
         recipe, folder, components, initial_student, data, subsets, num_classes, example
     )
@@ -274,7 +275,7 @@ def run_transfer(
 
 def _distill_and_probe(plan: TransferPlan, show: bool, callbacks: Sequence[Callback]) -> Run:
     recipe, folder, components = plan.recipe, plan.folder, plan.components
-    text = to_yaml(with_absolute_paths(recipe)).encode()
+    text = to_yaml(recipe).encode()
     folder.write_with_retries(lambda: write_atomically(folder.recipe, text), "its recipe")
     if recipe.student == CUSTOM:
         _restore_initial_student(plan)
