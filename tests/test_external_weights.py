@@ -308,5 +308,5 @@ def test_a_folder_with_a_file_of_weights(tmp_path):
         load_teacher(str(tmp_path), None)
     with pytest.raises(CheckpointError, match=r"there is no file .*model\.safetensors"):
         check_teacher("resnet8", str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"ask for torchvision:resnet18\(pretrained=True\),"):
+    with pytest.raises(CheckpointError, match=r"ask for torchvision:resnet18\(pretrained=True\)"):
         check_teacher("torchvision:resnet18(weights=None)", None)
