@@ -1,5 +1,7 @@
 """Features from any network, and the traps on the way."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from small_runs import CustomNet
@@ -221,6 +223,14 @@ def overwritten():
     return small(lambda net, x: net.fc(net.relu(net.conv(x)).mean((2, 3))))
 
 
+def shared_activation():
+    """One activation after both layers, which overwrites the outputs of both."""
+    return CustomNet(
+        lambda net, x: net.fc(net.relu(net.b(net.relu(net.a(x)))).mean((2, 3))),
+        relu=nn.ReLU(inplace=True), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3), fc=nn.Linear(4, 2),
+    )  # fmt: skip
+
+
 def unused():
     return small(lambda net, x: net.fc(net.conv(x).mean((2, 3))))
 
@@ -275,6 +285,23 @@ def test_a_frozen_module_may_run_without_a_gradient():
 
 def test_infer_avoids_overwritten_outputs():
     assert infer_paths(overwritten(), IMAGES).stem == "relu"
+
+
+def test_infer_says_why_no_map_is_left():
+    said = r"outputs of a, b are overwritten in place by a later layer, and relu runs more than"
+    with pytest.raises(TapError, match=said):
+        infer_paths(shared_activation(), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("output", "example"),
+    [(lambda y: (y, y), r"network\(images\)\[0\]"), (lambda y: {"logits": y}, r"\['logits'\]"),
+     (lambda y: SimpleNamespace(logits=y), r"network\(images\)\.logits")],
+)  # fmt: skip
+def test_an_output_that_holds_the_logits(output, example):
+    network = CustomNet(lambda net, x: output(net.fc(x.mean((2, 3)))), fc=nn.Linear(3, 2))
+    with pytest.raises(TapError, match=f"returns only its logits, such as .*{example}"):
+        Tap(network, FeaturePaths(), ())(IMAGES)
 
 
 def test_infer_without_a_linear_layer():

@@ -16,6 +16,7 @@ from cktf.engine.launcher import check_launcher, without_launcher_variables
 from cktf.errors import TrainingError
 from cktf.functional.precision import RoundedProducts, has_fast_bfloat16
 from cktf.processes import num_processes
+from cktf.taps import needs_contiguous_images
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class Runtime:
             yield
 
     def to_device(self, network: nn.Module) -> None:
-        """Move a network to the device, in the memory format of the run."""
+        """Move a network to the device, in the memory format of the run, or in the one it needs."""
         network.to(self.device)
-        if self.channels_last:
+        if self.channels_last and not needs_contiguous_images(network):
             network.to(memory_format=torch.channels_last)
 
     @contextmanager

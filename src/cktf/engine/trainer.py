@@ -3,6 +3,7 @@
 It knows no method by name: the loss is that of an `Objective` over `Features`.
 """
 
+import copy
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from cktf.engine.runtime import Runtime
 from cktf.engine.step import MAIN, TrainPhase, build_scheduler, preserve_buffers
 from cktf.errors import CheckpointError, Interrupted
 from cktf.signals import catch_stop_signals, stop_signal
+from cktf.taps import freeze
 
 
 class Trainer:
@@ -90,7 +92,7 @@ class Trainer:
         for tap in (phase.step.teacher_tap for phase in phases):
             if tap is not None:
                 runtime.to_device(tap.model)
-                tap.model.eval().requires_grad_(False)
+                freeze(tap.model)
         reset_peak_memory(self.device)
         self.num_epochs = sum(phase.epochs for phase in phases)
         self.position, self.metrics = TrainingPosition(), EpochMetrics()
@@ -218,7 +220,7 @@ class Trainer:
         if self.validation is not None and self.phase.name == MAIN:
             row["validation_top1"] = self.evaluate(self.student, self.validation).top1
             if row["validation_top1"] > self.best["top1"]:
-                weights = {k: t.detach().clone() for k, t in self.student.state_dict().items()}
+                weights = copy.deepcopy(dict(self.student.state_dict()))
                 top1 = row["validation_top1"]
                 self.best = {"epoch": self.epoch, "top1": top1, "weights": weights}
         if self.test is not None and self.phase.name == MAIN:

@@ -15,9 +15,11 @@ from cktf.errors import DataError, RunFolderError
 from cktf.export.network import OnnxNetwork, require_onnx, write_int8, write_onnx
 from cktf.models import Normalized, read_metadata
 from cktf.recipes import CUSTOM, build_test_loader, find_weights_file, load_split, load_teacher
+from cktf.taps import fit_memory_format
 from cktf.user_paths import expand_user_path
 from cktf.workflows import load_test_section
 from cktf.workflows.analysis import evenly_spaced_indices, measure_latency_ms
+from cktf.workflows.inspection import explain_rejected_images
 
 # Training images that determine the ranges of int8 activations.
 _CALIBRATION_IMAGES = 512
@@ -109,6 +111,8 @@ def export_run(
         images = torch.rand(_TRACED_IMAGES, channels, *size, generator=generator)
     else:
         raise RunFolderError("The weights file has no image size. Save the network again.")
+    with explain_rejected_images(network, images):
+        fit_memory_format(network, images)
     channels, height, width = images.shape[1:]
     metadata = {
         "cktf": __version__,

@@ -6,6 +6,7 @@ from cktf.models.external_weights import (
     read_state_dict,
     short_sha256,
 )
+from cktf.models.extra_state import pack_extra_state
 from cktf.models.feature_paths import FeaturePaths
 from cktf.models.network_building import build_network
 from cktf.models.network_spec import (
@@ -17,6 +18,7 @@ from cktf.models.network_spec import (
 )
 from cktf.models.normalized import Normalized
 from cktf.models.published_keys import to_published_keys
+from cktf.models.user_network import prepare_user_network
 from cktf.models.weights_file import (
     is_cktf_weights_file,
     load_network,
@@ -41,7 +43,9 @@ __all__ = [
     "load_network",
     "load_state_dict_strictly",
     "load_weights",
+    "pack_extra_state",
     "parse_network_spec",
+    "prepare_user_network",
     "read_metadata",
     "read_state_dict",
     "resolve_network_spec",

@@ -16,6 +16,7 @@ from cktf.errors import ModelError
 from cktf.models.network_spec import NetworkSpec
 from cktf.models.normalized import Normalized
 from cktf.models.user_code import DEFAULT_CLASSES, call_user_code
+from cktf.models.user_network import prepare_user_network
 from cktf.models.zoo import create
 
 # timm loads the files that these arguments name, pickles among them, without checking them.
@@ -195,7 +196,7 @@ def _replace_classifier(network: nn.Module, other: nn.Module) -> None:
 
 
 def _build_user_network(spec: NetworkSpec, num_classes: int | None) -> BuiltNetwork:
-    network = call_user_code(spec, num_classes)
+    network = prepare_user_network(call_user_code(spec, num_classes))
     if isinstance(network, Normalized):
         mean, std = (tuple(t.flatten().tolist()) for t in (network.mean, network.std))
         return BuiltNetwork(network.network, mean, std, spec.size or network.size)

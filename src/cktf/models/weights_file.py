@@ -1,6 +1,7 @@
 """Weights files: safetensors with the name, classes and statistics of their network."""
 
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from cktf.errors import CheckpointError, ModelError
 from cktf.files import replace_atomically
 from cktf.models.external_weights import describe_origin, drop_counters, read_state_dict
+from cktf.models.extra_state import pack_extra_state, unpack_extra_state
 from cktf.models.network_building import build_network, drop_pretrained
 from cktf.models.network_spec import parse_network_spec, resolve_network_spec, runs_user_code
 from cktf.models.normalized import Normalized
@@ -55,7 +57,7 @@ def save_network(
         network = network.network
     state = {
         key: value.detach().cpu().clone().contiguous()
-        for key, value in network.state_dict().items()
+        for key, value in pack_extra_state(network.state_dict()).items()
     }
     try:
         with replace_atomically(path) as temp_path:
@@ -186,7 +188,12 @@ def load_state_dict_strictly(network: nn.Module, state: Mapping[str, Tensor], pa
     name = getattr(network, "zoo_name", None)
     if name is not None:
         state = to_published_keys(state, name)
-    expected = network.state_dict()
+    own_state = network.state_dict()
+    # The form of an extra state is its module's own.
+    expected = {
+        key: value if isinstance(value, Tensor) else state.get(key, value)
+        for key, value in own_state.items()
+    }
     state = drop_counters(state, expected.keys())
     differences = _find_differences(expected, state)
     if differences:
@@ -195,7 +202,13 @@ def load_state_dict_strictly(network: nn.Module, state: Mapping[str, Tensor], pa
             f"{'; '.join(differences)}. {_explain_differences(expected, state)} Build the network "
             "that the weights were saved from."
         )
-    network.load_state_dict(state)
+    try:
+        network.load_state_dict(unpack_extra_state(state, own_state))
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} holds an extra state that cannot be loaded ({type(error).__name__}). Save the "
+            "network again."
+        ) from error
 
 
 def is_cktf_weights_file(path: Path) -> bool:

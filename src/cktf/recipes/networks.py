@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from cktf.data import ImageSet
 from cktf.errors import CheckpointError, ModelError
@@ -223,7 +223,7 @@ def _load_weights_into(spec: NetworkSpec, path: Path, data: ImageSet | None) -> 
     expected = built.network.state_dict()
     state = read_state_dict(path, expected.keys())
     # The bias of another length than the network's is the classifier's.
-    vectors = [key for key, value in state.items() if key in expected and value.dim() == 1]
+    vectors = [k for k, v in state.items() if isinstance(expected.get(k), Tensor) and v.dim() == 1]
     lengths = {len(state[key]) for key in vectors if state[key].shape != expected[key].shape}
     if len(lengths) == 1:
         built = build_network(spec, lengths.pop())

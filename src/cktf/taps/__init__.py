@@ -7,7 +7,14 @@ from cktf.taps.classifier import count_logits, replace_classifier, resize_classi
 from cktf.taps.features import Features
 from cktf.taps.folding import type_name
 from cktf.taps.infer import find_classifier, infer_paths
-from cktf.taps.modes import eval_mode, preserve_modes, to_device_of
+from cktf.taps.modes import (
+    eval_mode,
+    fit_memory_format,
+    freeze,
+    needs_contiguous_images,
+    preserve_modes,
+    to_device_of,
+)
 from cktf.taps.shared import SharedTap
 from cktf.taps.tap import Tap
 
@@ -24,7 +31,10 @@ __all__ = [
     "count_logits",
     "eval_mode",
     "find_classifier",
+    "fit_memory_format",
+    "freeze",
     "infer_paths",
+    "needs_contiguous_images",
     "preserve_modes",
     "replace_classifier",
     "resize_classifier",

@@ -26,6 +26,7 @@ from cktf.locks import file_lock
 from cktf.models.feature_paths import FeaturePaths
 from cktf.taps.cache_spec import CacheSpec
 from cktf.taps.features import Features
+from cktf.taps.modes import to_device_of
 from cktf.taps.tap import Tap
 
 _VERSION = 1
@@ -160,7 +161,6 @@ class CachedTap:
         """Compute and write tensors of one view, then their notes."""
         self.say(f"teacher cache: view {view + 1} of {self._num_views}: {', '.join(names)}")
         self._path(view, names[0]).parent.mkdir(parents=True, exist_ok=True)
-        device = next(self.model.parameters()).device
         notes: dict[str, dict[str, Any]] = {}
         with ExitStack() as stack:
             temp_paths = {
@@ -170,7 +170,7 @@ class CachedTap:
             rows: dict[str, Tensor] = {}
             row = 0
             for batch in self._load_view(view):
-                tensors = self._spec.tensors(self._tap(batch.images.to(device)))
+                tensors = self._spec.tensors(self._tap(to_device_of(self.model, batch.images)))
                 for name, tensor in zip(self._names, tensors, strict=True):
                     if name not in temp_paths:
                         continue

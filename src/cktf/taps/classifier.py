@@ -8,13 +8,14 @@ from cktf.models.feature_paths import FeaturePaths
 from cktf.models.normalized import Normalized
 from cktf.taps.folding import type_name
 from cktf.taps.infer import find_classifier
-from cktf.taps.modes import eval_mode, to_device_of
+from cktf.taps.modes import eval_mode, fit_memory_format, to_device_of
 from cktf.taps.tap import Tap
 
 
 def count_logits(network: nn.Module, images: Tensor) -> int:
     """The number of logits for images [B, C, H, W]; the network's mode is restored."""
     images = to_device_of(network, images)
+    fit_memory_format(network, images)
     with torch.no_grad(), eval_mode(network):
         return Tap(network, FeaturePaths(), ())(images).logits.shape[1]
 

@@ -1,5 +1,6 @@
 """Feature maps from other layouts: tokens of transformers, and maps whose channels come last."""
 
+import torch
 from torch import Size, Tensor, nn
 
 from cktf.models.normalized import Normalized
@@ -14,8 +15,22 @@ def input_shape(model: nn.Module, images: Size) -> Size:
 
 
 def type_name(model: nn.Module) -> str:
-    """The class name of the user's network, also inside a `Normalized`."""
-    return type(model.network if isinstance(model, Normalized) else model).__name__
+    """The class name of the user's network, also inside a `Normalized` or TorchScript."""
+    network = model.network if isinstance(model, Normalized) else model
+    return str(getattr(network, "original_name", type(network).__name__))
+
+
+def explain_torchscript(model: nn.Module) -> str:
+    """Say why features inside of TorchScript cannot be read; empty if the network has none."""
+    if not any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return ""
+    network = model.network if isinstance(model, Normalized) else model
+    where = "is" if isinstance(network, torch.jit.ScriptModule) else "holds"
+    return (
+        f"{type_name(model)} {where} a TorchScript module, whose inner outputs cannot be read: "
+        "TorchScript calls no Python hooks. Give the Python module that it was made from, or use a "
+        "method that compares logits alone, such as kd."
+    )
 
 
 def to_feature_map(value: Tensor, images: Size) -> Tensor | None:

@@ -40,7 +40,7 @@ from torch.nn.modules import (
 
 from cktf.errors import ModelError, TapError
 from cktf.models.feature_paths import FeaturePaths
-from cktf.taps.folding import input_shape, to_feature_map, type_name
+from cktf.taps.folding import explain_torchscript, input_shape, to_feature_map, type_name
 from cktf.taps.modes import eval_mode, to_device_of
 
 _AFTER_CONVOLUTION = (activation, batchnorm, instancenorm, normalization)
@@ -80,8 +80,8 @@ class _Call:
         return self.path.rpartition(".")[0]
 
 
-def _record_calls(model: nn.Module, example: Tensor) -> tuple[list[_Call], Any]:
-    """The calls of modules that ran once, in order, and the model's output."""
+def _record_calls(model: nn.Module, example: Tensor) -> tuple[list[_Call], Any, list[str]]:
+    """The calls of modules that ran once, in order, the model's output, and who ran repeatedly."""
     calls: list[_Call] = []
     # The largest height and width of maps that go into a module or come out of it, by path.
     largest: dict[str, tuple[int, int]] = {}
@@ -102,7 +102,7 @@ def _record_calls(model: nn.Module, example: Tensor) -> tuple[list[_Call], Any]:
     handles = [
         module.register_forward_hook(partial(record, path))
         for path, module in model.named_modules()
-        if path
+        if path and not isinstance(module, torch.jit.ScriptModule)
     ]
     try:
         with torch.no_grad(), eval_mode(model):
@@ -117,7 +117,8 @@ def _record_calls(model: nn.Module, example: Tensor) -> tuple[list[_Call], Any]:
                 call.map = None
             outer = outer.rpartition(".")[0]
     counts = Counter(call.path for call in calls)
-    return [call for call in calls if counts[call.path] == 1], logits
+    repeated = [path for path, count in counts.items() if count > 1]
+    return [call for call in calls if counts[call.path] == 1], logits, repeated
 
 
 def infer_paths(
@@ -133,13 +134,14 @@ def infer_paths(
     Raises:
         TapError: no classifier ran, or no map of more than one pixel was found.
     """
-    calls, logits = _record_calls(model, example)
+    calls, logits, repeated = _record_calls(model, example)
     known = known or FeaturePaths()
     name = type_name(model)
     classifier = _find_classifier(calls, logits)
     if classifier is None and not known.embedding:
         raise TapError(
-            f"{name} runs no layer that gives as many numbers as there are logits, so its "
+            explain_torchscript(model)
+            or f"{name} runs no layer that gives as many numbers as there are logits, so its "
             "embedding cannot be found. Name it: --student-embedding or "
             "--teacher-embedding path.of.classifier:input, or feature_paths = "
             "FeaturePaths(embedding=...) in the network."
@@ -152,7 +154,9 @@ def infer_paths(
     stages = _find_stages(trunk)
     if not (stages or known.stages):
         raise TapError(
-            f"{name} has no feature map of more than one pixel. Give larger images, or name "
+            explain_torchscript(model)
+            or _explain_overwritten(name, calls, repeated)
+            or f"{name} has no feature map of more than one pixel. Give larger images, or name "
             "its stages: --student-taps or --teacher-taps path,path,..., or feature_paths = "
             "FeaturePaths(stages=(...)) in the network."
         )
@@ -166,17 +170,33 @@ def infer_paths(
     return inferred.updated(known)
 
 
+def _explain_overwritten(name: str, calls: list[_Call], repeated: list[str]) -> str:
+    """Say which layers change the maps that could be features; empty if none does."""
+    maps = [call for call in calls if call.map is not None and min(call.size) > 1]
+    overwritten = [call.path for call in maps if not call.intact]
+    if not overwritten:
+        return ""
+    again = f", and {', '.join(repeated)} runs more than once" if repeated else ""
+    return (
+        f"{name} has no feature map that stays as it is: the outputs of {', '.join(overwritten)} "
+        f"are overwritten in place by a later layer{again}. Build its activations with "
+        "inplace=False, or one for each layer."
+    )
+
+
 def find_classifier(model: nn.Module, example: Tensor) -> str:
     """The path of the layer that gives a network's logits; the arguments are as in `infer_paths`.
 
     Raises:
         ModelError: no linear layer or convolution gives them.
     """
-    classifier = _find_classifier(*_record_calls(model, example))
+    calls, logits, _ = _record_calls(model, example)
+    classifier = _find_classifier(calls, logits)
     if classifier is None:
         raise ModelError(
-            f"{type_name(model)} runs no linear layer or convolution that gives its logits, so its "
-            "classifier cannot be replaced. Build it with as many classes as the data has."
+            explain_torchscript(model)
+            or f"{type_name(model)} runs no linear layer or convolution that gives its logits, so "
+            "its classifier cannot be replaced. Build it with as many classes as the data has."
         )
     return classifier.path
 

@@ -16,7 +16,7 @@ from cktf.batch import Batch
 from cktf.errors import TapError, nearest
 from cktf.models.feature_paths import FeaturePaths
 from cktf.taps.features import FEATURES, Features
-from cktf.taps.folding import input_shape, to_feature_map, type_name
+from cktf.taps.folding import explain_torchscript, input_shape, to_feature_map, type_name
 from cktf.taps.infer import infer_paths
 
 
@@ -136,6 +136,8 @@ class Tap:
     def _find_module(self, path: str) -> nn.Module:
         name = path.removesuffix(":input")
         modules: dict[str, nn.Module] = dict(self.model.named_modules())
+        if isinstance(modules.get(name), torch.jit.ScriptModule):
+            raise TapError(f"{name!r} cannot be tapped. {explain_torchscript(self.model)}")
         if name not in modules or not name:
             hint = nearest(name, (n for n in modules if n))
             raise TapError(f"{type_name(self.model)} has no module {name!r}. {hint}")
@@ -144,6 +146,7 @@ class Tap:
     def __call__(self, images: Tensor) -> Features:
         """Run the network on images [B, C, H, W]."""
         recorder = _Recorder()
+        logits: Any
         if self._compiled is not None:
             logits, tensors = self._compiled(images)
             for path, value in tensors.items():
@@ -153,9 +156,13 @@ class Tap:
                 logits = self.model(images)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
             output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            part = "['logits']" if isinstance(logits, dict) else ""
+            part = "[0]" if isinstance(logits, tuple | list) else part
+            part = ".logits" if hasattr(logits, "logits") else part
             raise TapError(
                 f"A classifier gives logits [B, classes]; {type_name(self.model)} gave {output} "
-                f"for {len(images)} images. Wrap it in a module that returns only its logits."
+                f"for {len(images)} images. Wrap it in a module that returns only its logits"
+                + (f", such as network(images){part}." if part else ".")
             )
         for path in recorder.without_gradient if logits.requires_grad else ():
             if any(p.requires_grad for p in self._modules[path].parameters()):

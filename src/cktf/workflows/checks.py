@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from cktf.batch import Batch
 from cktf.errors import DataError, ModelError
-from cktf.models import Normalized
+from cktf.models import Normalized, pack_extra_state
+from cktf.taps import needs_contiguous_images
 from cktf.workflows.components import RunComponents
 
 # Resampling and noise leave [0, 1] by less than this; normalized images reach -1.
@@ -53,9 +54,27 @@ def _kind_of_range(images: Tensor) -> str:
     return "scaled twice" if 0 < high < _MIN_BRIGHT else "scaled"
 
 
+def warn_if_contiguous(network: nn.Module, who: str) -> str:
+    """A note if a network runs on contiguous images only, or ``""``."""
+    if not needs_contiguous_images(network):
+        return ""
+    return (
+        f"The {who} fails on channels-last images, so its images and weights stay contiguous, as "
+        "with runtime.channels_last=false. If that is slow, write reshape for view in its forward "
+        "method."
+    )
+
+
 def check_student(components: RunComponents) -> None:
-    """Raise ModelError if no parameter of the student trains, or if it shares some."""
-    name, teacher = components.student_name, components.teacher
+    """Raise ModelError if a student cannot be trained or saved, or shares its parameters."""
+    name, teacher, student = components.student_name, components.teacher, components.student
+    inner = student.network if isinstance(student, Normalized) else student
+    if isinstance(inner, torch.jit.ScriptModule):
+        raise ModelError(
+            f"The student {name} is a TorchScript module, whose layers have no training mode and "
+            "no hooks. Give the Python module that it was made from; a teacher of kd may be one."
+        )
+    pack_extra_state(student.state_dict())
     if not any(parameter.requires_grad for parameter in components.student.parameters()):
         raise ModelError(
             f"A student has parameters that are trained, and none of {name}'s requires a gradient. "

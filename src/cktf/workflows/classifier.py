@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from cktf.errors import ModelError
-from cktf.taps import Tap, eval_mode, replace_classifier, to_device_of, type_name
+from cktf.taps import (
+    Tap,
+    eval_mode,
+    fit_memory_format,
+    replace_classifier,
+    to_device_of,
+    type_name,
+)
 from cktf.workflows.inspection import find_feature_paths
 
 
@@ -60,6 +67,7 @@ def compute_embedding(network: nn.Module, images: Tensor, embedding: str | None 
         TapError: it cannot be found.
     """
     images = to_device_of(network, images)
+    fit_memory_format(network, images)
     paths = find_feature_paths(network, images, embedding=embedding)
     with eval_mode(network), torch.no_grad():
         features = Tap(network, paths, ["embedding"])(images).embedding
@@ -85,6 +93,7 @@ def install_classifier(
         ModelError: the network's logits are no linear function of these features.
     """
     images = to_device_of(network, images)
+    fit_memory_format(network, images)
     paths = find_feature_paths(network, images, embedding=embedding)
     expected = compute_embedding(network, images, embedding) @ classifier.weight.T
     expected += classifier.bias

@@ -12,7 +12,7 @@ from cktf.data import get_labels
 from cktf.engine import explain_out_of_memory, gradient_norm, peak_memory_mb, preserve_buffers
 from cktf.models import Normalized
 from cktf.recipes import Recipe, numbered_class_names
-from cktf.taps import CachedTap, FeaturePaths, Features, Tap, preserve_modes
+from cktf.taps import CachedTap, FeaturePaths, Features, Tap, freeze, preserve_modes
 from cktf.workflows.components import RunComponents
 from cktf.workflows.objective_setup import ObjectiveSetup, set_up_objective
 
@@ -100,7 +100,8 @@ def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
     ):
         runtime.to_device(components.student)
         if components.teacher is not None:
-            runtime.to_device(components.teacher.eval().requires_grad_(False))
+            freeze(components.teacher)
+            runtime.to_device(components.teacher)
         setup.objective.to(device)
         if isinstance(step.teacher_tap, CachedTap):
             step.teacher_tap.uses_disk = False

@@ -19,7 +19,9 @@ from cktf.recipes import (
     parse_any_recipe,
     read_recipe,
 )
+from cktf.taps import fit_memory_format
 from cktf.user_paths import expand_user_path
+from cktf.workflows.inspection import explain_rejected_images
 
 
 def evaluate(
@@ -54,6 +56,9 @@ def evaluate(
     test = load_split(section, "test")
     loader, classes = build_test_loader(test, section.workers), tuple(test.classes)
     network = load_teacher(str(run.absolute()), classes, trust_code=trust_code).network
+    images = next(iter(loader.epoch(0))).images[:2]
+    with explain_rejected_images(network, images):
+        fit_memory_format(network, images)
     runtime = start_available_runtime(config)
     with explain_out_of_memory(loader.batch_size, runtime.device):
         runtime.to_device(network)

@@ -1,8 +1,11 @@
 """Inspect a network: where its features are, and what it costs."""
 
+import re
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +16,46 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cktf.engine import is_out_of_memory
 from cktf.errors import CktfError, DataError
-from cktf.models import build_network, parse_network_spec
+from cktf.models import build_network, parse_network_spec, prepare_user_network
 from cktf.models.normalized import Normalized
-from cktf.taps import FeaturePaths, Features, Tap, eval_mode, infer_paths, to_device_of
+from cktf.taps import (
+    FeaturePaths,
+    Features,
+    Tap,
+    eval_mode,
+    fit_memory_format,
+    infer_paths,
+    to_device_of,
+)
 
 _BATCH = 2
 # The name of the user's network inside a `Normalized`.
 _PREFIX = "network"
+# Files of which no line is the user's.
+_LIBRARY = re.compile(r"site-packages|[/\\]cktf[/\\](?!tests)")
+# What to do about an error of a network whose message matches.
+_ADVICE = (
+    (
+        r"positional argument|keyword argument|keyword-only argument",
+        "A network is called as network(images): wrap it in a module that passes them on as its "
+        "forward method takes them.",
+    ),
+    (
+        r"Calling (eval|train)\(\)",
+        "A program of torch.export stays in the mode that it was exported in: give the Python "
+        "module that it was made from.",
+    ),
+    (r"[Ii]nference tensor", "Make its tensors outside of torch.inference_mode()."),
+    (
+        r"view size is not compatible",
+        "Its forward method takes contiguous maps: write reshape for view there, or set "
+        "runtime.channels_last to false.",
+    ),
+    (
+        r"channel|size|shape|dimension|mat1|length|pixel",
+        "Check channels and size, or give another network.",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -61,18 +97,52 @@ def find_feature_paths(
 
 
 @contextmanager
-def explain_rejected_images(images: Tensor, who: str = "network") -> Iterator[None]:
-    """Report an error of the network's own code as one about the images it was given."""
+def explain_rejected_images(
+    network: nn.Module | None, images: Tensor, who: str = "network"
+) -> Iterator[None]:
+    """Report an error of the network's own code, with what to do where the cause is known."""
     try:
         yield
     except Exception as error:
         if isinstance(error, CktfError) or is_out_of_memory(error):
             raise
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        # TorchScript puts the message after its own traceback.
+        from_script = len(lines) > 1 and "TorchScript" in lines[0]
+        cause = (lines or [type(error).__name__])[-1 if from_script else 0].strip()
         raise DataError(
-            f"The {who} cannot take images {tuple(images.shape)}: {cause}. Check channels and "
-            "size, or give another network."
+            f"The {who} cannot take images {tuple(images.shape)}: {cause.rstrip('.')}. "
+            f"{_advise(network, images, error)}"
         ) from error
+
+
+def _advise(network: nn.Module | None, images: Tensor, error: Exception) -> str:
+    """What to do about an error of a network that was called on images."""
+    network = network or nn.Identity()
+    tensors = [*network.parameters(), *network.buffers()]
+    devices = sorted({str(tensor.device) for tensor in tensors})
+    dtypes = {t.dtype for t in network.parameters() if t.is_floating_point()} - {images.dtype}
+    if "meta" in devices:
+        return (
+            "Weights on the device meta have no values: build it on the CPU and load its weights."
+        )
+    if dtypes and re.search(r"dtype|scalar type|should be the same", str(error)):
+        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        return (
+            f"It has {names} weights, and images are {str(images.dtype).removeprefix('torch.')}: "
+            "convert it, network.float(). runtime.precision decides what it computes in."
+        )
+    if len(devices) > 1:
+        return f"Its weights are on {' and '.join(devices)}: move all to one, network.to('cpu')."
+    for pattern, advice in _ADVICE:
+        if re.search(pattern, str(error)):
+            return advice
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not _LIBRARY.search(f.filename) and Path(f.filename).is_file()]
+    if own:
+        where = f"{own[-1].filename}, line {own[-1].lineno}"
+        return f"Check {where}, which raised this {type(error).__name__}."
+    return "Check channels and size, or give another network."
 
 
 def _count_flops(network: nn.Module, images: Tensor) -> int:
@@ -123,8 +193,10 @@ def inspect(
     if isinstance(network, str):
         built = build_network(parse_network_spec(network), None)
         network = Normalized(built.network, [0.0] * images[0], [1.0] * images[0], built.size)
+    network = prepare_user_network(network)
     example = to_device_of(network, torch.rand(_BATCH, *images))
-    with eval_mode(network), explain_rejected_images(example):
+    with explain_rejected_images(network, example), eval_mode(network):
+        fit_memory_format(network, example)
         with torch.no_grad():
             paths = find_feature_paths(network, example, stages, embedding)
             names = ("embedding", "stem", "stages", "preacts")

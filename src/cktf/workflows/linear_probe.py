@@ -7,6 +7,7 @@ logistic regression, whose regularization is chosen by cross-validation on the l
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,7 @@ from cktf.data import (
 )
 from cktf.engine import RunFolder, Runtime, seeded, start_runtime
 from cktf.errors import DataError, RecipeError
+from cktf.models import prepare_user_network
 from cktf.recipes import (
     CUSTOM,
     TrainRecipe,
@@ -36,11 +38,10 @@ from cktf.recipes import (
     parse_recipe,
     select_samples,
 )
-from cktf.taps import Tap, eval_mode
+from cktf.taps import Tap, eval_mode, fit_memory_format
 from cktf.workflows.classifier import EmbeddedImages, LinearClassifier
-from cktf.workflows.inspection import find_feature_paths
+from cktf.workflows.inspection import explain_rejected_images, find_feature_paths
 from cktf.workflows.label_curve import CURVE, draw_curve
-from cktf.workflows.train import unwrap_compiled
 from cktf.workflows.user_objects import find_map_style_problems
 
 if TYPE_CHECKING:
@@ -71,15 +72,19 @@ def embed_images(
     """
     device = runtime.device
     features, labels = [], []
-    with runtime.on_device(network), seeded(runtime.seed, device), eval_mode(network):
+    with ExitStack() as stack, seeded(runtime.seed, device), eval_mode(network):
         tap: Tap | None = None
         for batch in loader.epoch(0):
             if batch.labels is None:
                 raise DataError("A probe needs labels, and these images have none.")
-            batch = batch.to(device)
             if tap is None:
-                paths = find_feature_paths(network, batch.images[:2], embedding=embedding)
+                images = batch.images[:2]
+                with explain_rejected_images(network, images):
+                    fit_memory_format(network, images)
+                    stack.enter_context(runtime.on_device(network))
+                    paths = find_feature_paths(network, images, embedding=embedding)
                 tap = Tap(network, paths, ["embedding"])
+            batch = batch.to(device)
             with runtime.autocast():
                 embedded = tap(batch.images).embedding
             assert embedded is not None and batch.labels is not None
@@ -329,7 +334,7 @@ def probe(
     check_probe_labels(labels, classes)
     subsets = choose_label_subsets(labels, labels_per_class, draws, seed, classes)
     loader = build_test_loader(test)
-    return probe_network(unwrap_compiled(network), labeled, loader, subsets, probe_runtime)
+    return probe_network(prepare_user_network(network), labeled, loader, subsets, probe_runtime)
 
 
 def probe_run(

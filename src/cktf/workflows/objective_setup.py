@@ -11,12 +11,21 @@ from cktf.data import get_labels, has_stored_labels
 from cktf.engine import MAIN, TrainPhase, TrainStep, explain_out_of_memory
 from cktf.objectives import BuildContext, Objective, WeightedSum, compose, features_read
 from cktf.recipes import CUSTOM, DistillRecipe, Recipe, TrainRecipe
-from cktf.taps import FeaturePaths, Features, Tap, TeacherTap, eval_mode, to_device_of
+from cktf.taps import (
+    FeaturePaths,
+    Features,
+    Tap,
+    TeacherTap,
+    eval_mode,
+    fit_memory_format,
+    to_device_of,
+)
 from cktf.workflows.checks import (
     check_classes,
     check_labels,
     check_stored_labels,
     check_student,
+    warn_if_contiguous,
     warn_if_normalized_twice,
     warn_if_ranges_differ,
 )
@@ -31,12 +40,12 @@ _HIGH_LR = 0.05
 
 @dataclass(frozen=True)
 class _ExampleRun:
-    """Features of a network for a few images, with a warning if its input looks wrong."""
+    """Features of a network for a few images, with warnings about its input."""
 
     images: Tensor
     paths: FeaturePaths
     features: Features
-    warning: str
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -88,10 +97,10 @@ def set_up_objective(recipe: Recipe, components: RunComponents) -> ObjectiveSetu
     objective = compose(method, context, options)
     same = teacher_features is None or teacher_features.logits.shape[1] == num_classes
     phases = _build_phases(recipe, components, objective, student, teacher)
-    warnings = [run.warning for run in (student, teacher) if run is not None]
+    warnings = [line for run in (student, teacher) if run is not None for line in run.warnings]
     if test_images is not None:
-        warnings.append(warn_if_ranges_differ(batch.images, test_images))
-    warnings = [warning for warning in warnings if warning]
+        ranges = warn_if_ranges_differ(batch.images, test_images)
+        warnings += [ranges] if ranges else []
     trains_all = not isinstance(recipe, TrainRecipe) or recipe.trains == "all"
     if components.student_origin and trains_all and (recipe.optimizer.lr or 0) >= _HIGH_LR:
         warnings.append(
@@ -184,9 +193,14 @@ def _run_example(
     embedding: str | None = None,
 ) -> _ExampleRun:
     images, paths = to_device_of(network, images), FeaturePaths()
-    with explain_rejected_images(images, who), torch.no_grad(), eval_mode(network):
+    with explain_rejected_images(network, images, who), torch.no_grad(), eval_mode(network):
+        fit_memory_format(network, images)
         if needs > {"logits"}:
             paths = find_feature_paths(network, images, stages, embedding)
         known = {name for name in needs - {"logits"} if getattr(paths, name)}
         features = Tap(network, paths, known)(images)
-        return _ExampleRun(images, paths, features, warn_if_normalized_twice(network, who, images))
+        warnings = [
+            warn_if_normalized_twice(network, who, images),
+            warn_if_contiguous(network, who),
+        ]
+    return _ExampleRun(images, paths, features, list(filter(None, warnings)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cktf.data import ImageSet, is_among_images
 from cktf.engine import Callback, RunFolder, start_runtime
 from cktf.errors import RecipeError, RunFolderError
-from cktf.models import Normalized, parse_network_spec
+from cktf.models import Normalized, parse_network_spec, prepare_user_network
 from cktf.recipes import (
     CUSTOM,
     Data,
@@ -34,7 +34,7 @@ from cktf.recipes import (
     set_fields,
     set_input_size,
 )
-from cktf.taps import count_logits, find_classifier
+from cktf.taps import count_logits, find_classifier, fit_memory_format, type_name
 from cktf.user_paths import expand_user_path, keep_working_folder
 from cktf.workflows.components import RunComponents
 from cktf.workflows.inspection import explain_rejected_images
@@ -172,15 +172,9 @@ def network_fields(**networks: nn.Module | str | Path) -> dict[str, Any]:
             fields[field] = str(expand_user_path(network).absolute())
         else:
             fields[field] = network if isinstance(network, str) else CUSTOM
-        if isinstance(network, nn.Module) and unwrap_compiled(network) is not network:
+        if getattr(network, "_orig_mod", None) is not None:
             fields["runtime"] = {"compile": True}
     return fields
-
-
-def unwrap_compiled(network: nn.Module) -> nn.Module:
-    """Return the network inside `torch.compile`, or the network itself."""
-    inner: nn.Module = getattr(network, "_orig_mod", network)
-    return inner
 
 
 def run_recipe(
@@ -329,9 +323,9 @@ def _load_teacher(
 
 def _user_network(network: nn.Module) -> LoadedNetwork:
     """Name a user's network by its name in the library, or by its class."""
-    network = unwrap_compiled(network)
+    network = prepare_user_network(network)
     inner = network.network if isinstance(network, Normalized) else network
-    return LoadedNetwork(network, str(getattr(inner, "zoo_name", type(inner).__name__)), "")
+    return LoadedNetwork(network, str(getattr(inner, "zoo_name", type_name(inner))), "")
 
 
 def _load_student(
@@ -355,10 +349,10 @@ def _load_student(
     if not data.labeled and teacher is not None:
         # Images without labels have no classes: the student predicts those of its teacher.
         images = next(iter(data.train.epoch(1))).images[:2]
-        with explain_rejected_images(images):
+        with explain_rejected_images(teacher.network, images, "teacher"):
             num_classes = count_logits(teacher.network, images)
     if is_weights_path(name):
-        with explain_rejected_images(data.raw_train[0][0][None]):
+        with explain_rejected_images(None, data.raw_train[0][0][None]):
             return load_initial_network(
                 name,
                 data.raw_train,
@@ -378,7 +372,8 @@ def freeze_features(network: nn.Module, images: Tensor) -> None:
         network: from images to logits.
         images: [B, C, H, W], an example by which the classifier is found.
     """
-    with explain_rejected_images(images):
+    with explain_rejected_images(network, images):
+        fit_memory_format(network, images)
         path = find_classifier(network, images)
     network.requires_grad_(False)
     network.get_submodule(path).requires_grad_(True)

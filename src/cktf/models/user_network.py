@@ -1,0 +1,43 @@
+"""A user's own module, made ready for a run."""
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+from cktf.models.normalized import Normalized
+
+
+def prepare_user_network(network: nn.Module) -> nn.Module:
+    """Make a module that a user brings fit for taps and training.
+
+    Returns:
+        The network inside `torch.compile` and data parallelism. Its parameters and buffers that
+        were made in inference mode are replaced by copies, which can be trained. A TorchScript
+        module, which takes no hooks, is wrapped in a `Normalized` that leaves images as they are.
+    """
+    while True:
+        inner = getattr(network, "_orig_mod", None)
+        if isinstance(network, DataParallel | DistributedDataParallel):
+            inner = network.module
+        if inner is None:
+            break
+        network = inner
+    if isinstance(network, torch.jit.ScriptModule):
+        return Normalized(network, (0.0,), (1.0,))
+    _replace_inference_tensors(network)
+    return network
+
+
+@torch.inference_mode(False)
+def _replace_inference_tensors(network: nn.Module) -> None:
+    """Replace tensors made in inference mode by copies; a shared parameter is still shared."""
+    copies: dict[int, nn.Parameter] = {}
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not is_lazy(parameter) and parameter.is_inference():
+                copy = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                module._parameters[name] = copies.setdefault(id(parameter), copy)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not is_lazy(buffer) and buffer.is_inference():
+                module._buffers[name] = buffer.clone()
