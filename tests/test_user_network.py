@@ -11,7 +11,7 @@ import cktf
 from cktf.engine import start_runtime
 from cktf.engine.config import RuntimeConfig
 from cktf.errors import CheckpointError, DataError, ModelError, TapError
-from cktf.models import load_weights, prepare_user_network
+from cktf.models import copy_network, load_weights, prepare_user_network
 from cktf.taps import fit_memory_format, needs_contiguous_images
 from cktf.workflows import inspect
 
@@ -203,3 +203,10 @@ def test_probe_of_contiguous_maps(few_images):
 def test_the_cause_of_a_failure_is_named(network, message):
     with pytest.raises(DataError, match=message):
         inspect(network)
+
+
+def test_a_network_that_cannot_be_copied():
+    network = SmallNet()
+    network.last = network.fc(torch.rand(1, 16))
+    with pytest.raises(ModelError, match=r"copy\.deepcopy fails on SmallNet: Only Tensors"):
+        copy_network(network)

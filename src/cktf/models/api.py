@@ -18,7 +18,7 @@ from cktf.models.network_spec import (
 )
 from cktf.models.normalized import Normalized
 from cktf.models.published_keys import to_published_keys
-from cktf.models.user_network import prepare_user_network
+from cktf.models.user_network import copy_network, prepare_user_network
 from cktf.models.weights_file import (
     is_cktf_weights_file,
     load_network,
@@ -34,6 +34,7 @@ __all__ = [
     "NetworkSpec",
     "Normalized",
     "build_network",
+    "copy_network",
     "create",
     "describe_origin",
     "identify_network",

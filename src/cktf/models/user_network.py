@@ -1,10 +1,13 @@
 """A user's own module, made ready for a run."""
 
+import copy
+
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from cktf.errors import ModelError
 from cktf.models.normalized import Normalized
 
 
@@ -27,6 +30,23 @@ def prepare_user_network(network: nn.Module) -> nn.Module:
         return Normalized(network, (0.0,), (1.0,))
     _replace_inference_tensors(network)
     return network
+
+
+def copy_network(network: nn.Module) -> nn.Module:
+    """Copy a network with its weights.
+
+    Raises:
+        ModelError: a module that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:  # modules define how they are copied
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"copy.deepcopy fails on {type(network).__name__}: {reason} A network is copied to "
+            "keep its first weights. Leave out hooks and tensors that hold a graph, such as those of "
+            "torch.nn.utils.weight_norm; torch.nn.utils.parametrizations has one that is copied."
+        ) from error
 
 
 @torch.inference_mode(False)

@@ -1,12 +1,12 @@
 """A linear classifier on a network's features, and its installation in the network."""
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from cktf.errors import ModelError
+from cktf.models import copy_network
 from cktf.taps import (
     Tap,
     eval_mode,
@@ -124,7 +124,7 @@ def check_classifier(
     Raises:
         ModelError, TapError: it does not.
     """
-    network = copy.deepcopy(network)
+    network = copy_network(network)
     length = compute_embedding(network, images, embedding).shape[1]
     weight = torch.linspace(-1, 1, classes * length).view(classes, length)
     install_classifier(network, LinearClassifier(weight, weight[:, 0], 0.0), images, embedding)

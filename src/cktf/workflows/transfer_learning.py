@@ -7,7 +7,6 @@ student, and the student before training (the floor). No labels choose a checkpo
 that of the last epoch.
 """
 
-import copy
 import io
 import json
 import pickle
@@ -23,7 +22,7 @@ from cktf.data import ImageSet, get_labels
 from cktf.engine import Callback, RunFolder, TrainingConfig, announce, standard_error
 from cktf.errors import CheckpointError, Interrupted, RecipeError, RunFolderError
 from cktf.files import write_atomically
-from cktf.models import save_network
+from cktf.models import copy_network, save_network
 from cktf.recipes import (
     CUSTOM,
     Data,
@@ -218,7 +217,7 @@ def plan_transfer(
             check_classifier(student, num_classes, example, recipe.student_embedding)
     problems.raise_if_any()
     assert components is not None
-    initial_student = copy.deepcopy(components.student)
+    initial_student = copy_network(components.student)
     recipe = with_absolute_paths(recipe)
     return TransferPlan(
         recipe, folder, components, initial_student, data, subsets, num_classes, example
@@ -370,7 +369,7 @@ def _train_from_scratch(plan: TransferPlan, show: bool) -> Run:
         network: nn.Module = build_student(recipe.student, images, plan.num_classes)
         set_input_size(network, recipe.student_size)
     else:
-        network = copy.deepcopy(plan.initial_student)
+        network = copy_network(plan.initial_student)
         resize_classifier(network, plan.num_classes, plan.example)
     components = RunComponents(runtime, network, None, plan.components.student_name, None, data)
     return execute(scratch_recipe, components, RunFolder(plan.folder.path / SCRATCH), show)
