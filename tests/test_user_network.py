@@ -1,5 +1,7 @@
 """Networks as users bring them: wrapped, scripted, of inference mode, with a state of their own."""
 
+import json
+
 import pytest
 import torch
 from network_files import USER_CODE
@@ -210,3 +212,15 @@ def test_a_network_that_cannot_be_copied():
     network.last = network.fc(torch.rand(1, 16))
     with pytest.raises(ModelError, match=r"copy\.deepcopy fails on SmallNet: Only Tensors"):
         copy_network(network)
+
+
+@SCRIPTS
+def test_a_torchscript_teacher_of_user_code(tmp_path):
+    """The images are normalized for it by the data's statistics, as for any module of a file."""
+    path, out = tmp_path / "net.py", tmp_path / "run"
+    path.write_text(
+        f"import torch\n{USER_CODE}\ndef script():\n    return torch.jit.script(small(10))\n"
+    )
+    line = f"distill --teacher {path}:script --student resnet8 --method kd --data fashion-mini"
+    run_command(f"{line} --out {out} --epochs 1 --set data.per_class=4 --set data.batch_size=8")
+    assert json.loads((out / "summary.json").read_text())["teacher_parameters"] == 162

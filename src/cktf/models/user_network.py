@@ -8,7 +8,6 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from cktf.errors import ModelError
-from cktf.models.normalized import Normalized
 
 
 def prepare_user_network(network: nn.Module) -> nn.Module:
@@ -16,8 +15,7 @@ def prepare_user_network(network: nn.Module) -> nn.Module:
 
     Returns:
         The network inside `torch.compile` and data parallelism. Its parameters and buffers that
-        were made in inference mode are replaced by copies, which can be trained. A TorchScript
-        module, which takes no hooks, is wrapped in a `Normalized` that leaves images as they are.
+        were made in inference mode are replaced by copies, which can be trained.
     """
     while True:
         inner = getattr(network, "_orig_mod", None)
@@ -26,8 +24,6 @@ def prepare_user_network(network: nn.Module) -> nn.Module:
         if inner is None:
             break
         network = inner
-    if isinstance(network, torch.jit.ScriptModule):
-        return Normalized(network, (0.0,), (1.0,))
     _replace_inference_tensors(network)
     return network
 
@@ -43,9 +39,9 @@ def copy_network(network: nn.Module) -> nn.Module:
     except Exception as error:  # modules define how they are copied
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"copy.deepcopy fails on {type(network).__name__}: {reason} A network is copied to "
-            "keep its first weights. Leave out hooks and tensors that hold a graph, such as those of "
-            "torch.nn.utils.weight_norm; torch.nn.utils.parametrizations has one that is copied."
+            f"copy.deepcopy fails on {type(network).__name__}: {reason} Leave out what keeps a "
+            "graph of gradients, such as torch.nn.utils.weight_norm, which "
+            "torch.nn.utils.parametrizations.weight_norm replaces."
         ) from error
 
 

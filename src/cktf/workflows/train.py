@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cktf.data import ImageSet, is_among_images
@@ -324,6 +325,9 @@ def _load_teacher(
 def _user_network(network: nn.Module) -> LoadedNetwork:
     """Name a user's network by its name in the library, or by its class."""
     network = prepare_user_network(network)
+    if isinstance(network, torch.jit.ScriptModule):
+        # TorchScript takes no hooks; a module around it, which leaves images as they are, does.
+        network = Normalized(network, (0.0,), (1.0,))
     inner = network.network if isinstance(network, Normalized) else network
     return LoadedNetwork(network, str(getattr(inner, "zoo_name", type_name(inner))), "")
 
