@@ -209,12 +209,11 @@ def plan_transfer(
         check_probe_dependencies(curve=len(recipe.labels_per_class) > 1)
     if components is not None and labeled is not None:
         data, subsets, num_classes = labeled
-        teacher, student = components.teacher, components.student
-        assert teacher is not None
-        with problems.collect(), explain_rejected_images(teacher, example, "teacher"):
-            compute_embedding(teacher, example, recipe.teacher_embedding)
-        with problems.collect(), explain_rejected_images(student, example, "student"):
-            check_classifier(student, num_classes, example, recipe.student_embedding)
+        assert components.teacher is not None
+        with problems.collect(), explain_rejected_images(components.teacher, example, "teacher"):
+            compute_embedding(components.teacher, example, recipe.teacher_embedding)
+        with problems.collect(), explain_rejected_images(components.student, example, "student"):
+            check_classifier(components.student, num_classes, example, recipe.student_embedding)
     problems.raise_if_any()
     assert components is not None
     initial_student = copy_network(components.student)
