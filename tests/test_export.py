@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import cktf
 from cktf.data import load_dataset
 from cktf.data.image_decoding import decode_image, resize_and_center_crop, to_uint8_tensor
 from cktf.errors import DataError, ModelError, RecipeError, RunFolderError
-from cktf.export import export_run, write_int8, write_onnx
+from cktf.export import ExportedNetwork, export_run, write_int8, write_onnx
 from cktf.export import network as files
 from cktf.models import Normalized
 
@@ -76,7 +77,13 @@ def test_export_and_check_on_test_images(run, exported, name, form):
         assert path.stat().st_size < (run.folder / "student.onnx").stat().st_size / 2
         operations = [node.op_type for node in model.graph.node]
         assert operations.count("Conv") == 9
-        assert operations.count("QuantizeLinear") >= 9
+        # The first layer computes in float32, the others in int8; the logits are not rounded.
+        assert operations.count("QuantizeLinear") >= 8
+        by_output = {name: node for node in model.graph.node for name in node.output}
+        assert by_output["logits"].op_type == "Gemm"
+        constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        zeros = [n.input[2] for n in model.graph.node if n.op_type == "QuantizeLinear"]
+        assert {constants[name].data_type for name in zeros} == {onnx.TensorProto.UINT8}
 
 
 @pytest.mark.slow
@@ -145,6 +152,43 @@ def test_a_network_that_onnx_cannot_hold_is_refused(tmp_path, forward, message):
         write_onnx(CustomNet(forward), torch.rand(4, 3, 8, 8), path)
     assert path.read_text() == "earlier"
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_int8_ranges_leave_outliers_out(tmp_path):
+    """One image in 160 is a hundred times brighter, and may not take the steps of the others."""
+    torch.manual_seed(0)
+    network = CustomNet(
+        lambda net, x: net.linear(net.b(net.a(x).relu()).relu().mean((2, 3))),
+        a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 3), linear=nn.Linear(8, 4),
+    )  # fmt: skip
+    images = torch.rand(640, 3, 12, 12)
+    write_onnx(network, images[:2], tmp_path / "a.onnx")
+    outliers = images.clone()
+    outliers[::160] *= 100
+    for name, calibration in (("plain", images), ("outliers", outliers)):
+        write_int8(tmp_path / "a.onnx", tmp_path / f"{name}.onnx", iter(calibration.split(320)))
+    logits = [run_onnx(tmp_path / f"{name}.onnx", images) for name in ("a", "plain", "outliers")]
+    errors = [float((other - logits[0]).std()) for other in logits[1:]]
+    # With the range of all images, the error is twelve times as large.
+    assert errors[1] < 5 * errors[0]
+
+
+def test_a_poor_int8_file_is_warned_of(run, exported, tmp_path, monkeypatch):
+    assert "unlike PyTorch" not in exported
+    float32 = ExportedNetwork("ONNX", tmp_path / "a.onnx", 2.0, agreement=100.0)
+    slow = ExportedNetwork("ONNX int8", tmp_path / "b.onnx", 3.0, agreement=94.9)
+    assert float32.with_warnings(float32).warnings == ()
+    unlike, slower = slow.with_warnings(float32).warnings
+    assert "5.1 % of the test images unlike PyTorch does" in unlike
+    assert f"Use {tmp_path / 'a.onnx'}" in unlike
+    assert "1.5 times slower than the float32 file" in slower
+    assert replace(slow, latency_ms=2.1, agreement=95.0).with_warnings(float32).warnings == ()
+    (tmp_path / "b.onnx").write_bytes(b"")
+    listed = [slow.with_warnings(float32)]
+    monkeypatch.setattr("cktf.export.export_run", lambda *_, **__: listed)
+    assert f"! {unlike}" in run_command(f"export {tmp_path}", exit_code=1)
+    listed[:] = [replace(slow, agreement=99.0).with_warnings(float32)]
+    assert f"! {slower}" in run_command(f"export {tmp_path}")
 
 
 def test_errors_of_int8(run, exported, tmp_path):

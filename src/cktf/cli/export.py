@@ -1,5 +1,6 @@
 """`cktf export`: the network of a finished run as ONNX."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -39,3 +40,7 @@ def export(
     for export in exports[1:]:
         print(f"{export.form}: {export.path}")
     print(f"Input `{INPUT}`: float32 images in [0, 1], any number at a time. Output `{OUTPUT}`.")
+    for warning in (warning for export in exports for warning in export.warnings):
+        print(f"! {warning}", file=sys.stderr)
+    if any(export.disagrees for export in exports):
+        raise typer.Exit(1)

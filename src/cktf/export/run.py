@@ -1,7 +1,7 @@
 """Export a finished run's network, and measure size, latency and accuracy."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,8 +22,11 @@ from cktf.workflows.analysis import evenly_spaced_indices, measure_latency_ms
 from cktf.workflows.inspection import explain_rejected_images
 
 # Training images that determine the ranges of int8 activations.
-_CALIBRATION_IMAGES = 512
+_CALIBRATION_IMAGES = 1024
 _TRACED_IMAGES = 8
+# A file is warned of if it classifies fewer images as PyTorch does, in per cent, or if it takes
+# this many times as long as the float32 file, since latencies vary from run to run.
+_MIN_AGREEMENT, _MAX_SLOWDOWN = 95.0, 1.1
 # How a photograph becomes an input image.
 _PREPARATION = "upright, the center cut to a square, scaled bilinearly, divided by 255"
 
@@ -39,6 +42,7 @@ class ExportedNetwork:
         accuracy: on the test images; None without the run's data.
         agreement: per cent of the test images that it classifies as PyTorch does.
         missing_reason: why the data is missing; empty if it is not.
+        warnings: what speaks against using the file, a sentence each.
     """
 
     form: str
@@ -47,11 +51,33 @@ class ExportedNetwork:
     accuracy: Accuracy | None = None
     agreement: float | None = None
     missing_reason: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def megabytes(self) -> float:
         """Size of the file, in 10^6 bytes."""
         return self.path.stat().st_size / 1e6
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether it classifies more than one in twenty test images unlike PyTorch does."""
+        return self.agreement is not None and self.agreement < _MIN_AGREEMENT
+
+    def with_warnings(self, float32: "ExportedNetwork") -> "ExportedNetwork":
+        """Compare with the float32 file, and say what speaks against this one."""
+        warnings = []
+        if self.disagrees:
+            warnings.append(
+                f"The {self.form} file classifies {100 - (self.agreement or 0):.1f} % of the test "
+                f"images unlike PyTorch does, more than {100 - _MIN_AGREEMENT:g} %. Use "
+                f"{float32.path}, or train longer: classes that are hardly told apart change first."
+            )
+        if self.latency_ms > _MAX_SLOWDOWN * float32.latency_ms:
+            warnings.append(
+                f"The {self.form} file is {self.latency_ms / float32.latency_ms:.1f} times slower "
+                "than the float32 file on this CPU. Measure it where it is to run."
+            )
+        return replace(self, warnings=tuple(warnings))
 
 
 def export_run(
@@ -128,13 +154,15 @@ def export_run(
     if int8:
         files["ONNX int8"] = out.with_suffix(".int8.onnx")
         train = load_split(section, "train")
-        train = train.subset(evenly_spaced_indices(len(train), _CALIBRATION_IMAGES))
-        batches = build_test_loader(train).epoch(0)
+        indices = evenly_spaced_indices(len(train), _CALIBRATION_IMAGES)
+        # A folder of images is sorted by class, and each batch needs the ranges of all classes.
+        mixed = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))
+        batches = build_test_loader(train.subset(indices[mixed])).epoch(0)
         write_int8(out, files["ONNX int8"], (batch.images for batch in batches))
     latency = measure_latency_ms(network, images[:1])
     original = ExportedNetwork("PyTorch", weights, latency, missing_reason=missing_reason)
     exports = [_measure(form, path, network, images, loader) for form, path in files.items()]
-    return [original, *exports]
+    return [original, *(export.with_warnings(exports[0]) for export in exports)]
 
 
 @torch.no_grad()
