@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cktf.cli.options import Option, options_of_command, suggest_option
-from cktf.errors import CktfError, Interrupted, RecipeError
+from cktf.errors import CktfError, Interrupted, RecipeError, command_line_wording
 from cktf.signals import interrupt_on_signals
 from cktf.user_paths import expand_user_path, shorten_path
 
@@ -137,7 +137,7 @@ def make_command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(*, debug: bool = False, **arguments: Any) -> None:
         try:
-            with interrupt_on_signals():
+            with interrupt_on_signals(), command_line_wording():
                 function(**{name: _expand_paths(value) for name, value in arguments.items()})
         except Interrupted as stop:
             advice = _resume_advice(function.__name__, stop.folder)
@@ -149,7 +149,8 @@ def make_command(function: Callable[..., None]) -> Callable[..., None]:
         except (CktfError, OSError) as error:
             if debug:
                 raise
-            message = str(error)
+            with command_line_wording():
+                message = str(error)
             if isinstance(error, OSError):
                 path = f": {error.filename}" if error.filename else ""
                 message = (

@@ -14,13 +14,15 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from cktf.errors import install_command
+
 RGB, GRAY = 3, 1
 # Formats that Pillow decodes by itself. It hands others, such as EPS, to programs that run them.
 _FORMATS = {
     "AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG",
     "PPM", "SGI", "TGA", "TIFF", "WEBP",
 }  # fmt: skip
-_HEIC = "pip install 'cktf[heic]'"
+_HEIC = install_command("heic")
 # What reads photographs that Pillow reads with a plugin or since a later version.
 MISSING_DECODERS = {
     ".heic": _HEIC, ".heif": _HEIC, ".hif": _HEIC, ".avif": "pip install 'pillow>=11.3'",

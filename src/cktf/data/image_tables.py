@@ -20,7 +20,7 @@ from cktf.data.image_set import NO_LABEL, VALIDATION_SPLIT
 from cktf.data.split_loading import ReadOptions, SplitSource, abbreviate
 from cktf.data.splits import split_by_name, split_validation
 from cktf.data.stored_images import StoredImages
-from cktf.errors import DataError, nearest
+from cktf.errors import DataError, install_command, nearest
 
 TRAIN_NAMES, TEST_NAMES = SPLIT_NAMES["train"], SPLIT_NAMES["test"]
 VALIDATION_NAMES = SPLIT_NAMES[VALIDATION_SPLIT]
@@ -38,8 +38,8 @@ def import_datasets(title: str) -> Any:
         import datasets
     except ImportError as error:
         raise DataError(
-            f"{title} is read by the package datasets, which is not installed. Install the extra "
-            "hf: pip install 'cktf[hf]'."
+            f"{title} is read by the package datasets, which is not installed: "
+            f"{install_command('hf')}."
         ) from error
     return datasets
 

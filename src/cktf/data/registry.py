@@ -74,7 +74,7 @@ _TABLE = DatasetInfo(
 )  # fmt: skip
 _HUB = DatasetInfo(
     f"{HUB_PREFIX}:NAME", None, None, None,
-    "Hugging Face datasets (pip install 'cktf[hf]'), NAME of the Hub or a folder",
+    "Hugging Face datasets (extra hf), NAME of the Hub or a folder",
     partial(_open_hub_dataset, "NAME"),
 )  # fmt: skip
 DATASETS = {

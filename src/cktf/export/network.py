@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cktf.errors import CktfError, ModelError, RecipeError
+from cktf.errors import CktfError, ModelError, RecipeError, install_command
 from cktf.files import write_atomically
 from cktf.taps import eval_mode
 from cktf.user_paths import expand_user_path
@@ -57,7 +57,7 @@ def require_onnx() -> None:
     """Raise RecipeError if a library for export is not installed."""
     missing = [name for name in _LIBRARIES if find_spec(name) is None]
     if missing:
-        raise RecipeError([f"Export needs {', '.join(missing)}: pip install 'cktf[export]'."])
+        raise RecipeError([f"Export needs {', '.join(missing)}: {install_command('export')}."])
 
 
 def write_onnx(

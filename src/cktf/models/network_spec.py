@@ -20,7 +20,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from cktf.errors import ModelError, nearest
+from cktf.errors import ModelError, install_command, nearest
 from cktf.models.zoo import check_network_name, list_networks
 from cktf.user_paths import expand_user_path
 
@@ -184,7 +184,7 @@ def _check_library_name(library: str, name: str) -> None:
             import timm
         except ImportError as error:
             raise ModelError(
-                "timm is not installed: pip install 'cktf[timm]' brings its networks."
+                f"timm, which has this network, is not installed: {install_command('timm')}."
             ) from error
         known = timm.list_models()
     if name not in known:

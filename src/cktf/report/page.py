@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from cktf import __version__
 from cktf.engine import announce, check_output_file
-from cktf.errors import RecipeError
+from cktf.errors import RecipeError, install_command
 from cktf.files import write_atomically
 from cktf.recipes import find_recipe
 from cktf.report import figures
@@ -80,7 +80,7 @@ def write_report(
         import sklearn  # noqa: F401
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise RecipeError([f"A report needs {error.name}: pip install 'cktf[report]'."]) from error
+        raise RecipeError([f"A report needs {error.name}: {install_command('report')}."]) from error
     check_output_file(out, ".html")
     folders = list(map(expand_user_path, runs))
     check_same_test_images([read_run(folder, data_dir) for folder in folders])

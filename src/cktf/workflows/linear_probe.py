@@ -26,7 +26,7 @@ from cktf.data import (
     sample_per_class,
 )
 from cktf.engine import RunFolder, Runtime, seeded, start_runtime
-from cktf.errors import DataError, RecipeError
+from cktf.errors import DataError, RecipeError, install_command
 from cktf.models import prepare_user_network
 from cktf.recipes import (
     CUSTOM,
@@ -153,7 +153,7 @@ def check_probe_dependencies(curve: bool) -> None:
     """
     for module, name in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
         if (curve or module == "sklearn") and find_spec(module) is None:
-            raise RecipeError([f"A probe needs {name}: pip install 'cktf[transfer]'."])
+            raise RecipeError([f"A probe needs {name}: {install_command('transfer')}."])
 
 
 def _fit_logistic_regression(features: Any, labels: Tensor, seed: int) -> "LogisticRegression":
