@@ -22,6 +22,12 @@ from cktf.errors import Interrupted
 from cktf.models import Normalized, create, save_network
 
 
+@pytest.fixture(autouse=True)
+def no_code_is_remembered(tmp_path_factory, monkeypatch):
+    """No test trusts code because another has run it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
 @pytest.fixture(scope="session")
 def images():
     """Every tenth training and every tenth test image of fashion-mini: 1,000 and 500."""

@@ -529,3 +529,24 @@ def test_schedules(name, at, expected):
         optimizer.step()
         rates.step()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("student_of_run", ["module", "name"])
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_a_run_of_this_session_is_a_teacher(few_images, tmp_path, student_of_run, as_folder):
+    """Also where its network was made in Python, which its folder alone does not build."""
+    small = {"data.batch_size": 100, "runtime.track": "none"}
+    images = few_images[0]
+    network = SmallNet() if student_of_run == "module" else create("resnet8", 10)
+    first = cktf.teach(
+        network, train=images, epochs=1, out=tmp_path / "t", overrides=small, show=False
+    )
+    student = SmallNet()
+    second = cktf.distill(
+        str(first.folder) if as_folder else first, student, train=images, method="kd", epochs=1,
+        out=tmp_path / "s", overrides=small, show=False,
+    )  # fmt: skip
+    assert second.summary["teacher"] == ("SmallNet" if student_of_run == "module" else "resnet8")
+    assert first.student is network
+    with pytest.raises(CktfError, match="cannot be built from its name"):
+        cktf.models.load_network(second.folder / "student.safetensors")

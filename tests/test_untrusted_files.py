@@ -18,6 +18,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 from typer.testing import CliRunner
 from unsafe_pickle import MakesFolder
 
@@ -127,25 +128,70 @@ def test_weights_name_no_code(here, monkeypatch, line):
     assert not Path("ran").exists()
 
 
-def test_a_run_of_own_code_is_used_where_it_is_trusted(here):
+@pytest.fixture
+def own_run(here):
+    """A run of `own.py:Net`, and the commands that read it."""
     photos = f"imagefolder:{folder_with(here, 'more.png', png(16, 16))}"
     small = ["--epochs", "1", "--set", "data.batch_size=2"]
     trained = cktf("train", "--model", "own.py:Net", "--data", photos, *small, "--out", "run")
     assert trained.exit_code == 0, trained.output
     labeled = ["--labeled", photos]
     student = ["--student", "resnet8", "--data", photos, "--method", "kd", "--dry-run", *small]
-    for command in (
+    Path("ran").unlink()
+    return [
         ["evaluate", "run"],
         ["probe", "run", *labeled],
         ["probe", "run", *labeled, *small, "--sgd"],
         ["distill", "--teacher", "run", *student],
-    ):
-        Path("ran").unlink(missing_ok=True)
+    ]
+
+
+def forget():
+    Path(os.environ["XDG_STATE_HOME"], "cktf", "own-code").unlink(missing_ok=True)
+
+
+def test_a_run_of_own_code_is_used_where_it_is_trusted(own_run):
+    for command in own_run:
+        forget()
         says(cktf(*command), "own.py:Net", "--trust-code")
         assert not Path("ran").exists()
         trusting = cktf(*command, "--trust-code")
         assert trusting.exit_code == 0, trusting.output
-        assert Path("ran").exists()
+        Path("ran").unlink()
+
+
+def test_code_that_the_user_has_run_runs_again(own_run):
+    """Also to resume the run, and when another run names it."""
+    own_run += [["train", "--resume", "run"], ["train", "--recipe", "run/recipe.yaml", "--dry-run"]]
+    for command in own_run:
+        again = cktf(*command)
+        assert again.exit_code == 0, again.output
+
+
+@pytest.mark.parametrize("change", ["content", "place", "name", "arguments", "module"])
+def test_code_that_is_not_what_the_user_has_run_does_not_run(own_run, here, monkeypatch, change):
+    """A stranger's folder may hold a run, a recipe and a Python file of the same name."""
+    line = "own.py:Net"
+    if change == "content":
+        Path("own.py").write_text(OWN + "\n")
+    elif change == "place":
+        Path("stranger").mkdir()
+        Path("own.py").rename("stranger/own.py")
+        Path("run").rename("stranger/run")
+        monkeypatch.chdir("stranger")
+    elif change == "module":
+        monkeypatch.syspath_prepend(here)
+        line = "own:Net"
+    else:
+        line = "own.py:nn.Identity" if change == "name" else "own.py:Net(num_classes=7)"
+    if line != "own.py:Net":
+        save_network(nn.Identity(), Path("run/student.safetensors"), name=line, classes=["cat"],
+                     dataset="photos")  # fmt: skip
+        Path("run/recipe.yaml").write_text(yaml.dump({"kind": "train", "model": line}))
+    recipe = ["train", "--recipe", "run/recipe.yaml", "--dry-run"]
+    for command in (*own_run, recipe) if change != "place" else own_run:
+        says(cktf(*command), "--trust-code")
+        assert not Path("ran").exists()
 
 
 def test_own_code_is_the_file_that_was_trained(here, monkeypatch):
@@ -162,6 +208,7 @@ def test_own_code_is_the_file_that_was_trained(here, monkeypatch):
     again = cktf("train", "--resume", here / "run", "--trust-code")
     assert again.exit_code == 0, again.output
     evaluate = ["evaluate", "run", "--trust-code"]
+    forget()
     says(cktf(*evaluate[:-1]), "own.py:Net", "--trust-code")
     (here / "own.py").write_text("raise SystemError('this is another')")
     assert cktf(*evaluate).exit_code == 0
@@ -184,6 +231,7 @@ def test_a_report_runs_code_where_it_is_trusted(here, role):
         own, Path("run/student.safetensors"), name=networks["student"], classes=["cat", "dog"],
         dataset="photos",
     )  # fmt: skip
+    forget()
     for trust in (False, True):
         Path("ran").unlink(missing_ok=True)
         found = RunAnalyzer(trust_code=trust).analyze(Path("run"))

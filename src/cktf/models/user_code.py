@@ -22,6 +22,7 @@ from torch import nn
 
 from cktf.errors import ModelError
 from cktf.models.network_spec import NetworkSpec, describe_builders
+from cktf.models.own_code import remember_code
 from cktf.user_paths import expand_user_path
 
 # Where neither the caller nor the code says how many.
@@ -62,6 +63,7 @@ def call_user_code(spec: NetworkSpec, num_classes: int | None) -> nn.Module:
             f"{spec.text} gives a {type(network).__name__}; a network is a torch.nn.Module, which "
             "the function must return."
         )
+    remember_code(spec)
     return network
 
 

@@ -16,8 +16,9 @@ from cktf.files import replace_atomically
 from cktf.models.external_weights import describe_origin, drop_counters, read_state_dict
 from cktf.models.extra_state import pack_extra_state, unpack_extra_state
 from cktf.models.network_building import build_network, drop_pretrained
-from cktf.models.network_spec import parse_network_spec, resolve_network_spec, runs_user_code
+from cktf.models.network_spec import parse_network_spec, resolve_network_spec
 from cktf.models.normalized import Normalized
+from cktf.models.own_code import needs_trust
 from cktf.models.published_keys import to_published_keys
 
 _MAX_NAMED_KEYS = 3
@@ -121,7 +122,8 @@ def load_network(path: Path, *, trust_code: bool = False) -> tuple[nn.Module, di
 
     Args:
         path: the file.
-        trust_code: run the Python file or module that the metadata names.
+        trust_code: run the Python file or module that the metadata names. A file that the user has
+            run before, unchanged, runs in any case.
 
     Raises:
         CheckpointError: a file that is missing or damaged, or a network that cannot be built.
@@ -133,10 +135,11 @@ def load_network(path: Path, *, trust_code: bool = False) -> tuple[nn.Module, di
     if isinstance(located, str) and Path(located.partition(".py:")[0] + ".py").is_file():
         name = located
     try:
-        if runs_user_code(name) and not trust_code:
+        if needs_trust(name) and not trust_code:
             raise ModelError(
-                "it is built by its user's code, which loading a file does not run. Read the code, "
-                "and add --trust-code if you trust it."
+                f"it is built by its user's code, {name}, which loading a file does not run unless "
+                "you have run the same before, unchanged and in the same place. Read the code, and "
+                "add --trust-code if you trust it."
             )
         # The file has the weights; pretrained ones need not be loaded.
         spec = drop_pretrained(parse_network_spec(name))

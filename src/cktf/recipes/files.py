@@ -14,7 +14,8 @@ from pydantic_core import ErrorDetails
 from cktf.data.config import DataConfig
 from cktf.data.registry import FOLDER_PREFIX
 from cktf.errors import RecipeError, RunFolderError, nearest
-from cktf.models.network_spec import resolve_network_spec, runs_user_code
+from cktf.models.network_spec import resolve_network_spec
+from cktf.models.own_code import needs_trust
 from cktf.recipes.schema import DistillRecipe, Recipe, TrainRecipe, TransferRecipe
 from cktf.recipes.weights_paths import is_weights_path
 from cktf.user_paths import expand_user_path
@@ -143,12 +144,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def find_user_code_fields(fields: Mapping[str, Any]) -> list[str]:
-    """List the fields that name a Python file or module, which building the network would run."""
+    """List the fields that name a Python file or module, which building the network would run.
+
+    Files that the user has run before, unchanged, are left out.
+    """
     specs = {name: fields.get(name) for name in ("model", "student", "teacher")}
     return [
         f"{name}: {spec}"
         for name, spec in specs.items()
-        if isinstance(spec, str) and not is_weights_path(spec) and runs_user_code(spec)
+        if isinstance(spec, str) and not is_weights_path(spec) and needs_trust(spec)
     ]
 
 

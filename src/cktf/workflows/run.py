@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from torch import nn
 
@@ -28,13 +29,16 @@ from cktf.recipes import (
     CUSTOM,
     DistillRecipe,
     Recipe,
+    find_recipe,
     numbered_class_names,
+    read_recipe,
     recipe_hash,
     result_fields,
     to_yaml,
     with_absolute_paths,
 )
 from cktf.taps import CachedTap, preserve_modes
+from cktf.user_paths import expand_user_path
 from cktf.workflows.components import RunComponents
 from cktf.workflows.input_fingerprint import check_input_fingerprint, write_input_fingerprint
 from cktf.workflows.objective_setup import ObjectiveSetup, set_up_objective
@@ -54,6 +58,28 @@ class Run:
     folder: Path
     student: nn.Module
     summary: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        """Note the run, so that its folder can name a student that was made in Python."""
+        _session_runs[self.folder.resolve()] = self
+
+
+_session_runs: WeakValueDictionary[Path, Run] = WeakValueDictionary()
+
+
+def find_session_student(teacher: object) -> nn.Module | None:
+    """Return the student of a run of this Python session, if no name and no file builds it.
+
+    Args:
+        teacher: a `Run`, its folder, or anything else.
+    """
+    if isinstance(teacher, str | Path):
+        teacher = _session_runs.get(expand_user_path(teacher).resolve())
+    if not isinstance(teacher, Run):
+        return None
+    recipe = read_recipe(find_recipe(teacher.folder))
+    made_in_python = CUSTOM in (recipe.get("model"), recipe.get("student"))
+    return teacher.student if made_in_python else None
 
 
 @dataclass(frozen=True)

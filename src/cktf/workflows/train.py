@@ -39,7 +39,7 @@ from cktf.taps import count_logits, find_classifier, fit_memory_format, type_nam
 from cktf.user_paths import expand_user_path, keep_working_folder
 from cktf.workflows.components import RunComponents
 from cktf.workflows.inspection import explain_rejected_images
-from cktf.workflows.run import Run, execute
+from cktf.workflows.run import Run, execute, find_session_student
 from cktf.workflows.teacher_ref import read_teacher_ref, teacher_ref_of
 from cktf.workflows.user_objects import UserObjects, check_objects, dataset_name, load_data
 
@@ -98,7 +98,7 @@ def teach(
 
 
 def distill(
-    teacher: nn.Module | str | Path,
+    teacher: nn.Module | str | Path | Run,
     student: nn.Module | str,
     *,
     train: Any = None,
@@ -117,8 +117,8 @@ def distill(
     """Train a student from a teacher.
 
     Args:
-        teacher: any trained module from images to logits, a run folder or a weights file. It is
-            frozen and in eval mode during the run; its modes are restored.
+        teacher: any trained module from images to logits, a run, its folder, or a weights file. It
+            is frozen and in eval mode during the run; its modes are restored.
         student: any module that shares no parameters with the teacher, or the name of a network of
             the library. Its frozen parameters stay frozen, as in `teach`.
         train: a map-style data set of `(image, label)`, or the name of one of the library's, or a
@@ -142,6 +142,10 @@ def distill(
     Raises:
         CktfError: a mistake that can be mended; the message says how.
     """
+    if (made := find_session_student(teacher)) is not None:
+        teacher = made
+    elif isinstance(teacher, Run):
+        teacher = teacher.folder
     if (train is None) == (unlabeled is None):
         raise RecipeError(["train, unlabeled: give one of them, the images to train on."])
     images = train if unlabeled is None else unlabeled
