@@ -16,6 +16,7 @@ from cktf.recipes import (
     parse_recipe,
     read_recipe,
     result_fields,
+    set_fields,
     to_yaml,
     with_absolute_paths,
 )
@@ -123,6 +124,39 @@ def test_assignments_are_read_as_yaml(assignment, expected):
     fields = {}
     apply_assignments(fields, [assignment])
     assert fields == expected
+
+
+CLASS_NAMES = "[NO, yes, 0, 1.0, null, ~, 2024-01-01, 010, 1:30, 1e3, off, 'a b']"
+
+
+@pytest.mark.parametrize("kind", ["assignment", "flow", "block", "dotted"])
+def test_names_of_classes_are_kept_as_written(tmp_path, kind):
+    """YAML reads NO as false, 1.0 as a number and 2024-01-01 as a date."""
+    expected = [name.strip("'") for name in CLASS_NAMES[1:-1].split(", ")]
+    fields = {}
+    if kind == "assignment":
+        apply_assignments(fields, [f"data.classes={CLASS_NAMES}"])
+    else:
+        block = "\n".join(f"  - {name}" for name in CLASS_NAMES[1:-1].split(", "))
+        text = {
+            "flow": f"data: {{classes: {CLASS_NAMES}, augment: no}}",
+            "block": f"data:\n  augment: no\n  classes:\n{block}",
+            "dotted": f"data.classes:\n{block}\ndata.augment: no",
+        }[kind]
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        set_fields(fields, read_recipe(path))
+        assert fields["data"].pop("augment") is False
+    assert fields == {"data": {"classes": expected}}
+    recipe = parse_recipe({**TRAIN, "data": fields["data"]})
+    assert recipe.data.classes == expected
+    (tmp_path / "again.yaml").write_text(to_yaml(recipe))
+    assert parse_recipe(read_recipe(tmp_path / "again.yaml")) == recipe
+
+
+def test_a_number_for_a_name_is_to_be_quoted():
+    with pytest.raises(RecipeError, match=r"data.dir: .* given 2024\. Write it in quotes"):
+        parse_recipe({**TRAIN, "data": {"dir": 2024}})
 
 
 def test_assignments_keep_their_neighbors_and_the_last_counts():

@@ -41,14 +41,26 @@ _YAML_ERRORS = (
 class _RecipeLoader(yaml.SafeLoader):
     """A YAML loader that refuses a key given twice, of which PyYAML takes the last.
 
-    It also refuses aliases, whose expansion could take more memory than there is.
+    It also refuses aliases, whose expansion could take more memory than there is, and reads names
+    of classes as they are written: `NO` is no truth value among them, and `1.0` no number.
+
+    Attributes:
+        field: the field that the whole text is the value of, or "".
     """
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuse an alias; compose any other node."""
+    field = ""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuse an alias; compose any other node, whose key in a mapping is `index`."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not read; write the value out")
-        return super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
+        field = self.field if parent is None else getattr(index, "value", "")
+        if isinstance(node, yaml.SequenceNode) and str(field).split(".")[-1] == "classes":
+            for name in node.value:
+                if isinstance(name, yaml.ScalarNode):
+                    name.tag = "tag:yaml.org,2002:str"
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a mapping whose keys differ."""
@@ -77,6 +89,16 @@ def _construct_decimal(loader: _RecipeLoader, node: yaml.ScalarNode) -> int | st
 
 
 _RecipeLoader.add_constructor("tag:yaml.org,2002:int", _construct_decimal)
+
+
+def _read_yaml(text: str, field: str = "") -> Any:
+    """Read a text as YAML; `field` is the name of the field whose value it is."""
+    loader = _RecipeLoader(text)
+    loader.field = field
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def _explain_yaml_error(error: Exception) -> str:
@@ -129,7 +151,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if len(text) > _MAX_BYTES:
         raise RecipeError([f"{path} is too large: a recipe has at most {_MAX_BYTES:,} bytes."])
     try:
-        fields = yaml.load(text.decode(), Loader=_RecipeLoader)
+        fields = _read_yaml(text.decode())
     except _YAML_ERRORS as error:
         raise RecipeError([f"{path} is not YAML: {_explain_yaml_error(error)}."]) from error
     if not isinstance(fields, dict):
@@ -185,7 +207,7 @@ def apply_assignments(fields: dict[str, Any], assignments: Iterable[str]) -> Non
         if not equals or not all(name.split(".")):
             raise RecipeError([f"--set takes field.name=value, given {assignment!r}."])
         try:
-            value = yaml.load(text, Loader=_RecipeLoader)
+            value = _read_yaml(text, name)
         except _YAML_ERRORS as error:
             raise RecipeError(
                 [f"--set {assignment[:200]}: the value is not YAML: {_explain_yaml_error(error)}."]
@@ -317,7 +339,8 @@ def _explain(schema: type[BaseModel], detail: ErrorDetails) -> str:
         return f"{name}: there is no such field. {hint}"
     if detail["type"] == "missing":
         return f"{name}: is needed. Give --{path[-1].replace('_', '-')}, or set it in the recipe."
-    return f"{name}: {detail['msg']}, given {repr(detail['input'])[:200]}."
+    advice = " Write it in quotes." if detail["type"] == "string_type" else ""
+    return f"{name}: {detail['msg']}, given {repr(detail['input'])[:200]}.{advice}"
 
 
 def with_absolute_paths(recipe: AnyRecipe) -> AnyRecipe:
