@@ -1,5 +1,6 @@
 """The data set on which a run is evaluated, and the size of its images."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,40 @@ def test_a_folder_of_test_images_alone(sets, tmp_path):
     assert cktf.evaluate(run, sets["b"])[0].samples == 8
     with pytest.raises(DataError, match="found test, and no class folders in train"):
         load_dataset(sets["b"], None, "train")
+
+
+HELD_OUT = "; the fifth of each class that is held out of training"
+
+
+def test_of_another_folder_of_classes_all_images_count(
+    class_folders, tmp_path, monkeypatch, capsys
+):
+    """And of the run's own, under any of its names, those that training left out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+    run_command(f"{TRAIN} --data photos --out run")
+    Path("link").symlink_to("photos")
+    for part in ("train", "val"):
+        shutil.copytree("photos", Path("other") / part)
+    capsys.readouterr()
+    for data, images, remark in (
+        ("photos", 6, HELD_OUT), ("./link", 6, HELD_OUT), ("other", 30, "; from val"),
+        ("other/val", 30, " MB)"), ("other/train", 30, " MB)"),
+    ):  # fmt: skip
+        accuracy, name = cktf.evaluate("run", data, show=True)
+        assert (accuracy.samples, name) == (images, f"imagefolder:{tmp_path / data}")
+        assert capsys.readouterr().err.rstrip().endswith(remark)
+    # A folder without a path in its name is another one if its place is another.
+    assert cktf.evaluate("run", "imagefolder", "other/val")[0].samples == 30
+    assert cktf.evaluate("run", "imagefolder", "photos")[0].samples == 6
+
+
+def test_training_images_among_those_evaluated_are_counted(sets, tmp_path, capsys):
+    run_command(f"{TRAIN} --data {sets['a']} --out {tmp_path / 'run'}")
+    capsys.readouterr()
+    for part, words in (("train", "; the run was trained on 4 of them"), ("test", "MB)")):
+        cktf.evaluate(tmp_path / "run", tmp_path / "a" / part, show=True)
+        assert " ".join(capsys.readouterr().err.split()).endswith(words)
 
 
 def test_another_set_is_tested_at_the_size_of_training(sets):

@@ -22,7 +22,7 @@ def evaluate(
     from cktf.workflows import evaluate as evaluate_run
 
     accuracy, name = evaluate_run(
-        run, data, str(data_dir) if data_dir else None, trust_code=trust_code
+        run, data, str(data_dir) if data_dir else None, trust_code=trust_code, show=True
     )
     print(
         f"{name}: top-1 {accuracy.top1:.2f} % ± {accuracy.standard_error:.2f}, top-5 "

@@ -134,12 +134,16 @@ def open_image_folder(directory: Path | None, split: str, options: ReadOptions) 
         train_files = [files[i] for i in remaining.tolist()]
         positions = remaining if split == "train" else held_out
         files, labels = [files[i] for i in positions.tolist()], labels[positions]
-        notes = ["a fifth of each class held out for the test"] if split == "train" else []
+        notes = [
+            "a fifth of each class held out for the test"
+            if split == "train"
+            else "the fifth of each class that is held out of training"
+        ]
     elif split == "train" and options.hold_out:
         notes = [f"tested on {parents['test'].name}"]
     elif "train" in parents and own != "train" and options.image_size is None:
         train_files, _ = _list_files(name, parents["train"], classes["train"], _LeftOut())
-    if split == VALIDATION_SPLIT:
+    if split != "train" and split == own:
         notes = [f"from {parents[split].name}"]
     notes += left_out.notes() if split == own else []
     size = options.image_size

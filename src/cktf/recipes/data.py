@@ -103,9 +103,11 @@ def _read_options(section: DataConfig) -> ReadOptions:
     )
 
 
-def _load_splits(section: DataConfig, *splits: str) -> list[ImageSet[Images]]:
+def _load_splits(
+    section: DataConfig, *splits: str, hold_out: bool = True
+) -> list[ImageSet[Images]]:
     directory = None if section.dir is None else Path(section.dir)
-    read_options = _read_options(section)
+    read_options = replace(_read_options(section), hold_out=hold_out)
     if section.test in (None, section.name):
         loaded = load_splits(section.name, directory, splits, read_options)
     else:
@@ -132,13 +134,18 @@ def _load_splits(section: DataConfig, *splits: str) -> list[ImageSet[Images]]:
     return [data.select_classes(section.classes) if section.classes else data for data in loaded]
 
 
-def load_split(section: DataConfig, split: str) -> ImageSet[Images]:
+def load_split(section: DataConfig, split: str, *, hold_out: bool = True) -> ImageSet[Images]:
     """Load one split of a named data set.
+
+    Args:
+        section: which data set.
+        split: "train", "test" or "unlabeled".
+        hold_out: see `ReadOptions`.
 
     Raises:
         DataError: files that are missing or damaged.
     """
-    (data,) = _load_splits(section, split)
+    (data,) = _load_splits(section, split, hold_out=hold_out)
     return data
 
 

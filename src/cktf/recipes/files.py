@@ -18,6 +18,7 @@ from cktf.models.network_spec import resolve_network_spec
 from cktf.models.own_code import needs_trust
 from cktf.recipes.schema import DistillRecipe, Recipe, TrainRecipe, TransferRecipe
 from cktf.recipes.weights_paths import is_weights_path
+from cktf.recipes.yaml_text import YAML_ERRORS, explain_yaml_error, read_yaml
 from cktf.user_paths import expand_user_path
 
 _SCHEMAS: dict[str, type[TrainRecipe] | type[DistillRecipe] | type[TransferRecipe]] = {
@@ -32,86 +33,6 @@ AnyRecipe = TypeVar(
 
 _PACKAGE_DIR = Path(__file__).parent
 _MAX_BYTES = 1_000_000
-# Exceptions that PyYAML raises for malformed text.
-_YAML_ERRORS = (
-    yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError,
-)  # fmt: skip
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """A YAML loader that refuses a key given twice, of which PyYAML takes the last.
-
-    It also refuses aliases, whose expansion could take more memory than there is, and reads names
-    of classes as they are written: `NO` is no truth value among them, and `1.0` no number.
-
-    Attributes:
-        field: the field that the whole text is the value of, or "".
-    """
-
-    field = ""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuse an alias; compose any other node, whose key in a mapping is `index`."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
-        node = super().compose_node(parent, index)
-        field = self.field if parent is None else getattr(index, "value", "")
-        if isinstance(node, yaml.SequenceNode) and str(field).split(".")[-1] == "classes":
-            for name in node.value:
-                if isinstance(name, yaml.ScalarNode):
-                    name.tag = "tag:yaml.org,2002:str"
-        return node
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Compose a mapping whose keys differ."""
-        node = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            # A key that is itself a list or mapping is refused when it is constructed.
-            if isinstance(key, yaml.ScalarNode):
-                line = key.start_mark.line + 1
-                if key.value in lines:
-                    raise yaml.YAMLError(
-                        f"{key.value!r} is given twice, in line {lines[key.value]} and in line "
-                        f"{line}; leave one out"
-                    )
-                lines[key.value] = line
-        return node
-
-
-def _construct_decimal(loader: _RecipeLoader, node: yaml.ScalarNode) -> int | str:
-    """Read an integer as decimal: to YAML 1.1, 010 is 8, and 1:30 is 90."""
-    text = str(loader.construct_scalar(node))
-    try:
-        return int(text)
-    except ValueError:
-        return text
-
-
-_RecipeLoader.add_constructor("tag:yaml.org,2002:int", _construct_decimal)
-
-
-def _read_yaml(text: str, field: str = "") -> Any:
-    """Read a text as YAML; `field` is the name of the field whose value it is."""
-    loader = _RecipeLoader(text)
-    loader.field = field
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
-
-def _explain_yaml_error(error: Exception) -> str:
-    """Say in a line why a text is not YAML."""
-    if isinstance(error, UnicodeDecodeError):
-        return f"it is not text in UTF-8 (byte {error.start}); save it in that encoding"
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    if mark is None or problem is None:
-        return " ".join(str(error).split())[:300]
-    if isinstance(error, yaml.composer.ComposerError) and error.context:
-        problem = f"{error.context} {problem}"
-    advice = "; indent by spaces, not by tabs" if "\\t" in problem else ""
-    return f"{problem[:300]} in line {mark.line + 1}, column {mark.column + 1}{advice}"
 
 
 def find_recipe(run: Path) -> Path:
@@ -151,9 +72,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if len(text) > _MAX_BYTES:
         raise RecipeError([f"{path} is too large: a recipe has at most {_MAX_BYTES:,} bytes."])
     try:
-        fields = _read_yaml(text.decode())
-    except _YAML_ERRORS as error:
-        raise RecipeError([f"{path} is not YAML: {_explain_yaml_error(error)}."]) from error
+        fields = read_yaml(text.decode())
+    except YAML_ERRORS as error:
+        raise RecipeError([f"{path} is not YAML: {explain_yaml_error(error)}."]) from error
     if not isinstance(fields, dict):
         kind = "a list" if isinstance(fields, list) else "a single value"
         raise RecipeError(
@@ -207,10 +128,10 @@ def apply_assignments(fields: dict[str, Any], assignments: Iterable[str]) -> Non
         if not equals or not all(name.split(".")):
             raise RecipeError([f"--set takes field.name=value, given {assignment!r}."])
         try:
-            value = _read_yaml(text, name)
-        except _YAML_ERRORS as error:
+            value = read_yaml(text, name)
+        except YAML_ERRORS as error:
             raise RecipeError(
-                [f"--set {assignment[:200]}: the value is not YAML: {_explain_yaml_error(error)}."]
+                [f"--set {assignment[:200]}: the value is not YAML: {explain_yaml_error(error)}."]
             ) from error
         if isinstance(value, str) and "e" in value.lower():
             # YAML 1.1 reads 1e-3 as a string.

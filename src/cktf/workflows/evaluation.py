@@ -1,11 +1,18 @@
 """Evaluate the network of a finished run."""
 
+from contextlib import suppress
 from pathlib import Path
 
-from cktf.data import FOLDER_PREFIX, resolve_dataset_name
-from cktf.engine import Accuracy, RuntimeConfig, explain_out_of_memory, start_available_runtime
+from cktf.data import FOLDER_PREFIX, ReadOptions, open_dataset, resolve_dataset_name
+from cktf.engine import (
+    Accuracy,
+    RuntimeConfig,
+    announce,
+    explain_out_of_memory,
+    start_available_runtime,
+)
 from cktf.engine import evaluate as accuracy_of
-from cktf.errors import RunFolderError
+from cktf.errors import DataError, RunFolderError
 from cktf.models import is_cktf_weights_file, read_metadata
 from cktf.recipes import (
     CUSTOM,
@@ -22,23 +29,27 @@ from cktf.recipes import (
 from cktf.taps import fit_memory_format
 from cktf.user_paths import expand_user_path
 from cktf.workflows.inspection import explain_rejected_images
+from cktf.workflows.user_objects import dataset_name
 
 
 def evaluate(
     run: str | Path,
-    data: str | None = None,
+    data: str | Path | None = None,
     data_dir: str | None = None,
     *,
     trust_code: bool = False,
+    show: bool = False,
 ) -> tuple[Accuracy, str]:
     """Classify the test images of a data set with a run's network.
 
     Args:
         run: a run folder.
-        data: a data set; by default the one that the run was tested on. In a folder without test
-            images, the test images are the fifth of each class that training leaves out.
+        data: a data set; by default the one that the run was tested on. Of a folder without test
+            images all images count, except of the run's own, where they are the fifth of each class
+            that training left out.
         data_dir: its folder, for example if the run's data has moved; by default the run's own.
         trust_code: whether the user's own code that builds the network may run.
+        show: print which images count.
 
     Returns:
         The accuracy, and the name of the data set.
@@ -47,13 +58,18 @@ def evaluate(
         CktfError: there is no finished run, or the data does not fit it.
     """
     run = expand_user_path(run)
+    data = None if data is None else dataset_name(data)
     config, section = load_test_section(run, data, data_dir)
     if section.name == CUSTOM:
         raise RunFolderError(
             f"{run} was trained on a data set made in Python. Name another with --data, or measure "
             "it there with cktf.engine.evaluate."
         )
-    test = load_split(section, "test")
+    own = load_test_section(run)[1]
+    hold_out = data is None or _is_own_data(own, section, data)
+    test = load_split(section, "test", hold_out=hold_out)
+    remark = "" if hold_out else _find_training_images(own, section)
+    announce(f"{test.name}: {test.describe()}{remark}", show)
     loader, classes = build_test_loader(test, section.workers), tuple(test.classes)
     network = load_teacher(str(run.absolute()), classes, trust_code=trust_code).network
     images = next(iter(loader.epoch(0))).images[:2]
@@ -65,6 +81,41 @@ def evaluate(
         forward = runtime.autocast()(network.eval())
         accuracy = accuracy_of(forward, loader, len(classes), runtime.device)
     return accuracy, section.test or section.name
+
+
+def _is_own_data(own: DataConfig, section: DataConfig, data: str) -> bool:
+    """Whether a data set that a user names is the run's own; `section` is that of its images."""
+    # A folder with its path in its name may have moved.
+    if resolve_dataset_name(data) == own.name != FOLDER_PREFIX:
+        return True
+    folder = _image_folder(section)
+    return folder is not None and folder == _image_folder(own)
+
+
+def _image_folder(section: DataConfig) -> Path | None:
+    """The folder of images that a section names, without symbolic links."""
+    prefix, _, folder = section.name.partition(":")
+    return Path(folder or section.dir or "").resolve() if prefix == FOLDER_PREFIX else None
+
+
+def _find_training_images(own: DataConfig, section: DataConfig) -> str:
+    """Say how many images of a folder the run was trained on; empty for none."""
+    folder, own_folder = _image_folder(section), _image_folder(own)
+    if folder is None or own_folder is None:
+        return ""
+    if not folder.is_relative_to(own_folder) and not own_folder.is_relative_to(folder):
+        return ""
+    names = []
+    with suppress(DataError):  # the run's own images may be gone
+        for split, place, hold_out in (
+            ("train", own_folder, own.test in (None, own.name)),
+            ("test", folder, False),
+        ):
+            read = ReadOptions(image_size=32, hold_out=hold_out)
+            images = open_dataset(FOLDER_PREFIX, place, split, read).stored
+            names.append({images.image_name(i) for i in range(len(images))})
+    trained_on = len(names[0] & names[1]) if len(names) == 2 else 0
+    return f"; the run was trained on {trained_on:,} of them" if trained_on else ""
 
 
 def load_test_section(
