@@ -142,7 +142,7 @@ def test_buffers_that_a_forward_pass_changes_are_restored():
     paths = FeaturePaths(embedding="0:input")
     step = TrainStep(objective, Tap(torch.nn.Sequential(network), paths, []), None, None)
     buffers = step.forward_buffers()
-    assert {id(b) for b in buffers} == {id(network.steps), *map(id, norm.buffers())}
+    assert {id(b) for _, _, b in buffers} == {id(network.steps), *map(id, norm.buffers())}
 
 
 def test_skipping_changes_nothing_where_all_is_finite(small_run):

@@ -242,6 +242,13 @@ def test_a_seed_counts_once():
     assert group.notes == ["again has the recipe and the seed of kd and is left out."]
 
 
+def test_warnings_of_runs_are_among_the_notes():
+    first = run("kd", 83.0, warnings=["The loss rose."])
+    again = run("kd", 84.0, seed=1, warnings=["The loss rose.", "No teacher."])
+    (group,) = group_runs([first, again])
+    assert group.notes == [f"{group.name}: The loss rose.", f"{group.name}: No teacher."]
+
+
 def test_a_teachers_own_run_is_not_the_student_alone():
     recipe = {"kind": "train", "model": "wrn_16_2", "epochs": 8, "data": {"name": "cifar10"}}
     summary = {"student": "wrn_16_2", "teacher": None, "teacher_top1": None}

@@ -3,7 +3,10 @@
 import time
 from typing import TYPE_CHECKING, Any
 
-from cktf.errors import Interrupted
+import torch
+from torch import Tensor
+
+from cktf.errors import Interrupted, TrainingError
 from cktf.signals import stop_signal
 
 if TYPE_CHECKING:
@@ -64,6 +67,34 @@ class StepTimer(Callback):
     def on_step_end(self, trainer: "Trainer") -> None:
         """Stop the clock."""
         trainer.metrics.seconds += time.perf_counter() - self._started
+
+
+class CheckFirstStep(Callback):
+    """Refuses a student whose parameters the first step of a phase leaves as they were."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[Tensor, Tensor]] = []
+
+    def on_phase_start(self, trainer: "Trainer") -> None:
+        """Copy the parameters that the phase trains, unless it continues."""
+        assert trainer.phase is not None
+        begins = trainer.epoch == 1 and trainer.position.step == 0
+        student = trainer.phase.step.student if begins else None
+        parameters = [] if student is None else student.parameters()
+        self._before = [(p, p.detach().clone()) for p in parameters if p.requires_grad]
+
+    def on_step_end(self, trainer: "Trainer") -> None:
+        """Compare them, after the first step that was not skipped."""
+        if not self._before or not trainer.metrics.steps:
+            return
+        if all(torch.equal(parameter, before) for parameter, before in self._before):
+            lr = trainer.metrics.lr
+            raise TrainingError(
+                f"The first step, with the learning rate {lr:.3g}, changed no parameter of the "
+                "student, so that it would learn nothing. A larger rate, --set optimizer.lr=…, "
+                "moves float32 weights; or does a callback, or the student itself, restore them?"
+            )
+        self._before = []
 
 
 class StopOnSignal(Callback):

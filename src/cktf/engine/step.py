@@ -1,6 +1,6 @@
 """The training step as a module, the phases of a run, and the learning rate schedule."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -65,14 +65,19 @@ class TrainStep(nn.Module):
         assert student is not None
         return student, teacher
 
-    def forward_buffers(self) -> list[Tensor]:
+    def forward_buffers(self) -> list[tuple[nn.Module, str, Tensor]]:
         """List the buffers that a forward pass changes, to restore them after a skipped step.
 
         Memories are not among them: they change in `Objective.after_step`, after the optimizer.
         """
-        norms = (module for module in self.objective.modules() if isinstance(module, _NormBase))
-        student = [] if self.student is None else list(self.student.buffers())
-        return [*student, *(buffer for norm in norms for buffer in norm.buffers())]
+        norms = [module for module in self.objective.modules() if isinstance(module, _NormBase)]
+        student = [] if self.student is None else list(self.student.modules())
+        return [
+            (module, name, buffer)
+            for module in (*student, *norms)
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
 
     def train(self, mode: bool = True) -> "TrainStep":
         """Set the training mode, except for frozen BatchNorm statistics.
@@ -109,16 +114,31 @@ class TrainPhase:
     weight: float = 1.0
 
 
+def save_buffers(step: TrainStep) -> Callable[[], None]:
+    """Copy the buffers that a step's forward pass changes; return a function that restores them."""
+    saved = [(*entry, entry[2].clone()) for entry in step.forward_buffers()]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for module, name, buffer, before in saved:
+            # Observers of quantization-aware training replace their buffers, or resize them.
+            module._buffers[name] = buffer
+            if buffer.shape == before.shape:
+                buffer.copy_(before)
+            else:
+                buffer.data = before
+
+    return restore
+
+
 @contextmanager
-def preserve_buffers(network: nn.Module) -> Iterator[None]:
-    """Restore a network's buffers, such as BatchNorm statistics, on exit."""
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+def preserve_buffers(step: TrainStep) -> Iterator[None]:
+    """Restore the buffers that a step's forward pass changes on exit."""
+    restore = save_buffers(step)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        restore()
 
 
 def build_scheduler(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cktf.batch import Batch
 from cktf.data import Loader
 from cktf.engine.accuracy import Accuracy, evaluate
-from cktf.engine.callbacks import Callback, StepTimer, StopOnSignal
+from cktf.engine.callbacks import Callback, CheckFirstStep, StepTimer, StopOnSignal
 from cktf.engine.checkpointing import (
     CHECKPOINT_VERSION,
     PeriodicCheckpoints,
@@ -33,7 +33,7 @@ from cktf.engine.randomness import preserve_rng, random_state, restore_random_st
 from cktf.engine.result import TrainResult
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.runtime import Runtime
-from cktf.engine.step import MAIN, TrainPhase, build_scheduler, preserve_buffers
+from cktf.engine.step import MAIN, TrainPhase, build_scheduler, preserve_buffers, save_buffers
 from cktf.errors import CheckpointError, Interrupted
 from cktf.signals import catch_stop_signals, stop_signal
 from cktf.taps import freeze
@@ -109,7 +109,9 @@ class Trainer:
         self.checkpoints = PeriodicCheckpoints(config.checkpoint, title, show)
         progress = [ProgressBar(title)] if show else []
         stop = StopOnSignal(self.checkpoints)
-        self.callbacks = [StepTimer(), *progress, *callbacks, stop, self.checkpoints]
+        self.callbacks = [
+            StepTimer(), CheckFirstStep(), *progress, *callbacks, stop, self.checkpoints
+        ]  # fmt: skip
 
     def fit(self) -> TrainResult:
         """Train to the end, from the newest checkpoint if there is one.
@@ -179,7 +181,7 @@ class Trainer:
         step, number = self.phase.step, self.position.step + 1
         self._call("on_step_start")
         batch = next(self._batches).to(self.device)
-        buffers = [(b, b.clone()) for b in step.forward_buffers()] if self._skips else []
+        restore_buffers = save_buffers(step) if self._skips else None
 
         loss = step(batch)
         torch.autograd.backward(self.phase.weight * loss.total)
@@ -189,8 +191,8 @@ class Trainer:
         self.metrics.unchecked.append((number, lr, numbers))
         due = len(self.metrics.unchecked) >= CHECK_EVERY or number == len(self.train)
         if (due or self._check_every_step) and not self._all_finite(batch):
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            if restore_buffers is not None:
+                restore_buffers()
             # The schedule counts skipped steps too; PyTorch would warn of them.
             self.optimizer._opt_called = True  # type: ignore[attr-defined]
         else:
@@ -302,7 +304,7 @@ class Trainer:
         step = phase.step
         step.train()
         started, samples = time.perf_counter(), 0
-        with preserve_buffers(self.student):
+        with preserve_buffers(step):
             for batch in (batch.to(self.device) for batch in self.train.epoch(0, cover=True)):
                 with self.runtime.autocast():
                     features = step.features(batch)

@@ -19,6 +19,11 @@ from cktf.functional.critics import MIN_TEMPERATURE, InfoNCECritic
 from cktf.functional.nce import build_candidates
 
 
+def uninformed_infonce(negatives: int) -> float:
+    """`infonce_loss` of an anchor that cannot tell its positive from K negatives: log(1 + K)."""
+    return math.log(1 + negatives)
+
+
 def infonce_loss(
     anchor: Tensor, bank: Tensor, contrast_index: Tensor, *, temperature: float
 ) -> Tensor:

@@ -50,6 +50,14 @@ def _build_critic(
     return NCECritic(constant.log(), negatives, len(bank))
 
 
+def uninformed_nce(negatives: int) -> float:
+    """`nce_loss` where every score P is 1/N: log(1 + K) + K·log(1 + 1/K), in nats.
+
+    It is the lowest for an anchor that cannot tell its positive from K negatives.
+    """
+    return math.log(1 + negatives) + negatives * math.log1p(1 / negatives)
+
+
 def nce_loss(
     anchor: Tensor,
     bank: Tensor,

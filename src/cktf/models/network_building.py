@@ -31,12 +31,15 @@ class BuiltNetwork:
         network: from normalized images to logits.
         mean, std: per channel, of its training images; None where they are unknown.
         size: height and width to which images are resized; None: not resized.
+        trained_size: height and width of the images that its weights were trained on; None where
+            they are unknown.
     """
 
     network: nn.Module
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size: int | None = None
+    trained_size: tuple[int, ...] | None = None
 
 
 def build_network(spec: NetworkSpec, num_classes: int | None) -> BuiltNetwork:
@@ -134,7 +137,8 @@ def _build_timm(spec: NetworkSpec, arguments: dict[str, Any]) -> BuiltNetwork:
         size = built_config["input_size"][-1]
     if not arguments.get("pretrained"):
         return BuiltNetwork(network, size=size)
-    return BuiltNetwork(network, built_config["mean"], built_config["std"], size)
+    trained_size = tuple(built_config["input_size"][1:])
+    return BuiltNetwork(network, built_config["mean"], built_config["std"], size, trained_size)
 
 
 def _build_torchvision(spec: NetworkSpec, arguments: dict[str, Any]) -> BuiltNetwork:
@@ -156,8 +160,11 @@ def _build_torchvision(spec: NetworkSpec, arguments: dict[str, Any]) -> BuiltNet
             network, models.get_model(spec.name, num_classes=num_classes, **similar)
         )
     transforms = weights.transforms()
-    size = spec.size or arguments.get("image_size", transforms.crop_size[0])
-    return BuiltNetwork(network, tuple(transforms.mean), tuple(transforms.std), size)
+    trained_size = arguments.get("image_size", transforms.crop_size[0])
+    return BuiltNetwork(
+        network, tuple(transforms.mean), tuple(transforms.std), spec.size or trained_size,
+        (trained_size, trained_size),
+    )  # fmt: skip
 
 
 def drop_pretrained(spec: NetworkSpec) -> NetworkSpec:

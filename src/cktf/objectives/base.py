@@ -195,6 +195,13 @@ class Objective(nn.Module, ABC):
         """Memory for batches of a size, besides the parameters."""
         return sum((part.footprint(batch) for part in self.sub_objectives()), Footprint())
 
+    def uninformed_terms(self, batch: int) -> dict[str, float]:
+        """Losses of features that tell no image from another, by term, for batches of a size.
+
+        Only of terms for which that is known.
+        """
+        return {}
+
     def after_step(self) -> None:
         """Update the memories from the last training batch, after the optimizer's step."""
         for part in self.sub_objectives():
@@ -254,6 +261,14 @@ class WeightedSum(Objective):
             if len(loss.terms) > 1:
                 parts |= {f"{name}.{part}": value for part, value in loss.terms.items()}
         return Loss(total, parts)
+
+    def uninformed_terms(self, batch: int) -> dict[str, float]:
+        """Those of all terms, named as in `forward`."""
+        return {
+            name if part == name else f"{name}.{part}": value
+            for name in self.weights
+            for part, value in cast(Objective, self.terms[name]).uninformed_terms(batch).items()
+        }
 
     def describe(self) -> str:
         """List the weights: `1 ce + 1 cktf (beta 0.8, theta 0.1) + 1 kd`."""

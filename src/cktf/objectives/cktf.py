@@ -61,6 +61,7 @@ class CKTF(Objective):
 
     Attributes:
         pairs: CRD objectives in the order stem, module 1…n, embedding.
+        pair_names: name of the term of each.
 
     Raises:
         MethodError: a network without stages, or an option out of its range.
@@ -100,7 +101,7 @@ class CKTF(Objective):
         config = ContrastConfig.from_options(dict(config or {}) | rename_options(options))
         # The first pair builds the memory, and all share it: one draw serves them all.
         memory: Memory | None = None
-        self.pairs = nn.ModuleList()
+        self.pairs, self.pair_names = nn.ModuleList(), tuple(vectors)
         for s, t in vectors.values():
             pair = CRD(
                 s.shape[1], t.shape[1], dataset_size,
@@ -172,6 +173,13 @@ class CKTF(Objective):
                 "options.cktf.module_norm=none."
             )
         return self._cache_spec
+
+    def uninformed_terms(self, batch: int) -> dict[str, float]:
+        """Those of the pairs."""
+        return {
+            name: pair.uninformed_terms(batch)["crd"]
+            for name, pair in zip(self.pair_names, self.sub_objectives(), strict=True)
+        }
 
     def sub_objectives(self) -> list[CRD]:
         """The pairs, typed."""

@@ -41,6 +41,8 @@ from cktf.contrast import (
 from cktf.functional.batch_centering import subtract_batch_mean
 from cktf.functional.contrast import contrast_loss
 from cktf.functional.critics import Critic, InfoNCECritic, NCECritic, NormalizerEstimate
+from cktf.functional.infonce import uninformed_infonce
+from cktf.functional.nce import uninformed_nce
 from cktf.objectives.base import BuildContext, Loss, Objective, single_term_loss
 from cktf.objectives.pairs import embeddings
 from cktf.processes import gather, mean_over_processes
@@ -232,6 +234,11 @@ class CRD(Objective):
         """Memory of the banks and a step; MethodError for a batch that the memory cannot hold."""
         self.memory.check_batch(batch)
         return footprint(self.config, self.memory.dataset_size, batch)
+
+    def uninformed_terms(self, batch: int) -> dict[str, float]:
+        """The loss of both anchors where every score is the same."""
+        critic_loss = uninformed_infonce if self.config.critic == "infonce" else uninformed_nce
+        return {"crd": 2 * critic_loss(self.memory.negatives or batch - 1)}
 
     def _rows(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """[B, embedding_dim] rows of unit length."""

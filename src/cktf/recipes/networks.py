@@ -1,5 +1,6 @@
 """The networks that a recipe names: a student to train, and its trained teacher."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,14 @@ class LoadedNetwork:
         name: for the summary.
         note: what was loaded, for the log.
         classes: class names of its logits, where its file has them.
+        trained_size: height and width of the images that it was trained on, where they are known.
     """
 
     network: nn.Module
     name: str
     note: str
     classes: tuple[str, ...] | None = None
+    trained_size: tuple[int, ...] | None = None
 
 
 def build_student(spec: str, data: ImageSet, num_classes: int | None = None) -> Normalized:
@@ -164,7 +167,7 @@ def load_teacher(
         return _load_weights_into(spec, expand_user_path(weights), data)
     built = build_network(spec, None)
     network = _normalized(built.network, built.mean, built.std, built.size, data)
-    return LoadedNetwork(network, teacher, f"built {teacher}")
+    return LoadedNetwork(network, teacher, f"built {teacher}", trained_size=built.trained_size)
 
 
 def _load_cktf_weights(
@@ -189,9 +192,11 @@ def _load_cktf_weights(
         )
     name = str(metadata["network"])
     note = f"loaded {name} from {path}, sha256 {short_sha256(path)}…"
+    trained_size = _trained_size(metadata)
     if isinstance(size := metadata.get("image_size"), list):
         note += f", trained on images of {'x'.join(map(str, size))}"
-    return LoadedNetwork(network, name, note, None if dataset == CUSTOM else network_classes)
+    names = None if dataset == CUSTOM else network_classes
+    return LoadedNetwork(network, name, note, names, trained_size)
 
 
 def _load_published_weights(path: Path, data: ImageSet | None) -> LoadedNetwork:
@@ -231,7 +236,17 @@ def _load_weights_into(spec: NetworkSpec, path: Path, data: ImageSet | None) -> 
     note = f"loaded {spec.text} from {path}, sha256 {short_sha256(path)}…{state.note}"
     mean, std = metadata.get("mean", built.mean), metadata.get("std", built.std)
     network = _normalized(built.network, mean, std, metadata.get("size", built.size), data)
-    return LoadedNetwork(network, spec.text, note)
+    return LoadedNetwork(network, spec.text, note, trained_size=_trained_size(metadata))
+
+
+def _trained_size(metadata: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Height and width of the images that reached a network in training, where its file has them.
+
+    A network that resizes images was trained on those that it resizes to.
+    """
+    if metadata.get("size"):
+        return (metadata["size"],) * 2
+    return tuple(metadata["image_size"]) if metadata.get("image_size") else None
 
 
 def _normalized(

@@ -79,12 +79,15 @@ class RunGroup:
 
     @property
     def notes(self) -> list[str]:
-        """A note on each run that is left out."""
-        return [
+        """A note on each run that is left out, and what each run warned of."""
+        left_out = [
             f"{run.folder} has the recipe and the seed of "
             f"{self.find_run(run.summary['seed']).folder} and is left out."
             for run in self.repeated
         ]
+        # Runs of the same networks and images warn of the same.
+        warnings = [line for run in self.runs for line in run.summary.get("warnings", [])]
+        return left_out + [f"{self.name}: {line}" for line in dict.fromkeys(warnings)]
 
 
 def kept_top1(run: Analysis) -> float:

@@ -49,7 +49,6 @@ class CachedTap:
 
     Attributes:
         say: called with a line about each view that is computed.
-        uses_disk: False computes features anew and writes none, for a dry run.
     """
 
     def __init__(
@@ -65,7 +64,6 @@ class CachedTap:
         self.model, self._tap, self._spec, self._load_view = tap.model, tap, spec, load_view
         self._num_views, self._num_samples = num_views, num_samples
         self.say: Callable[[str], None] = lambda line: None
-        self.uses_disk = True
         self._names = spec.tensor_names(tap.paths)
         self._key = {"version": _VERSION, "teacher": hash_network(tap.model), **identity}
         name = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()[:16]
@@ -83,10 +81,12 @@ class CachedTap:
         return self._spec.reduce(self._tap(images))
 
     def extract(self, batch: Batch) -> Features:
-        """Features of a batch, all of whose samples are seen in one view."""
-        if not self.uses_disk:
+        """Features of a batch, all of whose samples are seen in one view.
+
+        Of a batch without the number of its view they are computed now, and not kept.
+        """
+        if batch.view is None:
             return self(batch.images)
-        assert batch.view is not None
         if batch.view not in self._views:
             self._views[batch.view] = self._open_view(batch.view)
         index, device = batch.original.index.cpu(), batch.images.device

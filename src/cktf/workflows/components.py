@@ -23,6 +23,8 @@ class RunComponents:
         measured_accuracy: accuracies on the test images by role, which interleaved runs share.
         teacher_origin, student_origin: the weights that were loaded, for the log.
         teacher_classes: names of the teacher's classes; None where they are unknown.
+        teacher_trained_size: height and width of the images that the teacher was trained on; None
+            where they are unknown.
     """
 
     runtime: Runtime
@@ -36,3 +38,4 @@ class RunComponents:
     teacher_origin: str = ""
     student_origin: str = ""
     teacher_classes: tuple[str, ...] | None = None
+    teacher_trained_size: tuple[int, ...] | None = None

@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from cktf.engine import Accuracy, Trainer, TrainResult, fit_interleaved
 from cktf.errors import RecipeError
 from cktf.recipes import DistillRecipe
@@ -24,6 +26,7 @@ SHARED = (
 )  # fmt: skip
 
 
+@torch.inference_mode(False)
 def distill_interleaved(
     recipes: Sequence[tuple[DistillRecipe, Path]], *, trust_code: bool = False
 ) -> list[Run]:

@@ -31,6 +31,8 @@ from cktf.workflows.checks import (
 )
 from cktf.workflows.components import RunComponents
 from cktf.workflows.inspection import explain_rejected_images, find_feature_paths
+from cktf.workflows.rehearsal import check_weights, rehearse
+from cktf.workflows.run_warnings import find_warnings
 from cktf.workflows.teacher_feature_cache import cached_tap
 
 _EXAMPLES = 8
@@ -59,7 +61,9 @@ class ObjectiveSetup:
         objective: the weighted sum of the methods.
         phases: initialization phases, then the main phase.
         same_classes: whether the teacher has as many logits as the student.
-        warnings: what looks wrong, a line each.
+        guess: accuracy of guessing the most frequent class of the test images, from 0 to 1.
+        first_loss: of the first batch, before training.
+        warnings: what looks wrong, a sentence each.
     """
 
     method: str
@@ -68,29 +72,32 @@ class ObjectiveSetup:
     objective: WeightedSum
     phases: list[TrainPhase]
     same_classes: bool
+    guess: float
+    first_loss: float
     warnings: list[str]
 
 
 def set_up_objective(recipe: Recipe, components: RunComponents) -> ObjectiveSetup:
-    """Tap both networks and build the objective; CktfError if they and the data do not fit."""
+    """Tap both networks, build the objective and rehearse a step of each phase.
+
+    No weight changes, and nothing is written.
+
+    Raises:
+        CktfError: networks, data, method and memory do not fit, or the student would not learn.
+    """
     method = recipe.method if isinstance(recipe, DistillRecipe) else "ce"
     options = recipe.options if isinstance(recipe, DistillRecipe) else {}
     check_student(components)
+    check_weights(components)
     components.runtime.reset_seed()
-    device = components.runtime.device
-    with explain_out_of_memory(components.data.train.batch_size, device, training=True):
+    device, batch_size = components.runtime.device, components.data.train.batch_size
+    with explain_out_of_memory(batch_size, device, training=True):
         test = components.data.test
         test_images = None if test is None else next(iter(test.epoch(0))).images
         batch, student, teacher = _run_examples(components, method, recipe, test_images)
     num_classes = int(student.features.logits.shape[1])
     check_classes(num_classes, components)
-    labels = get_labels(components.data.raw_train) if components.data.labeled else None
-    if labels is not None:
-        check_labels("training", labels, num_classes)
-        if has_stored_labels(components.data.raw_train):
-            check_stored_labels(labels, batch)
-    if components.data.raw_test is not None:
-        check_labels("test", get_labels(components.data.raw_test), num_classes)
+    labels, guess = _check_all_labels(components, batch, num_classes)
     teacher_features = None if teacher is None else teacher.features
     size = components.data.train.samples
     context = BuildContext(student.features, teacher_features, size, labels)
@@ -107,7 +114,33 @@ def set_up_objective(recipe: Recipe, components: RunComponents) -> ObjectiveSetu
             f"The student starts from trained weights, and a peak learning rate of {_HIGH_LR} or "
             "more destroys them. Try --set optimizer.lr=0.01."
         )
-    return ObjectiveSetup(method, num_classes, student.images, objective, phases, same, warnings)
+    footprint = objective.footprint(batch_size)
+    footprint.check(device, built=True)
+    with explain_out_of_memory(batch_size, device, footprint, training=True):
+        skips = recipe.runtime.on_nonfinite == "skip"
+        rehearsal = rehearse(phases, components, batch, skips=skips)
+    warnings += find_warnings(recipe, components, phases[-1], batch, rehearsal, labels)
+    return ObjectiveSetup(
+        method, num_classes, student.images, objective, phases, same, guess,
+        float(rehearsal.loss.total), warnings,
+    )  # fmt: skip
+
+
+def _check_all_labels(
+    components: RunComponents, batch: Batch, num_classes: int
+) -> tuple[Tensor | None, float]:
+    """Check training and test labels; returns the former and `ObjectiveSetup.guess`."""
+    data, guess = components.data, 1.0
+    labels = get_labels(data.raw_train) if data.labeled else None
+    if labels is not None:
+        check_labels("training", labels, num_classes)
+        if has_stored_labels(data.raw_train):
+            check_stored_labels(labels, batch)
+    if data.raw_test is not None:
+        test_labels = get_labels(data.raw_test)
+        check_labels("test", test_labels, num_classes)
+        guess = int(test_labels.bincount().max()) / len(test_labels)
+    return labels, guess
 
 
 def _build_phases(

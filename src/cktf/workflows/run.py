@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+import torch
 from torch import nn
 
 from cktf.engine import (
@@ -21,7 +22,7 @@ from cktf.engine import (
     environment,
     explain_out_of_memory,
 )
-from cktf.errors import CheckpointError
+from cktf.errors import CheckpointError, add_arguments
 from cktf.files import write_atomically
 from cktf.models import Normalized, load_weights, save_network
 from cktf.objectives import term_names
@@ -40,8 +41,10 @@ from cktf.recipes import (
 from cktf.taps import CachedTap, preserve_modes
 from cktf.user_paths import expand_user_path
 from cktf.workflows.components import RunComponents
+from cktf.workflows.epoch_warnings import EpochWarnings
 from cktf.workflows.input_fingerprint import check_input_fingerprint, write_input_fingerprint
 from cktf.workflows.objective_setup import ObjectiveSetup, set_up_objective
+from cktf.workflows.run_warnings import warn_of_teacher
 from cktf.workflows.teacher_ref import with_original_teacher
 
 
@@ -84,7 +87,13 @@ def find_session_student(teacher: object) -> nn.Module | None:
 
 @dataclass(frozen=True)
 class StartedRun:
-    """A run that is ready to train; the teacher's accuracy is None where it cannot be measured."""
+    """A run that is ready to train.
+
+    Attributes:
+        teacher_accuracy: None where it cannot be measured.
+        warnings: found before training.
+        epoch_warnings: finds those of training.
+    """
 
     recipe: Recipe
     components: RunComponents
@@ -92,8 +101,11 @@ class StartedRun:
     setup: ObjectiveSetup
     trainer: Trainer
     teacher_accuracy: Accuracy | None
+    warnings: list[str]
+    epoch_warnings: EpochWarnings
 
 
+@torch.inference_mode(False)
 def execute(
     recipe: Recipe,
     components: RunComponents,
@@ -132,7 +144,6 @@ def start_run(
     # A data set may change the working folder.
     recipe = with_absolute_paths(recipe)
     setup, data, runtime = set_up_objective(recipe, components), components.data, components.runtime
-    setup.objective.footprint(data.train.batch_size).check(runtime.device, built=True)
     _refuse_changed_weights(recipe, folder)
 
     def tell(line: str) -> None:
@@ -168,15 +179,37 @@ def start_run(
                 validation=data.validation,
                 callbacks=[Trackers(recipe.runtime.track, result_fields(recipe)), *callbacks],
             )
-        for line in filter(None, [data.description, *setup.warnings]):
-            tell(line)
+        if data.description:
+            tell(data.description)
         if components.student_origin:
             tell(f"student: {components.student_origin}")
         accuracy = _teacher_accuracy(components, setup, trainer)
         if components.teacher_origin or accuracy is not None:
             top1 = "" if accuracy is None else f": top-1 {accuracy.top1:.2f} %"
             tell(f"teacher: {components.teacher_origin or components.teacher_name}{top1}")
-        yield StartedRun(recipe, components, folder, setup, trainer, accuracy)
+        warnings = list(map(add_arguments, setup.warnings))
+        # The rehearsal may have said so of its batch.
+        if accuracy is not None and not any("as by guessing" in line for line in warnings):
+            assert components.teacher is not None
+            shape = setup.images.shape
+            if line := warn_of_teacher(components.teacher, shape, accuracy, setup.guess):
+                warnings.append(add_arguments(line))
+        for line in warnings:
+            tell(f"Warning: {line}")
+        epoch_warnings = EpochWarnings(
+            epochs=recipe.epochs,
+            lr=recipe.optimizer.lr or 0.0,
+            first_loss=setup.first_loss,
+            guess=setup.guess,
+            test_images=0 if data.test is None else data.test.samples,
+            teacher=accuracy,
+            uninformed=setup.objective.uninformed_terms(data.train.batch_size),
+            tell=lambda line: tell(f"Warning: {line}"),
+        )
+        trainer.callbacks.insert(0, epoch_warnings)
+        yield StartedRun(
+            recipe, components, folder, setup, trainer, accuracy, warnings, epoch_warnings
+        )
 
 
 def _refuse_changed_weights(recipe: Recipe, folder: RunFolder) -> None:
@@ -255,6 +288,7 @@ def finish_run(started: StartedRun, result: TrainResult) -> Run:
         "interleaved": components.shared_tap is not None and not caches,
         "peak_memory_mb": result.peak_memory_mb,
         "skipped_steps": result.skipped,
+        "warnings": [*started.warnings, *started.epoch_warnings.find(folder.rows()).values()],
         **environment(components.runtime.device, components.runtime.dtype),
     }
     folder.write_with_retries(lambda: folder.write_summary(summary), "the summary")

@@ -201,6 +201,7 @@ def run_recipe(
     return execute(recipe, components, folder, show, callbacks)
 
 
+@torch.inference_mode(False)
 def prepare(
     recipe: Recipe,
     out: str | Path | None = None,
@@ -255,6 +256,7 @@ def prepare(
             teacher_name=teacher.name,
             teacher_origin=teacher.note,
             teacher_classes=teacher.classes,
+            teacher_trained_size=teacher.trained_size,
         )
     return folder, components
 

@@ -3,8 +3,7 @@
 Source: Zhao, Chen, Zhao, "A Contrastive Knowledge Transfer Framework for Model Compression and
 Transfer Learning", ICASSP 2023, Figure 2. A transfer is a distillation without labels, a training
 from scratch on the labels alone, and linear probes of three networks: the teacher, the distilled
-student, and the student before training (the floor). No labels choose a checkpoint: the student is
-that of the last epoch.
+student, and the student before training (the floor). No labels choose an epoch: the last counts.
 """
 
 import io
@@ -93,6 +92,7 @@ class TransferPlan:
     example: Tensor
 
 
+@torch.inference_mode(False)
 def transfer(
     teacher: nn.Module | str | Path,
     student: nn.Module | str,
