@@ -4,13 +4,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from image_files import write_jpegs
-from small_runs import run_command
+from PIL import Image
+from small_runs import SmallNet, copy_state, equal_weights, run_command
+from torch.utils.data import TensorDataset
 
 import cktf
 from cktf.data import load_dataset
-from cktf.errors import DataError
-from cktf.models import create, save_network
+from cktf.errors import CktfError, DataError, RunFolderError
+from cktf.models import Normalized, create, save_network
 from cktf.recipes import (
     DataConfig,
     build_data,
@@ -177,3 +180,50 @@ def test_transfer_probes_at_the_size_of_distillation(sets, tmp_path, given, size
     assert plan.recipe.labeled.image_size == size
     write_run(out, plan.recipe)
     assert plan_transfer(recipe, out, networks, resume=True).recipe == plan.recipe
+
+
+def test_a_data_set_of_ones_own_is_evaluated(few_images, tmp_path, capsys):
+    train, test = few_images
+    small = {"epochs": 1, "show": False, "overrides": {"data.batch_size": 40}}
+    named = Normalized(create("resnet8", 10), train.mean, train.std)
+    run = cktf.teach(named, train=train, test=test, out=tmp_path / "run", **small)
+    pairs = [test[k] for k in range(len(test))]
+    pictures = [
+        (Image.fromarray(pixels.numpy()), label)
+        for pixels, label in zip(test.images, test.labels, strict=True)
+    ]
+    tensors = TensorDataset(torch.stack([x for x, _ in pairs]), test.labels)
+    for data in (pairs, pictures, tensors, test):
+        for of in (run, run.folder, str(run.folder)):
+            accuracy, name = cktf.evaluate(of, data=data)
+            assert (accuracy.top1, accuracy.samples) == (run.summary["test_top1"], 200)
+            assert name == "custom"
+    assert "normalizes" not in capsys.readouterr().err
+    cktf.evaluate(run, data=[(3 * x - 1, y) for x, y in pairs])
+    assert "network normalizes images from [0, 1] itself" in capsys.readouterr().err
+    for data, words in (
+        (
+            [(x, k + 1) for k, (x, _) in enumerate(pairs[:10])],
+            "test labels run from 1 to 10.*subtract 1",
+        ),
+        ([(x, 0.5) for x, _ in pairs], "Targets of a regression"),
+        ([(x[:2], y) for x, y in pairs], "network cannot take images"),
+        (iter(pairs), "map-style"),
+    ):
+        with pytest.raises(CktfError, match=words):
+            cktf.evaluate(run.folder, data=data)
+    with pytest.raises(RunFolderError, match=r"in Python: cktf.evaluate\(run, data=…\)"):
+        cktf.evaluate(run)
+
+
+def test_the_students_modes_are_as_before_an_evaluation(few_images, tmp_path):
+    run = cktf.teach(
+        SmallNet(), train=few_images[0], epochs=1, out=tmp_path, show=False,
+        overrides={"data.batch_size": 40},
+    )  # fmt: skip
+    run.student.train()
+    before = copy_state(run.student)
+    accuracy, _ = cktf.evaluate(run, data=few_images[1])
+    assert accuracy.samples == 200
+    assert run.student.training
+    assert equal_weights(before, copy_state(run.student))

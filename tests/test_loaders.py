@@ -27,7 +27,7 @@ from cktf.recipes import build_test_loader
 
 def image_set(count=23, size=6, flip=True, seed=0):
     images = torch.from_numpy(pixels(seed, count, size, size, 3))
-    labels = torch.arange(count) % 4
+    labels = torch.from_numpy(np.arange(count) % 4)
     return ImageSet(images, labels, "abcd", (0.5,) * 3, (0.2,) * 3, flip=flip, name="toy")
 
 
@@ -546,3 +546,33 @@ def test_labels_attributes_of_other_types():
         data = Plain()
         data.labels = values
         assert get_labels(data).tolist() == [2, 0, 1, 1, 3]
+
+
+# The user's defaults
+
+
+def loaders():
+    data = image_set()
+    pairs = [(array.numpy(), np.float64(2)) for array in data.images]
+    return [
+        MemoryLoader(data, 5, train=True, augment=True),
+        MemoryLoader(data, 5, train=True, augment=True, views=2),
+        DatasetLoader(data, 5, train=False),
+        DatasetLoader(pairs, 5, train=True),
+        DatasetLoader(pairs, 5, train=True, workers=1),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_loaders_are_independent_of_the_users_defaults(users_default):
+    found = [batch for loader in loaders() for batch in batches(loader)]
+    labels = get_labels([(None, 1.0), (None, 2)])
+    with torch.device("cpu"):
+        torch.set_default_dtype(torch.float32)
+        expected = [batch for loader in loaders() for batch in batches(loader)]
+        assert labels.tolist() == [1, 2]
+        for one, other in zip(found, expected, strict=True):
+            for name in ("images", "labels", "index"):
+                tensor, wanted = getattr(one, name), getattr(other, name)
+                assert (tensor.dtype, tensor.device) == (wanted.dtype, wanted.device)
+                assert torch.equal(tensor, wanted)

@@ -550,3 +550,13 @@ def test_a_run_of_this_session_is_a_teacher(few_images, tmp_path, student_of_run
     assert first.student is network
     with pytest.raises(CktfError, match="cannot be built from its name"):
         cktf.models.load_network(second.folder / "student.safetensors")
+
+
+def test_a_run_is_independent_of_the_users_defaults(small_run, users_default):
+    method = "cktf+crd+ab+at+cc+fitnet+fsp+ft+nst+rkd+vid+kd"
+    with torch.device("cpu"):
+        networks = {"teacher": SmallNet().float(), "student": SmallNet().float()}
+        options = {name: {"negatives": 16} for name in ("cktf", "crd")}
+    run = small_run(method=method, epochs=1, options=options, **networks)
+    assert {p.dtype for p in run.student.parameters()} == {torch.float32}
+    assert run.summary["test_images"] == 200

@@ -28,17 +28,18 @@ def crop_and_flip(
 
 def draw_crops(batch: int, generator: torch.Generator, padding: int) -> tuple[Tensor, Tensor]:
     """Draw offsets [2, B, 1] from 0 to twice the padding, and which images to mirror, [B, 1]."""
-    offset = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator)
-    return offset, torch.randint(2, (batch, 1), generator=generator).bool()
+    offset = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator, device="cpu")
+    mirrored = torch.randint(2, (batch, 1), generator=generator, device="cpu")
+    return offset, mirrored.bool()
 
 
 def _crop_at(images: Tensor, offset: Tensor, mirrored: Tensor, padding: int, flip: bool) -> Tensor:
     batch, height, width, _ = images.shape
-    rows = torch.arange(height) + offset[0]
-    columns = torch.arange(width) + offset[1]
+    rows = torch.arange(height, device="cpu") + offset[0]
+    columns = torch.arange(width, device="cpu") + offset[1]
     if flip:
         columns = torch.where(mirrored, columns.flip(1), columns)
-    sample = torch.arange(batch).view(-1, 1, 1)
+    sample = torch.arange(batch, device="cpu").view(-1, 1, 1)
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
     pixel_index = (sample, rows.unsqueeze(2), columns.unsqueeze(1))
     return padded[tuple(index.to(images.device) for index in pixel_index)]
@@ -62,7 +63,7 @@ class FixedViews:
     def apply(self, images: Tensor, index: Tensor, view: int) -> Tensor:
         """Crop images [B, H, W, C], whose positions are `index` [B], as view `view` has them."""
         if self._drawn_view is None or self._drawn_view[0] != view:
-            generator = torch.Generator().manual_seed(view)
+            generator = torch.Generator("cpu").manual_seed(view)
             self._drawn_view = (view, *draw_crops(self.samples, generator, self.padding))
         _, offset, mirrored = self._drawn_view
         return _crop_at(images, offset[:, index], mirrored[index], self.padding, self.flip)

@@ -219,7 +219,7 @@ def _open_unlabeled(name: str, directory: Path, options: ReadOptions) -> SplitSo
         except DataError:  # no labeled images are there
             size, note = choose_image_size(ImageFiles(files))
     note = "; ".join([*left_out.notes(), note])
-    labels = torch.full((len(files),), NO_LABEL)
+    labels = torch.full((len(files),), NO_LABEL, device="cpu")
     return SplitSource(
         name, UNLABELED_SPLIT, ImageFiles(files), labels, (), MEAN, STD, size, note=note
     )
@@ -350,8 +350,8 @@ def _list_files(
             f"{name}: a class has at least one image; none in {abbreviate(empty)}. {_EXTENSIONS} "
             f"{left_out.advice()}Add images or remove the folders."
         )
-    counts = torch.tensor([len(files) for files in by_class], dtype=torch.int64)
-    labels = torch.arange(len(classes)).repeat_interleave(counts)
+    counts = torch.tensor([len(files) for files in by_class], dtype=torch.int64, device="cpu")
+    labels = torch.arange(len(classes), device="cpu").repeat_interleave(counts)
     return [path for files in by_class for path in files], labels
 
 

@@ -119,8 +119,8 @@ class ImageSet(Generic[ImagesT]):
                 f"{self.name}: two classes or more, each once, are chosen from labeled images; "
                 f"given {', '.join(names)}{'' if self.labeled else ', and no labels'}."
             )
-        new_labels = torch.full((len(self.classes),), NO_LABEL)
-        new_labels[chosen] = torch.arange(len(names))
+        new_labels = torch.full((len(self.classes),), NO_LABEL, device="cpu")
+        new_labels[chosen] = torch.arange(len(names), device="cpu")
         labels, classes = new_labels[self.labels], tuple(self.classes[i] for i in chosen)
         positions = torch.flatten((labels != NO_LABEL).nonzero())
         return replace(self.subset(positions), labels=labels[positions], classes=classes)

@@ -9,9 +9,6 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from cktf.data.samples import label_of_sample, read_sample
 
-# The user may have chosen another default device.
-_CPU = torch.device("cpu")
-
 
 def get_labels(data: Any) -> Tensor:
     """Get all labels of a data set, [N] int64.
@@ -27,7 +24,7 @@ def get_labels(data: Any) -> Tensor:
         return stored
     samples = (read_sample(data, position) for position in range(len(data)))
     labels = [label_of_sample(sample, position) for position, sample in enumerate(samples)]
-    return torch.tensor(labels, device=_CPU)
+    return torch.tensor(labels, device="cpu")
 
 
 def has_stored_labels(data: Any) -> bool:
@@ -38,7 +35,7 @@ def has_stored_labels(data: Any) -> bool:
 def _stored_labels(data: Any) -> Tensor | None:
     """Labels [N] int64 that are stored beside the samples; None where they are not."""
     if isinstance(data, Subset) and (labels := _stored_labels(data.dataset)) is not None:
-        return labels[torch.as_tensor(data.indices, device=_CPU)]
+        return labels[torch.as_tensor(data.indices, device="cpu")]
     if isinstance(data, TensorDataset) and len(data.tensors) == 2:
         return _to_class_numbers(data.tensors[1].cpu())
     if (labels := _labels_attribute(data)) is not None:
@@ -59,7 +56,7 @@ def _labels_attribute(data: Any) -> Tensor | None:
         # The attribute may be anything, such as a method or the names of classes.
         with suppress(ValueError, TypeError, RuntimeError):
             if values is not None and not isinstance(values, str) and len(values) == len(data):
-                labels = torch.as_tensor(values, device=_CPU)
+                labels = torch.as_tensor(values, device="cpu")
                 if labels.dim() == 1 and not labels.is_floating_point():
                     return labels.long()
     return None

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from cktf.batch import Batch
 from cktf.data.augment import FixedViews, crop_and_flip, draw_crops
@@ -22,6 +22,7 @@ from cktf.data.worker_datasets import (
     BatchDataset,
     IndexedDataset,
     IndexedImageSet,
+    collate_images,
     collate_samples,
     derive_seed,
 )
@@ -51,7 +52,7 @@ class Loader(Protocol):
 
 
 def _epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, epoch))
+    return torch.Generator("cpu").manual_seed(derive_seed(seed, epoch))
 
 
 def _count_batches(samples: int, batch_size: int, train: bool) -> int:
@@ -63,9 +64,9 @@ def _draw_order(
 ) -> list[Tensor]:
     """Positions [B] of each batch of an epoch."""
     size, samples = loader.batch_size, loader.samples
-    order = torch.arange(samples)
+    order = torch.arange(samples, device="cpu")
     if loader.train:
-        order = torch.randperm(samples, generator=generator)
+        order = torch.randperm(samples, generator=generator, device="cpu")
     batches = list(torch.split(order, size))[: len(loader)]
     if cover and len(batches) * size < samples:
         batches.append(order[max(0, samples - size) :])
@@ -128,7 +129,7 @@ class MemoryLoader:
 
     def view(self, number: int) -> Iterator[Batch]:
         """Yield all images in order, in fixed augmentation `number`."""
-        order = torch.split(torch.arange(self.samples), self.batch_size)
+        order = torch.split(torch.arange(self.samples, device="cpu"), self.batch_size)
         yield from self._batches_of_view(list(order), number)
 
     def _batches_of_view(self, order: list[Tensor], view: int) -> Iterator[Batch]:
@@ -217,7 +218,8 @@ class DatasetLoader:
 
     def view(self, number: int) -> Iterator[Batch]:
         """Yield all images in order, in fixed augmentation `number`."""
-        order = [b.tolist() for b in torch.split(torch.arange(self.samples), self.batch_size)]
+        positions = torch.arange(self.samples, device="cpu")
+        order = [batch.tolist() for batch in torch.split(positions, self.batch_size)]
         yield from self._load_image_set(order, _epoch_generator(0, number), (0, number), number)
 
     def _load_image_set(
@@ -232,7 +234,7 @@ class DatasetLoader:
         if self.augment:
             cast(StreamedImages, self.data.images).load_transform(self.data.flip)
         data = IndexedImageSet(self.data, augment_seed if self.augment else None)
-        for pixels, index in self._load(data, order, generator, default_collate):
+        for pixels, index in self._load(data, order, generator, collate_images):
             # As `_to_unit_range` in one thread: PyTorch's idle threads spin and would slow the
             # workers that load the next batch.
             values = np.divide(pixels.numpy(), np.float32(255), dtype=np.float32)
@@ -255,7 +257,9 @@ class DatasetLoader:
             generator=generator,
         )
         try:
-            for batch in loader:
+            with torch.device("cpu"):  # where PyTorch draws the seed of the workers
+                batches = iter(loader)
+            for batch in batches:
                 if isinstance(batch, DataError):
                     raise batch
                 yield batch

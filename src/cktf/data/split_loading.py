@@ -157,7 +157,7 @@ def _load_into_memory(
         pixels = stored.read_all_pixels()
         if pixels.shape[3] == channels:
             return torch.from_numpy(pixels), {}
-    images = torch.empty(len(stored), size, size, channels, dtype=torch.uint8)
+    images = torch.empty(len(stored), size, size, channels, dtype=torch.uint8, device="cpu")
 
     def load(position: int) -> str | None:
         try:
@@ -177,7 +177,7 @@ def _drop_broken(
     broken = [f"{source.stored.image_name(i)} ({defect})" for i, defect in defects.items()]
     if not skip:
         raise BrokenImagesError(source.name, broken, len(data))
-    intact = torch.ones(len(data), dtype=torch.bool)
+    intact = torch.ones(len(data), dtype=torch.bool, device="cpu")
     intact[list(defects)] = False
     lost_labels = set(data.labels.tolist()) - set(data.labels[intact].tolist())
     if lost_labels:

@@ -52,7 +52,7 @@ def open_stl10(directory: Path | None, split: str, _: ReadOptions) -> SplitSourc
             f"{images} of {_IMAGE_BYTES:,}, found {size:,}. Fetch it again."
         )
     if labels is None:
-        labels = torch.full((count,), NO_LABEL)
+        labels = torch.full((count,), NO_LABEL, device="cpu")
     return SplitSource("stl10", split, _BinaryFile(path), labels, CLASSES, MEAN, STD, _SIZE)
 
 

@@ -43,7 +43,7 @@ def open_tiny_imagenet(directory: Path | None, split: str, _: ReadOptions) -> Sp
         )
     list_images = _list_train if split == "train" else _list_validation
     paths, numbers = zip(*list_images(folder, wnids), strict=True)
-    labels, classes = torch.tensor(numbers), _read_class_names(folder, wnids)
+    labels, classes = torch.tensor(numbers, device="cpu"), _read_class_names(folder, wnids)
     return SplitSource("tiny-imagenet", split, ImageFiles(paths), labels, classes, MEAN, STD, _SIZE)
 
 

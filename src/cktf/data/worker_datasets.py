@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from cktf.data.image_set import NO_LABEL, Images, ImageSet
 from cktf.data.samples import label_of_sample, read_sample, to_tensor
@@ -110,7 +110,16 @@ def collate_samples(samples: list[tuple[Tensor, int, int]]) -> tuple[Tensor, Ten
                 f"{tuple(images[0].shape)}, sample {position} is {tuple(image.shape)}. "
                 f"{_RESIZE_ADVICE if same_channels else CONVERT_ADVICE}"
             )
-    cpu = torch.device("cpu")  # the user may have chosen another default device
-    return (
-        torch.stack(images), torch.tensor(labels, device=cpu), torch.tensor(positions, device=cpu),
-    )  # fmt: skip
+    return torch.stack(images), _to_tensor(labels), _to_tensor(positions)
+
+
+def collate_images(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Stack the images of an `ImageSet` to [B, H, W, C], and their positions to [B]."""
+    images, positions = zip(*samples, strict=True)
+    # In a worker this stacks in shared memory.
+    return default_collate(list(images)), _to_tensor(positions)
+
+
+def _to_tensor(numbers: tuple[int, ...]) -> Tensor:
+    # The user may have chosen another default device.
+    return torch.tensor(numbers, device="cpu")

@@ -1,7 +1,10 @@
 """Methods by name, and the objective that a method string names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from cktf.config import rename_options
 from cktf.errors import MethodError, nearest
@@ -89,8 +92,21 @@ def compose(
             )
         else:
             values |= objective.weight_options
-        terms[name] = weight, objective.from_setting(context, **values)
+        with _library_defaults():
+            terms[name] = weight, objective.from_setting(context, **values)
     return WeightedSum(terms)
+
+
+@contextmanager
+def _library_defaults() -> Iterator[None]:
+    """PyTorch's own default type and device, where the user has set others: losses are float32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _check_options(terms: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]]) -> None:

@@ -2,8 +2,20 @@
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from cktf.data import FOLDER_PREFIX, ReadOptions, open_dataset, resolve_dataset_name
+from torch import nn
+
+from cktf.data import (
+    FOLDER_PREFIX,
+    Images,
+    ImageSet,
+    Loader,
+    ReadOptions,
+    get_labels,
+    open_dataset,
+    resolve_dataset_name,
+)
 from cktf.engine import (
     Accuracy,
     RuntimeConfig,
@@ -12,7 +24,7 @@ from cktf.engine import (
     start_available_runtime,
 )
 from cktf.engine import evaluate as accuracy_of
-from cktf.errors import DataError, RunFolderError
+from cktf.errors import DataError, RecipeError, RunFolderError
 from cktf.models import is_cktf_weights_file, read_metadata
 from cktf.recipes import (
     CUSTOM,
@@ -26,15 +38,17 @@ from cktf.recipes import (
     parse_any_recipe,
     read_recipe,
 )
-from cktf.taps import fit_memory_format
+from cktf.taps import count_logits, eval_mode, fit_memory_format
 from cktf.user_paths import expand_user_path
+from cktf.workflows.checks import check_labels, warn_if_normalized_twice
 from cktf.workflows.inspection import explain_rejected_images
-from cktf.workflows.user_objects import dataset_name
+from cktf.workflows.run import Run, find_session_student
+from cktf.workflows.user_objects import dataset_name, find_map_style_problems
 
 
 def evaluate(
-    run: str | Path,
-    data: str | Path | None = None,
+    run: str | Path | Run,
+    data: Any = None,
     data_dir: str | None = None,
     *,
     trust_code: bool = False,
@@ -43,44 +57,72 @@ def evaluate(
     """Classify the test images of a data set with a run's network.
 
     Args:
-        run: a run folder.
-        data: a data set; by default the one that the run was tested on. Of a folder without test
-            images all images count, except of the run's own, where they are the fifth of each class
-            that training left out.
+        run: a run folder, or what `teach` or `distill` returned.
+        data: the name of a data set, or a map-style data set of `(image, label)`; by default the
+            one that the run was tested on. Of a folder without test images all images count, except
+            of the run's own, where they are the fifth of each class that training left out. Of your
+            own data set all images count. They are as the run's test images were: in [0, 1] for a
+            network by name, which normalizes them itself (PIL images and uint8 are scaled), and
+            transformed as they were for a module of your own.
         data_dir: its folder, for example if the run's data has moved; by default the run's own.
         trust_code: whether the user's own code that builds the network may run.
         show: print which images count.
 
     Returns:
-        The accuracy, and the name of the data set.
+        The accuracy, and the name of the data set: "custom" for your own.
 
     Raises:
         CktfError: there is no finished run, or the data does not fit it.
     """
-    run = expand_user_path(run)
-    data = None if data is None else dataset_name(data)
-    config, section = load_test_section(run, data, data_dir)
+    folder = run.folder if isinstance(run, Run) else expand_user_path(run)
+    name = None if data is None else dataset_name(data)
+    config, section = load_test_section(folder, None if name == CUSTOM else name, data_dir)
+    if name == CUSTOM:
+        if problems := find_map_style_problems("data", data):
+            raise RecipeError(problems)
+        test = data
+    else:
+        test, name = _load_test(folder, section, name, show), section.test or section.name
+    classes = tuple(test.classes) if isinstance(test, ImageSet) else None
+    network = (
+        find_session_student(run)
+        or load_teacher(str(folder.absolute()), classes, trust_code=trust_code).network
+    )
+    runtime = start_available_runtime(config)
+    loader = build_test_loader(test, section.workers)
+    with explain_out_of_memory(loader.batch_size, runtime.device), eval_mode(network):
+        num_classes = _check_test_data(network, test, loader)
+        runtime.to_device(network)
+        forward = runtime.autocast()(network)
+        accuracy = accuracy_of(forward, loader, num_classes, runtime.device)
+    return accuracy, name
+
+
+def _load_test(run: Path, section: DataConfig, name: str | None, show: bool) -> ImageSet[Images]:
+    """Load the test images of a named data set, and say which images count."""
     if section.name == CUSTOM:
         raise RunFolderError(
-            f"{run} was trained on a data set made in Python. Name another with --data, or measure "
-            "it there with cktf.engine.evaluate."
+            f"{run} was trained on a data set made in Python. Name another with --data, or give it "
+            "in Python: cktf.evaluate(run, data=…)."
         )
     own = load_test_section(run)[1]
-    hold_out = data is None or _is_own_data(own, section, data)
+    hold_out = name is None or _is_own_data(own, section, name)
     test = load_split(section, "test", hold_out=hold_out)
     remark = "" if hold_out else _find_training_images(own, section)
     announce(f"{test.name}: {test.describe()}{remark}", show)
-    loader, classes = build_test_loader(test, section.workers), tuple(test.classes)
-    network = load_teacher(str(run.absolute()), classes, trust_code=trust_code).network
-    images = next(iter(loader.epoch(0))).images[:2]
+    return test
+
+
+def _check_test_data(network: nn.Module, test: Any, loader: Loader) -> int:
+    """Count the logits of a network; DataError if images or labels do not fit it."""
+    images = next(iter(loader.epoch(0))).images
     with explain_rejected_images(network, images):
-        fit_memory_format(network, images)
-    runtime = start_available_runtime(config)
-    with explain_out_of_memory(loader.batch_size, runtime.device):
-        runtime.to_device(network)
-        forward = runtime.autocast()(network.eval())
-        accuracy = accuracy_of(forward, loader, len(classes), runtime.device)
-    return accuracy, section.test or section.name
+        fit_memory_format(network, images[:2])
+        num_classes = count_logits(network, images[:2])
+    check_labels("test", get_labels(test), num_classes)
+    if warning := warn_if_normalized_twice(network, "network", images):
+        announce(warning, show=True)
+    return num_classes
 
 
 def _is_own_data(own: DataConfig, section: DataConfig, data: str) -> bool:
