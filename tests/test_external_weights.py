@@ -248,6 +248,10 @@ def test_a_classifier_is_kept_if_its_classes_match(form, classes, fresh, tmp_pat
         (lambda: create("resnet8", 100).state_dict(), "100 classes instead of 10"),
         (lambda: {k: v for k, v in create("resnet8", 10).state_dict().items() if k[:2] != "fc"},
          "missing: fc.bias, fc.weight. They are of a part of the network"),
+        (lambda: {"epoch": 1, "state_dict": {
+            f"head.{k}" if k[:2] == "fc" else f"backbone.{k}": v
+            for k, v in create("resnet8", 10).state_dict().items()}},
+         "missing: fc.bias, fc.weight. They are of a part of the network"),
         (lambda: {f"{k}.x": v for k, v in create("resnet8", 10).state_dict().items()},
          "other names for them"),
         (lambda: {k: v.repeat_interleave(3, 0) if v.dim() else v

@@ -78,7 +78,7 @@ def test_a_module_that_is_a_file_here(user_code, monkeypatch):
     monkeypatch.chdir(Path(user_code).parent)
     Path("nets").mkdir()
     Path(user_code).rename("nets/some.py")
-    for line in ("nets/some:small", "nowhere.some:small"):
+    for line in ("nets/some:small", "nets/some.py::small", "nowhere.some:small"):
         found = r"Did you mean nets/some\.py:small" if "/" in line else "no Python module"
         with pytest.raises(ModelError, match=found):
             parse_network_spec(line)

@@ -57,9 +57,9 @@ def test_each_file_has_its_own_neighbors(use, tmp_path, monkeypatch):
 
 
 def test_no_neighbor_replaces_a_module_that_this_process_shares(tmp_path):
-    for name in ("torch.py", "random.py", "numpy.py"):
+    for name in ("torch.py", "random.py", "numpy.py", "__main__.py"):
         (tmp_path / name).write_text("raise RuntimeError('not this one')")
-    (tmp_path / "net.py").write_text(f"import random, numpy\n{NETWORK}")
+    (tmp_path / "net.py").write_text(f"import __main__, random, numpy\n{NETWORK}")
     build(f"{tmp_path}/net.py:build(num_classes=2, width=3)")
 
 

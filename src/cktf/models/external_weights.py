@@ -91,7 +91,10 @@ def read_state_dict(path: Path, expected_keys: Set[str] = frozenset()) -> SavedW
     ]
     fitting.sort(key=lambda found: _rank(found[0]))
     if not fitting:
-        return SavedWeights(_without_common_prefix(places[0][1]))
+        # The most similar ones make the clearest message.
+        parts = [_under(state, prefix) for _, state in places for prefix in _prefixes(state)]
+        similar = max(parts, key=lambda part: len(required & part.keys()))
+        return SavedWeights(similar if required else _without_common_prefix(places[0][1]))
     (place, state), *others = fitting
     weights = SavedWeights(state)
     if place and (others or place not in [(key,) for key in _STATE_KEYS]):
@@ -149,12 +152,17 @@ def _find_parts(
     if key:
         prefixes = {name.removesuffix(key) for name in state if name.endswith(key)}
     else:
-        prefixes = {name[: dot.end()] for name in state for dot in re.finditer(r"\.", name)}
+        prefixes = _prefixes(state)
     return [
         (tuple(prefix.split(".")[:-1]), part)
         for prefix in sorted(prefixes, key=lambda prefix: (len(prefix), prefix))
         if (not prefix or prefix.endswith(".")) and fits(part := _under(state, prefix))
     ]
+
+
+def _prefixes(state: Mapping[str, Tensor]) -> set[str]:
+    """The prefixes of all modules in a state dict, and the empty one."""
+    return {"", *(name[: dot.end()] for name in state for dot in re.finditer(r"\.", name))}
 
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -248,6 +248,6 @@ def _check_module(spec: NetworkSpec) -> None:
     except (ImportError, ValueError):
         found = None
     if found is None:
-        file = Path(spec.library.removesuffix(".py").replace(".", "/") + ".py")
+        file = Path(spec.library.strip(":").removesuffix(".py").replace(".", "/") + ".py")
         hint = f"Did you mean {file}:{spec.name}? " if file.is_file() else ""
         raise ModelError(f"There is no Python module {spec.library!r}. {hint}{_FORMS}")

@@ -30,7 +30,7 @@ DEFAULT_CLASSES = 10
 
 _PACKAGE_DIR = Path(__file__).parents[1]
 # Modules that no neighbor of a user's file replaces: this library runs in the same process.
-_SHARED = sys.stdlib_module_names | {"cktf", "torch", "torchvision", "numpy"}
+_SHARED = sys.stdlib_module_names | {"__main__", "cktf", "torch", "torchvision", "numpy"}
 # The neighbors that files of a folder imported, by name, where another module has that name.
 _hidden_neighbors: dict[Path, dict[str, ModuleType]] = {}
 
