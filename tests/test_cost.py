@@ -1,7 +1,9 @@
 """Costs of cells, and the hours that `cktf bench --dry-run` estimates from them."""
 
+import multiprocessing
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import yaml
 from small_matrix import ONE_CELL, TINY, TRANSFER, make_bench
 from typer.testing import CliRunner
 
-from cktf.bench import Cost, build_cells, make_matrix, read_costs, save_costs
+from cktf.bench import Cost, build_cells, make_matrix, measure_cell, read_costs, save_costs
 from cktf.bench.cost import _measure
 from cktf.cli.main import app
 from cktf.engine import Trainer
@@ -170,3 +172,13 @@ def test_a_trained_teacher_takes_no_hours(tmp_path, measured):
     output = output_of(*cell)
     assert "teacher resnet14 on fashion-mini: trained already" in output
     assert "1 cells, 1 teachers: about 2.2 h" in output
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks are measured on Linux alone")
+def test_a_fork_has_the_memory_of_a_process_of_its_own():
+    """Libraries that the fork shares with its parent count too."""
+    cell = build_cells(make_matrix(TINY))[0]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        alone = pool.submit(_measure, cell.recipe(), cell.teacher.network).result()
+    assert measure_cell(cell).peak_memory_mb == pytest.approx(alone.peak_memory_mb, rel=0.1)
