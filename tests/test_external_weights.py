@@ -314,3 +314,23 @@ def test_a_folder_with_a_file_of_weights(tmp_path):
         check_teacher("resnet8", str(tmp_path))
     with pytest.raises(CheckpointError, match=r"ask for torchvision:resnet18\(pretrained=True\)"):
         check_teacher("torchvision:resnet18(weights=None)", None)
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        (lambda s: {k: v.numpy() for k, v in s.items()}, r"holds no weights.*torch\.from_numpy"),
+        (lambda s: list(s.values()), "holds no weights.*it holds a list"),
+        (lambda s: {k: v.to("meta") for k, v in s.items()}, "cannot be loaded into resnet8"),
+        (lambda s: {k: v.to_sparse() if v.dim() == 2 else v for k, v in s.items()},
+         "cannot be loaded into resnet8.*dense tensors"),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+def test_tensors_that_are_no_weights(saved, message, tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save(saved(create("resnet8", 10).state_dict()), path)
+    with pytest.raises(CheckpointError, match=f"(?s){message}"):
+        load_teacher("resnet8", None, weights=str(path))
+    with pytest.raises(CheckpointError, match=r"There is no such file\.$"):
+        load_teacher("none.pth", None)

@@ -19,7 +19,7 @@ from cktf.errors import CheckpointError, ModelError
 from cktf.models.network_building import build_network
 from cktf.models.network_spec import parse_network_spec
 from cktf.models.published_keys import to_published_keys
-from cktf.models.tensor_files import SAVE_STATE, find_pickled_module, read_tensor_file
+from cktf.models.tensor_files import SAVE_STATE, NumpyObject, find_pickled_module, read_tensor_file
 from cktf.models.zoo import create, list_networks
 
 _T = TypeVar("_T")
@@ -113,7 +113,9 @@ def _find_state_dicts(
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
     """Find each mapping of names to tensors, with its place in a file."""
     if isinstance(value, list | tuple):
-        value = {str(position): item for position, item in enumerate(value[:10])}
+        # Tensors without names, such as those of an optimizer, are no state dict.
+        named = [item for item in value[:10] if not isinstance(item, Tensor)]
+        value = {str(position): item for position, item in enumerate(named)}
     if not isinstance(value, Mapping) or len(place) == _MAX_DEPTH:
         return
     state = {str(key): item for key, item in value.items() if isinstance(item, Tensor)}
@@ -187,6 +189,8 @@ def _describe_content(content: Any) -> str:
         )
     if not isinstance(content, Mapping):
         held = f"a {type(content).__name__}"
+    elif any(isinstance(value, NumpyObject) and "." in str(key) for key, value in content.items()):
+        held = "arrays of NumPy, which torch.from_numpy converts"
     else:
         held = ", ".join(str(key)[:40] for key in list(content)[:5]) or "nothing"
     return (

@@ -170,7 +170,7 @@ def _unknown_class(message: str) -> str:
     return found[1] if "." in found[1] else f"builtins.{found[1]}"
 
 
-class _NumpyObject:
+class NumpyObject:
     """Stands for a scalar or type of NumPy, whose state is a tuple."""
 
     def __init__(self, *args: object) -> None:
@@ -183,7 +183,7 @@ class _NumpyObject:
 def _placeholder(name: str) -> type:
     """Return a class whose objects are an `OrderedDict`, with the name of the class they had."""
     if name.startswith("numpy."):
-        return _NumpyObject
+        return NumpyObject
 
     def make(cls: type, *args: object) -> Any:
         # PyTorch sets items and attributes of no other class.

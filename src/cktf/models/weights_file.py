@@ -188,9 +188,10 @@ def load_state_dict_strictly(network: nn.Module, state: Mapping[str, Tensor], pa
         CheckpointError: weights of another network; the message names the keys that differ, and
             what these weights seem to belong to.
     """
-    name = getattr(network, "zoo_name", None)
-    if name is not None:
-        state = to_published_keys(state, name)
+    zoo_name = getattr(network, "zoo_name", None)
+    if zoo_name is not None:
+        state = to_published_keys(state, zoo_name)
+    name = zoo_name or type(network).__name__
     own_state = network.state_dict()
     # The form of an extra state is its module's own.
     expected = {
@@ -201,7 +202,7 @@ def load_state_dict_strictly(network: nn.Module, state: Mapping[str, Tensor], pa
     differences = _find_differences(expected, state)
     if differences:
         raise CheckpointError(
-            f"The weights in {path} do not fit {name or type(network).__name__}: "
+            f"The weights in {path} do not fit {name}: "
             f"{'; '.join(differences)}. {_explain_differences(expected, state)} Build the network "
             "that the weights were saved from."
         )
@@ -209,8 +210,9 @@ def load_state_dict_strictly(network: nn.Module, state: Mapping[str, Tensor], pa
         network.load_state_dict(unpack_extra_state(state, own_state))
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"{path} holds an extra state that cannot be loaded ({type(error).__name__}). Save the "
-            "network again."
+            f"{path} holds tensors or an extra state that cannot be loaded into {name} "
+            f"({type(error).__name__}: {(str(error).splitlines() or [''])[-1].strip()}). Save the "
+            "network again, with dense tensors on a CPU."
         ) from error
 
 

@@ -210,9 +210,8 @@ def _load_published_weights(path: Path, data: ImageSet | None) -> LoadedNetwork:
         raise CheckpointError(
             f"{path} holds {len(state)} tensors ({', '.join(list(state)[:3])}, …), and no network "
             f"of this library has just these.{guess} Name the network of a teacher: --teacher "
-            f"{network_name} --teacher-weights {path} (in Python cktf.distill({network_name!r}, …, "
-            f"overrides={{'teacher_weights': {str(path)!r}}})); one to train comes with weights "
-            "from a function of yours that loads them, FILE.py:FUNCTION."
+            f"{network_name} --teacher-weights {path}; one to train comes with weights from a "
+            "function of yours that loads them, FILE.py:FUNCTION."
         )
     name, num_classes = match
     network = create(name, num_classes)

@@ -39,8 +39,11 @@ def check_teacher(teacher: str, weights: str | None) -> None:
     try:
         spec = parse_network_spec(teacher)
     except ModelError as error:
+        # A path is not compared with the names of networks.
+        is_path = expand_user_path(teacher).suffix in _SUFFIXES
+        reason = "There is no such file." if is_path else error
         raise CheckpointError(
-            f"{teacher} is neither a run folder nor a file of weights nor a network. {error}"
+            f"{teacher} is neither a run folder nor a file of weights nor a network. {reason}"
         ) from error
     if weights is not None:
         if not expand_user_path(weights).is_file():
