@@ -11,6 +11,7 @@ import yaml
 import cktf
 from cktf.cli.main import app
 from cktf.cli.options import options_of_command
+from cktf.engine import Accuracy
 from cktf.errors import CktfError
 from cktf.recipes import DistillRecipe, TrainRecipe, TransferRecipe, parse_recipe
 
@@ -344,3 +345,12 @@ def test_a_printed_recipe_can_be_used(run_cli, tmp_path):
     assert run_cli(f"distill --recipe {path} --dry-run").stdout == printed
     changed = run_cli(f"distill --recipe {path} --set optimizer.momentum=0.5 --dry-run").stdout
     assert changed == printed.replace("momentum: 0.9", "momentum: 0.5") != printed
+
+
+@pytest.mark.parametrize(("top5", "shown"), [(100.0, False), (98.5, True)])
+def test_a_top_5_that_says_nothing_is_left_out(run_cli, monkeypatch, top5, shown):
+    accuracy = Accuracy(60.0, top5, 200)
+    monkeypatch.setattr("cktf.workflows.evaluate", lambda *_, **__: (accuracy, "run"))
+    output = run_cli("evaluate run").output
+    assert "top-1 60.00 % ± 3.46" in output
+    assert ("top-5 98.50 %" in output) == ("top-5" in output) == shown

@@ -312,7 +312,7 @@ def run_and_report(request: RunRequest) -> None:
         )
     if summary["teacher_top1"] is not None:
         ratio = summary["compression_ratio"]
-        print(f"teacher {summary['teacher_top1']:.2f} %, {ratio:.2f} times larger")
+        print(f"teacher {summary['teacher_top1']:.2f} %, {ratio:.2f} times the parameters")
     rate = summary["images_per_second"]
     print(f"{summary['seconds']:.0f} s, {rate:,.0f} images/s; run: {shorten_path(run.folder)}")
 

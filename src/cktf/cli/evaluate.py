@@ -24,7 +24,9 @@ def evaluate(
     accuracy, name = evaluate_run(
         run, data, str(data_dir) if data_dir else None, trust_code=trust_code, show=True
     )
+    # Of five classes or fewer it is always 100 %.
+    top5 = "" if accuracy.top5 == 100 else f", top-5 {accuracy.top5:.2f} %"
     print(
-        f"{name}: top-1 {accuracy.top1:.2f} % ± {accuracy.standard_error:.2f}, top-5 "
-        f"{accuracy.top5:.2f} % of {accuracy.samples:,} test images (± the standard error)"
+        f"{name}: top-1 {accuracy.top1:.2f} % ± {accuracy.standard_error:.2f}{top5} of "
+        f"{accuracy.samples:,} test images (± the standard error)"
     )
