@@ -41,7 +41,7 @@ MISTAKES = {
     "unknown inner field": (
         {"optimizer": {"weigth_decay": 0}}, "optimizer.weigth_decay", "Did you mean 'weight_decay'",
     ),
-    "field of nothing like it": ({"zzz": 1}, "zzz", "Known: checkpoint, data, epochs"),
+    "field of nothing like it": ({"zzz": 1}, "zzz", "Known: checkpoint, data, earlier_epochs"),
     "field of another kind": ({"teacher": "runs/x"}, "teacher", "no such field"),
     "section as a value": ({"data": 3}, "data", "given 3"),
     "value as a section": ({"epochs": {"a": 1}}, "epochs", "given {'a': 1}"),
@@ -210,8 +210,8 @@ def test_a_recipe_survives_its_file(tmp_path, fields):
 def test_a_written_recipe_is_complete():
     written = yaml.safe_load(to_yaml(parse_recipe(TRAIN)))
     assert set(written) == {
-        "kind", "model", "trains", "new_classifier", "epochs", "seed", "data", "optimizer",
-        "schedule", "runtime", "checkpoint",
+        "kind", "model", "trains", "new_classifier", "epochs", "earlier_epochs", "seed", "data",
+        "optimizer", "schedule", "runtime", "checkpoint",
     }  # fmt: skip
     assert written["schedule"]["milestones"] == [0.625, 0.75, 0.875]
 

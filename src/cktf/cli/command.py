@@ -287,9 +287,10 @@ def run_and_report(request: RunRequest) -> None:
 
     recipe = parse_recipe(request.fields)
     check_names(recipe, request)
-    from cktf.workflows import prepare, preview_run, run_recipe
+    from cktf.workflows import continue_with_epochs, prepare, preview_run, run_recipe
 
     resume, trust_code = request.resume, request.trust_code
+    recipe = continue_with_epochs(recipe, request.out, resume=resume)
     if request.dry_run:
         components = prepare(recipe, request.out, resume=resume, trust_code=trust_code)[1]
         show_dry_run(preview_run(recipe, components))

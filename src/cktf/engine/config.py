@@ -101,11 +101,14 @@ class TrainingConfig(Section):
 
     Attributes:
         epochs: passes over the training set in the main phase.
+        earlier_epochs: numbers of epochs that the run was planned for before it was continued with
+            `epochs`; cktf sets them.
         seed: random seed (weights, order, augmentation, negatives).
         data, optimizer, schedule, runtime, checkpoint: sections.
     """
 
     epochs: int = Field(30, ge=1)
+    earlier_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
     seed: int = Field(0, ge=0, lt=2**32)
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

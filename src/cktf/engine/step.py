@@ -1,8 +1,9 @@
 """The training step as a module, the phases of a run, and the learning rate schedule."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -153,3 +154,26 @@ def build_scheduler(
     if config.name == "onecycle":
         return OneCycleLR(optimizer, lr, total_steps=steps, cycle_momentum=False)
     return MultiStepLR(optimizer, [round(f * steps) for f in config.milestones], config.gamma)
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    checkpoint: Mapping[str, Any],
+    is_rescheduled: bool,
+) -> None:
+    """Load the optimizer and the schedule of a phase from a checkpoint.
+
+    If it is rescheduled, the optimizer's state goes on at the same step of the new `scheduler`.
+    """
+    state = checkpoint["optimizer"]
+    if not is_rescheduled:
+        optimizer.load_state_dict(state)
+        scheduler.load_state_dict(checkpoint["scheduler"])
+        return
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    # PyTorch would warn of a schedule that moves on without the optimizer.
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+    for _ in range(checkpoint["scheduler"]["last_epoch"]):
+        scheduler.step()

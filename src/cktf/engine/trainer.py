@@ -33,7 +33,14 @@ from cktf.engine.randomness import preserve_rng, random_state, restore_random_st
 from cktf.engine.result import TrainResult
 from cktf.engine.run_folder import RunFolder
 from cktf.engine.runtime import Runtime
-from cktf.engine.step import MAIN, TrainPhase, build_scheduler, preserve_buffers, save_buffers
+from cktf.engine.step import (
+    MAIN,
+    TrainPhase,
+    build_scheduler,
+    load_optimizer,
+    preserve_buffers,
+    save_buffers,
+)
 from cktf.errors import CheckpointError, Interrupted
 from cktf.signals import catch_stop_signals, stop_signal
 from cktf.taps import freeze
@@ -54,6 +61,8 @@ class Trainer:
         title: name of the run, shown beside the progress bar.
         show: whether progress is shown.
         identity: hash of the recipe; a checkpoint of another recipe is refused.
+        earlier_identities: hashes of the same recipe with other numbers of epochs. From a
+            checkpoint of these, the learning rate follows the schedule of `config`.
         validation: batches held out of the training set; the student ends with the weights of the
             epoch that is best on them.
         callbacks: called around steps and epochs, after timing and progress, before checkpoints.
@@ -77,6 +86,7 @@ class Trainer:
         title: str = "",
         show: bool = True,
         identity: str = "",
+        earlier_identities: Sequence[str] = (),
         validation: Loader | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
@@ -86,6 +96,7 @@ class Trainer:
         self.train, self.test, self.validation = train, test, validation
         self.num_classes, self.config, self.run, self.runtime = num_classes, config, run, runtime
         self.title, self.show, self.identity = title, show, identity
+        self._earlier_identities = earlier_identities
         self.device = runtime.device
         runtime.to_device(student)
         self.objective.to(self.device)
@@ -287,8 +298,8 @@ class Trainer:
         self.scheduler = build_scheduler(self.optimizer, schedule, config.lr, steps)
         if resumed and self._checkpoint is not None:
             with self._explain_foreign_checkpoint():
-                self.optimizer.load_state_dict(self._checkpoint["optimizer"])
-                self.scheduler.load_state_dict(self._checkpoint["scheduler"])
+                is_earlier = self._checkpoint["identity"] in self._earlier_identities
+                load_optimizer(self.optimizer, self.scheduler, self._checkpoint, is_earlier)
         elif phase.step.objective.fill_samples:
             self._fill_memories(phase)
         # It holds a copy of all weights, and later phases do not need it.
@@ -359,7 +370,7 @@ class Trainer:
         with self._explain_foreign_checkpoint():
             state = upgrade_checkpoint(state)
             # Version 4 hashed other fields; its run folder's recipe was compared before.
-            if state["identity"] not in (self.identity, None):
+            if state["identity"] not in (self.identity, *self._earlier_identities, None):
                 raise ValueError("it was saved under another recipe")
             self.student.load_state_dict(state["student"])
             # Its tensors are mapped: until they are freed, the file takes room on the disk.

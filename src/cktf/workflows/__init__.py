@@ -6,6 +6,7 @@ from cktf.workflows.inspection import inspect
 from cktf.workflows.interleaved import SHARED, distill_interleaved
 from cktf.workflows.label_curve import CURVE, draw_curve
 from cktf.workflows.linear_probe import ProbeResult, probe, probe_run
+from cktf.workflows.longer_run import continue_with_epochs
 from cktf.workflows.objective_setup import set_up_objective
 from cktf.workflows.run import Run
 from cktf.workflows.teacher_ref import read_teacher_ref
@@ -21,6 +22,7 @@ __all__ = [
     "Run",
     "TransferPlan",
     "UserObjects",
+    "continue_with_epochs",
     "distill",
     "distill_interleaved",
     "draw_curve",

@@ -43,6 +43,7 @@ from cktf.user_paths import expand_user_path
 from cktf.workflows.components import RunComponents
 from cktf.workflows.epoch_warnings import EpochWarnings
 from cktf.workflows.input_fingerprint import check_input_fingerprint, write_input_fingerprint
+from cktf.workflows.longer_run import describe_change_of_epochs, earlier_identities
 from cktf.workflows.objective_setup import ObjectiveSetup, set_up_objective
 from cktf.workflows.run_warnings import warn_of_teacher
 from cktf.workflows.teacher_ref import with_original_teacher
@@ -123,7 +124,7 @@ def execute(
     """
     with preserve_modes(components.teacher):
         check_input_fingerprint(recipe, components, folder)
-        if folder.finished:
+        if folder.finished and not describe_change_of_epochs(recipe, folder):
             return read_finished(components, folder)
         with start_run(recipe, components, folder, show, callbacks) as started:
             return finish_run(started, started.trainer.fit())
@@ -145,6 +146,7 @@ def start_run(
     recipe = with_absolute_paths(recipe)
     setup, data, runtime = set_up_objective(recipe, components), components.data, components.runtime
     _refuse_changed_weights(recipe, folder)
+    setup.warnings.extend(describe_change_of_epochs(recipe, folder))
 
     def tell(line: str) -> None:
         folder.log(line)
@@ -160,10 +162,13 @@ def start_run(
     tensors = [*trained, *trained, *buffers]
     folder.create(sum(t.numel() * t.element_size() for t in tensors) / 2**20)
     with folder.locked():
+        # A run that is continued with more epochs is no longer finished.
+        folder.summary.unlink(missing_ok=True)
         text = to_yaml(recipe).encode()
         folder.write_with_retries(lambda: write_atomically(folder.recipe, text), "its recipe")
         write_input_fingerprint(recipe, components, folder)
         name = components.student_name
+        identified = with_original_teacher(recipe, folder)
         with explain_out_of_memory(data.train.batch_size, runtime.device, training=True):
             trainer = Trainer(
                 setup.phases,
@@ -175,7 +180,8 @@ def start_run(
                 runtime,
                 title=f"{name} {setup.method}" if components.teacher else name,
                 show=show,
-                identity=recipe_hash(with_original_teacher(recipe, folder)),
+                identity=recipe_hash(identified),
+                earlier_identities=earlier_identities(identified),
                 validation=data.validation,
                 callbacks=[Trackers(recipe.runtime.track, result_fields(recipe)), *callbacks],
             )
@@ -269,6 +275,7 @@ def finish_run(started: StartedRun, result: TrainResult) -> Run:
         "dataset": components.data.name,
         "seed": recipe.seed,
         "epochs": started.folder.rows()[-1]["epoch"],
+        "earlier_epochs": list(recipe.earlier_epochs),
         "init_epochs": {phase.name: phase.epochs for phase in setup.phases[:-1]},
         "test_top1": last_top1,
         "test_top5": None if last is None else last.top5,

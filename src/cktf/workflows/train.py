@@ -39,6 +39,7 @@ from cktf.taps import count_logits, find_classifier, fit_memory_format, type_nam
 from cktf.user_paths import expand_user_path, keep_working_folder
 from cktf.workflows.components import RunComponents
 from cktf.workflows.inspection import explain_rejected_images
+from cktf.workflows.longer_run import continue_with_epochs
 from cktf.workflows.run import Run, execute, find_session_student
 from cktf.workflows.teacher_ref import read_teacher_ref, teacher_ref_of
 from cktf.workflows.user_objects import UserObjects, check_objects, dataset_name, load_data
@@ -73,7 +74,7 @@ def teach(
         out: the run folder; by default a new one in `runs/`.
         seed: random seed (weights, order, augmentation, negatives).
         overrides: any field of the recipe by dotted name: `{"optimizer.lr": 0.02}`.
-        resume: continue the run that is in `out`, if there is one.
+        resume: continue the run that is in `out`, if there is one; also with other `epochs`.
         show: whether progress is shown.
         callbacks: your own `cktf.Callback` objects, called around steps and epochs.
 
@@ -92,9 +93,8 @@ def teach(
     }
     set_fields(fields, overrides or {})
     objects = UserObjects(None, model, train, test)
-    return run_recipe(
-        parse_recipe(fields), out, objects, resume=resume, show=show, callbacks=callbacks
-    )
+    recipe = continue_with_epochs(parse_recipe(fields), out, resume=resume)
+    return run_recipe(recipe, out, objects, resume=resume, show=show, callbacks=callbacks)
 
 
 def distill(
@@ -132,7 +132,7 @@ def distill(
         seed: random seed (weights, order, augmentation, negatives).
         options: for a method in the string, its options: `{"cktf": {"negatives": 4096}}`.
         overrides: any field of the recipe by dotted name: `{"optimizer.lr": 0.02}`.
-        resume: continue the run that is in `out`, if there is one.
+        resume: continue the run that is in `out`, if there is one; also with other `epochs`.
         show: whether progress is shown.
         callbacks: your own `cktf.Callback` objects, called around steps and epochs.
 
@@ -160,9 +160,8 @@ def distill(
     }
     set_fields(fields, overrides or {})
     objects = UserObjects(teacher, student, images, test)
-    return run_recipe(
-        parse_recipe(fields), out, objects, resume=resume, show=show, callbacks=callbacks
-    )
+    recipe = continue_with_epochs(parse_recipe(fields), out, resume=resume)
+    return run_recipe(recipe, out, objects, resume=resume, show=show, callbacks=callbacks)
 
 
 def network_fields(**networks: nn.Module | str | Path) -> dict[str, Any]:
@@ -286,6 +285,8 @@ def check_run_folder(folder: RunFolder, recipe: Recipe | TransferRecipe, *, resu
         changed = [name for name in changed if name not in ("teacher", "teacher_weights")]
         if teacher_now is None or teacher_now.sha256 != teacher_before.sha256:
             changed.append("the teacher's weights")
+    if recipe.earlier_epochs and now["earlier_epochs"] != before["earlier_epochs"]:
+        changed = [name for name in changed if name not in ("epochs", "earlier_epochs")]
     if changed:
         raise RunFolderError(
             f"{folder} was started with another recipe; it differs in: {', '.join(changed)}. "
