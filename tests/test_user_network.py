@@ -1,6 +1,7 @@
 """Networks as users bring them: wrapped, scripted, of inference mode, with a state of their own."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 import cktf
 from cktf.engine import start_runtime
 from cktf.engine.config import RuntimeConfig
-from cktf.errors import CheckpointError, DataError, ModelError, TapError
+from cktf.errors import CheckpointError, DataError, ModelError, RecipeError, TapError
 from cktf.models import copy_network, load_weights, prepare_user_network
 from cktf.taps import fit_memory_format, needs_contiguous_images
 from cktf.workflows import inspect
@@ -224,3 +225,25 @@ def test_a_torchscript_teacher_of_user_code(tmp_path):
     line = f"distill --teacher {path}:script --student resnet8 --method kd --data fashion-mini"
     run_command(f"{line} --out {out} --epochs 1 --set data.per_class=4 --set data.batch_size=8")
     assert json.loads((out / "summary.json").read_text())["teacher_parameters"] == 162
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [(SmallNet, r"given the class SmallNet\. Make one: SmallNet\(\.\.\.\)"),
+     (lambda images: images, "given a function. Wrap what it computes in one"),
+     (SimpleNamespace(student=SmallNet()), r"Give its \.student, or its \.folder"),
+     (torch.export.export(SmallNet().eval(), (IMAGES,)), "the Python module that the program")],
+)  # fmt: skip
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_what_is_no_network(few_images, tmp_path, network, message, role):
+    with pytest.raises(RecipeError, match=f"{role}: a network is a torch.nn.Module; .*{message}"):
+        distill_few(few_images, tmp_path / "run", method="kd", **{role: network})
+
+
+def test_results_are_shown_in_a_line(few_images, tmp_path):
+    run = distill_few(few_images, tmp_path / "run", method="kd", epochs=1)
+    assert repr(run) == (
+        f"Run(folder={str(run.folder)!r}, student='SmallNet', test_top1={run.summary['test_top1']})"
+    )
+    assert "stem=[2, 16, 32, 32]" in repr(inspect("resnet8"))
+    assert repr(few_images[0]) == "ImageSet(name='data', images=[200, 32, 32, 3], classes=10)"

@@ -59,6 +59,12 @@ class ImageSet(Generic[ImagesT]):
     name: str = "data"
     note: str = ""
 
+    def __repr__(self) -> str:
+        return (
+            f"ImageSet(name={self.name!r}, images={list(self.images.shape)}, "
+            f"classes={len(self.classes)})"
+        )
+
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels) or not len(self.images):
             raise DataError(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 FEATURES = ("logits", "embedding", "stem", "stages", "blocks", "preacts")
 
@@ -28,3 +29,7 @@ class Features:
     blocks: tuple[tuple[Tensor, ...], ...] = ()
     preacts: tuple[Tensor, ...] = ()
     pool_globally: bool = False
+
+    def __repr__(self) -> str:
+        shapes = tree_map(lambda x: list(x.shape) if isinstance(x, Tensor) else x, vars(self))
+        return f"Features({', '.join(f'{name}={shape}' for name, shape in shapes.items())})"

@@ -8,7 +8,7 @@ import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,7 +187,7 @@ class ProbeResult:
 
     labels: list[int | None]
     top1: list[list[float]]
-    classifier: LinearClassifier
+    classifier: LinearClassifier = field(repr=False)
     test_images: int
 
     @property

@@ -67,6 +67,10 @@ class Run:
         """Note the run, so that its folder can name a student that was made in Python."""
         _session_runs[self.folder.resolve()] = self
 
+    def __repr__(self) -> str:
+        name, top1 = self.summary.get("student"), self.summary.get("test_top1")
+        return f"Run(folder={str(self.folder)!r}, student={name!r}, test_top1={top1})"
+
 
 _session_runs: WeakValueDictionary[Path, Run] = WeakValueDictionary()
 

@@ -67,7 +67,7 @@ _INITIAL_STUDENT_FILE = "untrained.pt"
 STUDENT, SCRATCH = "student", "scratch"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TransferPlan:
     """A transfer that was checked and can run.
 

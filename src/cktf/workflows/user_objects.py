@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -43,6 +44,8 @@ def dataset_name(data: Any) -> str:
 def check_objects(recipe: Recipe, objects: UserObjects) -> list[str]:
     """List the fields set to `custom` without an object, and objects that do not fit."""
     problems = check_data_objects(recipe.data, objects)
+    problems += _find_network_problems("teacher", objects.teacher)
+    problems += _find_network_problems("student", objects.student)
     if isinstance(recipe, DistillRecipe):
         problems += _explain_missing_object("teacher", recipe.teacher, objects.teacher)
     student = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
@@ -83,6 +86,21 @@ def _explain_missing_object(name: str, spec: str, value: Any) -> list[str]:
         f"{name}: the recipe says {CUSTOM!r}, an object made in Python. Pass it to cktf.distill or "
         "cktf.teach, or name another."
     ]
+
+
+def _find_network_problems(name: str, value: Any) -> list[str]:
+    """List what keeps an object from being a network."""
+    if isinstance(value, nn.Module | str | Path | None):
+        return []
+    kind = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+    advice = "Wrap what it computes in one"
+    if isinstance(value, type):
+        advice = f"Make one: {value.__name__}(...)"
+    elif isinstance(value, torch.export.ExportedProgram):
+        advice = "Give the Python module that the program was exported from"
+    elif isinstance(getattr(value, "student", None), nn.Module):
+        advice = "Give its .student, or its .folder"
+    return [f"{name}: a network is a torch.nn.Module; given {kind}. {advice}."]
 
 
 def find_map_style_problems(argument: str, data: Any) -> list[str]:
