@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 import cktf
 from cktf.data import load_dataset
 from cktf.errors import CktfError, DataError, RunFolderError
-from cktf.models import Normalized, create, save_network
+from cktf.models import Normalized, build_network, create, parse_network_spec, save_network
 from cktf.recipes import (
     DataConfig,
     build_data,
@@ -227,3 +227,26 @@ def test_the_students_modes_are_as_before_an_evaluation(few_images, tmp_path):
     assert accuracy.samples == 200
     assert run.student.training
     assert equal_weights(before, copy_state(run.student))
+
+
+def test_the_network_of_a_run_made_in_python_is_named(tmp_path, user_code, monkeypatch):
+    network = build_network(parse_network_spec(f"{user_code}:small"), 10).network
+    small = {"data.per_class": 2, "data.batch_size": 20}
+    run = cktf.teach(
+        network, train="fashion-mini", epochs=1, out=tmp_path / "run", show=False, overrides=small
+    )
+    top1 = run.summary["test_top1"]
+    # A session knows the networks of its runs.
+    del run
+    monkeypatch.chdir(tmp_path)
+    assert "--network FILE.py:FUNCTION" in run_command("evaluate run", exit_code=2)
+    line = f"--network {user_code}:small"
+    assert f"top-1 {top1:.2f} %" in run_command(f"evaluate run {line}")
+    assert "do not fit" in run_command("evaluate run --network resnet8", exit_code=2)
+    fresh = build_network(parse_network_spec(f"{user_code}:small"), 10).network
+    assert cktf.evaluate("run", network=fresh)[0].top1 == top1
+    found = RunAnalyzer(max_images=20, network=f"{user_code}:small").analyze(Path("run"))
+    assert found.student.logits.shape == (20, 10)
+    assert not found.missing_reason
+    pytest.importorskip("onnxruntime")
+    assert "100.00" in run_command(f"export run {line}")

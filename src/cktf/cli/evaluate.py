@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cktf.cli.command import make_command
-from cktf.cli.options import DataDirOption, TrustCodeOption
+from cktf.cli.options import DataDirOption, NetworkOption, TrustCodeOption
 
 
 @make_command
@@ -16,13 +16,19 @@ def evaluate(
         str | None, typer.Option(help="Data set, see cktf datasets. By default the run's.")
     ] = None,
     data_dir: DataDirOption = None,
+    network: NetworkOption = None,
     trust_code: TrustCodeOption = False,
 ) -> None:
     """Measure a run's accuracy on test images."""
     from cktf.workflows import evaluate as evaluate_run
 
     accuracy, name = evaluate_run(
-        run, data, str(data_dir) if data_dir else None, trust_code=trust_code, show=True
+        run,
+        data,
+        str(data_dir) if data_dir else None,
+        network=network,
+        trust_code=trust_code,
+        show=True,
     )
     # Of five classes or fewer it is always 100 %.
     top5 = "" if accuracy.top5 == 100 else f", top-5 {accuracy.top5:.2f} %"

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cktf.cli.command import make_command, print_table
-from cktf.cli.options import DataDirOption, TrustCodeOption
+from cktf.cli.options import DataDirOption, NetworkOption, TrustCodeOption
 
 
 @make_command
@@ -22,13 +22,16 @@ def export(
         typer.Option("--int8", help="Also write a file with int8 weights and activations."),
     ] = False,
     data_dir: DataDirOption = None,
+    network: NetworkOption = None,
     trust_code: TrustCodeOption = False,
 ) -> None:
     """Export a run's network to ONNX, and check it."""
     from cktf.export import INPUT, OUTPUT, export_run
 
     directory = str(data_dir) if data_dir else None
-    exports = export_run(run, out, int8=int8, data_dir=directory, trust_code=trust_code)
+    exports = export_run(
+        run, out, int8=int8, data_dir=directory, network=network, trust_code=trust_code
+    )
     rows = []
     for export in exports:
         top1 = export.accuracy and export.accuracy.top1

@@ -240,6 +240,13 @@ def suggest_option(command: str, name: str, names: Iterable[str]) -> str:
 
 # Options of commands without a recipe.
 DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="Folder of the data set.")]
+NetworkOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.py:FUNCTION",
+        help="Builds the network of a run that was made in Python.",
+    ),
+]
 TrustCodeOption = Annotated[
     bool,
     typer.Option("--trust-code", help="Run the Python code that a run names as its network."),

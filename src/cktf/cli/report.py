@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cktf.cli.command import make_command
-from cktf.cli.options import DataDirOption, TrustCodeOption
+from cktf.cli.options import DataDirOption, NetworkOption, TrustCodeOption
 
 
 @make_command
@@ -20,6 +20,7 @@ def report(
         int, typer.Option(min=10, help="Largest number of test images to classify.")
     ] = 10_000,
     data_dir: DataDirOption = None,
+    network: NetworkOption = None,
     trust_code: TrustCodeOption = False,
 ) -> None:
     """Compare runs in one HTML file."""
@@ -30,6 +31,7 @@ def report(
         out or runs[0] / "report.html",
         images=images,
         data_dir=str(data_dir) if data_dir else None,
+        network=network,
         trust_code=trust_code,
     )
     print(f"{path} ({path.stat().st_size / 2**20:.1f} MB): open it in a browser")

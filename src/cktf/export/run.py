@@ -14,7 +14,7 @@ from cktf.engine import evaluate as accuracy_of
 from cktf.errors import DataError, RunFolderError
 from cktf.export.network import OnnxNetwork, require_onnx, write_int8, write_onnx
 from cktf.models import Normalized, read_metadata
-from cktf.recipes import CUSTOM, build_test_loader, find_weights_file, load_split, load_teacher
+from cktf.recipes import CUSTOM, build_test_loader, find_weights_file, load_run_network, load_split
 from cktf.taps import fit_memory_format
 from cktf.user_paths import expand_user_path
 from cktf.workflows import load_test_section
@@ -86,6 +86,7 @@ def export_run(
     *,
     int8: bool = False,
     data_dir: str | None = None,
+    network: nn.Module | str | None = None,
     trust_code: bool = False,
 ) -> list[ExportedNetwork]:
     """Write the network of a finished run as an ONNX file, and test it on the run's test images.
@@ -97,6 +98,8 @@ def export_run(
         int8: also write an int8 file, calibrated on training images.
         data_dir: folder of the data set, if it is no longer where the run says. Without the data
             the file is checked on random images only.
+        network: of a run that was made in Python: a module, which takes the run's weights, or
+            `FILE.py:FUNCTION`, which builds it.
         trust_code: whether the user's own code that builds the network may run.
 
     Returns:
@@ -126,7 +129,8 @@ def export_run(
         raise DataError(missing_reason)
     loader = None if test is None else build_test_loader(test, section.workers)
     classes = None if test is None else tuple(test.classes)
-    network = load_teacher(str(run.absolute()), classes, trust_code=trust_code).network.eval()
+    loaded = load_run_network(run, classes, network, trust_code=trust_code)
+    network = loaded.network.eval()
     weights = find_weights_file(str(run.absolute()))
     info = read_metadata(weights)
     if loader is not None:

@@ -148,7 +148,8 @@ def load_network(path: Path, *, trust_code: bool = False) -> tuple[nn.Module, di
     except ModelError as error:
         raise CheckpointError(
             f"{path} holds {name!r}, which cannot be built from its name: {error} Or name the "
-            f"network yourself: --teacher NETWORK --teacher-weights {path}; or in Python with "
+            f"network yourself: --teacher NETWORK --teacher-weights {path}; or --network "
+            "FILE.py:FUNCTION where a run is evaluated, exported or reported; or in Python with "
             "cktf.models.load_weights."
         ) from error
     load_weights(network, path)

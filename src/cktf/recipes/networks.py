@@ -19,7 +19,9 @@ from cktf.models import (
     is_cktf_weights_file,
     load_network,
     load_state_dict_strictly,
+    load_weights,
     parse_network_spec,
+    prepare_user_network,
     read_metadata,
     read_state_dict,
     short_sha256,
@@ -170,11 +172,58 @@ def load_teacher(
     return LoadedNetwork(network, teacher, f"built {teacher}", trained_size=built.trained_size)
 
 
+def load_run_network(
+    run: Path,
+    classes: tuple[str, ...] | None,
+    network: nn.Module | str | None = None,
+    *,
+    trust_code: bool = False,
+) -> LoadedNetwork:
+    """Load the trained network of a finished run.
+
+    Args:
+        run: the run folder.
+        classes: class names of the data, which the network must share; None for any.
+        network: what the weights are loaded into, where the run's network was made in Python: a
+            module, which is changed in place, or the spec of one, whose code is run.
+        trust_code: whether code that the weights name may run.
+
+    Raises:
+        CheckpointError: no finished run, or weights of another network.
+        ModelError: other classes, or a network that cannot be built.
+    """
+    if network is None:
+        return load_teacher(str(run.absolute()), classes, trust_code=trust_code)
+    path = find_weights_file(str(run.absolute()))
+    metadata: dict[str, Any] = read_metadata(path)
+    if isinstance(network, str):
+        spec = parse_network_spec(network)
+        network = build_network(spec, len(metadata["classes"])).network
+    network = prepare_user_network(network)
+    inner = network.network if isinstance(network, Normalized) else network
+    load_weights(inner, path)
+    network = inner
+    # The run's student normalized its images only if its file says so.
+    if "mean" in metadata:
+        network = Normalized(inner, metadata["mean"], metadata["std"], metadata.get("size"))
+    return _describe_loaded(network, path, metadata, classes)
+
+
 def _load_cktf_weights(
     path: Path, classes: tuple[str, ...] | None, trust_code: bool
 ) -> LoadedNetwork:
     """Load a network from a file that describes it."""
     network, metadata = load_network(path, trust_code=trust_code)
+    return _describe_loaded(network, path, metadata, classes)
+
+
+def _describe_loaded(
+    network: nn.Module,
+    path: Path,
+    metadata: Mapping[str, Any],
+    classes: tuple[str, ...] | None,
+) -> LoadedNetwork:
+    """Check a network's classes, and describe it by the metadata of its file."""
     dataset = metadata["dataset"]
     assert isinstance(metadata["classes"], list)
     network_classes = tuple(metadata["classes"])

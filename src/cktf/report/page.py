@@ -55,6 +55,7 @@ def write_report(
     *,
     images: int = 10_000,
     data_dir: str | None = None,
+    network: str | None = None,
     trust_code: bool = False,
     show: bool = True,
 ) -> Path:
@@ -65,6 +66,7 @@ def write_report(
         out: the HTML file.
         images: the largest number of test images to classify.
         data_dir: folder of the data set, if it is no longer where the runs say.
+        network: `FILE.py:FUNCTION` that builds the network of the runs that were made in Python.
         trust_code: whether the users' own code that builds networks may run.
         show: whether to show progress.
 
@@ -84,7 +86,7 @@ def write_report(
     check_output_file(out, ".html")
     folders = list(map(expand_user_path, runs))
     check_same_test_images([read_run(folder, data_dir) for folder in folders])
-    analyst = RunAnalyzer(images, data_dir=data_dir, trust_code=trust_code)
+    analyst = RunAnalyzer(images, data_dir=data_dir, network=network, trust_code=trust_code)
     analyses = []
     for folder in folders:
         announce(f"reading {folder}", show)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from cktf.data import FOLDER_PREFIX, ImageSet
 from cktf.engine import RunFolder, start_available_runtime, synchronized_time
 from cktf.errors import CktfError, RunFolderError
-from cktf.models import is_cktf_weights_file, read_metadata, short_sha256
+from cktf.models import is_cktf_weights_file, is_library_network, read_metadata, short_sha256
 from cktf.recipes import (
     CUSTOM,
     DistillRecipe,
@@ -25,6 +25,7 @@ from cktf.recipes import (
     find_recipe,
     find_weights_file,
     is_weights_path,
+    load_run_network,
     load_split,
     load_teacher,
     parse_any_recipe,
@@ -148,7 +149,8 @@ class RunAnalyzer:
     """Runs the networks of finished runs on their test images; shared teachers run once.
 
     It classifies at most `max_images` images, and keeps features of at most `max_compared`. Without
-    `data_dir`, the images are where the runs say.
+    `data_dir`, the images are where the runs say. The spec `network` builds the networks that were
+    made in Python.
     """
 
     def __init__(
@@ -156,10 +158,11 @@ class RunAnalyzer:
         max_images: int = 10_000,
         max_compared: int = 1000,
         data_dir: str | None = None,
+        network: str | None = None,
         trust_code: bool = False,
     ) -> None:
         self.max_images, self.max_compared = max_images, max_compared
-        self.data_dir, self.trust_code = data_dir, trust_code
+        self.data_dir, self.network, self.trust_code = data_dir, network, trust_code
         self._data: dict[str, ImageSet[Any]] = {}
         self._teachers: dict[str, NetworkOutputs] = {}
         self._latency: dict[tuple[object, ...], float] = {}
@@ -183,7 +186,8 @@ class RunAnalyzer:
             self._data[data_key] = test.subset(evenly_spaced_indices(len(test), self.max_images))
         test, classes = self._data[data_key], tuple(self._data[data_key].classes)
         folder, name = analysis.folder, analysis.summary["student"]
-        network = load_teacher(str(folder.absolute()), classes, trust_code=self.trust_code).network
+        spec = None if is_library_network(name) else self.network
+        network = load_run_network(folder, classes, spec, trust_code=self.trust_code).network
         analysis = replace(analysis, classes=classes, labels=test.labels, images=test.images)
         if isinstance(recipe, TrainRecipe):
             return replace(analysis, student=self._run_network(network, name, test, recipe))

@@ -33,8 +33,8 @@ from cktf.recipes import (
     build_test_loader,
     find_recipe,
     find_weights_file,
+    load_run_network,
     load_split,
-    load_teacher,
     parse_any_recipe,
     read_recipe,
 )
@@ -51,6 +51,7 @@ def evaluate(
     data: Any = None,
     data_dir: str | None = None,
     *,
+    network: nn.Module | str | None = None,
     trust_code: bool = False,
     show: bool = False,
 ) -> tuple[Accuracy, str]:
@@ -65,6 +66,8 @@ def evaluate(
             network by name, which normalizes them itself (PIL images and uint8 are scaled), and
             transformed as they were for a module of your own.
         data_dir: its folder, for example if the run's data has moved; by default the run's own.
+        network: of a run that was made in Python: a module, which takes the run's weights, or
+            `FILE.py:FUNCTION`, which builds it.
         trust_code: whether the user's own code that builds the network may run.
         show: print which images count.
 
@@ -84,10 +87,8 @@ def evaluate(
     else:
         test, name = _load_test(folder, section, name, show), section.test or section.name
     classes = tuple(test.classes) if isinstance(test, ImageSet) else None
-    network = (
-        find_session_student(run)
-        or load_teacher(str(folder.absolute()), classes, trust_code=trust_code).network
-    )
+    made_here = find_session_student(run) if network is None else None
+    network = made_here or load_run_network(folder, classes, network, trust_code=trust_code).network
     runtime = start_available_runtime(config)
     loader = build_test_loader(test, section.workers)
     with explain_out_of_memory(loader.batch_size, runtime.device), eval_mode(network):
