@@ -19,7 +19,7 @@ from measure import alternate, keep, machine, median_ratio, peak_memory_mb, tabl
 from torch import Tensor
 from torch.nn import functional as F
 
-from cktf.contrast import Bank, Estimator, Memory, Queue, Storage, random_bank, rows_of
+from cktf.contrast import Bank, Estimator, Memory, Queue, Storage, random_bank
 from cktf.functional.contrast import Candidates, contrast_loss
 from cktf.functional.critics import EPSILON, NCECritic
 
@@ -82,7 +82,7 @@ def build(variant: str, case: Case) -> tuple[Step, Step]:
         if contrast_index is not None:
             return naive_nce(own, bank, contrast_index, TAU, z)
         if isinstance(draw.negatives, Candidates):
-            keys = rows_of(bank, draw.key_index, bank.device)
+            keys = bank if draw.key_index is None else bank.index_select(0, draw.key_index)
             return contrast_loss(own, positive, keys, draw.negatives, TAU, critic)
         return contrast_loss(own, bank[index], bank, draw.negatives, TAU, critic)
 

@@ -15,6 +15,7 @@ from cktf.functional import infonce_loss, infonce_loss_all, nce_loss, nce_loss_a
 from cktf.functional.contrast import Candidates, contrast_loss
 from cktf.functional.critics import EPSILON, InfoNCECritic, NCECritic
 from cktf.objectives import CRD
+from cktf.objectives.crd import store_rows, unit_rows
 
 B, N, D, K, TAU = 6, 60, 8, 30, 0.1
 MAPS = Path("/proc/self/maps")
@@ -164,7 +165,7 @@ def test_normalizers_of_batches_of_another_size():
         student, teacher = (e[index] for e in everyone)
         loss = objective.loss(student, teacher, index)
         objective.after_step()
-        rows = [r.detach() for r in objective._rows(student, teacher)]
+        rows = [r.detach() for r in unit_rows([objective], [(student, teacher)])]
         means = objective.student_normalizer, objective.teacher_normalizer
         expected, size = 0.0, len(index)
         for (own, other), mean in zip((rows, rows[::-1]), means, strict=True):
@@ -187,7 +188,7 @@ class TestQueue:
         for step in range(8):
             index = torch.randperm(N)[:B]
             student, teacher = (e[index] for e in everyone)
-            s, t = (v.detach() for v in objective._rows(student, teacher))
+            s, t = (v.detach() for v in unit_rows([objective], [(student, teacher)]))
             expected = 0.0
             for i, j in enumerate(index):
                 others = [h for h in held if h[0] is None or ids(labels, h[0]) != ids(labels, j)]
@@ -223,8 +224,8 @@ class TestQueue:
         for index in torch.randperm(N).split(B):
             draw = queue.memory.draw(index), bank.memory.draw(index)
             for objective, drawn in zip((queue, bank), draw, strict=True):
-                with torch.no_grad():
-                    objective.fill_rows(*(e[index] for e in everyone), drawn.write_index)
+                vectors = everyone[0][index], everyone[1][index]
+                store_rows([objective], [vectors], drawn.write_index)
                 objective.memory.record_row_owners()
         index = torch.randperm(N)[:B]
         found, gradients = [], []
@@ -280,7 +281,7 @@ def test_in_batch_by_definition(labels, critic):
     student, teacher = (e[index] for e in embeddings())
     loss = objective.loss(student, teacher, index)
     objective.after_step()
-    s, t = objective._rows(student, teacher)
+    s, t = unit_rows([objective], [(student, teacher)])
     own, k, expected = ids(labels, index), B - 1, 0.0
     for anchor, other, z in (
         (s, t, objective.student_normalizer), (t, s, objective.teacher_normalizer)
@@ -313,7 +314,7 @@ def test_the_normalizer_is_not_of_negatives_that_are_not_there():
     given = torch.randn(B, 4), torch.randn(B, 5)
     objective.loss(*given, torch.arange(B))
     objective.after_step()
-    student, teacher = objective._rows(*given)
+    student, teacher = unit_rows([objective], [given])
     expected = torch.exp((student * teacher).sum(1) / TAU).mean()
     torch.testing.assert_close(objective.student_normalizer, expected.detach())
 
@@ -408,7 +409,7 @@ class TestEveryChoice:
 
         def agreement():
             with torch.no_grad():
-                s, t = objective._rows(student, teacher)
+                s, t = unit_rows([objective], [(student, teacher)])
                 return float((s * t).sum(1).mean())
 
         before = agreement()

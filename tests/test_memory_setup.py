@@ -17,6 +17,7 @@ from cktf.engine import Trainer, trainer
 from cktf.errors import Interrupted, MethodError, ShapeError
 from cktf.functional.batch_centering import subtract_batch_mean
 from cktf.objectives import CRD
+from cktf.objectives.crd import unit_rows
 from cktf.taps import Features
 
 N, B = 50, 8
@@ -197,7 +198,7 @@ class TestCenter:
                 crd.loss(own, other, torch.arange(N)).backward()
                 steps.step()
                 crd.after_step()
-            rows, others = crd._rows(own, other)
+            rows, others = unit_rows([crd], [(own, other)])
             nearest = (rows @ others.T).argmax(1)
             chosen[center] = (nearest == torch.arange(N)).float().mean().item()
         assert chosen[True] > 0.5 > chosen[False]

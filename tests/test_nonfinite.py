@@ -17,7 +17,7 @@ from cktf.engine import Trainer, TrainStep
 from cktf.engine.epoch_metrics import gradient_norm
 from cktf.engine.memory import is_out_of_memory
 from cktf.errors import TrainingError
-from cktf.objectives import CRD, Loss
+from cktf.objectives import CKTF, CRD, Loss
 from cktf.taps import FeaturePaths, Tap
 
 SKIP = {"runtime.on_nonfinite": "skip"}
@@ -188,7 +188,7 @@ def run_out_of_memory(self, *args, **named):
 
 
 def test_out_of_memory_says_what_to_change(small_run, monkeypatch):
-    monkeypatch.setattr(CRD, "loss", run_out_of_memory)
+    monkeypatch.setattr(CKTF, "loss", run_out_of_memory)
     with pytest.raises(TrainingError) as caught:
         small_run(method="cktf+kd")
     text = str(caught.value)
@@ -202,6 +202,11 @@ def test_out_of_memory_on_the_cpu(small_run, monkeypatch):
     with pytest.raises(TrainingError, match="Memory of cpu is not enough for batches of 40"):
         small_run()
     assert not is_out_of_memory(ValueError("x"))
+    assert not is_out_of_memory(RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"))
+    for library in ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)",
+                    "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+                    "CUDA error: out of memory"):  # fmt: skip
+        assert is_out_of_memory(RuntimeError(library))
 
 
 def test_out_of_memory_in_evaluation(small_run, monkeypatch):

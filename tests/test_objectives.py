@@ -15,6 +15,7 @@ from cktf.models import create
 from cktf.objectives import CKTF, CRD, METHODS, BuildContext, compose, features_read, parse
 from cktf.objectives.adapters import Regressor
 from cktf.objectives.cktf import _cosine
+from cktf.objectives.crd import pair_losses
 from cktf.taps import Features, Tap, infer_paths
 
 N, B, CLASSES = 40, 6, 5
@@ -391,8 +392,8 @@ class TestCKTF:
         )
         cktf = CKTF(student, teacher, N, match=match, memory="batch")
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            chosen = cktf._match(own, blocks)
-        assert chosen is blocks[2 if match == "smallest" else 0]
+            chosen = cktf._match(own, blocks, lambda m: m)
+        assert torch.equal(chosen, blocks[2 if match == "smallest" else 0])
 
     @pytest.mark.parametrize(
         ("student", "teacher"),
@@ -424,6 +425,61 @@ class TestCKTF:
         loss = cktf(*case.features(), case.batch)
         *modules, embedding = loss.terms.values()
         torch.testing.assert_close(loss.total, 0.7 * embedding + 0.2 * sum(modules))
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"estimator": "sampled"}, {"estimator": "shared"}, {"estimator": "all"},
+         {"estimator": "shared", "storage": "bfloat16", "bank_device": "host"},
+         {"memory": "queue", "queue_size": 20}, {"memory": "batch", "center": True},
+         {"estimator": "shared", "critic": "infonce"}],
+    )  # fmt: skip
+    def test_pairs_together_are_each_alone(self, options):
+        """Losses, gradients, rows and normalizers, over three steps with the same draws."""
+        case = Case("cktf", "resnet-wrn")
+        together = CKTF(case.context.student, case.context.teacher, N, negatives=9, **options)
+        apart = copy.deepcopy(together)
+        for step in range(3):
+            student, teacher = case.features()
+            torch.manual_seed(step)
+            losses = together.loss(student, teacher, case.batch.index).terms.values()
+            torch.manual_seed(step)
+            draw = apart.pairs[0].memory.draw(case.batch.index)
+            vectors = apart._vectors(student, teacher).values()
+            alone = [
+                pair_losses([pair], [vector], draw)[0]
+                for pair, vector in zip(apart.pairs, vectors, strict=True)
+            ]
+            torch.testing.assert_close(list(losses), alone)
+            for objective in (together, apart):
+                objective.after_step()
+        for (name, found), expected in zip(
+            together.state_dict().items(), apart.state_dict().values(), strict=True
+        ):
+            torch.testing.assert_close(found, expected, msg=name)
+        assert together.pairs[1].student_normalizer > 0 or options.get("critic")
+
+    @pytest.mark.parametrize("place", ["device", "host"])
+    def test_rows_of_all_pairs_stay_one_tensor(self, place):
+        """Copied, cast or loaded: what is saved under each pair's name is what is computed with."""
+        case = Case("cktf", "resnet-wrn")
+        features = case.context.student, case.context.teacher
+        cktf = CKTF(*features, N, negatives=9, estimator="shared", bank_device=place)
+        other = CKTF(*features, N, negatives=9, estimator="shared", bank_device=place)
+        other.load_state_dict(cktf.state_dict())
+        for module in (cktf, copy.deepcopy(cktf), copy.deepcopy(cktf).double(), other):
+            group = module.pairs[0].group
+            assert group.banks.dtype == (
+                torch.float64 if module.pair_weights.dtype == torch.float64 and place == "device"
+                else torch.float32
+            )  # fmt: skip
+            for i, pair in enumerate(module.pairs):
+                assert pair.group is group
+                for bank, side in ((pair.teacher_bank, 2 * i), (pair.student_bank, 2 * i + 1)):
+                    assert bank.data_ptr() == group.banks[side].data_ptr()
+                assert pair.teacher_normalizer.data_ptr() == group.normalizers[2 * i + 1].data_ptr()
+            torch.testing.assert_close(
+                group.banks.float(), cktf.pairs[0].group.banks, rtol=0, atol=0
+            )
 
     def test_a_weight_of_zero_is_not_computed(self):
         case = Case("cktf", "resnet-wrn")

@@ -4,7 +4,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,12 +41,11 @@ def run_in_processes(work: Callable[[T], None], argument: T, jobs: int, folder: 
         work(argument)
         return
     context = multiprocessing.get_context("spawn")
-    workers = [
-        context.Process(target=_run_job, args=(work, argument, number, jobs))
-        for number in range(jobs)
-    ]
-    for worker in workers:
-        worker.start()
+    workers = [context.Process(target=_run_job, args=(work, argument, jobs)) for _ in range(jobs)]
+    for number, worker in enumerate(workers):
+        # A process reads which GPUs it sees once, when it first uses CUDA.
+        with _visible_gpu(number):
+            worker.start()
     signals: list[str] = []
 
     def terminate_workers(number: int, frame: object) -> None:
@@ -76,13 +76,26 @@ def run_in_processes(work: Callable[[T], None], argument: T, jobs: int, folder: 
         )
 
 
-def _run_job(work: Callable[[T], None], argument: T, number: int, jobs: int) -> None:
-    """Run one of several processes: on its share of the threads, and on a GPU of its own."""
+@contextmanager
+def _visible_gpu(number: int) -> Iterator[None]:
+    """Let processes that start inside the block see one GPU, each another one in turn."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = before.split(",") if before else [str(n) for n in range(torch.cuda.device_count())]
+    if len(devices) < 2:
+        yield
+        return
+    os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+    try:
+        yield
+    finally:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _run_job(work: Callable[[T], None], argument: T, jobs: int) -> None:
+    """Run one of several processes, on its share of the threads."""
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
-    if len(devices) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
     try:
         work(argument)
     except KeyboardInterrupt:

@@ -3,7 +3,15 @@
 The losses over them are in `cktf.functional`.
 """
 
-from cktf.contrast.bank import DEVICE, DTYPES, Storage, random_bank, rows_of, update_bank
+from cktf.contrast.bank import (
+    DEVICE,
+    DTYPES,
+    Storage,
+    allocate_banks,
+    random_bank,
+    set_random_rows,
+    update_bank,
+)
 from cktf.contrast.config import ContrastConfig, Estimator
 from cktf.contrast.footprint import ADVICE, Footprint, footprint
 from cktf.contrast.memory import Bank, Draw, InBatch, Memory, Queue, build_memory
@@ -23,9 +31,10 @@ __all__ = [
     "NegativeSampler",
     "Queue",
     "Storage",
+    "allocate_banks",
     "build_memory",
     "footprint",
     "random_bank",
-    "rows_of",
+    "set_random_rows",
     "update_bank",
 ]

@@ -17,13 +17,14 @@ DEVICE, HOST = "device", "host"
 _CHUNK = 1 << 22
 
 
-def random_bank(
-    size: int, dim: int, storage: Storage = "float32", bank_device: str = DEVICE
+def allocate_banks(
+    count: int, size: int, dim: int, storage: Storage = "float32", bank_device: str = DEVICE
 ) -> Tensor:
-    """[size, dim] rows from U(-a, a) with a = 1/sqrt(dim/3), so that their length is near one.
+    """[count, size, dim], whose rows are not set yet.
 
     Args:
-        size: number of rows.
+        count: number of banks.
+        size: number of rows of each.
         dim: length of a row.
         storage: type of the rows.
         bank_device: `device` or `host`, both in this process's memory; or a folder, in which a
@@ -32,22 +33,32 @@ def random_bank(
     Raises:
         MethodError: no such folder.
     """
-    bound = (dim / 3) ** -0.5
     dtype = DTYPES[storage]
-    bank = (
-        torch.empty(size, dim, dtype=dtype)
-        if bank_device in (DEVICE, HOST)
-        else _map_file(size, dim, dtype, Path(bank_device))
-    )
+    if bank_device in (DEVICE, HOST):
+        return torch.empty(count, size, dim, dtype=dtype)
+    return _map_file(count * size * dim, dtype, Path(bank_device)).view(count, size, dim)
+
+
+def random_bank(
+    size: int, dim: int, storage: Storage = "float32", bank_device: str = DEVICE
+) -> Tensor:
+    """[size, dim] random rows; the arguments are those of `allocate_banks`."""
+    bank = allocate_banks(1, size, dim, storage, bank_device)[0]
+    set_random_rows(bank)
+    return bank
+
+
+def set_random_rows(bank: Tensor) -> None:
+    """Draw rows [N, dim] from U(-a, a) with a = 1/sqrt(dim/3): their length is near one."""
+    bound = (bank.shape[1] / 3) ** -0.5
     # Drawn in float32, in pieces, so that a mapped bank needs no second copy in memory.
     flat = bank.view(-1)
     for start in range(0, len(flat), _CHUNK):
         part = flat[start : start + _CHUNK]
         part.copy_(torch.empty(part.shape).uniform_(-bound, bound))
-    return bank
 
 
-def _map_file(size: int, dim: int, dtype: torch.dtype, folder: Path) -> Tensor:
+def _map_file(size: int, dtype: torch.dtype, folder: Path) -> Tensor:
     if not folder.is_dir():
         raise MethodError(
             f"bank_device is 'device', 'host' or a folder; given {folder}, which is no folder."
@@ -55,16 +66,9 @@ def _map_file(size: int, dim: int, dtype: torch.dtype, folder: Path) -> Tensor:
     handle, name = tempfile.mkstemp(suffix=".bank", dir=folder)
     os.close(handle)
     try:
-        flat = torch.from_file(name, shared=True, size=size * dim, dtype=dtype)
+        return torch.from_file(name, shared=True, size=size, dtype=dtype)
     finally:
         os.unlink(name)
-    return flat.view(size, dim)
-
-
-def rows_of(bank: Tensor, rows: Tensor | None, device: torch.device) -> Tensor:
-    """Select rows of a bank, or all of them, and move these to a device."""
-    # index_select is five times faster than indexing, on the CPU.
-    return (bank if rows is None else bank.index_select(0, rows.to(bank.device))).to(device)
 
 
 @torch.no_grad()
@@ -75,13 +79,13 @@ def update_bank(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> N
     be numbers of both. No batch of this library holds one twice.
 
     Args:
-        bank: [N, D] float32 or bfloat16; the update is computed in float32.
+        bank: [..., N, D] float32 or bfloat16; the update is computed in float32.
         index: [B] int64.
-        rows: [B, D], of unit length.
+        rows: [..., B, D], of unit length.
         momentum: fraction of the old row that stays, from 0 to 1.
     """
     index, new_rows = index.to(bank.device), rows.detach().to(bank.device, torch.float32)
     if momentum:
-        old_rows = bank.index_select(0, index).float()
+        old_rows = bank.index_select(-2, index).float()
         new_rows = old_rows.mul_(momentum).add_(new_rows, alpha=1 - momentum)
-    bank.index_copy_(0, index, F.normalize(new_rows, dim=1).to(bank.dtype))
+    bank.index_copy_(-2, index, F.normalize(new_rows, dim=-1).to(bank.dtype))

@@ -11,7 +11,7 @@ import torch
 from cktf.contrast.bank import DEVICE, DTYPES, HOST
 from cktf.contrast.config import ContrastConfig
 from cktf.errors import MethodError
-from cktf.functional.contrast import BLOCK
+from cktf.functional.contrast import block_size
 
 _FLOAT, _INT = 4, 8
 ADVICE = (
@@ -75,6 +75,8 @@ def footprint(
 ) -> Footprint:
     """Compute the memory of pairs of representations, of two banks each.
 
+    A step is that of a GPU where there is one, which computes all sides of all pairs together.
+
     Args:
         config: the options.
         dataset_size: N, samples in the training set.
@@ -83,14 +85,17 @@ def footprint(
     """
     rows, estimator = config.num_rows(dataset_size), config.chosen_estimator(dataset_size)
     row_bytes = config.embedding_dim * DTYPES[config.storage].itemsize
+    has_gpu = torch.cuda.is_available()
+    block = block_size(torch.device("cuda" if has_gpu else "cpu"))
     if estimator == "sampled":
         # Scores of all rows; scores of the negatives with two temporaries, their index with one.
         step = batch * rows * _FLOAT + batch * config.negatives * (3 * _FLOAT + 2 * _INT)
     else:
         keys = config.negatives if estimator == "shared" else rows or batch
-        mask = min(batch * keys, 4 * BLOCK)
-        copied = keys * row_bytes if estimator == "shared" else 0
-        step = (mask + 3 * min(batch * keys, BLOCK)) * _FLOAT + copied
+        sides = min(2 * num_pairs, max(1, block // (batch * keys))) if has_gpu else 1
+        mask = min(batch * keys, 4 * block)
+        copied = sides * keys * row_bytes if estimator == "shared" else 0
+        step = (mask + 3 * min(sides * batch * keys, block)) * _FLOAT + copied
     return Footprint({config.bank_device: 2 * num_pairs * rows * row_bytes} if rows else {}, step)
 
 

@@ -13,6 +13,18 @@ from cktf.contrast import ADVICE, Footprint
 from cktf.data import explain_lost_worker
 from cktf.errors import TrainingError
 
+# What the CPU's allocator, the CUDA driver, cuBLAS and cuDNN say of too little memory. Where a
+# handle of cuBLAS or cuDNN cannot be made, there is usually no room for its workspace.
+_ALLOCATION_FAILED = (
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)
 # Peak memory of this process on Linux (VmHWM), and the file that resets it.
 _STATUS, _RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -80,6 +92,9 @@ def explain_out_of_memory(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is a failed allocation, for which PyTorch has no type on the CPU."""
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+    """Whether an error is a failed allocation, for which PyTorch does not always have a type."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        said in str(error) for said in _ALLOCATION_FAILED
+    )

@@ -21,22 +21,22 @@ from cktf.processes import mean_over_processes, num_processes
 class _Centered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        return rows - mean_over_processes(rows.mean(0))
+        return rows - mean_over_processes(rows.mean(-2, keepdim=True))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         # Centering is a projection and equals its own transpose.
-        return grad_output - mean_over_processes(grad_output.mean(0))
+        return grad_output - mean_over_processes(grad_output.mean(-2, keepdim=True))
 
 
 def subtract_batch_mean(rows: Tensor) -> Tensor:
-    """Subtract the mean over the batch of all processes from rows [B, D].
+    """Subtract the mean over the batch of all processes from rows [..., B, D].
 
     Raises:
         ShapeError: a batch of one, whose centered row is zero.
     """
     if num_processes() == 1:
-        _check.at_least_two("A centered head", rows)
+        _check.at_least_two("A centered head", rows.movedim(-2, 0))
     result: Tensor = _Centered.apply(rows)
     return result

@@ -16,7 +16,7 @@ float32.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -34,8 +34,11 @@ _TERMS_PER_LOGARITHM = 64
 class Critic(Protocol):
     """Blocks of negatives' logits in, losses and gradient weights out."""
 
+    def of_sides(self, sides: slice) -> "Critic":
+        """The critic of some of the sides."""
+
     def block(self, logits: Tensor) -> Tensor:
-        """[B, n] logits of negatives -> [B] sums; the logits become weights, in place.
+        """[S, B, n] logits of negatives -> [S, B] sums; the logits become weights, in place.
 
         A logit of minus infinity is no negative: it adds nothing and gets weight 0.
         """
@@ -46,31 +49,33 @@ class Critic(Protocol):
         """Losses, and the weights of the positives and of all blocks in the gradient.
 
         Args:
-            positive: [B] logits of the positives.
-            total: [B] sums over all blocks.
+            positive: [S, B] logits of the positives.
+            total: [S, B] sums over all blocks.
             share: weight of each negative, [B] or one for all.
 
         Returns:
-            [B] losses in nats, [B] `pull`, [B] `push`: the derivative by the anchor times τ is
+            [S, B] losses in nats, `pull` and `push`: the derivative by the anchor times τ is
             `pull · positive + push · Σ weight · key`.
         """
 
 
 def _softplus_sums(x: Tensor) -> Tensor:
-    """`Σ log(1 + exp x)` along the rows of [B, n].
+    """`Σ log(1 + exp x)` along the rows of [..., n].
 
     One logarithm is taken for `_TERMS_PER_LOGARITHM` entries, since a logarithm of 1 + e costs as
     much as twenty exponentials. With e = exp(−|x|), at most 1, pairs are joined by
     (1 + a)(1 + b) − 1 = a + b + ab, a sum of positive terms without loss.
     """
+    if x.device.type != "cpu":
+        return F.softplus(x).sum(-1)
     # On a CPU a power of two takes a quarter of the time of an exponential.
     terms = x.abs().mul_(-_LOG2E).exp2_()
     for _ in range(int(math.log2(_TERMS_PER_LOGARITHM))):
-        half = terms.shape[1] // 2
-        low, high, odd = torch.split(terms, [half, half, terms.shape[1] - 2 * half], dim=1)
+        half = terms.shape[-1] // 2
+        low, high, odd = torch.split(terms, [half, half, terms.shape[-1] - 2 * half], dim=-1)
         joined = torch.addcmul(low, low, high).add_(high)
-        terms = joined if not odd.shape[1] else torch.cat([joined, odd], dim=1)
-    return terms.log1p_().sum(1) + x.clamp_min(0).sum(1)
+        terms = joined if not odd.shape[-1] else torch.cat([joined, odd], dim=-1)
+    return terms.log1p_().sum(-1) + x.clamp_min(0).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class NCECritic:
     """Noise-contrastive estimation as in `cktf.functional.nce_loss`.
 
     Attributes:
-        log_normalizer: scalar, log Z.
+        log_normalizer: [S] or scalar, log Z.
         negatives: K.
         size: N, of which the negatives are drawn: the noise of each is c = K/N.
     """
@@ -91,9 +96,14 @@ class NCECritic:
     def _noise(self) -> float:
         return self.negatives / self.size
 
+    def of_sides(self, sides: slice) -> "NCECritic":
+        """With the normalizers of the sides."""
+        log_normalizer = self.log_normalizer
+        return replace(self, log_normalizer=log_normalizer[sides]) if log_normalizer.dim() else self
+
     def block(self, logits: Tensor) -> Tensor:
         """Sums of `softplus(x)`, weights `sigmoid(x)`, with x = log P − log(c + ε)."""
-        logits -= self._shift()
+        logits -= self._shift().view(-1, 1, 1)
         total = _softplus_sums(logits)
         logits.sigmoid_()
         return total
@@ -102,7 +112,7 @@ class NCECritic:
         self, positive: Tensor, total: Tensor, share: Tensor | float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`softplus(−x₊) + share · total`, and the constant that the definition adds."""
-        positive = positive - self._shift()
+        positive = positive - self._shift().view(-1, 1)
         constant = self.negatives * math.log(self._noise / (self._noise + EPSILON))
         loss = F.softplus(-positive) + share * total - constant
         return loss, positive.sigmoid() - 1, torch.ones_like(positive) * share
@@ -114,9 +124,13 @@ class NCECritic:
 class InfoNCECritic:
     """The softmax over the positive and the negatives."""
 
+    def of_sides(self, sides: slice) -> "InfoNCECritic":
+        """The same for all sides."""
+        return self
+
     def block(self, logits: Tensor) -> Tensor:
         """Sums of exponentials, which are the weights too."""
-        return logits.mul_(_LOG2E).exp2_().sum(1)
+        return logits.mul_(_LOG2E).exp2_().sum(-1)
 
     def finish(
         self, positive: Tensor, total: Tensor, share: Tensor | float
@@ -137,9 +151,13 @@ class NormalizerEstimate:
 
     negatives: int
 
+    def of_sides(self, sides: slice) -> "NormalizerEstimate":
+        """The same for all sides."""
+        return self
+
     def block(self, logits: Tensor) -> Tensor:
         """Sums of exponentials."""
-        return logits.exp_().sum(1)
+        return logits.exp_().sum(-1)
 
     def finish(
         self, positive: Tensor, total: Tensor, share: Tensor | float

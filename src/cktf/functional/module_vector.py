@@ -65,14 +65,14 @@ class _PooledUnits(torch.autograd.Function):
         rows, blocks = _to_rows(maps), _blocks(maps)
         squares = torch.zeros(rows.shape[1], device=maps.device)
         for block in blocks:
-            squares += rows[block].float().square().sum(0)
+            squares += _multiply(rows[block], None).sum(0)
         squares = sum_over_processes(squares)
         scale = squares.clamp_min(EPSILON**2).rsqrt()
         # Where the norm is held at its smallest, it does not depend on the map.
         cubed = torch.where(squares > EPSILON**2, scale**3, 0.0)
         ctx.save_for_backward(maps, scale, cubed)
-        parts = (_to_maps(rows[block] * scale, maps[block]) for block in blocks)
-        return torch.cat([F.adaptive_avg_pool2d(part.float(), grid) for part in parts])
+        parts = (_to_maps(_multiply(rows[block], scale), maps[block]) for block in blocks)
+        return torch.cat([F.adaptive_avg_pool2d(part, grid) for part in parts])
 
     @staticmethod
     @once_differentiable
@@ -83,14 +83,25 @@ class _PooledUnits(torch.autograd.Function):
         projection = torch.zeros_like(scale)
         for block in blocks:
             part = maps[block].float()
-            projection += (_unpool(gradient[block], part) * _to_rows(part)).sum(0)
+            projection += _unpool(gradient[block], part).mul_(_to_rows(part)).sum(0)
         projection = sum_over_processes(projection) * cubed
         map_gradient = torch.empty_like(_to_rows(maps))
         for block in blocks:
             part = maps[block].float()
-            scaled = _unpool(gradient[block], part) * scale
+            scaled = _unpool(gradient[block], part).mul_(scale)
             map_gradient[block] = scaled.addcmul_(_to_rows(part), projection, value=-1)
         return _to_maps(map_gradient, maps), None
+
+
+def _multiply(rows: Tensor, factor: Tensor | None) -> Tensor:
+    """Rows times a factor, or times themselves, in float32.
+
+    They are converted first: an operation on two types takes twice the time.
+    """
+    if rows.dtype == torch.float32:
+        return rows * (rows if factor is None else factor)
+    converted = rows.float()
+    return converted.mul_(converted if factor is None else factor)
 
 
 def _blocks(maps: Tensor) -> list[slice]:
@@ -101,7 +112,7 @@ def _blocks(maps: Tensor) -> list[slice]:
 
 
 def _unpool(gradient: Tensor, maps: Tensor) -> Tensor:
-    """Gradient of an average pool by its input maps: [B, C·H·W] in their memory order."""
+    """Gradient of an average pool by its input maps: new [B, C·H·W] in their memory order."""
     if gradient.shape[2:] == (1, 1):
         wide = (gradient / maps[0, 0].numel()).expand_as(maps)
     else:

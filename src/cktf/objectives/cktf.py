@@ -12,6 +12,7 @@ Departures: networks of unequal depth, width or resolution are paired too; those
 """
 
 import math
+from collections.abc import Callable
 from inspect import Parameter
 from typing import Any, ClassVar, Literal, cast, get_args
 
@@ -22,13 +23,13 @@ from typing_extensions import Self
 from cktf import _check
 from cktf.batch import Batch
 from cktf.config import rename_options
-from cktf.contrast import ContrastConfig, Memory
+from cktf.contrast import ContrastConfig, Footprint, footprint
 from cktf.errors import MethodError, nearest
 from cktf.functional.maps import pair_stages
 from cktf.functional.module_vector import EPSILON, ModuleNorm, module_vector, pooled_grid_size
 from cktf.functional.precision import full_precision
 from cktf.objectives.base import BuildContext, Loss, Objective
-from cktf.objectives.crd import CRD
+from cktf.objectives.crd import CRD, PairGroup, pair_losses, store_rows
 from cktf.objectives.pairs import embeddings, require_not_none
 from cktf.processes import broadcast_first, num_processes, sum_over_processes
 from cktf.taps import CacheSpec, Features
@@ -72,6 +73,8 @@ class CKTF(Objective):
     weight_options: ClassVar = {"beta": 1.0, "theta": 1.0}
     requires = frozenset({"stem", "stages", "blocks", "embedding", "index"})
 
+    pair_weights: Tensor
+
     def __init__(
         self,
         student: Features,
@@ -99,17 +102,16 @@ class CKTF(Objective):
             self._map_spec(student, teacher) if theta else CacheSpec()
         )
         config = ContrastConfig.from_options(dict(config or {}) | rename_options(options))
-        # The first pair builds the memory, and all share it: one draw serves them all.
-        memory: Memory | None = None
-        self.pairs, self.pair_names = nn.ModuleList(), tuple(vectors)
-        for s, t in vectors.values():
-            pair = CRD(
-                s.shape[1], t.shape[1], dataset_size,
-                labels=labels, memory_module=memory, num_pairs=len(vectors), config=config,
-            )  # fmt: skip
-            memory = pair.memory
-            self.pairs.append(pair)
-        self.fill_samples = pair.fill_samples
+        # All pairs share the memory, so that one draw serves them all.
+        group = PairGroup(config, dataset_size, labels, len(vectors))
+        self.pairs = nn.ModuleList(
+            CRD(s.shape[1], t.shape[1], dataset_size, config=config, group=group, position=i)
+            for i, (s, t) in enumerate(vectors.values())
+        )
+        self.pair_names = tuple(vectors)
+        self.fill_samples = self.sub_objectives()[0].fill_samples
+        weights = torch.tensor([beta if name == "embedding" else theta for name in vectors])
+        self.register_buffer("pair_weights", weights, persistent=False)
 
     @classmethod
     def options(cls) -> dict[str, Parameter]:
@@ -150,14 +152,10 @@ class CKTF(Objective):
             draw = memory.draw(index)
         else:
             draw = memory.draw_of(contrast_index, index)
-        total = torch.zeros((), device=index.device)
-        terms: dict[str, Tensor] = {}
         vectors = self._vectors(student, teacher)
-        for pair, (name, (s, t)) in zip(self.sub_objectives(), vectors.items(), strict=True):
-            loss = pair.loss(s, t, index, draw=draw)
-            total = total + (self.beta if name == "embedding" else self.theta) * loss
-            terms[name] = loss.detach()
-        return Loss(total, terms)
+        losses = pair_losses(self.sub_objectives(), list(vectors.values()), draw)
+        terms = dict(zip(vectors, losses.detach().unbind(), strict=True))
+        return Loss((losses * self.pair_weights).sum(), terms)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""
@@ -185,15 +183,19 @@ class CKTF(Objective):
         """The pairs, typed."""
         return [cast(CRD, pair) for pair in self.pairs]
 
+    def footprint(self, batch: int) -> Footprint:
+        """Memory of all pairs' banks and a step; MethodError for a batch too large for them."""
+        pairs = self.sub_objectives()
+        pairs[0].memory.check_batch(batch)
+        return footprint(pairs[0].config, pairs[0].memory.dataset_size, batch, len(pairs))
+
     @torch.no_grad()
     def fill(self, student: Features, teacher: Features | None, batch: Batch) -> None:
         """Put a batch's rows into the memories of all pairs."""
         vectors = self._vectors(student, require_not_none(teacher, "CKTF's teacher"))
         memory = self.sub_objectives()[0].memory
         _check.indices("CKTF", batch.index, len(student.logits), memory.dataset_size)
-        write_index = memory.reserve(batch.index)
-        for pair, (s, t) in zip(self.sub_objectives(), vectors.values(), strict=True):
-            pair.fill_rows(s, t, write_index)
+        store_rows(self.sub_objectives(), list(vectors.values()), memory.reserve(batch.index))
         memory.record_row_owners()
 
     def _vectors(self, student: Features, teacher: Features) -> dict[str, tuple[Tensor, Tensor]]:
@@ -249,28 +251,38 @@ class CKTF(Objective):
         return pair_stages(student.stages, blocks)
 
     def _module(self, student: Tensor, candidates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        teacher = self._match(student.detach(), candidates).detach()
         # The same size for every candidate: the heads are as wide as the widest.
         grid = pooled_grid_size(student.shape, candidates[-1].shape, self._pool_globally)
         channels = max(m.shape[1] for m in (student, *candidates))
-        return (
-            module_vector(student, channels, grid, self.module_norm),
-            module_vector(teacher, channels, grid, self.module_norm),
-        )
 
-    def _match(self, student: Tensor, candidates: tuple[Tensor, ...]) -> Tensor:
-        """The teacher's map among the candidates that `match` pairs with the student's."""
+        def vector(feature_map: Tensor) -> Tensor:
+            return module_vector(feature_map, channels, grid, self.module_norm)
+
+        return vector(student), self._match(student.detach(), candidates, vector)
+
+    def _match(
+        self,
+        student: Tensor,
+        candidates: tuple[Tensor, ...],
+        vector: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """The vector of the teacher's map that `match` pairs with the student's."""
+        candidates = tuple(m.detach() for m in candidates)
         if self.match == "last" or len(candidates) == 1:
-            return candidates[-1]
+            return vector(candidates[-1])
         if self.match == "first":
-            return candidates[0]
+            return vector(candidates[0])
         if self.match == "random":
             # Reading it keeps no GPU waiting, unless processes have to agree on it there.
             device = torch.device("cpu") if num_processes() == 1 else student.device
             position = torch.randint(len(candidates), (), device=device)
-            return candidates[int(broadcast_first(position))]
+            return vector(candidates[int(broadcast_first(position))])
         cosines = torch.stack([_cosine(student, c) for c in candidates])
-        return candidates[int(cosines.argmin() if self.match == "smallest" else cosines.argmax())]
+        chosen = cosines.argmin() if self.match == "smallest" else cosines.argmax()
+        if student.device.type == "cpu":
+            return vector(candidates[int(chosen)])
+        # A GPU forms the vectors of all: reading which one would wait for it in every step.
+        return torch.stack([vector(c) for c in candidates]).index_select(0, chosen.view(1))[0]
 
 
 @full_precision

@@ -14,6 +14,7 @@ class. Other memories and critics than the paper's are options too: see
 `cktf.contrast`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import Any
@@ -32,14 +33,14 @@ from cktf.contrast import (
     Draw,
     Footprint,
     Memory,
+    allocate_banks,
     build_memory,
     footprint,
-    random_bank,
-    rows_of,
+    set_random_rows,
     update_bank,
 )
 from cktf.functional.batch_centering import subtract_batch_mean
-from cktf.functional.contrast import contrast_loss
+from cktf.functional.contrast import contrast_losses, select_rows
 from cktf.functional.critics import Critic, InfoNCECritic, NCECritic, NormalizerEstimate
 from cktf.functional.infonce import uninformed_infonce
 from cktf.functional.nce import uninformed_nce
@@ -49,15 +50,67 @@ from cktf.processes import gather, mean_over_processes
 from cktf.taps import Features
 
 
+class PairGroup(nn.Module):
+    """What several pairs of representations share: a memory, and their rows in one tensor.
+
+    Pair i has two sides: 2i, whose anchors are the student's, and 2i + 1, whose anchors are the
+    teacher's. The keys of a side are the other network's rows.
+
+    Args:
+        config: options of contrast.
+        dataset_size: N, samples in the training set.
+        labels: [N] classes, or None.
+        num_pairs: P.
+
+    Attributes:
+        memory: says which rows a batch is contrasted with.
+        banks: [2P, rows, embedding_dim], the rows of each side's keys.
+        normalizers: [2P], Z of each side; 0 until the first batch sets it.
+
+    Raises:
+        MethodError: more memory than there is.
+    """
+
+    banks: Tensor
+    normalizers: Tensor
+
+    def __init__(
+        self, config: ContrastConfig, dataset_size: int, labels: Tensor | None, num_pairs: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        # Saved, and moved to a device, by the pairs.
+        self._memory = (build_memory(config, dataset_size, labels, num_pairs),)
+        num_rows, sides = self.memory.num_rows, 2 * num_pairs
+        banks = allocate_banks(
+            sides, num_rows, config.embedding_dim, config.storage, config.bank_device
+        )
+        self.register_buffer("banks", banks, persistent=False)
+        self.register_buffer("normalizers", torch.zeros(sides), persistent=False)
+
+    @property
+    def memory(self) -> Memory:
+        """Says which rows a batch is contrasted with."""
+        return self._memory[0]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "PairGroup":
+        """Move or cast the module, as `.to()` does, but leave banks in host memory or files."""
+        stays = self.config.bank_device != DEVICE
+        banks = self._buffers.pop("banks") if stays else None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if stays:
+            self._buffers["banks"] = banks
+        return self
+
+
 @dataclass(frozen=True)
 class _PendingUpdate:
-    """Unit rows of a batch, the bank rows that they go to, and normalizers, for `after_step`."""
+    """Unit rows [S, B, D] of a batch's sides, and where they go, for `after_step`."""
 
-    student: Tensor
-    teacher: Tensor
+    pairs: Sequence["CRD"]
+    rows: Tensor
     write_index: Tensor | None
-    student_normalizer: Tensor
-    teacher_normalizer: Tensor
+    normalizers: Tensor
 
 
 class CRD(Objective):
@@ -71,8 +124,8 @@ class CRD(Objective):
         teacher_dim: length of the teacher's vectors.
         dataset_size: N, samples in the training set.
         labels: [N] classes: negatives come from other classes; None: from all other samples.
-        memory_module: the memory, where several objectives share one; built where None.
-        num_pairs: objectives that share the memory which this one builds.
+        group: memory and rows of the objectives that are computed together; built where None.
+        position: i, of this objective in its group.
         config: options of contrast.
         options: fields of `cktf.contrast.ContrastConfig`, over those of `config`.
 
@@ -105,28 +158,33 @@ class CRD(Objective):
         dataset_size: int,
         *,
         labels: Tensor | None = None,
-        memory_module: Memory | None = None,
-        num_pairs: int = 1,
+        group: PairGroup | None = None,
+        position: int = 0,
         config: ContrastConfig | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         config = ContrastConfig.from_options(dict(config or {}) | rename_options(options))
         self.config = config
-        self.memory = memory_module or build_memory(config, dataset_size, labels, num_pairs)
+        self.group = group or PairGroup(config, dataset_size, labels, num_pairs=1)
+        self.memory, self.position = self.group.memory, position
         self.fill_samples = self.memory.num_rows if config.init == "forward" else 0
         self.student_head = nn.Linear(student_dim, config.embedding_dim)
         self.teacher_head = nn.Linear(teacher_dim, config.embedding_dim)
-        for side in ("student", "teacher"):
-            rows = random_bank(
-                self.memory.num_rows, config.embedding_dim, config.storage, config.bank_device
-            )
-            self.register_buffer(f"{side}_bank", rows)
-            self.register_buffer(f"{side}_normalizer", torch.zeros(()))
+        self._view_group()
+        for bank in (self.student_bank, self.teacher_bank):
+            set_random_rows(bank)
         # Known to Python, so that no step waits for the device to say whether they are set.
         self._normalized = False
         self._pending: _PendingUpdate | None = None
         self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
+
+    def _view_group(self) -> None:
+        """Let the buffers, which are saved, be views of the group's rows and normalizers."""
+        student, teacher = 2 * self.position, 2 * self.position + 1
+        for name, side, keys in (("student", student, teacher), ("teacher", teacher, student)):
+            self.register_buffer(f"{name}_bank", self.group.banks[keys])
+            self.register_buffer(f"{name}_normalizer", self.group.normalizers[side])
 
     @classmethod
     def options(cls) -> dict[str, Parameter]:
@@ -151,8 +209,6 @@ class CRD(Objective):
         teacher_embedding: Tensor,
         index: Tensor,
         contrast_index: Tensor | None = None,
-        *,
-        draw: Draw | None = None,
     ) -> Tensor:
         """Loss of one batch; in training, `after_step` then stores its rows and the first one's Z.
 
@@ -163,7 +219,6 @@ class CRD(Objective):
             teacher_embedding: [B, teacher_dim]; no gradient reaches the teacher.
             index: [B] int64, positions in the training set.
             contrast_index: [B, 1+K] int64 bank rows, column 0 the positive; drawn when None.
-            draw: of the memory, where several objectives share one.
 
         Returns:
             Scalar float32, in nats: the sum of both anchors' losses.
@@ -172,26 +227,12 @@ class CRD(Objective):
             ShapeError: unequal batches, or positions outside the training set.
         """
         _check.same_batch("CRD", student_embedding, teacher_embedding)
-        if draw is None:
-            _check.indices("CRD", index, len(student_embedding), self.memory.dataset_size)
-            if contrast_index is None:
-                draw = self.memory.draw(index)
-            else:
-                draw = self.memory.draw_of(contrast_index, index)
-        with torch.autocast(student_embedding.device.type, enabled=False):
-            student, teacher = self._rows(student_embedding, teacher_embedding)
-            student_loss, student_normalizer = self._anchor_loss(
-                student, teacher, self.teacher_bank, draw, self.student_normalizer
-            )
-            teacher_loss, teacher_normalizer = self._anchor_loss(
-                teacher, student, self.student_bank, draw, self.teacher_normalizer
-            )
-        if self.training:
-            self._pending = _PendingUpdate(
-                student.detach(), teacher.detach(), draw.write_index,
-                student_normalizer, teacher_normalizer,
-            )  # fmt: skip
-        return student_loss + teacher_loss
+        _check.indices("CRD", index, len(student_embedding), self.memory.dataset_size)
+        if contrast_index is None:
+            draw = self.memory.draw(index)
+        else:
+            draw = self.memory.draw_of(contrast_index, index)
+        return pair_losses([self], [(student_embedding, teacher_embedding)], draw)[0]
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -199,11 +240,11 @@ class CRD(Objective):
         if self._pending is not None:
             pending, self._pending = self._pending, None
             momentum = self.config.momentum if self.memory.uses_momentum else 0.0
-            self._update_banks(pending.student, pending.teacher, pending.write_index, momentum)
+            _update_banks(pending.pairs, pending.rows, pending.write_index, momentum)
             if not self._normalized:
-                self.student_normalizer.copy_(pending.student_normalizer)
-                self.teacher_normalizer.copy_(pending.teacher_normalizer)
-                self._normalized = True
+                self.group.normalizers[_sides(pending.pairs)] = pending.normalizers
+                for pair in pending.pairs:
+                    pair._normalized = True
         self.memory.record_row_owners()
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
@@ -220,15 +261,8 @@ class CRD(Objective):
         """Put a batch's rows into the memory."""
         vectors = embeddings("CRD", student, teacher)
         _check.indices("CRD", batch.index, len(vectors[0]), self.memory.dataset_size)
-        self.fill_rows(*vectors, self.memory.reserve(batch.index))
+        store_rows([self], [vectors], self.memory.reserve(batch.index))
         self.memory.record_row_owners()
-
-    def fill_rows(
-        self, student_embedding: Tensor, teacher_embedding: Tensor, write_index: Tensor | None
-    ) -> None:
-        """Write the rows of embeddings [B, dim] into the banks, over the old rows."""
-        student, teacher = self._rows(student_embedding, teacher_embedding)
-        self._update_banks(student, teacher, write_index, momentum=0.0)
 
     def footprint(self, batch: int) -> Footprint:
         """Memory of the banks and a step; MethodError for a batch that the memory cannot hold."""
@@ -240,58 +274,109 @@ class CRD(Objective):
         critic_loss = uninformed_infonce if self.config.critic == "infonce" else uninformed_nce
         return {"crd": 2 * critic_loss(self.memory.negatives or batch - 1)}
 
-    def _rows(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, embedding_dim] rows of unit length."""
-        student = self.student_head(student.float())
-        teacher = self.teacher_head(teacher.detach().float())
-        if self.config.center:
-            student, teacher = subtract_batch_mean(student), subtract_batch_mean(teacher)
-        return F.normalize(student, dim=1), F.normalize(teacher, dim=1)
-
-    def _update_banks(
-        self, student: Tensor, teacher: Tensor, write_index: Tensor | None, momentum: float
-    ) -> None:
-        if write_index is not None:
-            update_bank(self.student_bank, write_index, gather(student), momentum)
-            update_bank(self.teacher_bank, write_index, gather(teacher), momentum)
-
-    def _anchor_loss(
-        self, anchor: Tensor, other: Tensor, bank: Tensor, draw: Draw, normalizer: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The loss of one anchor, and its normalizer, of this batch where none is set yet.
-
-        `other` is the same batch seen by the other network, `bank` that network's rows.
-        """
-        device, temperature, num_rows = anchor.device, self.config.temperature, self.memory.num_rows
-        # Z is over all rows of a memory. Over a batch, whose size may change, it is per row.
-        normalizer_rows = num_rows or 1
-        candidate_count = num_rows or draw.num_negatives + 1
-        keys = rows_of(bank, draw.key_index, device) if num_rows else gather(other)
-
-        def contrast(anchor: Tensor, critic: Critic) -> Tensor:
-            positive = other
-            if draw.positive_index is not None:
-                positive = rows_of(bank, draw.positive_index, device)
-            return contrast_loss(anchor, positive, keys, draw.negatives, temperature, critic)
-
-        if self.config.critic == "infonce":
-            return contrast(anchor, InfoNCECritic()), normalizer
-        if not self._normalized:
-            mean_score = mean_over_processes(
-                contrast(anchor.detach(), NormalizerEstimate(draw.num_negatives))
-            )
-            normalizer = mean_score * normalizer_rows
-        scaled = normalizer * (candidate_count // normalizer_rows)
-        critic = NCECritic(scaled.log(), draw.num_negatives, candidate_count)
-        return contrast(anchor, critic), normalizer
-
     def _apply(self, fn: Any, recurse: bool = True) -> "CRD":
-        """Move or cast the module, as `.to()` does, but leave banks in host memory or files."""
-        names = [] if self.config.bank_device == DEVICE else ["student_bank", "teacher_bank"]
-        banks = {name: self._buffers.pop(name) for name in names}
+        """Move or cast the module, as `.to()` does, with its group's rows as one."""
+        for name in ("student_bank", "teacher_bank", "student_normalizer", "teacher_normalizer"):
+            del self._buffers[name]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._buffers.update(banks)
+        self._view_group()
         return self
+
+
+def pair_losses(
+    pairs: Sequence[CRD], vectors: Sequence[tuple[Tensor, Tensor]], draw: Draw
+) -> Tensor:
+    """Losses [P] of pairs that follow each other in a group, for one batch.
+
+    In training the first pair's `after_step` stores their rows.
+
+    Args:
+        pairs: P objectives.
+        vectors: of each, the student's [B, student_dim] and the teacher's [B, teacher_dim].
+        draw: of the group's memory.
+    """
+    first = pairs[0]
+    with torch.autocast(vectors[0][0].device.type, enabled=False):
+        anchors = unit_rows(pairs, vectors)
+        others = _swap_sides(anchors.detach())
+        losses, normalizers = _side_losses(first, _sides(pairs), anchors, others, draw)
+    if first.training:
+        first._pending = _PendingUpdate(pairs, others, draw.write_index, normalizers)
+    return losses.view(-1, 2).sum(1)
+
+
+@torch.no_grad()
+def store_rows(
+    pairs: Sequence[CRD],
+    vectors: Sequence[tuple[Tensor, Tensor]],
+    write_index: Tensor | None,
+) -> None:
+    """Write the rows of a batch's vectors into the banks of pairs, over the old rows."""
+    _update_banks(pairs, _swap_sides(unit_rows(pairs, vectors)), write_index, momentum=0.0)
+
+
+def _swap_sides(rows: Tensor) -> Tensor:
+    """Rows [2P, B, D] of the student and the teacher in turn -> of the teacher and the student."""
+    return rows.view(-1, 2, *rows.shape[1:]).flip(1).view_as(rows)
+
+
+def _sides(pairs: Sequence[CRD]) -> slice:
+    return slice(2 * pairs[0].position, 2 * pairs[-1].position + 2)
+
+
+def unit_rows(pairs: Sequence[CRD], vectors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """[2P, B, embedding_dim] rows of unit length, of the student and the teacher in turn."""
+    heads = [
+        head(vector.float())
+        for pair, (student, teacher) in zip(pairs, vectors, strict=True)
+        for head, vector in ((pair.student_head, student), (pair.teacher_head, teacher.detach()))
+    ]
+    rows = torch.stack(heads)
+    if pairs[0].config.center:
+        rows = subtract_batch_mean(rows)
+    return F.normalize(rows, dim=-1)
+
+
+def _update_banks(
+    pairs: Sequence[CRD], rows: Tensor, write_index: Tensor | None, momentum: float
+) -> None:
+    if write_index is not None:
+        rows = gather(rows.transpose(0, 1)).transpose(0, 1)
+        update_bank(pairs[0].group.banks[_sides(pairs)], write_index, rows, momentum)
+
+
+def _side_losses(
+    pair: CRD, sides: slice, anchors: Tensor, others: Tensor, draw: Draw
+) -> tuple[Tensor, Tensor]:
+    """The losses [S] of sides, and their normalizers, of this batch where none are set yet.
+
+    `others` is the same batch [S, B, D] seen by the other network.
+    """
+    temperature, num_rows = pair.config.temperature, pair.memory.num_rows
+    # Z is over all rows of a memory. Over a batch, whose size may change, it is per row.
+    normalizer_rows = num_rows or 1
+    candidate_count = num_rows or draw.num_negatives + 1
+    banks, normalizers = pair.group.banks[sides], pair.group.normalizers[sides]
+    keys = banks if num_rows else gather(others.transpose(0, 1)).transpose(0, 1)
+    positives = others
+    if draw.positive_index is not None:
+        positives = select_rows(banks, draw.positive_index, anchors)
+
+    def contrast(anchors: Tensor, critic: Critic) -> Tensor:
+        return contrast_losses(
+            anchors, positives, keys, draw.negatives, temperature, critic, draw.key_index
+        )
+
+    if pair.config.critic == "infonce":
+        return contrast(anchors, InfoNCECritic()), normalizers
+    if not pair._normalized:
+        mean_scores = mean_over_processes(
+            contrast(anchors.detach(), NormalizerEstimate(draw.num_negatives))
+        )
+        normalizers = mean_scores * normalizer_rows
+    scaled = normalizers * (candidate_count // normalizer_rows)
+    critic = NCECritic(scaled.log(), draw.num_negatives, candidate_count)
+    return contrast(anchors, critic), normalizers
 
 
 def _after_loading(module: nn.Module, incompatible_keys: Any) -> None:
