@@ -6,7 +6,7 @@ import pytest
 
 from cktf.data import ReadOptions, load_dataset
 from cktf.errors import DataError
-from cktf.recipes import DataConfig, check_recipe, load_split, parse_recipe, recipe_hash
+from cktf.recipes import DataConfig, build_data, check_recipe, load_split, parse_recipe, recipe_hash
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -46,6 +46,24 @@ def test_a_fifth_is_held_out(tmp_path):
     assert (len(train), len(test)) == (16, 4)
     assert sorted(classes_of(test)) == NAMES
     assert [NAMES[label] for label in test.labels] == classes_of(test)
+
+
+@pytest.mark.parametrize("unlabeled", [False, True])
+def test_validation_beside_test_chooses_the_epoch(tmp_path, unlabeled):
+    validation = split(NAMES * 2, NAMES)
+    if unlabeled:
+        validation = validation.map(lambda row: row | {"label": -1})
+    name = saved(
+        tmp_path / "a", train=split(NAMES * 3, NAMES), validation=validation,
+        test=split(NAMES, NAMES),
+    )  # fmt: skip
+    data = build_data(DataConfig(name=name, batch_size=2), 0)
+    assert (data.train.samples, data.test.samples) == (12, 4)
+    assert (None if unlabeled else 8) == (data.validation and data.validation.samples)
+    # Without a test split, it is the test split, and chooses nothing.
+    name = saved(tmp_path / "b", train=split(NAMES * 3, NAMES), validation=split(NAMES, NAMES))
+    data = build_data(DataConfig(name=name, batch_size=2), 0)
+    assert (data.validation, data.test.samples) == (None, 4)
 
 
 def test_splits_that_were_encoded_each_by_itself(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from image_files import encode_image, smooth_image, write_jpegs
 from PIL import Image
 
-from cktf.data import ReadOptions, image_folder, load_dataset, load_splits, open_dataset
+from cktf.data import ReadOptions, image_listing, load_dataset, load_splits, open_dataset
 from cktf.data.image_folder import choose_image_size
 from cktf.data.stored_images import ImageFiles
 from cktf.errors import DataError
@@ -183,7 +183,7 @@ def test_other_files_are_counted(class_folders):
 
 @pytest.mark.parametrize("unlabeled", [False, True])
 def test_photographs_of_phones_alone(class_folders, unlabeled, monkeypatch):
-    monkeypatch.setattr(image_folder, "register_heif", lambda: False)
+    monkeypatch.setattr(image_listing, "_image_extensions", lambda: frozenset({".jpg"}))
     folder = class_folders / ("unlabeled" if unlabeled else "bee")
     folder.mkdir()
     for name in ("a.heic", "b.HEIC"):
@@ -397,3 +397,17 @@ def test_images_without_labels_have_the_size_of_the_others(class_folders):
     for name in ("ant", "cat", "dog"):
         shutil.rmtree(class_folders / name)
     assert load(class_folders, "unlabeled").images.shape[1] == 128
+
+
+def test_animated_images_are_counted(class_folders):
+    """Of a GIF, a WebP or a TIFF with several images the first is used."""
+    frames = [smooth_image(seed) for seed in range(3)]
+    for label, kind in zip(("ant", "cat", "dog"), ("GIF", "WEBP", "TIFF"), strict=True):
+        raw = encode_image(frames[0], kind, save_all=True, append_images=frames[1:])
+        (class_folders / label / f"more.{kind}").write_bytes(raw)
+    stored = ImageFiles(sorted(class_folders.rglob("*.*")))
+    _, reason = choose_image_size(stored)
+    assert reason.endswith("; 3 of 33 images have several frames, the first is used")
+    first = [np.asarray(stored.load_image(i)) for i in range(33) if "more" in stored.paths[i]]
+    for image in first[1:]:
+        assert np.abs(image.astype(int) - np.asarray(frames[0])).mean() < 9

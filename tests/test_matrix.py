@@ -82,6 +82,21 @@ def test_mistakes(fields, message):
         build_cells(make_matrix(TINY | fields))
 
 
+def test_data_by_name_alone(tmp_path, monkeypatch):
+    """Also folders of images, in any writing of their paths."""
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for data, names in (
+        ("photos", ["photos"]),
+        (["./photos", "fashion-mini"], ["./photos", "fashion-mini"]),
+    ):
+        matrix = make_matrix(TINY | {"data": data})
+        assert matrix.data == [{"name": name} for name in names]
+        cell = build_cells(matrix)[0]
+        assert cell.recipe().data.name == f"imagefolder:{tmp_path / 'photos'}"
+        assert "/" not in cell.slug
+
+
 def test_mistakes_outside_the_matrix():
     with pytest.raises(RecipeError, match="Did you mean 'pairs'") as caught:
         make_matrix({**TINY, "pars": [], "seeds": [-1]})

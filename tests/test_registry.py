@@ -68,6 +68,11 @@ def test_a_data_set_precedes_a_folder_of_its_name(class_folders, monkeypatch):
         "./fashion-mini"
     ) in build_data(section, 0).description
     assert len(load_dataset("./fashion-mini", None, "train")) == 24
+    Path("cifar10").mkdir()
+    with pytest.raises(
+        RecipeError, match=r"--data-dir DIR\. .* folder cifar10, which is \./cifar10"
+    ):
+        cktf.teach("resnet8", train="cifar10", out="a", show=False)
     # `custom` is a user's own data set.
     Path("custom").mkdir()
     assert DataConfig(name="custom").name == "custom"

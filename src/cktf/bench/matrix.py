@@ -80,7 +80,7 @@ class Matrix(Section):
         name: name of the matrix.
         about: description above its table's conditions.
         kind: `distill`, or `transfer` without labels.
-        data: one data set, or several; fields as in a recipe.
+        data: one data set, or several; fields as in a recipe, or the name alone.
         teachers: by name; one that is not listed is the network of that name.
         pairs: pairs of networks.
         methods: by their names in the table; a list of method strings for short.
@@ -120,8 +120,10 @@ class Matrix(Section):
             if twice := [name for name in names if names.count(name) > 1]:
                 raise ValueError(f"methods: {twice[0]} is listed twice")
             fields["methods"] = dict(zip(names, fields["methods"], strict=True))
-        if isinstance(fields.get("data"), Mapping):
+        if isinstance(fields.get("data"), Mapping | str):
             fields["data"] = [fields["data"]]
+        if isinstance(fields.get("data"), list):
+            fields["data"] = [{"name": d} if isinstance(d, str) else d for d in fields["data"]]
         if "together" in fields and "interleaved" not in fields:
             fields["interleaved"] = fields.pop("together")
         # Of `added: X`, each method NAME+X is compared with NAME.

@@ -35,8 +35,8 @@ class DataConfig(Section):
         classes: names of the classes to use, in that order; empty for all.
         per_class: number of training images of each class, drawn by seed; None for all.
         validation: fraction of each class held out of the training images; the weights of the epoch
-            that is best on these images are kept. Without it, those of DIR/val of an image folder
-            that has DIR/test too.
+            that is best on these images are kept. Without it, validation images that the data set
+            has beside test images choose the epoch: DIR/val of an image folder.
     """
 
     name: Name = "fashion-mini"

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cktf.data.image_tables import import_datasets, open_tables
+from cktf.data.image_tables import find_table_splits, import_datasets, open_tables
 from cktf.data.registry import is_saved_dataset
 from cktf.data.split_loading import ReadOptions, SplitSource
 from cktf.errors import DataError
@@ -14,14 +14,14 @@ from cktf.user_paths import expand_user_path
 def open_hub_dataset(
     name: str, directory: Path | None, split: str, options: ReadOptions
 ) -> SplitSource:
-    """Locate one split, "train" or "test".
+    """Locate one split, "train", "test", or "validation" where `find_hub_splits` names it.
 
     See `image_tables.open_tables`.
 
     Args:
         name: a data set's name on the Hub, or a folder written by `save_to_disk`.
         directory: cache for downloads; None for the library's own.
-        split: "train" or "test".
+        split: which.
         options: how images are read, and from which columns.
 
     Raises:
@@ -30,6 +30,12 @@ def open_hub_dataset(
     """
     title = f"hf:{name}"
     return open_tables(title, _load_splits(title, name, directory), split, options)
+
+
+def find_hub_splits(name: str, directory: Path | None, options: ReadOptions) -> tuple[str, ...]:
+    """Names of the splits; see `image_tables.find_table_splits`."""
+    title = f"hf:{name}"
+    return find_table_splits(title, _load_splits(title, name, directory), options)
 
 
 def _load_splits(title: str, name: str, directory: Path | None) -> dict[str, Any]:

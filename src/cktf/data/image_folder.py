@@ -10,17 +10,14 @@ student is tested on. Images without labels are in `DIR/unlabeled` or in `DIR` i
 import os
 import re
 import statistics
-from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from unicodedata import normalize
 
 import torch
-from PIL import Image
 
-from cktf.data.image_decoding import MISSING_DECODERS, register_heif
+from cktf.data.image_listing import LeftOut, is_image, list_folders, list_images
 from cktf.data.image_set import NO_LABEL, UNLABELED_SPLIT, VALIDATION_SPLIT
 from cktf.data.split_loading import ReadOptions, SplitSource, abbreviate
 from cktf.data.splits import split_by_name
@@ -37,11 +34,6 @@ SPLIT_NAMES = {
     "test": ("test", "tests", "testing"),
 }
 _SPLIT_OF_FOLDER = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-# Folders of operating systems and network drives; they hold thumbnails and deleted images.
-_SYSTEM_FOLDERS = {
-    "@eadir", "@recently-snapshot", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin",
-    "__macosx", "__pycache__", "lost+found", "system volume information",
-}  # fmt: skip
 _SIZE_SAMPLE = 1000
 _SIZE_STEP, _MAX_SIZE = 32, 224
 _LAYOUT = (
@@ -57,58 +49,6 @@ _EXTENSIONS = (
 _ClassFolders = dict[str, list[Path]]
 
 
-@dataclass
-class _LeftOut:
-    """What is in a folder and not used.
-
-    Attributes:
-        extensions: number of other files, by extension.
-        hidden: number of images in hidden and system folders by the folder's name, and of hidden
-            images.
-        folders: folders beside the training folder.
-        loose_images: number of images outside of class folders.
-    """
-
-    extensions: Counter[str] = field(default_factory=Counter)
-    hidden: Counter[str] = field(default_factory=Counter)
-    folders: list[str] = field(default_factory=list)
-    loose_images: int = 0
-
-    def count_hidden(self, parent: str | Path, folders: list[str], names: list[str]) -> None:
-        """Count the images in hidden folders, and hidden images."""
-        for folder in filter(_is_hidden, folders):
-            walked = os.walk(Path(parent, folder))
-            count = sum(_is_image(name.lstrip(".")) for _, _, found in walked for name in found)
-            self.hidden.update({f"in {folder}": count} if count else {})
-        hidden = sum(n.startswith(".") and _is_image(n.lstrip(".")) for n in names)
-        self.hidden.update({"with a hidden name": hidden} if hidden else {})
-
-    def notes(self) -> list[str]:
-        """Sentences for the log."""
-        notes = []
-        if self.folders:
-            notes.append(f"left out beside train: {abbreviate(self.folders)}")
-        if self.loose_images:
-            notes.append(f"left out: {self.loose_images:,} images outside of class folders")
-        if self.hidden:
-            places = [f"{count:,} {place}" for place, count in sorted(self.hidden.items())]
-            notes.append(f"hidden or system images left out: {abbreviate(places)}")
-        if self.extensions:
-            counts = [f"{count:,} {kind}" for kind, count in self.extensions.most_common()]
-            notes.append(f"no images: {abbreviate(counts)}")
-        if advice := self.advice():
-            notes.append(advice.rstrip(". "))
-        return notes
-
-    def advice(self) -> str:
-        """What to install for files that are images; empty without such files."""
-        kinds = [kind for kind in self.extensions if kind in MISSING_DECODERS]
-        return "".join(
-            f"{self.extensions[kind]:,} {kind} can be read after {MISSING_DECODERS[kind]}. "
-            for kind in kinds
-        )
-
-
 def open_image_folder(directory: Path | None, split: str, options: ReadOptions) -> SplitSource:
     """Locate one split of an image folder: "train", "validation", "test" or "unlabeled".
 
@@ -119,9 +59,9 @@ def open_image_folder(directory: Path | None, split: str, options: ReadOptions) 
     name = f"imagefolder:{directory}"
     if split == UNLABELED_SPLIT:
         return _open_unlabeled(name, directory, options)
-    left_out = _LeftOut()
+    left_out = LeftOut()
     # What is beside the splits is said once, with the training images.
-    beside = left_out if split == "train" else _LeftOut()
+    beside = left_out if split == "train" else LeftOut()
     parents = _find_splits(name, directory, split, options, beside)
     classes = {s: _find_classes(name, parent) for s, parent in parents.items()}
     for other in parents if "train" in parents else ():
@@ -142,7 +82,7 @@ def open_image_folder(directory: Path | None, split: str, options: ReadOptions) 
     elif split == "train" and options.hold_out:
         notes = [f"tested on {parents['test'].name}"]
     elif "train" in parents and own != "train" and options.image_size is None:
-        train_files, _ = _list_files(name, parents["train"], classes["train"], _LeftOut())
+        train_files, _ = _list_files(name, parents["train"], classes["train"], LeftOut())
     if split != "train" and split == own:
         notes = [f"from {parents[split].name}"]
     notes += left_out.notes() if split == own else []
@@ -161,7 +101,7 @@ def find_image_folder_splits(directory: Path | None, options: ReadOptions) -> tu
         DataError: no folder, or one without classes.
     """
     directory = _check_directory(directory)
-    parents = _find_splits(f"imagefolder:{directory}", directory, "train", options, _LeftOut())
+    parents = _find_splits(f"imagefolder:{directory}", directory, "train", options, LeftOut())
     return ("train", VALIDATION_SPLIT, "test") if VALIDATION_SPLIT in parents else ("train", "test")
 
 
@@ -197,16 +137,16 @@ def _hold_out_test(
 
 def _open_unlabeled(name: str, directory: Path, options: ReadOptions) -> SplitSource:
     """Images without labels: of DIR/unlabeled, or DIR itself, or else the training images."""
-    folder, left_out = directory / UNLABELED_SPLIT, _LeftOut()
+    folder, left_out = directory / UNLABELED_SPLIT, LeftOut()
     if folder.is_dir():
-        files = _list_images(folder, left_out)
+        files = list_images(folder, left_out)
         if not files:
             raise DataError(
                 f"{name}: no images are in {folder}. {_EXTENSIONS} {left_out.advice()}Add images, "
                 "or remove the folder to use the training images without their labels."
             )
     else:
-        files = [directory / n for n in sorted(os.listdir(directory)) if _is_image(n)]
+        files = [directory / n for n in sorted(os.listdir(directory)) if is_image(n)]
     if not files:
         labeled = open_image_folder(directory, "train", options)
         labels = torch.full_like(labeled.labels, NO_LABEL)
@@ -226,36 +166,41 @@ def _open_unlabeled(name: str, directory: Path, options: ReadOptions) -> SplitSo
 
 
 def choose_image_size(stored: StoredImages) -> tuple[int, str]:
-    """Choose the size at which images of many sizes are used, and say why.
+    """Choose the size at which images of many sizes are used, and say why; count animated images.
 
     It is the median of the shorter sides, of at most a thousand images evenly spaced, rounded to a
     multiple of 32, and from 32 to 224.
     """
-    sides = []
+    sides, animated = [], 0
     for position in range(0, len(stored), max(1, -(-len(stored) // _SIZE_SAMPLE))):
         try:
             with stored.open_image(position) as image:
                 sides.append(min(image.size))
+                # An MPO is a photograph with others beside it.
+                animated += getattr(image, "is_animated", False) and image.format != "MPO"
         except Exception:  # loading reports broken images
             continue
     median = statistics.median(sides) if sides else _SIZE_STEP
     size = min(max(_SIZE_STEP, round(median / _SIZE_STEP) * _SIZE_STEP), _MAX_SIZE)
-    return size, f"shorter sides have a median of {median:g}: image_size {size}"
+    reason = f"shorter sides have a median of {median:g}: image_size {size}"
+    if animated:
+        reason += f"; {animated} of {len(sides)} images have several frames, the first is used"
+    return size, reason
 
 
 def _find_splits(
-    name: str, root: Path, requested: str, options: ReadOptions, left_out: _LeftOut
+    name: str, root: Path, requested: str, options: ReadOptions, left_out: LeftOut
 ) -> dict[str, Path]:
     """Folders that hold the class folders of each split; `root` itself if there are no splits.
 
     The requested split is one of them, or it is to be held out of the training images.
     """
-    folders = [f for f in _list_folders(root) if f.name.casefold() != UNLABELED_SPLIT]
+    folders = [f for f in list_folders(root) if f.name.casefold() != UNLABELED_SPLIT]
     by_name = {f.name.casefold(): f for f in folders}
     split_of = {by_name[n]: split for n, split in _SPLIT_OF_FOLDER.items() if n in by_name}
     parents: dict[str, Path] = {}
     for folder, split in split_of.items():
-        if _list_folders(folder):
+        if list_folders(folder):
             parents.setdefault(split, folder)
     is_test_alone = parents and requested == "test" and len(split_of) == len(folders)
     if "train" not in parents and not is_test_alone:
@@ -280,16 +225,16 @@ def _find_splits(
 
 
 def _count_outside(
-    root: Path, folders: list[Path], parents: dict[str, Path], left_out: _LeftOut
+    root: Path, folders: list[Path], parents: dict[str, Path], left_out: LeftOut
 ) -> None:
     """Count what is outside of the class folders of the training images."""
     for parent in {root, parents.get("train", root)}:
         names = os.listdir(parent)
         left_out.count_hidden(parent, names, names)
-        left_out.loose_images += sum(map(_is_image, names))
+        left_out.loose_images += sum(map(is_image, names))
     if parents.get("train") != root:
         for folder in folders:
-            is_flat = folder.name.casefold() in _SPLIT_OF_FOLDER and not _list_folders(folder)
+            is_flat = folder.name.casefold() in _SPLIT_OF_FOLDER and not list_folders(folder)
             remark = " (no class folders)" if is_flat else _guess_split(folder)
             left_out.folders += [folder.name + remark] * (folder not in parents.values())
 
@@ -306,7 +251,7 @@ def _guess_split(folder: Path) -> str:
 
 def _are_misspelled_splits(folders: list[Path]) -> bool:
     """Whether several folders have names like those of splits, and images only in their folders."""
-    named = [f for f in folders if _guess_split(f) and not any(map(_is_image, os.listdir(f)))]
+    named = [f for f in folders if _guess_split(f) and not any(map(is_image, os.listdir(f)))]
     return len(named) > 1
 
 
@@ -322,27 +267,27 @@ def _check_same_classes(name: str, split: str, train: set[str], test: set[str]) 
 
 def _find_classes(name: str, parent: Path) -> _ClassFolders:
     """The folders of each class, in the order of the classes' names."""
-    folders = [f for f in _list_folders(parent) if f.name.casefold() != UNLABELED_SPLIT]
+    folders = [f for f in list_folders(parent) if f.name.casefold() != UNLABELED_SPLIT]
     classes: _ClassFolders = {}
     for folder in sorted(folders, key=lambda folder: normalize("NFC", folder.name)):
         # macOS writes letters and their accents as two characters, other systems as one.
         classes.setdefault(normalize("NFC", folder.name), []).append(folder)
     if len(classes) < 2:
         found = f"only the class folder {folders[0].name}" if folders else "no class folders"
-        images = sum(map(_is_image, os.listdir(parent)))
+        images = sum(map(is_image, os.listdir(parent)))
         loose = f" and {images:,} images outside of them" if images else ""
-        nested = len(_list_folders(folders[0])) > 1 if folders else False
+        nested = len(list_folders(folders[0])) > 1 if folders else False
         advice = f" Is it imagefolder:{folders[0]} that you mean?" if nested else ""
         raise DataError(f"{name}: {parent} has {found}{loose}. {_LAYOUT}.{advice}")
     return classes
 
 
 def _list_files(
-    name: str, parent: Path, classes: _ClassFolders, left_out: _LeftOut
+    name: str, parent: Path, classes: _ClassFolders, left_out: LeftOut
 ) -> tuple[list[Path], torch.Tensor]:
     """All image files, class by class, and their labels [N]."""
     by_class = [
-        [p for f in folders for p in _list_images(f, left_out)] for folders in classes.values()
+        [p for f in folders for p in list_images(f, left_out)] for folders in classes.values()
     ]
     empty = [str(parent / c) for c, files in zip(classes, by_class, strict=True) if not files]
     if empty:
@@ -353,46 +298,3 @@ def _list_files(
     counts = torch.tensor([len(files) for files in by_class], dtype=torch.int64, device="cpu")
     labels = torch.arange(len(classes), device="cpu").repeat_interleave(counts)
     return [path for files in by_class for path in files], labels
-
-
-def _list_folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not _is_hidden(p.name))
-
-
-def _list_images(folder: Path, left_out: _LeftOut) -> list[Path]:
-    """All images in a folder and its subfolders, sorted; `left_out` counts what else is there."""
-    files: list[Path] = []
-    visited: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real_path = os.path.realpath(parent)
-        if real_path in visited:  # a symbolic link that leads back
-            folders.clear()
-            continue
-        visited.add(real_path)
-        left_out.count_hidden(parent, folders, names)
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        names = sorted(name for name in names if not _is_hidden(name))
-        files += [Path(parent, name) for name in names if _is_image(name)]
-        others = (_extension(name) for name in names if not _is_image(name))
-        left_out.extensions.update(extension or "without an extension" for extension in others)
-    return files
-
-
-def _is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or one that a system makes beside images."""
-    return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
-
-
-@cache
-def _image_extensions() -> frozenset[str]:
-    register_heif()
-    formats = Image.registered_extensions()
-    return frozenset(extension for extension, kind in formats.items() if kind in Image.OPEN)
-
-
-def _extension(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and _extension(name) in _image_extensions()

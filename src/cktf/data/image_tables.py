@@ -100,6 +100,29 @@ def open_tables(
     return SplitSource(title, split, stored[split], labels, classes, MEAN, STD, size, note=note)
 
 
+def find_table_splits(
+    title: str, tables: Mapping[str, Any], options: ReadOptions
+) -> tuple[str, ...]:
+    """Names of the splits; "validation" is one of them if it has labels and is not the test split.
+
+    The arguments are those of `open_tables`.
+    """
+    tables = {name: table.with_format(None) for name, table in tables.items()}
+    train, validation = (find_name(tables, names) for names in (TRAIN_NAMES, VALIDATION_NAMES))
+    if train is None or validation is None:
+        return "train", "test"
+    column = _find_columns(title, tables[train].features, options)[1]
+    classes = _find_classes(title, train, tables[train], column)
+    is_test = (
+        options.hold_out and _choose_test_split(title, tables, column, classes)[0] == validation
+    )
+    if is_test or column not in tables[validation].features:
+        return "train", "test"
+    labels = _read_labels(title, validation, tables[validation], column, classes)
+    has_labels = bool((labels != NO_LABEL).all())
+    return ("train", VALIDATION_SPLIT, "test") if has_labels else ("train", "test")
+
+
 def find_name(names: Iterable[str], wanted: Iterable[str]) -> str | None:
     """The first of the wanted names, in lower case, that is among some names in any case."""
     by_lower_case = {name.casefold(): name for name in names}

@@ -58,6 +58,7 @@ def _open_in_memory(load: str) -> _OpenSplit:
 _open_image_folder = call_later("cktf.data.image_folder:open_image_folder")
 _find_image_folder_splits = call_later("cktf.data.image_folder:find_image_folder_splits")
 _open_hub_dataset = call_later("cktf.data.hub:open_hub_dataset")
+_find_hub_splits = call_later("cktf.data.hub:find_hub_splits")
 _open_table_file = call_later("cktf.data.table_files:open_table_file")
 _find_table_file_splits = call_later("cktf.data.table_files:find_table_file_splits")
 FOLDER_PREFIX, TABLE_PREFIX, HUB_PREFIX = "imagefolder", "table", "hf"
@@ -75,7 +76,7 @@ _TABLE = DatasetInfo(
 _HUB = DatasetInfo(
     f"{HUB_PREFIX}:NAME", None, None, None,
     "Hugging Face datasets (extra hf), NAME of the Hub or a folder",
-    partial(_open_hub_dataset, "NAME"),
+    partial(_open_hub_dataset, "NAME"), find_splits=partial(_find_hub_splits, "NAME"),
 )  # fmt: skip
 DATASETS = {
     info.name: info
@@ -147,7 +148,12 @@ def get_dataset_info(name: str) -> DatasetInfo:
             find_splits=lambda _, options: _find_table_file_splits(file, options),
         )
     if prefix == HUB_PREFIX and colon:
-        return replace(_HUB, name=name, open_split=partial(_open_hub_dataset, location))
+        return replace(
+            _HUB,
+            name=name,
+            open_split=partial(_open_hub_dataset, location),
+            find_splits=partial(_find_hub_splits, location),
+        )
     if name not in DATASETS:
         if expand_user_path(name).is_file():
             raise DataError(

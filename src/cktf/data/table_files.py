@@ -4,12 +4,12 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from cktf.data.image_set import VALIDATION_SPLIT
 from cktf.data.image_tables import (
     TEST_NAMES,
     TRAIN_NAMES,
     VALIDATION_NAMES,
     find_name,
+    find_table_splits,
     import_datasets,
     open_tables,
 )
@@ -38,10 +38,7 @@ def find_table_file_splits(path: Path | None, options: ReadOptions) -> tuple[str
     Raises:
         DataError: no such file, or one that cannot be read.
     """
-    tables = _read_tables(path)[1]
-    is_test = options.hold_out and find_name(tables, TEST_NAMES) is None
-    has_validation = find_name(tables, VALIDATION_NAMES) is not None and not is_test
-    return ("train", VALIDATION_SPLIT, "test") if has_validation else ("train", "test")
+    return find_table_splits(*_read_tables(path), options)
 
 
 def _read_tables(path: Path | None) -> tuple[str, dict[str, Any]]:

@@ -76,7 +76,8 @@ class RunFolder:
                 f"The run folder {self} cannot be written: {shorten_path(existing)} is "
                 f"{'not yours to write' if existing.is_dir() else 'a file'}. Choose another --out."
             )
-        begun, saved = self.recipe.is_file() and self._lock.exists(), self.path / "checkpoints"
+        begun = self.recipe.is_file() and (self._lock.exists() or self.weights.is_file())
+        saved = self.path / "checkpoints"
         if not (begun or self.summary.is_file() or any(saved.glob("*.json"))):
             check_output_folder(self.path, _FIRST_FILES)
         # A run that failed before its first checkpoint left nothing that could be lost.

@@ -161,7 +161,8 @@ def build_data(section: DataConfig, seed: int) -> Data:
     remarks = [find_hidden_folder(section.name, directory)]
     if section.labels:
         hold_out = section.test in (None, section.name)
-        splits = list_splits(section.name, directory, ReadOptions(hold_out=hold_out))
+        options = replace(_read_options(section), hold_out=hold_out)
+        splits = list_splits(section.name, directory, options)
         if VALIDATION_SPLIT not in splits:
             train, test = _load_splits(section, "train", "test")
         elif section.validation:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pydantic import TypeAdapter, ValidationError
 
 from cktf.data.config import DataConfig
-from cktf.data.registry import HUB_PREFIX, TABLE_PREFIX, get_dataset_info
+from cktf.data.registry import HUB_PREFIX, TABLE_PREFIX, find_hidden_folder, get_dataset_info
 from cktf.engine.config import RuntimeConfig
 from cktf.engine.launcher import check_launcher
 from cktf.errors import CktfError, RecipeError, nearest
@@ -67,8 +67,10 @@ def check_recipe(recipe: Recipe) -> Problems:
         with problems.collect("data.name"):
             info = get_dataset_info(recipe.data.name)
             if info.needs_directory and recipe.data.dir is None:
+                hidden = find_hidden_folder(recipe.data.name, None)
                 problems.messages.append(
                     f"data.dir: {recipe.data.name} needs a folder: --data-dir DIR."
+                    + (f" {hidden}." if hidden else "")
                 )
         if recipe.data.name.partition(":")[0] not in (TABLE_PREFIX, HUB_PREFIX):
             problems.messages += [
