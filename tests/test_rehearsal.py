@@ -98,6 +98,28 @@ def test_a_step_that_moves_nothing_is_refused(few_images, tmp_path):
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+class LearnsOnce(SmallNet):
+    """A network that runs without a gradient after its first training step."""
+
+    steps = 0
+
+    def forward(self, x):
+        self.steps += self.training
+        with torch.set_grad_enabled(self.steps <= 2):
+            return super().forward(x)
+
+
+def test_a_gradient_that_is_lost_later_is_an_error(few_images, tmp_path):
+    with pytest.raises(TrainingError, match="The loss has no gradient any more"):
+        distill_few(few_images, tmp_path / "run", method="kd", student=LearnsOnce())
+
+
+def test_lazy_layers_have_weights_when_they_are_checked(few_images, tmp_path):
+    lazy = CustomNet(lambda self, x: self.fc(x.mean((2, 3))), fc=nn.LazyLinear(10))
+    run = distill_few(few_images, tmp_path / "run", method="kd", student=lazy)
+    assert run.summary["student_parameters"] == 40
+
+
 def with_nan(network, name):
     network.get_parameter(name).data.view(-1)[0] = math.nan
     return network

@@ -36,8 +36,9 @@ def activated(module, width=8):
         (nn.Softmax(1), "outputs are probabilities, as after softmax"),
         (nn.LogSoftmax(1), "outputs are logarithms of probabilities"),
         (nn.Sigmoid(), "outputs are from 0 to 1, as after sigmoid"),
+        (nn.ReLU(), "outputs are never negative and often 0"),
     ],
-    ids=["softmax", "log_softmax", "sigmoid"],
+    ids=["softmax", "log_softmax", "sigmoid", "ReLU"],
 )
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_outputs_that_are_no_logits(few_images, tmp_path, module, words, role):
@@ -134,7 +135,7 @@ def test_a_loss_that_rises():
 def test_accuracy_of_guessing():
     bad = {"test_top1": 13.0}
     assert find(bad, bad) == {}
-    assert "After 3 epochs the student is right on 13.00 %" in find(bad, bad, bad)["accuracy"]
+    assert "After epoch 3 the student is right on 13.00 %" in find(bad, bad, bad)["accuracy"]
     assert "as by guessing" in find(bad, epochs=1)["accuracy"]
     assert find({"test_top1": None}, epochs=1) == {}
 
@@ -175,10 +176,10 @@ def test_a_run_tells_of_each_thing_once(few_images, tmp_path, capsys):
     blind = CustomNet(lambda self, x: self.fc(0 * x.mean((2, 3))), fc=nn.Linear(3, 10))
     run = distill_few(few_images, tmp_path / "run", student=blind, method="kd", epochs=5)
     (line,) = [w for w in run.summary["warnings"] if "the student is right on" in w]
-    assert line.startswith("After 5 epochs")
+    assert line.startswith("After epoch 5")
     log = (run.folder / "log.txt").read_text()
     assert log.count("the student is right on") == 1
-    assert log.index("After 3 epochs") < log.index("epoch 4/5")
+    assert log.index("After epoch 3") < log.index("epoch 4/5")
     assert sum("as by guessing. Are" in w for w in run.summary["warnings"]) == 1
 
 

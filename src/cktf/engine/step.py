@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, MultiStepLR, OneCy
 from cktf.batch import Batch
 from cktf.engine.config import ScheduleConfig
 from cktf.engine.runtime import Runtime
+from cktf.errors import TrainingError
 from cktf.objectives import Loss, Objective
 from cktf.taps import Features, Tap, TeacherTap
 
@@ -49,9 +50,19 @@ class TrainStep(nn.Module):
         self.runtime, self.freeze_statistics = runtime, freeze_statistics
 
     def forward(self, batch: Batch) -> Loss:
-        """Compute the loss of a batch; adapters compute in the networks' precision."""
+        """Compute the loss of a batch; adapters compute in the networks' precision.
+
+        Raises:
+            TrainingError: the loss has no gradient.
+        """
         with self.runtime.autocast():
-            return self.objective(*self.features(batch), batch)  # type: ignore[no-any-return]
+            loss: Loss = self.objective(*self.features(batch), batch)
+        if torch.is_grad_enabled() and not loss.total.requires_grad:
+            raise TrainingError(
+                "The loss has no gradient any more, and had one in the first step. Let the "
+                "student's forward and its requires_grad be the same in every step."
+            )
+        return loss
 
     def features(self, batch: Batch) -> tuple[Features, Features | None]:
         """Extract the features of the student, and those of the teacher without gradient.

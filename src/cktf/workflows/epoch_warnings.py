@@ -89,7 +89,7 @@ class EpochWarnings(Callback):
             return ""
         if is_guess(top1 / 100, self.test_images, self.guess):
             return (
-                f"After {len(main)} epochs the student is right on {top1:.2f} % of the test "
+                f"After epoch {len(main)} the student is right on {top1:.2f} % of the test "
                 f"images, about as by guessing ({100 * self.guess:.2f} %). Try --set "
                 f"optimizer.lr={self.lr / 10:g}, more epochs, a student with trained weights, or "
                 "another one."

@@ -88,13 +88,14 @@ def set_up_objective(recipe: Recipe, components: RunComponents) -> ObjectiveSetu
     method = recipe.method if isinstance(recipe, DistillRecipe) else "ce"
     options = recipe.options if isinstance(recipe, DistillRecipe) else {}
     check_student(components)
-    check_weights(components)
     components.runtime.reset_seed()
     device, batch_size = components.runtime.device, components.data.train.batch_size
     with explain_out_of_memory(batch_size, device, training=True):
         test = components.data.test
         test_images = None if test is None else next(iter(test.epoch(0))).images
         batch, student, teacher = _run_examples(components, method, recipe, test_images)
+    # Lazy layers have their weights now.
+    check_weights(components)
     num_classes = int(student.features.logits.shape[1])
     check_classes(num_classes, components)
     labels, guess = _check_all_labels(components, batch, num_classes)

@@ -149,11 +149,13 @@ def _explain_failure(step: TrainStep, components: RunComponents, batch: Batch) -
                 f", the precision of this run: {cause} Train in float32: --set "
                 "runtime.precision=float32."
             ) from error
-        raise ModelError(
-            f"The {who} works in evaluation and fails in a training step: {cause} A network gives "
-            "the same kind of output in both; auxiliary heads are left out by an option, such as "
-            "torchvision:googlenet(aux_logits=False)."
-        ) from error
+        message = f"The {who} works in evaluation and fails in a training step: {cause}"
+        if "classifier gives logits" in cause:
+            message += (
+                " Auxiliary heads, which only training has, are left out by an option: "
+                "torchvision:googlenet(aux_logits=False)."
+            )
+        raise ModelError(message) from error
 
 
 def _run_teacher(step: TrainStep, runtime: Runtime, batch: Batch) -> None:

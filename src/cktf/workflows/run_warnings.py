@@ -121,10 +121,17 @@ def _describe_activation(who: str, features: Features) -> str:
             f"The {who}'s outputs are logarithms of probabilities, as after log_softmax. Losses "
             "take them as logits with the same result; logits are what is expected."
         )
-    if bool((logits >= 0).all()) and 0.5 < float(logits.max()) <= 1:
+    low, high = float(logits.min()), float(logits.max())
+    # A sigmoid gives exactly 0 only where others are nearly 1.
+    if (0.5 if low > 0 else 0.99) < high <= 1 and low >= 0:
         return (
             f"The {who}'s outputs are from 0 to 1, as after sigmoid, and every loss takes the "
             f"softmax of them, which {harm}"
+        )
+    if low == 0 < high:
+        return (
+            f"The {who}'s outputs are never negative and often 0, as after ReLU: classes at 0 are "
+            "not told apart and get no gradient. Give the network without that last step."
         )
     return ""
 
