@@ -187,7 +187,11 @@ def test_help_does_not_wait_for_pytorch():
         "except SystemExit: pass\n"
         "print([m for m in ('torch', 'numpy', 'accelerate') if m in sys.modules])"
     )
-    for line, word in (("--help", "quickstart"), ("distill --help", "--teacher")):
+    for line, word in (
+        ("--help", "quickstart"),
+        ("distill --help", "--teacher"),
+        ("datasets", "cifar10"),
+    ):
         result = python("-c", code, line)
         assert result.stdout.splitlines()[-1] == "[]", result.stderr
         assert word in result.stdout

@@ -66,7 +66,7 @@ def datasets(
     if data is not None:
         _print_statistics(data, data_dir)
         return
-    from cktf.data import DATASETS
+    from cktf.data.registry import DATASETS
 
     rows = []
     for d in DATASETS.values():
