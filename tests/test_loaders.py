@@ -355,6 +355,16 @@ def test_a_sample_that_cannot_be_read_is_named(workers):
         get_labels(data)
 
 
+@pytest.mark.parametrize("sample", [(None, 0), (spoiled(float("nan")), 0), (spoiled(0.0), 0.5), 1])
+def test_a_sample_is_named_by_its_position_in_the_full_set(sample):
+    full = [(torch.zeros(3, 4, 4), 0)] * 5 + [sample]
+    for data in (Subset(full, [5, 0]), Subset(Subset(full, [0, 5]), [1])):
+        with pytest.raises(DataError, match="sample 5 "):
+            batches(DatasetLoader(data, 1, train=False))
+    with pytest.raises(DataError, match="Sample 2 of the data set cannot be read: KeyError"):
+        batches(DatasetLoader(Subset(Fails({}.popitem), [2]), 1, train=False))
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_worker_that_is_killed():
     data = Fails(lambda: os.kill(os.getpid(), signal.SIGKILL))

@@ -54,6 +54,11 @@ def test_a_fifth_is_held_out_as_of_a_folder(photos, tmp_path, name, header, form
     assert len(kept - {image.numpy().tobytes() for image in more.images}) <= 1
 
 
+def test_paths_as_windows_writes_them(photos, tmp_path):
+    rows = [(path.replace("/", "\\"), label) for path, label in rows_of(photos)]
+    assert len(load_dataset(write_csv(tmp_path / "a.csv", rows), None, "train")) == 16
+
+
 def test_a_column_of_splits(photos, tmp_path):
     rows = [(p, k, "Train" if i % 10 < 7 else "val") for i, (p, k) in enumerate(rows_of(photos))]
     table = write_csv(tmp_path / "a.csv", rows, ("image", "label", "split"))
@@ -117,7 +122,7 @@ def test_parquet(photos, tmp_path, images):
 
 
 MISTAKES = {
-    "no such image": (("image,label", "photos/none.jpg,a", "x.jpg,b"), "No such file"),
+    "no such image": (("image,label", "photos/none.jpg,a", "x.jpg,b"), "no such file in /"),
     "no path": (("image,label", ",a", ",a", "x.jpg,b", "y.jpg,b"), "no image in this row"),
     "no label": (
         ("image,label", "x.jpg,", "y.jpg,b"),

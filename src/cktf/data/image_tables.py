@@ -269,7 +269,15 @@ class _EncodedImages(StoredImages):
         row = self.table[position][self.column]
         if row is None or (row["bytes"] is None and not row["path"]):
             raise ValueError("there is no image in this row")
-        return self.folder / row["path"] if row["bytes"] is None else bytes(row["bytes"])
+        if row["bytes"] is not None:
+            return bytes(row["bytes"])
+        path = self.folder / row["path"]
+        if not path.exists():
+            # Windows separates folders otherwise.
+            path = self.folder / row["path"].replace("\\", "/")
+        if not path.exists():
+            raise ValueError(f"there is no such file in {self.folder.absolute()}")
+        return path
 
     def relative_path(self, position: int) -> str:
         """The file's path or name as the table has it; empty without any."""

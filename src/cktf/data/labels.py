@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from cktf.data.samples import label_of_sample, read_sample
+from cktf.data.samples import label_of_sample, original_position, read_sample
 
 
 def get_labels(data: Any) -> Tensor:
@@ -22,8 +22,10 @@ def get_labels(data: Any) -> Tensor:
     """
     if (stored := _stored_labels(data)) is not None:
         return stored
-    samples = (read_sample(data, position) for position in range(len(data)))
-    labels = [label_of_sample(sample, position) for position, sample in enumerate(samples)]
+    labels = [
+        label_of_sample(read_sample(data, position), original_position(data, position))
+        for position in range(len(data))
+    ]
     return torch.tensor(labels, device="cpu")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Subset
 
 from cktf.data.image_decoding import GRAY, RGB, convert_to_8bit, describe_error
 from cktf.errors import CktfError, DataError
@@ -27,13 +28,21 @@ def read_sample(data: Any, position: int) -> Any:
     except CktfError:
         raise
     except Exception as error:  # a user's code raises errors of any type
-        frames = traceback.extract_tb(error.__traceback__)
+        # The first frame is this function's.
+        frames = traceback.extract_tb(error.__traceback__)[1:]
         own = [f for f in frames if f"{os.sep}site-packages{os.sep}" not in f.filename]
+        place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
         raise DataError(
-            f"Sample {position} of the data set cannot be read: {type(error).__name__}: {error} "
-            f"({own[-1].filename}, line {own[-1].lineno}). Correct that code, or leave out the "
-            "sample."
+            f"Sample {original_position(data, position)} of the data set cannot be read: "
+            f"{type(error).__name__}: {error}{place}. Correct that code, or leave out the sample."
         ) from error
+
+
+def original_position(data: Any, position: int) -> int:
+    """The position of a sample in the data set of which others are subsets."""
+    while isinstance(data, Subset):
+        data, position = data.dataset, int(data.indices[position])
+    return position
 
 
 def label_of_sample(sample: Any, position: int) -> int:
@@ -45,9 +54,10 @@ def label_of_sample(sample: Any, position: int) -> int:
         DataError: the sample is no pair, or its label is not the number of a class.
     """
     if not (isinstance(sample, (tuple, list)) and len(sample) == 2):
+        pair = ": (sample['image'], sample['label'])" if isinstance(sample, dict) else ""
         raise DataError(
             f"A data set gives (image, label); sample {position} is a {_describe_sample(sample)}. "
-            "Wrap it so that it gives pairs."
+            f"Wrap it so that it gives pairs{pair}."
         )
     label = sample[1]
     value = label.tolist() if isinstance(label, np.ndarray | np.generic | Tensor) else label

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from cktf.data.image_set import NO_LABEL, Images, ImageSet
-from cktf.data.samples import label_of_sample, read_sample, to_tensor
+from cktf.data.samples import label_of_sample, original_position, read_sample, to_tensor
 from cktf.data.streamed_images import StreamedImages
 from cktf.errors import CktfError, DataError
 
@@ -70,11 +70,12 @@ class IndexedDataset(Dataset[tuple[Tensor, int, int]]):
             np.random.seed(seed % 2**32)
             torch.manual_seed(seed)
         sample = read_sample(self.data, position)
-        label = label_of_sample(sample, position) if self.labeled else NO_LABEL
-        image = to_tensor(sample[0] if isinstance(sample, (tuple, list)) else sample, position)
+        named = original_position(self.data, position)
+        label = label_of_sample(sample, named) if self.labeled else NO_LABEL
+        image = to_tensor(sample[0] if isinstance(sample, (tuple, list)) else sample, named)
         if not bool(image.isfinite().all()):
             raise DataError(
-                f"The image of sample {position} holds NaN or infinity. Correct or remove the "
+                f"The image of sample {named} holds NaN or infinity. Correct or remove the "
                 "sample, and check the transform that made it."
             )
         return image, label, position
