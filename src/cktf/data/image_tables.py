@@ -271,7 +271,7 @@ class _EncodedImages(StoredImages):
             raise ValueError("there is no image in this row")
         if row["bytes"] is not None:
             return bytes(row["bytes"])
-        path = self.folder / row["path"]
+        path: Path = self.folder / row["path"]
         if not path.exists():
             # Windows separates folders otherwise.
             path = self.folder / row["path"].replace("\\", "/")
