@@ -14,12 +14,13 @@ from cktf.engine import evaluate as accuracy_of
 from cktf.errors import DataError, RunFolderError
 from cktf.export.network import OnnxNetwork, require_onnx, write_int8, write_onnx
 from cktf.models import Normalized, read_metadata
-from cktf.recipes import CUSTOM, build_test_loader, find_weights_file, load_run_network, load_split
+from cktf.recipes import CUSTOM, build_test_loader, load_run_network, load_split
 from cktf.taps import fit_memory_format
 from cktf.user_paths import expand_user_path
 from cktf.workflows import load_test_section
 from cktf.workflows.analysis import evenly_spaced_indices, measure_latency_ms
 from cktf.workflows.inspection import explain_rejected_images
+from cktf.workflows.unfinished import find_student_weights
 
 # Training images that determine the ranges of int8 activations.
 _CALIBRATION_IMAGES = 1024
@@ -92,7 +93,7 @@ def export_run(
     """Write the network of a finished run as an ONNX file, and test it on the run's test images.
 
     Args:
-        run: a run folder.
+        run: a run folder. Of an unfinished run, the student of its last checkpoint is written.
         out: the file; by default `student.onnx` in the run folder. The int8 file is beside it and
             ends in `.int8.onnx`.
         int8: also write an int8 file, calibrated on training images.
@@ -129,9 +130,9 @@ def export_run(
         raise DataError(missing_reason)
     loader = None if test is None else build_test_loader(test, section.workers)
     classes = None if test is None else tuple(test.classes)
-    loaded = load_run_network(run, classes, network, trust_code=trust_code)
+    weights = find_student_weights(run.absolute(), trust_code=trust_code)
+    loaded = load_run_network(weights, classes, network, trust_code=trust_code)
     network = loaded.network.eval()
-    weights = find_weights_file(str(run.absolute()))
     info = read_metadata(weights)
     if loader is not None:
         images = next(loader.epoch(0)).images[:_TRACED_IMAGES]

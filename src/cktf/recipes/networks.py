@@ -182,7 +182,7 @@ def load_run_network(
     """Load the trained network of a finished run.
 
     Args:
-        run: the run folder.
+        run: the run folder, or its weights file.
         classes: class names of the data, which the network must share; None for any.
         network: what the weights are loaded into, where the run's network was made in Python: a
             module, which is changed in place, or the spec of one, whose code is run.

@@ -24,7 +24,7 @@ from cktf.engine import (
     start_available_runtime,
 )
 from cktf.engine import evaluate as accuracy_of
-from cktf.errors import DataError, RecipeError, RunFolderError
+from cktf.errors import CheckpointError, DataError, RecipeError, RunFolderError
 from cktf.models import is_cktf_weights_file, read_metadata
 from cktf.recipes import (
     CUSTOM,
@@ -43,6 +43,7 @@ from cktf.user_paths import expand_user_path
 from cktf.workflows.checks import check_labels, warn_if_normalized_twice
 from cktf.workflows.inspection import explain_rejected_images
 from cktf.workflows.run import Run, find_session_student
+from cktf.workflows.unfinished import find_student_weights
 from cktf.workflows.user_objects import dataset_name, find_map_style_problems
 
 
@@ -58,7 +59,8 @@ def evaluate(
     """Classify the test images of a data set with a run's network.
 
     Args:
-        run: a run folder, or what `teach` or `distill` returned.
+        run: a run folder, or what `teach` or `distill` returned. Of an unfinished run, the student
+            of its last checkpoint is evaluated.
         data: the name of a data set, or a map-style data set of `(image, label)`; by default the
             one that the run was tested on. Of a folder without test images all images count, except
             of the run's own, where they are the fifth of each class that training left out. Of your
@@ -88,7 +90,11 @@ def evaluate(
         test, name = _load_test(folder, section, name, show), section.test or section.name
     classes = tuple(test.classes) if isinstance(test, ImageSet) else None
     made_here = find_session_student(run) if network is None else None
-    network = made_here or load_run_network(folder, classes, network, trust_code=trust_code).network
+    if made_here is None:
+        weights = find_student_weights(folder.absolute(), trust_code=trust_code)
+        network = load_run_network(weights, classes, network, trust_code=trust_code).network
+    else:
+        network = made_here
     runtime = start_available_runtime(config)
     loader = build_test_loader(test, section.workers)
     with explain_out_of_memory(loader.batch_size, runtime.device), eval_mode(network):
@@ -197,6 +203,10 @@ def load_test_section(
 
 def training_image_size(run: Path) -> int | None:
     """The side in pixels of the images that a run was trained on; None if it is not recorded."""
-    file = find_weights_file(str(run.absolute()))
+    try:
+        file = find_weights_file(str(run.absolute()))
+    except CheckpointError:
+        # An unfinished run.
+        return None
     size = read_metadata(file).get("image_size") if is_cktf_weights_file(file) else None
     return int(size[0]) if isinstance(size, list) and len(set(size)) == 1 else None

@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cktf.engine import (
     Accuracy,
@@ -241,11 +241,16 @@ def _refuse_changed_weights(recipe: Recipe, folder: RunFolder) -> None:
             )
 
 
-def finish_run(started: StartedRun, result: TrainResult) -> Run:
-    """Save the trained student and the summary."""
-    components, folder, setup = started.components, started.folder, started.setup
-    components.student.eval()
-    data, count, teacher_classes = components.data, setup.num_classes, components.teacher_classes
+def save_student(components: RunComponents, count: int, images: Tensor, path: Path) -> None:
+    """Write a run's student.
+
+    Args:
+        components: of the run.
+        count: number of its logits.
+        images: [B, C, H, W], a training batch.
+        path: the file.
+    """
+    data, teacher_classes = components.data, components.teacher_classes
     if data.classes is not None:
         classes, dataset = data.classes, data.name
     elif not data.labeled and teacher_classes is not None and len(teacher_classes) == count:
@@ -254,16 +259,23 @@ def finish_run(started: StartedRun, result: TrainResult) -> Run:
     else:
         # Numbered names count as unknown names, which fit any data set.
         classes, dataset = numbered_class_names(count), CUSTOM
+    save_network(
+        components.student,
+        path,
+        name=components.student_name,
+        classes=classes,
+        dataset=dataset,
+        images=images,
+    )
+
+
+def finish_run(started: StartedRun, result: TrainResult) -> Run:
+    """Save the trained student and the summary."""
+    components, folder, setup = started.components, started.folder, started.setup
+    components.student.eval()
+    count, images = setup.num_classes, setup.images
     folder.write_with_retries(
-        lambda: save_network(
-            components.student,
-            folder.weights,
-            name=components.student_name,
-            classes=classes,
-            dataset=dataset,
-            images=setup.images,
-        ),
-        "the student",
+        lambda: save_student(components, count, images, folder.weights), "the student"
     )
     recipe, last, best = started.recipe, result.last, result.best_row
     last_top1 = None if last is None else last.top1
