@@ -1,5 +1,6 @@
 """Networks as users bring them: wrapped, scripted, of inference mode, with a state of their own."""
 
+import copy
 import json
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from network_files import USER_CODE
 from safetensors.torch import load_file, save_file
-from small_runs import CustomNet, SmallNet, distill_few, run_command
+from small_runs import CustomNet, SmallNet, assert_equal_runs, distill_few, run_command
 from torch import nn
 
 import cktf
@@ -238,6 +239,37 @@ def test_a_torchscript_teacher_of_user_code(tmp_path):
 def test_what_is_no_network(few_images, tmp_path, network, message, role):
     with pytest.raises(RecipeError, match=f"{role}: a network is a torch.nn.Module; .*{message}"):
         distill_few(few_images, tmp_path / "run", method="kd", **{role: network})
+
+
+def test_lazy_layers_and_weights_without_values(few_images, tmp_path):
+    student = SmallNet()
+    student.fc = nn.LazyLinear(10)
+    run = distill_few(few_images, tmp_path / "run", student=student, method="kd", epochs=1)
+    assert run.student.fc.weight.shape == (10, 16)
+    for role in ("teacher", "student"):
+        networks = {role: SmallNet().to("meta")}
+        with pytest.raises(DataError, match=f"The {role} SmallNet .*device meta have no values"):
+            distill_few(few_images, tmp_path / role, method="kd", **networks)
+    lazy = SmallNet()
+    lazy.fc, lazy.a[0] = nn.LazyLinear(10), nn.Conv2d(5, 8, 3)
+    with pytest.raises(DataError, match="Check channels and size"):
+        distill_few(few_images, tmp_path / "lazy", teacher=lazy, method="kd")
+
+
+@pytest.mark.parametrize("setting", ["dtype", "device"])
+def test_defaults_of_the_users_process(few_images, tmp_path, setting):
+    networks, value = {"student": SmallNet(), "teacher": SmallNet(width=16)}, torch.float64
+    plain = distill_few(few_images, tmp_path / "plain", epochs=1, **copy.deepcopy(networks))
+    set_default, before = getattr(torch, f"set_default_{setting}"), torch.float32
+    if setting == "device":
+        value, before = "meta", None
+    set_default(value)
+    try:
+        run = distill_few(few_images, tmp_path / "run", epochs=1, **networks)
+        assert str(getattr(torch, f"get_default_{setting}")()) == str(value)
+    finally:
+        set_default(before)
+    assert_equal_runs(run, plain)
 
 
 def test_results_are_shown_in_a_line(few_images, tmp_path):

@@ -19,6 +19,7 @@ from cktf.engine.result import TrainResult
 from cktf.engine.run_folder import RunFolder, check_output_file, check_output_folder
 from cktf.engine.runtime import (
     Runtime,
+    default_tensors,
     start_available_runtime,
     start_runtime,
     synchronized_time,
@@ -47,6 +48,7 @@ __all__ = [
     "available_trackers",
     "check_output_file",
     "check_output_folder",
+    "default_tensors",
     "describe_device",
     "environment",
     "evaluate",

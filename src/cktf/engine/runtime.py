@@ -87,6 +87,22 @@ class Runtime:
                 module._buffers.update(before)
 
 
+@contextmanager
+def default_tensors() -> Iterator[None]:
+    """Make new tensors float32 and on the CPU; restore the defaults of the user's process on exit.
+
+    Networks and adapters are built in float32, and data are loaded on the CPU.
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_dtype(torch.float32)
+    try:
+        # A device as a context slows every operation.
+        with nullcontext() if device.type == "cpu" else torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
 def start_runtime(config: RuntimeConfig, seed: int = 0) -> Runtime:
     """Build the runtime of a run; on the CPU, also set the memory allocator of this process.
 

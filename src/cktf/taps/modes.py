@@ -73,7 +73,8 @@ def preserve_modes(network: nn.Module | None) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         for parameter, value in requires_grad:
-            parameter.requires_grad_(value)
+            if not is_lazy(parameter):
+                parameter.requires_grad_(value)
 
 
 def freeze(network: nn.Module) -> None:

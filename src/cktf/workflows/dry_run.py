@@ -7,7 +7,13 @@ from itertools import islice
 import torch
 
 from cktf.batch import Batch
-from cktf.engine import explain_out_of_memory, gradient_norm, peak_memory_mb, preserve_buffers
+from cktf.engine import (
+    default_tensors,
+    explain_out_of_memory,
+    gradient_norm,
+    peak_memory_mb,
+    preserve_buffers,
+)
 from cktf.recipes import Recipe
 from cktf.taps import CachedTap, FeaturePaths, Features, Tap, freeze, preserve_modes
 from cktf.workflows.components import RunComponents
@@ -77,6 +83,7 @@ class _Step:
     seconds: float
 
 
+@default_tensors()
 @torch.inference_mode(False)
 def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
     """Run the training step, forward and backward, on two batches; CktfError if it does not fit.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from cktf.engine import Accuracy, Trainer, TrainResult, fit_interleaved
+from cktf.engine import Accuracy, Trainer, TrainResult, default_tensors, fit_interleaved
 from cktf.errors import RecipeError
 from cktf.recipes import DistillRecipe
 from cktf.taps import SharedTap, preserve_modes
@@ -26,6 +26,7 @@ SHARED = (
 )  # fmt: skip
 
 
+@default_tensors()
 @torch.inference_mode(False)
 def distill_interleaved(
     recipes: Sequence[tuple[DistillRecipe, Path]], *, trust_code: bool = False

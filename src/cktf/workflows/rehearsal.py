@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from cktf.batch import Batch
 from cktf.engine import (
@@ -219,7 +220,9 @@ def check_weights(components: RunComponents) -> None:
         (f"student {components.student_name}", components.student),
     ):
         tensors = [] if network is None else [*network.named_parameters(), *network.named_buffers()]
-        bad = [name for name, t in tensors if t.is_floating_point() and bool(t.isnan().any())]
+        # Lazy layers and the device meta have no values yet.
+        known = [(name, t) for name, t in tensors if not is_lazy(t) and not t.is_meta]
+        bad = [name for name, t in known if t.is_floating_point() and bool(t.isnan().any())]
         if bad:
             others = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
             raise ModelError(

@@ -19,6 +19,7 @@ from cktf.engine import (
     Trainer,
     TrainResult,
     announce,
+    default_tensors,
     environment,
     explain_out_of_memory,
 )
@@ -110,6 +111,7 @@ class StartedRun:
     epoch_warnings: EpochWarnings
 
 
+@default_tensors()
 @torch.inference_mode(False)
 def execute(
     recipe: Recipe,

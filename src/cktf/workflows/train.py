@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cktf.data import ImageSet, is_among_images
-from cktf.engine import Callback, RunFolder, start_runtime
+from cktf.engine import Callback, RunFolder, default_tensors, start_runtime
 from cktf.errors import RecipeError, RunFolderError
 from cktf.models import Normalized, parse_network_spec, prepare_user_network
 from cktf.recipes import (
@@ -200,6 +200,7 @@ def run_recipe(
     return execute(recipe, components, folder, show, callbacks)
 
 
+@default_tensors()
 @torch.inference_mode(False)
 def prepare(
     recipe: Recipe,
