@@ -85,6 +85,8 @@ def test_features_inside_torchscript_cannot_be_read(few_images, tmp_path, method
     part = nn.Sequential(torch.jit.script(SmallNet()), nn.Linear(10, 10))
     with pytest.raises(TapError, match="Sequential holds a TorchScript module"):
         inspect(part)
+    with pytest.raises(TapError, match="SmallNet is a TorchScript module"):
+        cktf.probe(teacher, labeled=few_images[0], test=few_images[1])
 
 
 @SCRIPTS

@@ -76,7 +76,9 @@ class Runtime:
     def on_device(self, network: nn.Module) -> Iterator[None]:
         """Move a network that is not trained to the device temporarily; restore on exit."""
         tensors = [(t, t.data) for p in network.parameters() for t in (p, p.grad) if t is not None]
-        buffers = [(module, dict(module._buffers)) for module in network.modules()]
+        # TorchScript has no dictionary of buffers to change.
+        modules = [m for m in network.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        buffers = [(module, dict(module._buffers)) for module in modules]
         self.to_device(network)
         try:
             yield
