@@ -18,8 +18,8 @@ LAYERS = [
     {"taps"},
     {"models", "data"},
     {"functional"},
-    {"_check", "batch", "config", "files", "first_use", "locks", "processes", "signals"}
-    | {"user_paths"},
+    {"_check", "batch", "config", "files", "first_use", "locks", "machine", "output", "processes"}
+    | {"signals", "user_paths"},
     {"errors"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

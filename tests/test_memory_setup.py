@@ -248,9 +248,7 @@ class TestFootprint:
             for place, size in ((str(tmp_path), 10**6), ("device", 10**15))
         )
         free = {"cuda": 10**8, "cpu": 10**17, str(tmp_path): 10**7}
-        monkeypatch.setattr(
-            sys.modules["cktf.contrast.footprint"], "_free_bytes", lambda w: free[str(w)]
-        )
+        monkeypatch.setattr(sys.modules["cktf.contrast.footprint"], "_free", lambda w: free[str(w)])
         cpu, cuda = torch.device("cpu"), torch.device("cuda")
         for total in (mapped + device, device + mapped):
             assert f"1.0 MB ({tmp_path})" in str(total)

@@ -307,6 +307,11 @@ def test_names_and_options_are_checked(fields, where, words):
     assert words in problem
 
 
+def test_a_gpu_is_chosen_by_the_environment():
+    with pytest.raises(RecipeError, match=r"runtime\.device: .*CUDA_VISIBLE_DEVICES=7, and"):
+        parse_recipe(TRAIN | {"runtime": {"device": "cuda:7"}})
+
+
 def test_cuda_needs_a_gpu(monkeypatch):
     fields = TRAIN | {"runtime": {"device": "cuda"}}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -8,6 +8,10 @@ import sys
 import time
 
 import pytest
+from small_runs import after_each_step
+
+from cktf.errors import Interrupted
+from cktf.signals import STOP_SIGNALS, catch_stop_signals, interrupt_on_signals, stop_signal
 
 SHOP = "cktf train --model resnet8 --data fashion-mini --set data.per_class=13 --epochs 400"
 
@@ -29,7 +33,12 @@ def wait_for(path, process):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_and_says_how_to_continue(tmp_path, number):
     process = start(f"{SHOP} --out run", tmp_path)
@@ -63,6 +72,43 @@ def _continues_and_ends_at_once(said, folder):
     os.kill(process.pid, signal.SIGCONT)
     process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGTERM, -signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS[2:])
+def test_signals_that_announce_an_end_save_a_run(small_run, monkeypatch, tmp_path, number):
+    """They may come repeatedly, and SIGTERM after them."""
+    stopped = []
+
+    def send(trainer):
+        if not stopped:
+            stopped.append(number)
+            for n in (number, number, signal.SIGTERM):
+                os.kill(os.getpid(), n)
+
+    after_each_step(monkeypatch, send)
+    with pytest.raises(Interrupted, match=r"Stopped by SIG\w+ after step 1 of epoch 1; saved"):
+        small_run()
+    assert list((tmp_path / "run" / "checkpoints").glob("*.pt"))
+
+
+def test_an_ignored_signal_and_a_users_handler_stay(monkeypatch):
+    """SIGHUP is ignored under nohup; SIGUSR1 may be another library's."""
+    received = []
+    handlers = {signal.SIGHUP: signal.SIG_IGN, signal.SIGUSR1: lambda *_: received.append(1)}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        with interrupt_on_signals(), catch_stop_signals():
+            for number in handlers:
+                os.kill(os.getpid(), number)
+            assert stop_signal() is None
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert stop_signal() == "SIGUSR2"
+        assert all(signal.getsignal(n) is handler for n, handler in handlers.items())
+        assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+        assert received == [1]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 
 from cktf.errors import Interrupted, TrainingError
+from cktf.machine import usable_cpus
+from cktf.output import protect_standard_streams
 from cktf.signals import STOP_SIGNALS, signal_handler
 
 T = TypeVar("T")
@@ -95,7 +97,9 @@ def _visible_gpu(number: int) -> Iterator[None]:
 
 def _run_job(work: Callable[[T], None], argument: T, jobs: int) -> None:
     """Run one of several processes, on its share of the threads."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    protect_standard_streams()
+    threads = min(torch.get_num_threads(), usable_cpus())
+    torch.set_num_threads(max(1, threads // jobs))
     try:
         work(argument)
     except KeyboardInterrupt:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from cktf.cli.options import Option, options_of_command, suggest_option
 from cktf.errors import CktfError, Interrupted, RecipeError, command_line_wording
+from cktf.output import raise_if_output_was_lost
 from cktf.signals import interrupt_on_signals
 from cktf.user_paths import expand_user_path, shorten_path
 
@@ -139,6 +140,9 @@ def make_command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             with interrupt_on_signals(), command_line_wording():
                 function(**{name: _expand_paths(value) for name, value in arguments.items()})
+            if function.__name__ not in _RESUMABLE_COMMANDS:
+                # A run has written its results to its folder.
+                raise_if_output_was_lost()
         except Interrupted as stop:
             advice = _resume_advice(function.__name__, stop.folder)
             print(f"cktf: {stop} {advice}", file=sys.stderr)

@@ -14,6 +14,7 @@ from cktf.cli.options import DataDirOption
 _MAX_BROKEN_LISTED = 10
 
 
+@make_command
 def models() -> None:
     """List the networks of the library."""
     import torch
@@ -29,6 +30,7 @@ def models() -> None:
     print_table(["network", ">parameters (10 classes)"], rows)
 
 
+@make_command
 def methods() -> None:
     """List the methods, to be joined with + (cktf+kd), and the presets."""
     from cktf.objectives import METHODS, PRESETS

@@ -19,6 +19,7 @@ from cktf.cli.report import report
 from cktf.cli.train import train
 from cktf.cli.transfer import transfer
 from cktf.errors import nearest
+from cktf.output import protect_standard_streams
 
 # What other tools call a command.
 _OTHER_NAMES = {
@@ -96,4 +97,5 @@ app.command(context_settings=FORWARDED)(doctor)
 
 def main() -> None:
     """Entry point of `cktf`."""
+    protect_standard_streams()
     app()

@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import psutil
 import torch
 
 from cktf.contrast.bank import DEVICE, DTYPES, HOST
 from cktf.contrast.config import ContrastConfig
 from cktf.errors import MethodError
 from cktf.functional.contrast import block_size
+from cktf.machine import available_memory
 
 _FLOAT, _INT = 4, 8
 ADVICE = (
@@ -62,7 +62,7 @@ class Footprint:
             if not built or (bank_device == DEVICE and device.type != "cpu"):
                 needed_bytes[storage] = needed_bytes.get(storage, 0) + size
         for storage, needed in needed_bytes.items():
-            free = _free_bytes(storage)
+            free = _free(storage)
             if needed > free:
                 raise MethodError(
                     f"Contrast needs {_format_bytes(needed)} ({self}), and {storage} has "
@@ -99,14 +99,14 @@ def footprint(
     return Footprint({config.bank_device: 2 * num_pairs * rows * row_bytes} if rows else {}, step)
 
 
-def _free_bytes(storage: torch.device | str) -> int:
+def _free(storage: torch.device | str) -> int:
     if isinstance(storage, str):
         return shutil.disk_usage(storage).free
     if storage.type == "cuda":
         # Memory that PyTorch holds in reserve is not free to the driver.
         reserve = torch.cuda.memory_reserved(storage) - torch.cuda.memory_allocated(storage)
         return torch.cuda.mem_get_info(storage)[0] + reserve
-    return int(psutil.virtual_memory().available)
+    return available_memory()
 
 
 def _format_bytes(size: int) -> str:

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from os import cpu_count
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -11,13 +10,14 @@ import numpy as np
 from PIL import Image
 
 from cktf.data.image_decoding import RGB, decode_image, describe_error, open_image_file
+from cktf.machine import usable_cpus
 
 T = TypeVar("T")
 
 _TAIL = 64
 # The last bytes of a complete file; zeros may follow them.
 _END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-_THREADS = min(8, cpu_count() or 1)
+_MAX_THREADS = 8
 _CHUNK = 64
 
 
@@ -94,7 +94,7 @@ class StoredImages(ABC):
     def map_positions(self, function: Callable[[int], T]) -> Iterator[T]:
         """Yield `function(position)` for every position, in order, computed by several threads."""
         chunks = [range(i, min(i + _CHUNK, len(self))) for i in range(0, len(self), _CHUNK)]
-        with ThreadPoolExecutor(_THREADS) as threads:
+        with ThreadPoolExecutor(min(_MAX_THREADS, usable_cpus())) as threads:
             for results in threads.map(lambda chunk: [function(i) for i in chunk], chunks):
                 yield from results
 

@@ -75,6 +75,16 @@ class RuntimeConfig(Section):
     on_nonfinite: OnNonFinite = "stop"
     track: tuple[Name, ...] | None = None
 
+    @field_validator("device", mode="before")
+    @classmethod
+    def _refuse_number(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("cuda:"):
+            raise ValueError(
+                "one of several GPUs is chosen by the environment, "
+                f"CUDA_VISIBLE_DEVICES={value.removeprefix('cuda:')}, and the device is then cuda"
+            )
+        return value
+
     @field_validator("track", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Progress of training in the terminal."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
 
 
 def announce(text: str, show: bool) -> None:
-    """Print a line to standard error if `show` is set."""
+    """Print a line to standard error if `show` is set; a run goes on where that fails."""
     if show:
-        Console(stderr=True).print(text, highlight=False, markup=False)
+        with suppress(OSError, ValueError):
+            Console(stderr=True).print(text, highlight=False, markup=False)
 
 
 class ProgressBar(Callback):
@@ -62,10 +64,13 @@ class ProgressBar(Callback):
         if self._bar is not None:
             self._bar.update(self._task, epoch=trainer.epoch, state=state)
         else:
-            print(f"{self._label:<24} epoch {trainer.epoch}/{self._epochs}  {state}", flush=True)
+            line = f"{self._label:<24} epoch {trainer.epoch}/{self._epochs}  {state}"
+            with suppress(OSError, ValueError):
+                print(line, flush=True)
 
     def on_train_end(self, trainer: "Trainer") -> None:
         """Remove the bar."""
         if self._bar is not None:
-            self._bar.stop()
+            with suppress(OSError, ValueError):
+                self._bar.stop()
             self._bar = None

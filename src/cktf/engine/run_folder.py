@@ -140,7 +140,8 @@ class RunFolder:
 
     def _warn(self, line: str) -> None:
         self.log(line)
-        print(line, file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
 
     def record(self, row: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl; if that fails, it is written with the next line."""
