@@ -1,9 +1,11 @@
 """Which folders a run may write to, where it writes, and what the folder is called by default."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from small_runs import after_each_step, read_metrics
 
 import cktf
 from cktf.data import is_among_images
@@ -136,3 +138,16 @@ def test_a_default_name_of_any_characters_can_be_a_folder(tmp_path, monkeypatch)
         assert path.parent == Path("runs")
         path.mkdir(parents=True)
     assert default_run_path(distill_fields(student="ü")).name.endswith("-2")
+
+
+def test_a_folder_that_is_deleted_during_training_is_made_again(small_run, monkeypatch):
+    def delete(trainer):
+        if trainer.position.step == 2:
+            shutil.rmtree(trainer.run.path, ignore_errors=True)
+
+    after_each_step(monkeypatch, delete)
+    run = small_run(overrides={"runtime.track": "none"})
+    names = {path.name for path in run.folder.iterdir()}
+    assert {"recipe.yaml", "summary.json", "student.safetensors", "metrics.jsonl"} <= names
+    assert [row["epoch"] for row in read_metrics(run.folder)] == [1, 2]
+    assert list((run.folder / "checkpoints").glob("*.pt"))

@@ -47,6 +47,8 @@ class Checkpoints:
 
         The alphabetical order of names is the order in time. After an OSError no part is left.
         """
+        # Someone may have deleted the folder.
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"checkpoint-{name}.pt"
         manifest = path.with_suffix(".json")
         with replace_atomically(path) as temp_path:

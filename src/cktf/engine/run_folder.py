@@ -181,6 +181,8 @@ class RunFolder:
         until = time.monotonic() + _GIVE_UP_AFTER
         while True:
             try:
+                # Someone may have deleted the folder.
+                self.path.mkdir(parents=True, exist_ok=True)
                 return write()
             except OSError as error:
                 reason = error.strerror or str(error)
