@@ -19,8 +19,8 @@ from PIL import Image
 from small_runs import run_command
 
 import cktf
-from cktf.data import MemoryLoader
-from cktf.errors import RecipeError
+from cktf.data import MemoryLoader, load_dataset
+from cktf.errors import RecipeError, RunFolderError
 from cktf.recipes import set_field
 from cktf.report import write_report
 from cktf.report.figures import (
@@ -28,12 +28,13 @@ from cktf.report.figures import (
     accuracy_curves,
     calibration_curves,
     class_accuracies,
+    confusion,
     correlation_difference,
     loss_curves,
 )
 from cktf.report.headline import build_headline, compare_groups
 from cktf.report.page import _to_json, _tsne
-from cktf.report.run_groups import check_same_test_images, find_baseline, group_runs
+from cktf.report.run_groups import check_same_test_images, find_baseline, find_runs, group_runs
 from cktf.report.styles import TEACHER_STYLE, group_style
 from cktf.workflows import analysis
 from cktf.workflows.analysis import (
@@ -102,7 +103,7 @@ def test_headline_over_seeds():
     assert build_headline(groups) == (
         "resnet8 CKTF+KD classifies 84.20 ± 0.12 % of 10,000 test images of cifar10, 5.80 ± 0.50 "
         "points below its teacher wrn_16_2 with 8.9 times fewer parameters; 1.00 ± 0.50 points "
-        "ahead of KD, 3.90 ± 0.66 ahead of the student alone (3 seeds)."
+        "ahead of KD; 3.90 ± 0.66 points ahead of the student alone (3 seeds)."
     )
 
 
@@ -114,7 +115,9 @@ def test_headline_over_images_of_one_seed():
     difference = difference_of(first, second)
     assert difference.half_width == pytest.approx(1.96 * 100 * 0.5 / 2)
     assert not difference.is_significant
-    assert "which does not tell them apart" in build_headline(group_runs([second, first]))
+    assert "; not told apart from KD: +25.00 points (one" in build_headline(
+        group_runs([second, first])
+    )
     assert difference_of(replace(first, student=None), second).half_width is None
     # Only the same images are compared.
     same, other = (run(m, 75.0, 0, LOGITS, [0, 0]) for m in ("kd", "at"))
@@ -153,6 +156,17 @@ def transferred(**more):
     )  # fmt: skip
     labeled = {"kind": "transfer", "labeled": {"name": "stl10"}}
     return replace(made, recipe=dict(made.recipe) | labeled)
+
+
+def test_headline_of_two_seeds():
+    """Their interval is so wide that it is not part of the sentence."""
+    runs = [run("kd", v, s) for s, v in enumerate((91.0, 90.0))]
+    runs += [run("at", v, s) for s, v in enumerate((80.0, 89.0))]
+    assert build_headline(group_runs(runs)) == (
+        "resnet8 KD classifies 90.50 ± 0.50 % of 10,000 test images of cifar10, not told apart "
+        "from its teacher wrn_16_2: +0.50 points, with 8.9 times fewer parameters; not told apart "
+        "from AT: +6.00 points (2 seeds)."
+    )
 
 
 def test_headline_of_a_transfer():
@@ -261,13 +275,13 @@ def test_a_teachers_own_run_is_not_the_student_alone():
     assert [g.name for g in groups] == ["resnet8 CKTF", "resnet8 KD", "wrn_16_2 alone"]
     assert find_baseline(groups) is None
     assert build_headline(groups).endswith(
-        "; 1.00 points ahead of resnet8 KD, which does not tell them apart (one seed)."
+        "; not told apart from resnet8 KD: +1.00 points (one seed)."
     )
     notes = accuracy_curves(groups)["layout"]["annotations"]
     assert [note["text"] for note in notes] == ["teacher wrn_16_2 90.00 %"]
     groups = group_runs([*runs, replace(run("ce", 81.0), rows=[row])])
     assert find_baseline(groups).student == "resnet8"
-    assert ", 4.00 ahead of the student alone (one seed)" in build_headline(groups)
+    assert "; not told apart from the student alone: +4.00 points (one" in build_headline(groups)
     notes = accuracy_curves(groups)["layout"]["annotations"]
     assert notes[1]["text"] == "resnet8 alone 81.00 %"
     # Neither is a classifier on frozen features, nor a network that began from other weights.
@@ -338,6 +352,44 @@ def test_of_many_classes_those_that_differ_most():
     few = correlation_difference(many_classes(100))
     assert len(few["data"][0]["z"]) == 100
     assert "that differ most" not in few["caption"]
+
+
+def test_confusion_matrix_of_few_classes_and_pairs_of_many():
+    logits = [[5.0, 0.0], [5.0, 0.0], [5.0, 0.0], [0.0, 5.0]]
+    few = run("kd", 50.0, logits=logits, labels=[0, 0, 1, 1])
+    figure = confusion(few)
+    (trace,) = figure["data"]
+    assert trace["z"] == [[100.0, 0.0], [50.0, 50.0]]
+    assert (trace["x"], trace["y"]) == (["a", "b"], ["a", "b"])
+    assert confusion(replace(few, student=None)) is None
+    predicted = torch.tensor([7, 7, 9, 3])
+    many = replace(
+        few, classes=[f"class {i}" for i in range(100)], labels=torch.tensor([5, 5, 9, 4]),
+        student=outputs(torch.eye(100)[predicted].tolist()),
+    )  # fmt: skip
+    (trace,) = confusion(many)["data"]
+    assert trace["y"] == ["class 4 → class 3", "class 5 → class 7"]
+    assert trace["x"] == [1.0, 2.0]
+
+
+def test_a_folder_of_runs_stands_for_its_finished_runs(tmp_path):
+    cells = tmp_path / "bench" / "cells"
+    for name, finished in (("a", True), ("b", False), ("c", True)):
+        (cells / name / "student").mkdir(parents=True)
+        for folder in (cells / name, cells / name / "student"):
+            (folder / "recipe.yaml").write_text("kind: train\n")
+        if finished:
+            (cells / name / "summary.json").write_text("{}")
+            (cells / name / "student.safetensors").write_text("")
+    found = [cells / "a", cells / "c"], [cells / "b"]
+    assert find_runs([tmp_path / "bench"]) == find_runs([cells]) == found
+    assert find_runs([cells / "b"]) == ([cells / "b"], [])
+    (cells / "a" / "summary.json").unlink()
+    (cells / "c" / "summary.json").unlink()
+    with pytest.raises(RunFolderError, match="holds no finished run; unfinished: a, b, c"):
+        find_runs([cells])
+    with pytest.raises(RunFolderError, match=r"holds no finished run\. Give run folders"):
+        find_runs([tmp_path])
 
 
 def test_twenty_methods_have_different_styles():
@@ -452,13 +504,25 @@ def test_the_figures_of_a_report(report):
     figures = read_figures(report)
     kinds = {name.removeprefix("plot-").split("-")[0] for name in figures}
     assert kinds == {
-        "accuracy", "loss", "cost", "classes", "calibration", "cka", "correlation", "embedding",
+        "accuracy", "loss", "cost", "classes", "confusion", "calibration", "cka",
+        "correlation", "embedding",
     }  # fmt: skip
     assert len(figures["plot-cka-0"]["data"][0]["z"]) == 6  # stem, 3 stages, embedding, logits
     assert len([name for name in figures if name.startswith("plot-embedding")]) == 3
     curves = figures["plot-accuracy"]
     assert {trace["name"] for trace in curves["data"]} == {"alone", "AT+KD"}
     assert any("teacher resnet14" in note["text"] for note in curves["layout"]["annotations"])
+
+
+def test_images_have_the_names_of_their_files(runs):
+    """In memory, after a choice of some of them; numbers where there are no files."""
+    analysis = RunAnalyzer(max_images=7).analyze(runs[2])
+    assert len(analysis.image_names) == len(analysis.images) == 7
+    for name, label in zip(analysis.image_names, analysis.labels.tolist(), strict=True):
+        assert Path(name).is_file()
+        assert analysis.classes[label] in name
+    few = load_dataset("fashion-mini", None, "test").subset(torch.tensor([3, 1]))
+    assert few.image_name(1) == "image 1"
 
 
 def test_images_are_evenly_spaced_over_sorted_classes(runs, tmp_path, monkeypatch):
@@ -618,7 +682,10 @@ def test_interleaved_students_have_no_training_time(runs, tmp_path, key):
 def test_mistakes(runs, tmp_path):
     (tmp_path / "unfinished").mkdir()
     shutil.copy(runs[1] / "recipe.yaml", tmp_path / "unfinished")
-    for folder, message in ((tmp_path, "no run"), (tmp_path / "unfinished", "no finished run")):
+    for folder, message in (
+        (tmp_path, "unfinished: unfinished"),
+        (tmp_path / "unfinished", "no finished"),
+    ):
         assert message in " ".join(run_command(f"report {folder}", exit_code=2).split())
 
 

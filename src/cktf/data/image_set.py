@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from cktf.data.stored_images import StoredImages, StoredSubset
 from cktf.data.streamed_images import StreamedImages
 from cktf.errors import DataError, nearest
 
@@ -48,6 +49,7 @@ class ImageSet(Generic[ImagesT]):
         flip: whether a mirrored image still belongs to its class.
         name: the data set's name for users.
         note: remarks on the files, for the log.
+        stored: the files that the images were read from; None for a set without files.
     """
 
     images: ImagesT
@@ -58,6 +60,7 @@ class ImageSet(Generic[ImagesT]):
     flip: bool = True
     name: str = "data"
     note: str = ""
+    stored: StoredImages | None = None
 
     def __repr__(self) -> str:
         return (
@@ -97,6 +100,10 @@ class ImageSet(Generic[ImagesT]):
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         return self.images[position].permute(2, 0, 1).float() / 255, int(self.labels[position])
 
+    def image_name(self, position: int) -> str:
+        """The path or name of an image's file; without files, its number from 0."""
+        return f"image {position}" if self.stored is None else self.stored.image_name(position)
+
     def subset(self, positions: Tensor) -> "ImageSet[Images]":
         """Select the images at some positions, in that order."""
         images: Images
@@ -104,7 +111,9 @@ class ImageSet(Generic[ImagesT]):
             images = self.images.subset(positions.tolist())
         else:
             images = self.images[positions]
-        return replace(cast("ImageSet[Images]", self), images=images, labels=self.labels[positions])
+        stored = self.stored and StoredSubset(self.stored, positions.tolist())
+        data = cast("ImageSet[Images]", self)
+        return replace(data, images=images, labels=self.labels[positions], stored=stored)
 
     def select_classes(self, names: Sequence[str]) -> "ImageSet[Images]":
         """Select the images of some classes, which are renumbered in the order of `names`.

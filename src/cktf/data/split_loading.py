@@ -144,8 +144,10 @@ def load_split(source: SplitSource, options: ReadOptions | None = None) -> Image
         std = (sum(std) / len(std),)
     # ImageSet checks the labels before any other use of them.
     data = ImageSet(
-        images, source.labels, source.classes, mean, std, source.flip, source.name, source.note
-    )
+        images, source.labels, source.classes, mean, std, source.flip, source.name, source.note,
+        # Raw pixels have no names, and would be in memory twice.
+        stored=source.stored if source.stored.size is None else None,
+    )  # fmt: skip
     return _drop_broken(data, source, defects, options.skip_broken) if defects else data
 
 

@@ -243,6 +243,48 @@ def class_accuracies(groups: Sequence[RunGroup]) -> Figure | None:
     )  # fmt: skip
 
 
+def confusion(run: Analysis) -> Figure | None:
+    """How often the student takes images of each class for each other one.
+
+    Of many classes, the pairs that it confuses most.
+    """
+    if run.student is None or run.labels is None:
+        return None
+    count = len(run.classes)
+    pairs = run.labels * count + run.student.predicted
+    counts = torch.bincount(pairs, minlength=count**2).view(count, count).float()
+    shares = 100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    if count <= _MAX_CLASSES:
+        figure = _heatmap(
+            shares, run.classes, run.classes, "Confusion matrix of the student",
+            max(330, 130 + 22 * count), zmin=0, zmax=100, colorscale="--sequential",
+            hovertemplate="%{y} taken for %{x}: %{z:.1f} %<extra></extra>",
+            **({"texttemplate": "%{z:.0f}"} if count <= 20 else {}),
+        )  # fmt: skip
+        figure["layout"]["xaxis"]["title"] = {"text": "the student's class"}
+        figure["layout"]["yaxis"]["title"] = {"text": "true class"}
+        figure["caption"] = "Of the images of each true class, the per cent in each class."
+        return figure
+    confused = counts.fill_diagonal_(0).flatten()
+    order = confused.argsort(descending=True, stable=True)[:_MAX_CLASSES]
+    order = order[confused[order] > 0].flip(0)
+    names = [
+        escape_text(f"{run.classes[pair // count]} → {run.classes[pair % count]}")
+        for pair in order.tolist()
+    ]
+    bars = {
+        "type": "bar", "orientation": "h", "y": names, "x": confused[order].tolist(),
+        "customdata": shares.flatten()[order].tolist(), "marker": {"color": "--accent"},
+        "hovertemplate": "%{y}: %{x} images, %{customdata:.1f} % of the class<extra></extra>",
+    }  # fmt: skip
+    figure = build_figure(
+        [bars], "The classes that the student confuses most", "images",
+        height=130 + 22 * len(names), yaxis={"automargin": True, "type": "category"},
+    )  # fmt: skip
+    figure["caption"] = "The classes that the student confuses most: true class → its class."
+    return figure
+
+
 def calibration_curves(
     groups: Sequence[RunGroup],
 ) -> tuple[Figure, list[tuple[str, float]]] | None:

@@ -43,6 +43,16 @@ class AccuracyGap:
         return self.half_width is not None and abs(self.points) > self.half_width
 
     @property
+    def is_open(self) -> bool:
+        """Whether the interval is known and has 0 in it."""
+        return self.half_width is not None and not self.is_significant
+
+    @property
+    def signed_points(self) -> str:
+        """The difference without its interval, which is wide for a few seeds."""
+        return f"{self.points:+.2f} points".replace("-", "−")
+
+    @property
     def plus_minus(self) -> str:
         """The half-width, as it follows a number."""
         return "" if self.half_width is None else f" ± {self.half_width:.2f}"
@@ -132,23 +142,30 @@ def build_headline(groups: Sequence[RunGroup]) -> str:
     text = f"{subject} classifies {best.top1:.2f}{best.plus_minus} % of {images}"
     to_teacher = compare_to_teacher(best)
     if to_teacher is not None:
-        word = "below" if to_teacher.points < 0 else "above"
-        text += f", {to_teacher.magnitude} points{to_teacher.basis_note(best)} {word} its teacher "
-        text += run.summary["teacher"]
+        basis, teacher = to_teacher.basis_note(best), f"its teacher {run.summary['teacher']}"
+        if to_teacher.is_open:
+            text += f", not told apart from {teacher}{basis}: {to_teacher.signed_points},"
+        else:
+            word = "below" if to_teacher.points < 0 else "above"
+            text += f", {to_teacher.magnitude} points{basis} {word} {teacher}"
         if ratio := compression_ratio(run):
             text += f" with {ratio:.1f} times fewer parameters"
+        text = text.removesuffix(",")
     baseline = find_baseline(groups)
     others = [group for group in groups[1:] if group.student == best.student]
     if others:
-        difference = compare_groups(best, others[0])
-        is_baseline = others[0] is baseline
-        name = f"the student {others[0].method}" if is_baseline else others[0].name
-        text += f"; {difference.magnitude} points{difference.basis_note(best)} "
-        text += f"{difference.direction} {name}"
-        text += "" if difference.is_significant else ", which does not tell them apart"
-        if baseline is not None and baseline is not best and not is_baseline:
-            gain = compare_groups(best, baseline)
-            text += f", {gain.magnitude}{gain.basis_note(best)} {gain.direction} "
-            text += f"the student {baseline.method}"
+        text += f"; {_compare(best, others[0], baseline)}"
+        if baseline is not None and baseline not in (best, others[0]):
+            text += f"; {_compare(best, baseline, baseline)}"
     seeds = len(best.runs)
     return f"{text} ({'one seed' if seeds == 1 else f'{seeds} seeds'})."
+
+
+def _compare(best: RunGroup, other: RunGroup, baseline: RunGroup | None) -> str:
+    """A part of the sentence: how far the best method is from another, or that this is open."""
+    difference = compare_groups(best, other)
+    name = f"the student {other.method}" if other is baseline else other.name
+    basis = difference.basis_note(best)
+    if not difference.is_significant:
+        return f"not told apart from {name}{basis}: {difference.signed_points}"
+    return f"{difference.magnitude} points{basis} {difference.direction} {name}"

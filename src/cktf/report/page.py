@@ -27,7 +27,13 @@ from cktf.report.headline import (
     compare_to_teacher,
     compression_ratio,
 )
-from cktf.report.run_groups import RunGroup, check_same_test_images, find_baseline, group_runs
+from cktf.report.run_groups import (
+    RunGroup,
+    check_same_test_images,
+    find_baseline,
+    find_runs,
+    group_runs,
+)
 from cktf.report.styles import group_style
 from cktf.user_paths import expand_user_path
 from cktf.workflows.analysis import (
@@ -62,7 +68,7 @@ def write_report(
     """Write a report of one run, or a comparison of several.
 
     Args:
-        runs: run folders.
+        runs: run folders, or a folder of them, such as that of `cktf bench`.
         out: the HTML file.
         images: the largest number of test images to classify.
         data_dir: folder of the data set, if it is no longer where the runs say.
@@ -84,7 +90,9 @@ def write_report(
     except ImportError as error:
         raise RecipeError([f"A report needs {error.name}: {install_command('report')}."]) from error
     check_output_file(out, ".html")
-    folders = list(map(expand_user_path, runs))
+    folders, unfinished = find_runs(list(map(expand_user_path, runs)))
+    for folder in unfinished:
+        announce(f"left out, since it is unfinished: {folder}", show)
     check_same_test_images([read_run(folder, data_dir) for folder in folders])
     analyst = RunAnalyzer(images, data_dir=data_dir, network=network, trust_code=trust_code)
     analyses = []
@@ -169,6 +177,9 @@ class _Page:
         self.losses = self._add_all("loss", figures.loss_curves(groups))
         self.costs = self._add_all("cost", figures.accuracy_by_network_cost(groups))
         self.classes = self._add("classes", figures.class_accuracies(groups))
+        confusion = figures.confusion(groups[0].runs[0])
+        self.confusion_caption = confusion.pop("caption") if confusion else ""
+        self.confusion = self._add("confusion", confusion)
         calibration = figures.calibration_curves(groups)
         self.calibration = self._add("calibration", calibration[0] if calibration else None)
         self.calibration_errors = calibration[1] if calibration else []
@@ -311,6 +322,7 @@ def _picture(
     return {
         "data": f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}",
         "label": run.classes[label],
+        "path": run.image_names[index], "file": Path(run.image_names[index]).name,
         "student": run.classes[by_student], "teacher": run.classes[by_teacher],
         "student_confidence": 100 * float(student.probabilities[index, by_student]),
         "teacher_confidence": 100 * float(teacher.probabilities[index, by_teacher]),

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cktf.bench.statistics import sample_std
-from cktf.engine import standard_error
-from cktf.errors import CktfError, RecipeError
+from cktf.engine import RunFolder, standard_error
+from cktf.errors import CktfError, RecipeError, RunFolderError
 from cktf.recipes import CUSTOM, parse_any_recipe, result_fields
 from cktf.workflows import read_teacher_ref
 from cktf.workflows.analysis import Analysis, identify_weights
@@ -180,6 +180,39 @@ def check_same_test_images(runs: Sequence[Analysis]) -> None:
             f"cktf report {' '.join(next(iter(folders.values())))}."
         )
         raise RecipeError([message])
+
+
+def find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Find the finished and the unfinished runs; a folder without a recipe is searched for runs.
+
+    In the folder of `cktf bench`, these are its cells, and its teachers where there are no cells.
+
+    Raises:
+        RunFolderError: no run in one of the folders, or only unfinished ones.
+    """
+    finished: list[Path] = []
+    unfinished: list[Path] = []
+    for folder in folders:
+        if (folder / "recipe.yaml").is_file():
+            finished.append(folder)
+            continue
+        search = folder / "cells" if (folder / "cells").is_dir() else folder
+        # A transfer has runs of its own inside.
+        runs = sorted(recipe.parent for recipe in search.glob("*/recipe.yaml"))
+        done = [run for run in runs if RunFolder(run).finished]
+        if not done:
+            listed = ", ".join(run.name for run in runs)
+            raise RunFolderError(
+                f"{folder} holds no finished run"
+                + (
+                    f"; unfinished: {listed}. Continue them first."
+                    if runs
+                    else ". Give run folders."
+                )
+            )
+        finished += done
+        unfinished += [run for run in runs if run not in done]
+    return finished, unfinished
 
 
 def find_baseline(groups: Sequence[RunGroup]) -> RunGroup | None:

@@ -97,6 +97,7 @@ class Analysis:
         student, teacher: their outputs; None if there is none, or if it cannot be loaded.
         missing_reason: why an output is missing; empty if none is.
         data_dir: where the images are now, if not where the recipe says.
+        image_names: files of the images, or their numbers in the test set.
     """
 
     folder: Path
@@ -110,6 +111,7 @@ class Analysis:
     teacher: NetworkOutputs | None = None
     missing_reason: str = ""
     data_dir: str | None = None
+    image_names: Sequence[str] = ()
 
     @property
     def teacher_knows_classes(self) -> bool:
@@ -163,7 +165,7 @@ class RunAnalyzer:
     ) -> None:
         self.max_images, self.max_compared = max_images, max_compared
         self.data_dir, self.network, self.trust_code = data_dir, network, trust_code
-        self._data: dict[str, ImageSet[Any]] = {}
+        self._data: dict[str, tuple[ImageSet[Any], list[str]]] = {}
         self._teachers: dict[str, NetworkOutputs] = {}
         self._latency: dict[tuple[object, ...], float] = {}
 
@@ -182,13 +184,17 @@ class RunAnalyzer:
             raise RunFolderError("The data set was made in Python, and cannot be read again here.")
         data_key = section.model_dump_json(exclude=_TRAINING_FIELDS)
         if data_key not in self._data:
-            test = load_split(section, "test")
-            self._data[data_key] = test.subset(evenly_spaced_indices(len(test), self.max_images))
-        test, classes = self._data[data_key], tuple(self._data[data_key].classes)
+            full = load_split(section, "test")
+            indices = evenly_spaced_indices(len(full), self.max_images)
+            names = [full.image_name(index) for index in indices.tolist()]
+            self._data[data_key] = full.subset(indices), names
+        test, image_names = self._data[data_key]
+        classes = tuple(test.classes)
         folder, name = analysis.folder, analysis.summary["student"]
         spec = None if is_library_network(name) else self.network
         network = load_run_network(folder, classes, spec, trust_code=self.trust_code).network
         analysis = replace(analysis, classes=classes, labels=test.labels, images=test.images)
+        analysis = replace(analysis, image_names=image_names)
         if isinstance(recipe, TrainRecipe):
             return replace(analysis, student=self._run_network(network, name, test, recipe))
         paths = recipe.student_taps, recipe.student_embedding
