@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_runs import SmallNet, after_each_step, assert_equal_runs
+from small_runs import SmallNet, after_each_step, assert_equal_runs, read_metrics
 from unsafe_pickle import MakesFolder
 
 from cktf.engine import RunFolder, run_folder
@@ -325,6 +325,7 @@ def test_a_full_disk_at_the_end_is_waited_for(small_run, tmp_path, monkeypatch):
         at_steps(monkeypatch, {10: lambda: fill_up(ballast)})
         assert small_run("disk/run").summary["epochs"] == 2
         assert RunFolder(disk / "run").finished
+        assert [row["epoch"] for row in read_metrics(disk / "run")] == [1, 2]
         assert "the student could not be written" in (disk / "run" / "log.txt").read_text()
 
 

@@ -147,7 +147,7 @@ class RunFolder:
         """Add a line to metrics.jsonl; if that fails, it is written with the next line."""
         self._rows = [*self.rows(), row]
         try:
-            if self._incomplete:
+            if self._incomplete or not self.metrics.exists():
                 write_atomically(self.metrics, _lines(self._rows))
             else:
                 with self.metrics.open("ab") as file:
@@ -155,7 +155,8 @@ class RunFolder:
             self._incomplete = False
         except OSError as error:
             self._incomplete = True
-            self._warn(f"{self}: its record could not be written ({error.strerror}); trying later")
+            path = shorten_path(self.metrics)
+            self._warn(f"{path} could not be written ({error.strerror}); trying later")
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl, up to the first incomplete one."""
@@ -173,7 +174,10 @@ class RunFolder:
         self.write_with_retries(lambda: write_atomically(self.metrics, _lines(rows)), "its record")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json."""
+        """Write summary.json, after lines of metrics.jsonl that could not be written."""
+        if self._rows and self._incomplete:
+            write_atomically(self.metrics, _lines(self._rows))
+            self._incomplete = False
         write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
 
     def write_with_retries(self, write: Callable[[], None], what: str) -> None:
