@@ -154,6 +154,22 @@ def test_a_network_that_onnx_cannot_hold_is_refused(tmp_path, forward, message):
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
 
 
+@pytest.mark.slow
+def test_opset_size_and_folder_of_the_file(run, tmp_path):
+    path = tmp_path / "new" / "folder" / "a.onnx"
+    run_command(f"export {run.folder} --out {path} --opset 20 --image-size 48")
+    model = onnx.load(path)
+    assert [entry.version for entry in model.opset_import if not entry.domain] == [20]
+    images = torch.rand(3, 3, 48, 48)
+    with torch.no_grad():
+        assert torch.allclose(run_onnx(path, images), run.student.eval()(images), atol=1e-4)
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    assert metadata["images"] == "float32 [batch, 3, 48, 48] in [0, 1]"
+    with pytest.raises(RecipeError, match=r"opset 9 is none that this PyTorch writes.*Take 18"):
+        write_onnx(run.student, images, tmp_path / "b.onnx", opset=9)
+    assert not (tmp_path / "b.onnx").exists()
+
+
 def test_int8_ranges_leave_outliers_out(tmp_path):
     """One image in 160 is a hundred times brighter, and may not take the steps of the others."""
     torch.manual_seed(0)

@@ -21,6 +21,14 @@ def export(
         bool,
         typer.Option("--int8", help="Also write a file with int8 weights and activations."),
     ] = False,
+    opset: Annotated[
+        int | None,
+        typer.Option(min=1, help="Version of the ONNX operators. By default PyTorch's."),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=8, metavar="PIXELS", help="Side of the images. By default training's."),
+    ] = None,
     data_dir: DataDirOption = None,
     network: NetworkOption = None,
     trust_code: TrustCodeOption = False,
@@ -30,7 +38,14 @@ def export(
 
     directory = str(data_dir) if data_dir else None
     exports = export_run(
-        run, out, int8=int8, data_dir=directory, network=network, trust_code=trust_code
+        run,
+        out,
+        int8=int8,
+        data_dir=directory,
+        network=network,
+        opset=opset,
+        image_size=image_size,
+        trust_code=trust_code,
     )
     rows = []
     for export in exports:

@@ -61,7 +61,11 @@ def require_onnx() -> None:
 
 
 def write_onnx(
-    network: nn.Module, images: Tensor, path: str | Path, metadata: Mapping[str, str] | None = None
+    network: nn.Module,
+    images: Tensor,
+    path: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    opset: int | None = None,
 ) -> None:
     """Write a network on the CPU as an ONNX file, if ONNX Runtime computes the same with it.
 
@@ -71,18 +75,19 @@ def write_onnx(
     Args:
         network: from images to logits; exported in eval mode.
         images: [B, C, H, W] with B of 2 or more, for tracing the network and checking the file.
-        path: the file, replaced if it exists.
+        path: the file, replaced if it exists; its folder is made.
         metadata: stored in the file.
+        opset: version of the ONNX operators; by default PyTorch's.
 
     Raises:
         ModelError: ONNX cannot express the network, or the file computes something else.
-        RecipeError: a library is missing.
+        RecipeError: a library is missing, or PyTorch does not write the opset.
     """
     require_onnx()
     import onnx
 
     with eval_mode(network), torch.no_grad():
-        proto = _trace(network, images)
+        proto = _trace(network, images, opset)
         expected = network(images).float()
     onnx.helper.set_model_props(proto, dict(metadata or {}))
     content = proto.SerializeToString()
@@ -101,10 +106,12 @@ def write_onnx(
             f"differ by up to {difference:.3g}. Tracing freezes what depends on chance, on values "
             "or on the batch size; write the forward method without that."
         )
-    write_atomically(expand_user_path(path), content)
+    path = expand_user_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
 
 
-def _trace(network: nn.Module, images: Tensor) -> Any:
+def _trace(network: nn.Module, images: Tensor, opset: int | None) -> Any:
     """Trace the network to an `onnx.ModelProto` for any batch size."""
     with warnings.catch_warnings():
         # PyTorch's deprecation warnings about its own code.
@@ -118,6 +125,7 @@ def _trace(network: nn.Module, images: Tensor) -> Any:
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 dynamo=True,
                 verbose=False,
+                opset_version=opset,
             )
         except torch.onnx.OnnxExporterError as error:
             cause = error.__cause__ or error
@@ -126,7 +134,18 @@ def _trace(network: nn.Module, images: Tensor) -> Any:
                 "forward method must be traceable by torch.export for any batch size."
             ) from error
     assert program is not None
-    return program.model_proto
+    proto = program.model_proto
+    written = next(entry.version for entry in proto.opset_import if not entry.domain)
+    if opset not in (None, written):
+        # PyTorch writes another one without a word.
+        raise RecipeError(
+            [
+                f"opset {opset} is none that this PyTorch writes for the network: it would be "
+                f"{written}. Take {written} or a later one; onnx.version_converter may convert the "
+                "file to an earlier one."
+            ]
+        )
+    return proto
 
 
 def _first_line(error: BaseException) -> str:

@@ -88,6 +88,8 @@ def export_run(
     int8: bool = False,
     data_dir: str | None = None,
     network: nn.Module | str | None = None,
+    opset: int | None = None,
+    image_size: int | None = None,
     trust_code: bool = False,
 ) -> list[ExportedNetwork]:
     """Write the network of a finished run as an ONNX file, and test it on the run's test images.
@@ -101,6 +103,8 @@ def export_run(
             the file is checked on random images only.
         network: of a run that was made in Python: a module, which takes the run's weights, or
             `FILE.py:FUNCTION`, which builds it.
+        opset: version of the ONNX operators; by default PyTorch's.
+        image_size: side of the file's images in pixels; by default that of training.
         trust_code: whether the user's own code that builds the network may run.
 
     Returns:
@@ -115,6 +119,8 @@ def export_run(
     out = run / "student.onnx" if out is None else expand_user_path(out)
     check_output_file(out, ".onnx")
     _, section = load_test_section(run, data_dir=data_dir)
+    if image_size is not None:
+        section = section.model_copy(update={"image_size": image_size})
     if section.name == CUSTOM and int8:
         raise RunFolderError(
             f"{run} was trained on a data set made in Python, and int8 needs its images. Leave "
@@ -139,22 +145,24 @@ def export_run(
     elif isinstance(size := info.get("image_size"), list):
         channels = network.mean.shape[1] if isinstance(network, Normalized) else 3
         generator = torch.Generator().manual_seed(0)
+        size = size if image_size is None else [image_size, image_size]
         images = torch.rand(_TRACED_IMAGES, channels, *size, generator=generator)
     else:
         raise RunFolderError("The weights file has no image size. Save the network again.")
     with explain_rejected_images(network, images):
         fit_memory_format(network, images)
     channels, height, width = images.shape[1:]
+    values = "in [0, 1]" if isinstance(network, Normalized) else "as the network was trained on"
     metadata = {
         "cktf": __version__,
         "network": str(info["network"]),
         "trained_on": str(info["dataset"]),
         "classes": json.dumps(info["classes"]),
-        "images": f"float32 [batch, {channels}, {height}, {width}] in [0, 1]",
+        "images": f"float32 [batch, {channels}, {height}, {width}] {values}",
     }
     if section.name.partition(":")[0] in (FOLDER_PREFIX, HUB_PREFIX):
         metadata["preparation"] = _PREPARATION
-    write_onnx(network, images, out, metadata)
+    write_onnx(network, images, out, metadata, opset)
     files = {"ONNX": out}
     if int8:
         files["ONNX int8"] = out.with_suffix(".int8.onnx")

@@ -117,6 +117,7 @@ def write_report(
             [f"The report would have {len(content) / 2**20:.1f} MB. Give fewer runs."]
         )
     out = expand_user_path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)
     return out
 
