@@ -158,6 +158,23 @@ def test_unfinished_matrices(tmp_path):
     assert "Unfinished" not in markdown(compare(tmp_path))
 
 
+def test_missing_methods_failures_and_single_seeds_are_named(tmp_path):
+    place = tmp_path / "results"
+    place.mkdir()
+    save_results(place, "KD", [72.0, 73.0])
+    save_results(place, "AT", [71.0])
+    save_small_matrix(place, methods={"KD": "kd", "AT": "at", "CKTF": "cktf", "SP": "sp"})
+    text = markdown(compare(tmp_path))
+    assert "Without a result so far: CKTF, SP." in text
+    assert "or over (n); the spread of one seed is unknown" in text
+    assert "Failed" not in text
+    (tmp_path / "failures").mkdir()
+    (tmp_path / "failures" / "a-cell.txt").write_text("no memory")
+    assert "Failed at the last try: a-cell; see failures/." in markdown(compare(tmp_path))
+    save_results(place, "AT", [71.0, 72.0])
+    assert "unknown" not in markdown(compare(tmp_path))
+
+
 def test_names_of_networks_methods_and_matrices(tmp_path):
     """Networks with colons, bars in a method's name, a description of several lines."""
     save_results(tmp_path, "KD {a|b}", [72.0], pair="timm:resnet18:resnet8", string="kd")

@@ -115,12 +115,13 @@ def notes(table: Comparison) -> list[str]:
         entry = f"mean ± standard deviation over {table.num_seeds} seeds"
     if {len(e.values) for e in table.entries.values() if e.values} != {table.num_seeds}:
         entry += ", or over (n)"
+        if 1 in {len(e.values) for e in table.entries.values()}:
+            entry += "; the spread of one seed is unknown"
     lines = [
         f"{f'{about}. ' if about else ''}Top-1 %, {entry}; **best**, *second* of a column. "
         f"{table.conditions}.",
     ]
-    if table.progress and table.progress[0] < table.progress[1]:
-        lines.append("Unfinished: {} of the matrix's {} cells are done.".format(*table.progress))
+    lines += _progress(table)
     if table.mixed_teachers:
         lines.append(
             f"On {', '.join(map(table.column_heading, table.mixed_teachers))}, students had "
@@ -140,6 +141,18 @@ def notes(table: Comparison) -> list[str]:
     if costs:
         names, devices = " and ".join(costs), ", ".join(table.cost_devices)
         lines.append(f"{names[0].upper()}{names[1:]}: each measured by itself on {devices}.")
+    return lines
+
+
+def _progress(table: Comparison) -> list[str]:
+    """The cells that are not done, that have no result, and that failed."""
+    lines = []
+    if table.progress and table.progress[0] < table.progress[1]:
+        lines.append("Unfinished: {} of the matrix's {} cells are done.".format(*table.progress))
+    if table.missing_methods:
+        lines.append(f"Without a result so far: {', '.join(table.missing_methods)}.")
+    if table.failures:
+        lines.append(f"Failed at the last try: {', '.join(table.failures)}; see failures/.")
     return lines
 
 

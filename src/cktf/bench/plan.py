@@ -12,6 +12,7 @@ from cktf.bench.cells import Cell, TeacherPlan
 from cktf.bench.matrix import Matrix
 from cktf.bench.results import (
     COSTS,
+    FAILURES,
     LOCK,
     MATRIX,
     RESULTS,
@@ -98,7 +99,7 @@ class Bench:
 
     def failure_file(self, slug: str) -> Path:
         """File of the error of a cell or teacher that failed."""
-        return self.out / "failures" / f"{slug}.txt"
+        return self.out / FAILURES / f"{slug}.txt"
 
 
 def check_bench(bench: Bench) -> None:
@@ -111,7 +112,7 @@ def check_bench(bench: Bench) -> None:
     for folder in (bench.out, bench.results):
         begun = (folder / "locks").is_dir() or (folder / LOCK).exists()
         if not begun and not any(map(read_result, folder.glob("*.json"))):
-            check_output_folder(folder, ("teachers", "cells", "failures", RESULTS, MATRIX, COSTS))
+            check_output_folder(folder, ("teachers", "cells", FAILURES, RESULTS, MATRIX, COSTS))
     for folder in bench.reuse:
         if not folder.is_dir():
             raise RunFolderError(f"--reuse {folder}: there is no such folder.")

@@ -19,6 +19,7 @@ from cktf.models import short_sha256
 from cktf.recipes import find_weights_file, parse_any_recipe, read_recipe, result_fields, set_field
 from cktf.workflows import read_teacher_ref
 
+FAILURES = "failures"
 RESULTS, MATRIX, COSTS, LOCK = "results", "matrix.yaml", "costs.json", "results.lock"
 
 

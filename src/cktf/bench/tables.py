@@ -10,7 +10,7 @@ from cktf.bench.contrasts import Contrasts, Key, contrast_means
 from cktf.bench.cost import cost_key, read_costs
 from cktf.bench.matrix import Matrix, read_matrix
 from cktf.bench.published import published_accuracies
-from cktf.bench.results import MATRIX, Column, Result, read_results, results_dir
+from cktf.bench.results import FAILURES, MATRIX, Column, Result, read_results, results_dir
 from cktf.bench.statistics import Difference, sample_std
 from cktf.errors import RecipeError, nearest
 from cktf.objectives import METHODS
@@ -63,6 +63,8 @@ class Comparison:
         entries: by column and method.
         contrasts: differences from the baselines, and the statistics behind them.
         progress: numbers of finished and of planned cells; None for results without a matrix.
+        missing_methods: methods of the matrix without any result.
+        failures: names of the cells and teachers that failed at the last try.
         cost_devices: devices on which costs were measured.
         mixed_teachers: columns whose students had several teachers, of other weights.
         mixed_environments: in what code and machine results differ (`commit`, `cpu`, …), with
@@ -78,6 +80,8 @@ class Comparison:
     entries: dict[Key, Entry]
     contrasts: Contrasts
     progress: tuple[int, int] | None
+    missing_methods: list[str]
+    failures: list[str]
     cost_devices: list[str]
     mixed_teachers: list[Column]
     mixed_environments: dict[str, list[str]]
@@ -180,6 +184,8 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
         entries=entries,
         contrasts=contrasts,
         progress=_progress(results, matrix) if matrix else None,
+        missing_methods=[m for m in (matrix.methods if matrix else ()) if m not in methods],
+        failures=sorted(path.stem for path in (place.parent / FAILURES).glob("*.txt")),
         cost_devices=sorted({cost.device for cost in costs.values() if cost}),
         mixed_teachers=[
             c
