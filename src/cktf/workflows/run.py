@@ -31,7 +31,6 @@ from cktf.recipes import (
     CUSTOM,
     DistillRecipe,
     Recipe,
-    TransferRecipe,
     find_recipe,
     numbered_class_names,
     read_recipe,
@@ -171,7 +170,7 @@ def start_run(
     with folder.locked():
         # A run that is continued with more epochs is no longer finished.
         folder.summary.unlink(missing_ok=True)
-        write_recipe(folder, recipe)
+        _write_recipe(folder, recipe)
         write_input_fingerprint(recipe, components, folder)
         name = components.student_name
         identified = with_original_teacher(recipe, folder)
@@ -224,7 +223,7 @@ def start_run(
         )
 
 
-def write_recipe(folder: RunFolder, recipe: Recipe | TransferRecipe) -> None:
+def _write_recipe(folder: RunFolder, recipe: Recipe) -> None:
     """Write a recipe to its run folder."""
     text = to_yaml(recipe).encode()
     folder.write_with_retries(lambda: write_atomically(folder.recipe, text), "its recipe")
@@ -281,7 +280,7 @@ def finish_run(started: StartedRun, result: TrainResult) -> Run:
     """Save the trained student and the summary."""
     components, folder, setup = started.components, started.folder, started.setup
     if not folder.recipe.exists():
-        write_recipe(folder, started.recipe)
+        _write_recipe(folder, started.recipe)
     components.student.eval()
     count, images = setup.num_classes, setup.images
     folder.write_with_retries(

@@ -38,6 +38,7 @@ from cktf.recipes import (
     set_field,
     set_fields,
     set_input_size,
+    to_yaml,
     with_absolute_paths,
 )
 from cktf.signals import interrupt_on_signals
@@ -57,7 +58,7 @@ from cktf.workflows.linear_probe import (
     probe_network,
 )
 from cktf.workflows.objective_setup import set_up_objective
-from cktf.workflows.run import Run, execute, read_finished, write_recipe
+from cktf.workflows.run import Run, execute, read_finished
 from cktf.workflows.train import check_run_folder, default_run_path, network_fields, prepare
 from cktf.workflows.user_objects import UserObjects, check_data_objects, dataset_name, load_data
 
@@ -274,7 +275,8 @@ def run_transfer(
 
 def _distill_and_probe(plan: TransferPlan, show: bool, callbacks: Sequence[Callback]) -> Run:
     recipe, folder, components = plan.recipe, plan.folder, plan.components
-    write_recipe(folder, recipe)
+    text = to_yaml(recipe).encode()
+    folder.write_with_retries(lambda: write_atomically(folder.recipe, text), "its recipe")
     if recipe.student == CUSTOM:
         _restore_initial_student(plan)
     student_folder = RunFolder(folder.path / STUDENT)
