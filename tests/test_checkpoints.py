@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 from small_runs import SmallNet, after_each_step, assert_equal_runs, read_metrics
 from unsafe_pickle import MakesFolder
 
-from cktf.engine import RunFolder, run_folder
+from cktf.engine import Callback, RunFolder, run_folder
 from cktf.engine.checkpoints import Checkpoints
 from cktf.errors import CheckpointError, RunFolderError, TrainingError
 
@@ -386,3 +387,58 @@ def test_a_checkpoint_of_another_version_or_network(small_run, interrupted_run, 
         small_run(resume=True)
     with pytest.raises(CheckpointError, match="belongs to another run"):
         small_run("other", student=SmallNet(width=12), resume=True)
+
+
+class Clock(Callback):
+    """The clock of checkpoints, which each step moves on by 20 seconds."""
+
+    def __init__(self, monkeypatch):
+        self.seconds = 0.0
+        clock = SimpleNamespace(monotonic=lambda: self.seconds)
+        monkeypatch.setattr("cktf.engine.checkpointing.time", clock)
+
+    def on_step_end(self, trainer):
+        self.seconds += 20
+
+
+def saved_positions(run):
+    """What log.txt says: epochs and steps of every checkpoint that was saved."""
+    log = (run.folder / "log.txt").read_text()
+    return [tuple(map(int, at)) for at in re.findall(r"saved after (\d+) epochs and (\d+) st", log)]
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [
+        ({"minutes": 1, "epochs": 0}, [(0, 3), (1, 1), (1, 4), (2, 2), (2, 5), (3, 0)]),
+        ({"minutes": 0, "epochs": 2}, [(2, 0), (3, 0)]),
+        ({"minutes": 0, "epochs": 0}, [(3, 0)]),
+        ({"minutes": 0, "epochs": 0, "init_epochs": 2}, [(2, 0), (5, 0)]),
+    ],
+)
+def test_when_a_run_is_saved(small_run, monkeypatch, every, expected):
+    """By the clock, every few epochs, and at the end of a phase; a step takes 20 seconds."""
+    clock = Clock(monkeypatch)
+    fields = {name: value for name, value in every.items() if name == "init_epochs"}
+    overrides = fields | {f"checkpoint.{n}": v for n, v in every.items() if n not in fields}
+    method = "ab+ce" if fields else "ce"
+    run = small_run(method=method, epochs=3, overrides=overrides, callbacks=[clock])
+    assert saved_positions(run) == expected
+
+
+@pytest.mark.parametrize("minutes", [0, 5])
+def test_a_failed_save_is_tried_again_after_a_minute(small_run, monkeypatch, minutes):
+    save, calls = Checkpoints.save, []
+
+    def fail_first(self, state, name):
+        calls.append(name)
+        if len(calls) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, state, name)
+
+    monkeypatch.setattr(Checkpoints, "save", fail_first)
+    overrides = {"checkpoint.epochs": 1, "checkpoint.minutes": minutes}
+    run = small_run(method="ce", overrides=overrides, callbacks=[Clock(monkeypatch)])
+    at = ["000001-000000000", "000001-000000003", "000002-000000000"]
+    assert calls == at
+    assert saved_positions(run) == [(2, 0)]

@@ -1,10 +1,13 @@
 """Negatives and memory banks."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from cktf.contrast import NegativeSampler, random_bank, update_bank
+from cktf.contrast.bank import set_random_rows
 from cktf.errors import MethodError, ShapeError
 
 N = 60
@@ -71,6 +74,19 @@ def test_bank_rows_start_near_unit_length():
     bank = random_bank(1000, 128)
     assert bank.abs().max() <= (128 / 3) ** -0.5
     assert float(bank.norm(dim=1).mean()) == pytest.approx(1.0, abs=0.02)
+    # In all directions: 5 standard errors of the mean of 128,000 numbers.
+    assert float(bank.mean()) == pytest.approx(0.0, abs=5 * (128 * 128_000) ** -0.5)
+
+
+def test_all_rows_of_a_bank_are_drawn(monkeypatch):
+    """In pieces, of which the last is shorter."""
+    monkeypatch.setattr("cktf.contrast.bank._CHUNK", 7)
+    rows = torch.full((9, 4), math.nan)
+    set_random_rows(rows)
+    torch.manual_seed(0)
+    bound = (4 / 3) ** -0.5
+    drawn = [torch.empty(n).uniform_(-bound, bound) for n in [7] * 5 + [1]]
+    assert torch.equal(rows, torch.cat(drawn).view(9, 4))
 
 
 def test_update_is_the_formula_and_touches_no_other_row():
@@ -82,6 +98,13 @@ def test_update_is_the_formula_and_touches_no_other_row():
         torch.testing.assert_close(bank[i], mixed / mixed.norm())
     others = [1, 2, 3, 5, 6, 8, 9]
     assert torch.equal(bank[others], before[others])
+
+
+def test_rows_in_bfloat16_are_mixed_in_float32():
+    bank = F.normalize(torch.randn(50, 16), dim=1).bfloat16()
+    before, rows = bank.clone(), F.normalize(torch.randn(50, 16), dim=1)
+    update_bank(bank, torch.arange(50), rows, momentum=0.3)
+    assert torch.equal(bank, F.normalize(before.float() * 0.3 + rows * 0.7, dim=1).bfloat16())
 
 
 def test_a_sample_that_comes_twice_leaves_one_of_its_rows():

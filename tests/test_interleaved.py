@@ -18,8 +18,11 @@ from cktf.recipes import parse_recipe
 from cktf.taps import SharedTap, Tap
 from cktf.workflows import distill_interleaved, run_recipe
 
-# The last two read no more than logits, and nothing.
-METHODS = {"cktf+kd": {"cktf": {"negatives": 16}}, "at+ab": {}, "kd": {}, "ce": {}}
+# The first two draw numbers; the last two read no more than logits, and nothing.
+METHODS = {
+    "cktf+kd": {"cktf": {"negatives": 16}}, "at+crd+ab": {"crd": {"negatives": 24}},
+    "kd": {}, "ce": {},
+}  # fmt: skip
 
 
 def parameters(network):

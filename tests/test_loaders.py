@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import signal
 from collections import Counter
 
@@ -198,6 +199,25 @@ def test_augmentation_repeats_with_the_epoch():
     assert not torch.equal(first, next_epoch)
     assert torch.equal(loader.data.images, before)
     assert 0 <= float(first.min()) <= float(first.max()) <= 1
+
+
+def generator_of(*entropy):
+    """The generator of a seed and an epoch: a hash of both."""
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+@pytest.mark.parametrize(("size", "padding"), [(6, 4), (40, 5)])
+def test_an_epoch_by_definition(size, padding):
+    """A permutation, then crops of each batch; a run that goes on draws what it drew before."""
+    data, generator = image_set(size=size), generator_of(3, 2)
+    permuted = torch.randperm(23, generator=generator)
+    found = batches(MemoryLoader(data, 5, train=True, augment=True, seed=3), epoch=2)
+    for batch, index in zip(found, permuted[:20].split(5), strict=True):
+        cropped = crop_and_flip(data.images[index], generator, padding)
+        assert torch.equal(batch.index, index)
+        assert torch.equal(batch.images, cropped.permute(0, 3, 1, 2).float() / 255)
+    assert order(DatasetLoader(data, 5, train=True, seed=3), 2) == permuted[:20].tolist()
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -412,6 +432,34 @@ def test_workers_give_the_same_batches():
     for one, other in zip(alone, helped, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.index, other.index)
+
+
+class Draws:
+    """Images of three pixels, drawn from PyTorch's, NumPy's and Python's global generators."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, position):
+        drawn = [torch.rand(()).item(), np.random.rand(), random.random()]
+        return torch.tensor(drawn).view(3, 1, 1), 0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_draws_in_workers_differ_by_seed_epoch_and_position():
+    """And by nothing else: a transform of the user's that draws augments anew in every epoch."""
+
+    def drawn(seed, epoch):
+        loader = DatasetLoader(Draws(), 2, train=True, workers=1, seed=seed)
+        found = batches(loader, epoch)
+        order = torch.cat([batch.index for batch in found]).argsort()
+        return torch.cat([batch.images for batch in found])[order].view(4, 3)
+
+    every = [drawn(seed, epoch) for seed, epoch in ((0, 1), (0, 2), (1, 1))]
+    for of_a_generator in torch.cat(every).T:
+        assert len(set(of_a_generator.tolist())) == 3 * 4
+    torch.manual_seed(9), np.random.seed(9), random.seed(9)
+    assert torch.equal(drawn(0, 1), every[0])
 
 
 # Labels

@@ -156,6 +156,28 @@ class TestShared:
         assert torch.equal(mask.isinf(), keys == ids(labels, index).unsqueeze(1))
         torch.testing.assert_close(draw.negatives.share, 500 / (mask == 0).sum(1))
 
+    @pytest.mark.parametrize("memory", [
+        lambda: Bank(N, None, 20, "shared"), lambda: Queue(1000, None, 20, "shared", N)
+    ])  # fmt: skip
+    def test_every_row_is_drawn_equally_often(self, memory):
+        memory = memory().eval()
+        drawn = torch.stack([memory.draw(torch.arange(B)).key_index for _ in range(600)])
+        counts = drawn.flatten().bincount(minlength=N).float()
+        assert len(counts) == N
+        # Six standard deviations above the mean of chi-squared, as in test_contrast.py.
+        chi2 = float(((counts - 200) ** 2 / 200).sum())
+        assert chi2 < N + 6 * (2 * N) ** 0.5
+
+    def test_keys_of_a_queue_have_the_samples_that_entered(self, labels):
+        queue, index = Queue(N, labels, 500, "shared", 16), torch.arange(40, 40 + B)
+        queue.draw(index)
+        queue.record_row_owners()
+        draw = queue.eval().draw(index)
+        held = torch.cat([index, torch.full((16 - B,), -1)])[draw.key_index]
+        own = (ids(labels, held) == ids(labels, index).unsqueeze(1)) & (held >= 0)
+        assert own.any()
+        assert torch.equal(draw.negatives.mask(slice(None)).isinf(), own)
+
 
 def test_normalizers_of_batches_of_another_size():
     """Z is the size of the batch times the mean score, which the first one says."""

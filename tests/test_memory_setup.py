@@ -13,7 +13,7 @@ import cktf
 from cktf.batch import Batch
 from cktf.contrast import Bank, Footprint
 from cktf.data import DatasetLoader, ImageSet, MemoryLoader
-from cktf.engine import Trainer, trainer
+from cktf.engine import Trainer, TrainStep, trainer
 from cktf.errors import Interrupted, MethodError, ShapeError
 from cktf.functional.batch_centering import subtract_batch_mean
 from cktf.objectives import CRD
@@ -91,11 +91,19 @@ class TestForward:
     def test_a_run_fills_before_it_trains_and_leaves_the_student_as_it_was(
         self, tmp_path, monkeypatch
     ):
-        fill = Trainer._fill_memories
+        fill, features, modes = Trainer._fill_memories, TrainStep.features, set()
+
+        def record_mode(step, batch):
+            modes.add(step.student.training)
+            return features(step, batch)
 
         def checked(trainer, phase):
             before = {n: t.clone() for n, t in trainer.student.state_dict().items()}
-            fill(trainer, phase)
+            phase.step.eval()
+            with monkeypatch.context() as patch:
+                patch.setattr(TrainStep, "features", record_mode)
+                fill(trainer, phase)
+            assert modes == {True}
             after = trainer.student.state_dict()
             assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -113,7 +121,8 @@ class TestForward:
             Bank, "draw", lambda *given, draw=Bank.draw: drawn.append(1) or draw(*given)
         )
         distill(tmp_path / "run", init="forward")
-        assert len(drawn) == 2 * (N // B)
+        # The rehearsal and the steps of two epochs.
+        assert len(drawn) == 1 + 2 * (N // B)
 
     def test_a_student_is_left_as_it_was_where_filling_is_stopped(self, tmp_path, monkeypatch):
         asked = iter([None, "SIGTERM"])

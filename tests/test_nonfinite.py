@@ -14,7 +14,7 @@ from small_runs import (
 
 import cktf
 from cktf.engine import Trainer, TrainStep
-from cktf.engine.epoch_metrics import gradient_norm
+from cktf.engine.epoch_metrics import EpochMetrics, gradient_norm
 from cktf.engine.memory import is_out_of_memory
 from cktf.errors import TrainingError
 from cktf.objectives import CKTF, CRD, Loss
@@ -143,6 +143,17 @@ def test_buffers_that_a_forward_pass_changes_are_restored():
     step = TrainStep(objective, Tap(torch.nn.Sequential(network), paths, []), None, None)
     buffers = step.forward_buffers()
     assert {id(b) for _, _, b in buffers} == {id(network.steps), *map(id, norm.buffers())}
+
+
+def test_means_are_over_the_steps_that_were_taken():
+    metrics = EpochMetrics()
+    for total, norm in ((1.0, 3.0), (2.0, 5.0), (6.0, 1.0)):
+        loss = Loss(torch.tensor(total), {"kd": torch.tensor(total / 2)})
+        metrics.add(metrics.stack(loss, torch.tensor(norm)), lr=total)
+        metrics.skip(epoch=1, step=9)
+    assert metrics.means() == {
+        "loss": 3.0, "gradient_norm": 3.0, "terms": {"kd": 1.5}, "lr": 6.0, "skipped": 3
+    }  # fmt: skip
 
 
 def test_skipping_changes_nothing_where_all_is_finite(small_run):

@@ -167,6 +167,10 @@ def test_seed_epoch_and_position_decide_the_augmentation(many):
     assert torch.equal(images(1, workers=1), first)
     assert not torch.equal(images(2), first)
     assert not torch.equal(images(1, seed=4), first)
+    for position, found in enumerate(first):
+        state = np.random.SeedSequence((3, 1, position)).generate_state(1, np.uint64)
+        crop = data.images.read_random_crop(position, int(state[0] >> np.uint64(1)))
+        assert torch.equal(found, crop.permute(2, 0, 1).float() / 255)
     torch.set_rng_state(before)
     images(1)
     assert torch.equal(torch.get_rng_state(), before)

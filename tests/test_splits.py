@@ -1,5 +1,7 @@
 """Positions held out of a labeled set, class by class."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -32,6 +34,24 @@ def test_the_seed_decides_who_is_held_out():
 def test_nothing_is_held_out_of_nothing():
     train, held = split_validation(torch.tensor([2, 0, 1]), 0.0, seed=0)
     assert (train.tolist(), held.tolist()) == ([0, 1, 2], [])
+
+
+def test_any_image_may_be_held_out():
+    labels = torch.arange(40) % 2
+    held = {i for seed in range(60) for i in split_validation(labels, 0.1, seed)[1].tolist()}
+    assert held == set(range(40))
+
+
+def test_images_of_each_class_are_drawn_by_the_seed():
+    """Ascending; more images of a class are the fewer ones and others."""
+    labels = torch.tensor([1, 0, 2]).repeat(20)
+    drawn = [sample_per_class(labels, count, seed=0).tolist() for count in range(1, 20)]
+    for fewer, more in itertools.pairwise(drawn):
+        assert set(fewer) < set(more)
+    assert all(positions == sorted(positions) for positions in drawn)
+    assert labels[drawn[4]].bincount().tolist() == [5] * 3
+    seeds = [sample_per_class(labels, 2, seed).tolist() for seed in range(60)]
+    assert {position for positions in seeds for position in positions} == set(range(60))
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.0])

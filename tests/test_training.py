@@ -1,11 +1,16 @@
 """Small runs from start to end: learning, the run folder, repetition, mistakes."""
 
+import copy
 import importlib.metadata
 import json
 import math
+import random
 from contextlib import nullcontext
 from functools import partial
+from itertools import accumulate
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,6 +20,7 @@ from safetensors.torch import load_file
 from small_runs import (
     OPTIONS,
     SmallNet,
+    copy_state,
     distill,
     distill_few,
     equal_weights,
@@ -22,9 +28,11 @@ from small_runs import (
     student_weights,
 )
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import cktf
+from cktf.data import MemoryLoader
 from cktf.engine import (
     Accuracy,
     RunFolder,
@@ -178,19 +186,179 @@ def test_heads_train_with_the_student(few_images, tmp_path):
 
 
 def test_a_seed_fixes_everything(few_images, tmp_path):
-    first = student_weights(distill_few(few_images, tmp_path / "a"))
-    torch.randn(3)
-    assert equal_weights(first, student_weights(distill_few(few_images, tmp_path / "b")))
-    other = student_weights(distill_few(few_images, tmp_path / "c", seed=1))
-    assert not equal_weights(first, other)
+    """Whatever the state of the generators: weights, order, augmentation and negatives."""
+
+    def weights(name, user_seed, **more):
+        torch.manual_seed(user_seed)
+        run = cktf.distill(
+            teacher, "resnet8", train=train, method="cktf+kd", epochs=1, options=OPTIONS,
+            out=tmp_path / name, show=False, overrides={"data.batch_size": 40}, **more,
+        )  # fmt: skip
+        return student_weights(run)
+
+    teacher, train = SmallNet(width=16), few_images[0].subset(torch.arange(60, 140))
+    first = weights("a", user_seed=5)
+    assert equal_weights(first, weights("b", user_seed=6))
+    assert not equal_weights(first, weights("c", user_seed=5, seed=1))
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_training_begins_with_the_seed(few_images, tmp_path, seed):
+    """Draws before it, such as those of weights, do not change the draws of training."""
+
+    class Draw(cktf.Callback):
+        def on_train_start(self, trainer):
+            self.drawn = random.random(), np.random.rand(), torch.rand(3).tolist()
+
+    draw = Draw()
+    distill_few(few_images, tmp_path, epochs=1, seed=seed, callbacks=[draw])
+    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+    assert draw.drawn == (random.random(), np.random.rand(), torch.rand(3).tolist())
+
+
+def plain_loop(network, train, test, rates, seed):
+    """Training as PyTorch's tutorials write it; returns what metrics.jsonl should hold."""
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=1.0, momentum=0.8, weight_decay=0.01, nesterov=True
+    )
+    rows, loader = [], MemoryLoader(train, 40, train=True, augment=True, seed=seed)
+    network.to(memory_format=torch.channels_last)
+    for epoch in range(1, 1 + len(rates) // 5):
+        losses, norms = [], []
+        network.train()
+        for batch, rate in zip(loader.epoch(epoch), rates[5 * epoch - 5 :], strict=False):
+            optimizer.param_groups[0]["lr"] = rate
+            loss = F.cross_entropy(network(batch.images), batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            norms.append(float(nn.utils.clip_grad_norm_(network.parameters(), 0.9)))
+            optimizer.step()
+            losses.append(loss.item())
+        network.eval()
+        with torch.no_grad():
+            logits = network(test.images.permute(0, 3, 1, 2).float() / 255)
+        top1 = 100 * float((logits.argmax(1) == test.labels).float().mean())
+        rows.append({
+            "loss": sum(losses) / 5, "gradient_norm": sum(norms) / 5, "lr": rate, "test_top1": top1
+        })  # fmt: skip
+    return rows
+
+
+def test_a_run_is_a_plain_loop(few_images, tmp_path, student):
+    """Order, modes, clipping, optimizer, schedule, evaluation and means, of two epochs."""
+    train, test = few_images
+    # Gradients that a user's network comes with are no part of the first step.
+    student(torch.rand(8, 3, 32, 32)).sum().backward()
+    expected, seed = copy.deepcopy(student), 3
+    # Rounded, the milestones are steps 3 and 6 of 10.
+    rates = [0.1] * 3 + [0.05] * 3 + [0.025] * 4
+    rows = plain_loop(expected, train, test, rates, seed)
+    run = cktf.teach(
+        student, train=train, test=test, epochs=2, seed=seed, out=tmp_path, show=False,
+        overrides={
+            "data.batch_size": 40, "runtime.precision": "float32",
+            "optimizer": {
+                "lr": 0.1, "momentum": 0.8, "weight_decay": 0.01, "nesterov": True, "clip": 0.9
+            },
+            "schedule": {"name": "multistep", "milestones": [0.28, 0.58], "gamma": 0.5},
+        },
+    )  # fmt: skip
+    for row, wanted in zip(read_metrics(tmp_path), rows, strict=True):
+        assert {name: row[name] for name in wanted} == pytest.approx(wanted, rel=1e-5)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(run.student.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_momentum_does_not_follow_the_schedule(student):
+    """Papers keep it; PyTorch's one-cycle schedule would change it."""
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
+    rates = build_scheduler(optimizer, ScheduleConfig(), lr=0.1, steps=10)
+    momenta = []
+    for _ in range(10):
+        momenta.append(optimizer.param_groups[0]["momentum"])
+        optimizer.step()
+        rates.step()
+    assert momenta == [0.9] * 10
+
+
+def test_all_steps_are_timed_and_the_speed_is_of_the_main_phase(few_images, tmp_path, monkeypatch):
+    # A clock that is read at both ends of a step: those of the first phase take 3 s, others 1 s.
+    ticks = iter([3.0] * 10 + [1.0] * 30)
+    clock = SimpleNamespace(perf_counter=partial(next, accumulate(ticks)))
+    monkeypatch.setattr("cktf.engine.callbacks.time", clock)
+    run = distill_few(few_images, tmp_path, method="ab+kd", overrides={"init_epochs": 1})
+    rows = read_metrics(tmp_path)
+    assert [row["seconds"] for row in rows] == [15, 5, 5]
+    assert [row["images"] for row in rows] == [200] * 3
+    assert [row["images_per_second"] for row in rows] == pytest.approx([200 / 15, 40, 40])
+    assert (run.summary["seconds"], run.summary["images_per_second"]) == (25, 40)
+
+
+class RecordCheckpoints(cktf.Callback):
+    """Which checkpoints there are when it is called, and a stop at the first epoch's end."""
+
+    def __init__(self):
+        self.names = []
+
+    def on_epoch_end(self, trainer, row):
+        self.names.append([path.stem for path in trainer.run.checkpoints.paths])
+        trainer.should_stop = True
+
+
+def test_callbacks_run_before_a_checkpoint_and_stop_the_main_phase_alone(few_images, tmp_path):
+    record = RecordCheckpoints()
+    run = distill_few(
+        few_images, tmp_path, method="ab+kd", epochs=3, callbacks=[record],
+        overrides={"init_epochs": 2, "checkpoint.epochs": 1},
+    )  # fmt: skip
+    first, second = "checkpoint-000001-000000000", "checkpoint-000002-000000000"
+    assert record.names == [[], [first], [first, second]]
+    assert [row["phase"] for row in read_metrics(tmp_path)] == ["ab", "ab", "train"]
+    assert len(list((run.folder / "checkpoints").glob("*.pt"))) == 2
+
+
+def test_only_the_classifier_trains(few_images, tmp_path, student):
+    """The rest keeps its parameters and its BatchNorm statistics."""
+    before = copy_state(student)
+    cktf.teach(
+        student, train=few_images[0], epochs=1, out=tmp_path, show=False,
+        overrides={"trains": "classifier", "data.batch_size": 40},
+    )  # fmt: skip
+    changed = {name for name, value in copy_state(student).items()
+               if not torch.equal(value, before[name])}  # fmt: skip
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_an_evaluation_has_the_precision_of_training(few_images, tmp_path):
+    class Watched(SmallNet):
+        def forward(self, images):
+            logits = super().forward(images)
+            types.add((self.training, logits.dtype))
+            return logits
+
+    class Forget(cktf.Callback):
+        """What was seen before the first step."""
+
+        def on_epoch_start(self, trainer):
+            types.clear()
+
+        def on_epoch_end(self, trainer, row):
+            self.types = set(types)
+
+    types, forget = set(), Forget()
+    cktf.teach(
+        Watched(), train=few_images[0], test=few_images[1], epochs=1, out=tmp_path, show=False,
+        overrides={"data.batch_size": 40, "runtime.precision": "bfloat16"}, callbacks=[forget],
+    )  # fmt: skip
+    assert forget.types == {(True, torch.bfloat16), (False, torch.bfloat16)}
 
 
 def test_a_run_is_not_overwritten_nor_continued_with_another_recipe(few_images, tmp_path):
     distill_few(few_images, tmp_path, epochs=1)
     with pytest.raises(RecipeError, match="already holds a run"):
         distill_few(few_images, tmp_path, epochs=1)
-    with pytest.raises(RecipeError, match="differs in: epochs"):
-        distill_few(few_images, tmp_path, epochs=2, resume=True)
+    with pytest.raises(RecipeError, match="differs in: method"):
+        distill_few(few_images, tmp_path, epochs=1, method="kd", resume=True)
 
 
 def test_a_recipe_repeats_its_run(cifar_dir, tmp_path):
@@ -327,14 +495,19 @@ def test_images_in_other_ranges_than_those_of_the_test_are_told_of(tmp_path, tra
 
 @pytest.mark.parametrize("kind", ["image set", "map-style"])
 def test_best_epoch_on_held_out_images_is_selected(few_images, tmp_path, monkeypatch, kind):
+    """Of equals the earliest."""
     data = few_images[0] if kind == "image set" else as_tensors(few_images[0], 200)
-    states, accuracies = [], iter([50.0, 60.0, 55.0])
+    states, accuracies = [], iter([50.0, 60.0, 60.0])
 
     def evaluate(self, network, loader):
         if network is not self.student or loader is self.test:
             return real(self, network, loader)
         assert loader.samples == 40  # a fifth, and none of them trained on
         assert self.train.samples == 160
+        parts = [
+            {image.numpy().tobytes() for image, _ in part.data} for part in (self.train, loader)
+        ]
+        assert not parts[0] & parts[1]
         states.append({k: v.clone() for k, v in network.state_dict().items()})
         return Accuracy(next(accuracies), 100.0, loader.samples)
 
@@ -346,7 +519,7 @@ def test_best_epoch_on_held_out_images_is_selected(few_images, tmp_path, monkeyp
     assert equal_weights(run.student.state_dict(), states[1])
     assert not equal_weights(states[1], states[2])
     rows = read_metrics(tmp_path)
-    assert [row["validation_top1"] for row in rows] == [50.0, 60.0, 55.0]
+    assert [row["validation_top1"] for row in rows] == [50.0, 60.0, 60.0]
     assert (run.summary["kept_epoch"], run.summary["validation_top1"]) == (2, 60.0)
     assert run.summary["kept_test_top1"] == rows[1]["test_top1"]
     assert run.summary["test_top1"] == rows[2]["test_top1"]
@@ -449,14 +622,6 @@ def test_an_accelerator_can_be_made_after_a_run(few_images, tmp_path):
     assert (made.mixed_precision, made.gradient_accumulation_steps) == ("bf16", 4)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-
-
-@pytest.mark.parametrize("setting", ["MIXED_PRECISION", "GRADIENT_ACCUMULATION_STEPS"])
-def test_settings_of_a_launcher(monkeypatch, setting):
-    monkeypatch.setenv(f"ACCELERATE_{setting}", "bf16" if setting == "MIXED_PRECISION" else "2")
-    refused = pytest.raises(TrainingError, match="1 processes and 2 steps")
-    with nullcontext() if setting == "MIXED_PRECISION" else refused:
-        assert start_runtime(RuntimeConfig(device="cpu")).device.type == "cpu"
 
 
 def test_auto_is_cuda_or_the_cpu(monkeypatch):
