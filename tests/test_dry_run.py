@@ -175,7 +175,7 @@ def test_doctor_reports_before_training(run_cli, cli_dir, line):
     ("line", "message"),
     [("--teacher teacher", "student"), ("train --model resnet9", "Did you mean"),
      ("distill --teacher none --student resnet8", "none"),
-     ("doctor", "(doctor)")],
+     ("doctor", "what 'doctor' is for")],
 )  # fmt: skip
 def test_doctor_of_a_mistake(run_cli, line, message):
     result = run_cli(f"doctor {line}")

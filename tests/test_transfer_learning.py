@@ -311,7 +311,7 @@ class ConvolutionalClassifier(SmallNet):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labeled": number_from_one}, r"\[0, 100.* images of class 0"),
+        ({"labeled": number_from_one}, "given 0 of class 0, 100 of class 1"),
         ({"test": number_from_one}, "test labels run from 1 to 10"),
         ({"student": ScaledLogits}, "more than a linear layer"),
         ({"student": TwoClassifiers, "overrides": {"student_embedding": "fc:input"}}, "more than"),

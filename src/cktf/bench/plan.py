@@ -112,7 +112,9 @@ def check_bench(bench: Bench) -> None:
     for folder in (bench.out, bench.results):
         begun = (folder / "locks").is_dir() or (folder / LOCK).exists()
         if not begun and not any(map(read_result, folder.glob("*.json"))):
-            check_output_folder(folder, ("teachers", "cells", FAILURES, RESULTS, MATRIX, COSTS))
+            # Another process may begin at this moment.
+            own = ("locks", "teachers", "cells", FAILURES, RESULTS, MATRIX, COSTS, LOCK)
+            check_output_folder(folder, own)
     for folder in bench.reuse:
         if not folder.is_dir():
             raise RunFolderError(f"--reuse {folder}: there is no such folder.")
