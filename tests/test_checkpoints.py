@@ -305,7 +305,7 @@ def test_a_full_disk(small_run, tmp_path, monkeypatch, capsys):
             names.append(names_in(run_dir))
             ballast.unlink()
 
-        monkeypatch.setattr("cktf.engine.checkpointing._RETRY_SECONDS", 0.0)
+        monkeypatch.setattr("cktf.engine.checkpointing._RETRY_SECONDS", 1e-9)
         at_steps(monkeypatch, {4: fill, 8: free})
         run = small_run("disk/run", overrides=OFTEN)
         assert names[0] == names[1]
@@ -352,7 +352,7 @@ def test_a_folder_that_may_not_be_written(small_run, tmp_path, monkeypatch):
 
     for path in (tmp_path, *list(tmp_path.parents)[:2]):
         path.chmod(0o755)
-    monkeypatch.setattr("cktf.engine.checkpointing._RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("cktf.engine.checkpointing._RETRY_SECONDS", 1e-9)
     at_steps(monkeypatch, {4: forbid, 7: allow})
     try:
         run = small_run(overrides=OFTEN)

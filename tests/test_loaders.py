@@ -409,6 +409,13 @@ def test_batch_size_of_tests_follows_the_image_size(sample, size):
     assert build_test_loader([sample] * 3).batch_size == size
 
 
+def test_test_images_are_neither_augmented_nor_shuffled():
+    data = image_set()
+    (batch,) = build_test_loader(data).epoch(1)
+    assert torch.equal(batch.images, data.images.permute(0, 3, 1, 2).float() / 255)
+    assert torch.equal(batch.index, torch.arange(23))
+
+
 class Drawn:
     """Images that are random at every access."""
 

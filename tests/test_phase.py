@@ -112,6 +112,18 @@ def test_hints_first(few_images, tmp_path):
     assert list(rows[-1]["terms"]) == ["ce", "kd"]
 
 
+def test_the_weight_of_a_method_scales_the_gradient_of_its_phase(few_images, tmp_path):
+    """Of a first step: the loss is recorded without it."""
+    data = [few_images[0].subset(torch.arange(40)), few_images[1]]
+    first, tripled = (
+        read_metrics(distill_few(data, tmp_path / name, method=name, epochs=1).folder)[0]
+        for name in ("ab:1+kd", "ab:3+kd")
+    )
+    assert first["phase"] == "ab"
+    assert tripled["loss"] == first["loss"]
+    assert tripled["gradient_norm"] == pytest.approx(3 * first["gradient_norm"], rel=1e-4)
+
+
 def test_an_eighth_of_the_epochs_by_default():
     from cktf.recipes import parse_recipe
 

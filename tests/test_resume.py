@@ -1,5 +1,6 @@
 """A run that stops anywhere goes on to the same result, bit for bit."""
 
+import io
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 from small_runs import TIMES, SmallNet, assert_equal_runs, read_metrics, stop_after_steps
 from torch.utils.data import Dataset
@@ -16,6 +18,7 @@ from torch.utils.data import Dataset
 import cktf
 from cktf.data import DatasetLoader, MemoryLoader
 from cktf.engine import Trainer, TrainStep
+from cktf.engine.progress import ProgressBar
 from cktf.errors import Interrupted, RecipeError, RunFolderError, TrainingError
 from cktf.models import create
 from cktf.recipes import parse_recipe
@@ -143,6 +146,33 @@ def test_without_minutes_only_the_end_is_saved(small_run):
     run = small_run(overrides={"checkpoint.minutes": 0})
     names = [p.name for p in (run.folder / "checkpoints").glob("*.pt")]
     assert names == ["checkpoint-000002-000000000.pt"]
+
+
+class WatchedBar(ProgressBar):
+    """A bar as in a terminal, and the steps that it shows."""
+
+    def __init__(self):
+        super().__init__("title")
+        self._console, self.steps = Console(file=io.StringIO(), force_terminal=True), []
+
+    def on_phase_start(self, trainer):
+        super().on_phase_start(trainer)
+        self.record()
+
+    def on_epoch_end(self, trainer, row):
+        super().on_epoch_end(trainer, row)
+        self.record()
+
+    def record(self):
+        (task,) = self._bar.tasks
+        self.steps.append((task.completed, task.total, task.fields["epoch"]))
+
+
+def test_the_bar_goes_on_where_the_run_does(small_run, interrupted_run):
+    bar = WatchedBar()
+    interrupted_run(7, epochs=3)
+    small_run(epochs=3, resume=True, callbacks=[bar])
+    assert bar.steps == [(7, 15, 1), (10, 15, 2), (15, 15, 3)]
 
 
 def test_metrics_come_from_the_checkpoint(small_run, interrupted_run, tmp_path):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from small_runs import (
     OPTIONS,
     SmallNet,
+    assert_equal_runs,
     copy_state,
     distill,
     distill_few,
@@ -244,9 +245,9 @@ def plain_loop(network, train, test, rates, seed):
     return rows
 
 
-def test_a_run_is_a_plain_loop(few_images, tmp_path, student):
+def test_a_run_is_a_plain_loop(images, tmp_path, student):
     """Order, modes, clipping, optimizer, schedule, evaluation and means, of two epochs."""
-    train, test = few_images
+    train, test = (data.subset(torch.arange(0, len(data), len(data) // 200)) for data in images)
     # Gradients that a user's network comes with are no part of the first step.
     student(torch.rand(8, 3, 32, 32)).sum().backward()
     expected, seed = copy.deepcopy(student), 3
@@ -318,7 +319,8 @@ def test_callbacks_run_before_a_checkpoint_and_stop_the_main_phase_alone(few_ima
 
 
 def test_only_the_classifier_trains(few_images, tmp_path, student):
-    """The rest keeps its parameters and its BatchNorm statistics."""
+    """The rest keeps its parameters and its BatchNorm statistics, also without parameters."""
+    student.a[1] = nn.BatchNorm2d(8, affine=False)
     before = copy_state(student)
     cktf.teach(
         student, train=few_images[0], epochs=1, out=tmp_path, show=False,
@@ -400,10 +402,12 @@ def as_tensors(data, count):
 
 
 def test_any_map_style_data_set(images, tmp_path):
-    shuffled = torch.randperm(1000).tolist()
-    train = Subset(as_tensors(images[0], 1000), shuffled[:300])
+    """It trains as the same images in an `ImageSet` do, bit for bit."""
+    positions, plain = torch.randperm(1000)[:300], {"data.augment": False}
+    train = Subset(as_tensors(images[0], 1000), positions.tolist())
     run = distill([train, as_tensors(images[1], 50)], tmp_path / "run", epochs=1)
-    assert 0 <= run.summary["test_top1"] <= 100
+    sets = [images[0].subset(positions), images[1].subset(torch.arange(50))]
+    assert_equal_runs(run, distill(sets, tmp_path / "set", epochs=1, overrides=plain))
     assert run.summary["dataset"] == "custom"
 
 
@@ -497,11 +501,13 @@ def test_images_in_other_ranges_than_those_of_the_test_are_told_of(tmp_path, tra
 def test_best_epoch_on_held_out_images_is_selected(few_images, tmp_path, monkeypatch, kind):
     """Of equals the earliest."""
     data = few_images[0] if kind == "image set" else as_tensors(few_images[0], 200)
-    states, accuracies = [], iter([50.0, 60.0, 60.0])
+    states, accuracies, tested = [], iter([50.0, 60.0, 60.0]), iter([70.0, 20.0, 30.0])
 
     def evaluate(self, network, loader):
-        if network is not self.student or loader is self.test:
+        if network is not self.student:
             return real(self, network, loader)
+        if loader is self.test:
+            return Accuracy(next(tested), 100.0, loader.samples)
         assert loader.samples == 40  # a fifth, and none of them trained on
         assert self.train.samples == 160
         parts = [
@@ -521,8 +527,9 @@ def test_best_epoch_on_held_out_images_is_selected(few_images, tmp_path, monkeyp
     rows = read_metrics(tmp_path)
     assert [row["validation_top1"] for row in rows] == [50.0, 60.0, 60.0]
     assert (run.summary["kept_epoch"], run.summary["validation_top1"]) == (2, 60.0)
-    assert run.summary["kept_test_top1"] == rows[1]["test_top1"]
-    assert run.summary["test_top1"] == rows[2]["test_top1"]
+    assert [row["test_top1"] for row in rows] == [70.0, 20.0, 30.0]
+    names = "best_top1", "kept_test_top1", "test_top1"
+    assert [run.summary[name] for name in names] == [70.0, 20.0, 30.0]
     assert equal_weights(load_file(run.folder / "student.safetensors"), states[1])
 
 
