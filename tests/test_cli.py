@@ -142,8 +142,8 @@ MISTAKES = {
         "5 problems in the recipe", "data.name: ", "'cifar10'?", "student: ", "'resnet8'?",
         "method: ", "'kd'?", "teacher: ", "out: ",
     ],
-    f"{BY} cut.safetensors --data fashion-mnist --data-dir empty --out file/a": [
-        "3 problems in the recipe", "out: ", "data: Fashion-MNIST", "teacher: cut.safetensors",
+    f"{BY} cut.safetensors --data fashion-mnist --data-dir empty": [
+        "2 problems in the recipe", "data: Fashion-MNIST", "teacher: cut.safetensors",
     ],
 }  # fmt: skip
 
@@ -207,9 +207,24 @@ def test_help_does_not_wait_for_pytorch():
         f"{BY} nowhere --method kdd --out b",
         "train --resume nowhere",
         "train --recipe nowhere.yaml",
+        "train --model resnet8 --data fashion-mini --out taken",
+        "train --model timm:resnt18 --data fashion-mini",
+        "train --model torchvision:resnt18 --data fashion-mini",
+        "inspect resnet9",
+        "bench names.yaml --out b",
+        "bench student.yaml --out b",
+        "bench fields.yaml --out b",
     ],
 )
 def test_a_mistake_in_a_name_does_not_wait_for_pytorch(tmp_path, line):
+    (tmp_path / "taken").mkdir()
+    for name in ("summary.json", "student.safetensors"):
+        (tmp_path / "taken" / name).touch()
+    matrix = "name: m\ndata: {name: fashion-mini}\nseeds: [1]\npairs: [resnet20:%s]\nmethods: %s"
+    options = "{alone: ce, KD: {method: kd, options: {kd: {temperature: 2}}}}"
+    (tmp_path / "names.yaml").write_text(matrix % ("resnet8", "{KD: kdd}"))
+    (tmp_path / "student.yaml").write_text(matrix % ("resnet9", options))
+    (tmp_path / "fields.yaml").write_text(f"{matrix}\nmetod: kd" % ("resnet8", options))
     code = (
         "import os, sys; from cktf.cli.main import main; os.chdir(sys.argv.pop())\n"
         "sys.argv[1:] = sys.argv[1].split()\n"
@@ -351,10 +366,12 @@ def test_a_printed_recipe_can_be_used(run_cli, tmp_path):
     assert changed == printed.replace("momentum: 0.9", "momentum: 0.5") != printed
 
 
-@pytest.mark.parametrize(("top5", "shown"), [(100.0, False), (98.5, True)])
-def test_a_top_5_that_says_nothing_is_left_out(run_cli, monkeypatch, top5, shown):
-    accuracy = Accuracy(60.0, top5, 200)
+@pytest.mark.parametrize(
+    ("classes", "top5", "shown"), [(5, 100.0, False), (10, 100.0, True), (6, 98.5, True)]
+)
+def test_a_top_5_that_says_nothing_is_left_out(run_cli, monkeypatch, classes, top5, shown):
+    accuracy = Accuracy(60.0, top5, 200, classes)
     monkeypatch.setattr("cktf.workflows.evaluate", lambda *_, **__: (accuracy, "run"))
     output = run_cli("evaluate run").output
     assert "top-1 60.00 % ± 3.46" in output
-    assert ("top-5 98.50 %" in output) == ("top-5" in output) == shown
+    assert (f"top-5 {top5:.2f} %" in output) == ("top-5" in output) == shown

@@ -19,6 +19,8 @@ from cktf.errors import (
     "Try --set optimizer.lr=1e-3, or --set a.b=…": (
         "overrides={'optimizer.lr': 1e-3}, overrides={'a.b': …}"
     ),
+    "Train with --set runtime.precision=float32.": "overrides={'runtime.precision': 'float32'}",
+    "Give --set runtime.channels_last=false.": "overrides={'runtime.channels_last': False}",
     "Go on: --on-nonfinite skip.": "overrides={'runtime.on_nonfinite': 'skip'}",
     "needs a folder: --data-dir DIR.": "overrides={'data.dir': DIR}",
     "--student-taps or --teacher-taps path,path": (

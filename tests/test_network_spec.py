@@ -1,11 +1,13 @@
 """Specs of networks: parsed and checked without building or running anything."""
 
+import importlib
 from pathlib import Path
 
 import pytest
 
 from cktf.errors import ModelError
 from cktf.models import parse_network_spec
+from cktf.models.network_spec import _registered_names
 from cktf.recipes import is_weights_path
 
 
@@ -88,3 +90,23 @@ def test_names_from_a_star_import_are_looked_up_later(tmp_path):
     path = tmp_path / "net.py"
     path.write_text("from anything import *\n")
     assert parse_network_spec(f"{path}:Net").name == "Net"
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_names_that_are_read_from_files_are_those_of_the_library(library):
+    pytest.importorskip(library)
+    models = importlib.import_module(f"{library}.models")
+    known = models.list_models(**({} if library == "timm" else {"module": models}))
+    assert _registered_names(library) == set(known)
+
+
+def test_a_network_that_the_user_registers_in_timm_is_known():
+    registry = pytest.importorskip("timm.models")
+    with pytest.raises(ModelError, match="no network 'network_of_mine'"):
+        parse_network_spec("timm:network_of_mine")
+
+    def network_of_mine():
+        """Never built."""
+
+    registry.register_model(network_of_mine)
+    assert parse_network_spec("timm:network_of_mine").name == "network_of_mine"

@@ -116,8 +116,8 @@ def test_guessing():
 
 
 def find(*rows, told=None, **changes):
-    arguments = {"epochs": 3, "lr": 0.1, "first_loss": 2.0, "guess": 0.1, "test_images": 2000,
-                 "teacher": None, "uninformed": {"crd": 15.0}}  # fmt: skip
+    arguments = {"epochs": 3, "role": "student", "lr": 0.1, "first_loss": 2.0, "guess": 0.1,
+                 "test_images": 2000, "teacher": None, "uninformed": {"crd": 15.0}}  # fmt: skip
     watch = EpochWarnings(**arguments | changes, tell=lambda line: None)
     return watch.find([EPOCH | row for row in rows])
 

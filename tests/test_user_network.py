@@ -18,6 +18,7 @@ from cktf.errors import CheckpointError, DataError, ModelError, RecipeError, Tap
 from cktf.models import copy_network, load_weights, prepare_user_network
 from cktf.taps import fit_memory_format, needs_contiguous_images
 from cktf.workflows import inspect
+from cktf.workflows.inspection import explain_rejected_images
 
 SCRIPTS = pytest.mark.filterwarnings(
     "ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning"
@@ -241,6 +242,30 @@ def test_a_torchscript_teacher_of_user_code(tmp_path):
 def test_what_is_no_network(few_images, tmp_path, network, message, role):
     with pytest.raises(RecipeError, match=f"{role}: a network is a torch.nn.Module; .*{message}"):
         distill_few(few_images, tmp_path / "run", method="kd", **{role: network})
+
+
+@pytest.mark.parametrize(
+    ("shape", "advice"), [((16, 16, 3), r"permute\(2, 0, 1\)"), ((1, 16, 16), "are gray")]
+)
+def test_images_whose_channels_a_network_does_not_take(shape, advice):
+    with (
+        pytest.raises(DataError, match=advice),
+        explain_rejected_images(network := SmallNet(), images := torch.zeros(2, *shape)),
+    ):
+        network(images)
+
+
+def test_one_network_that_trains_is_no_student(tmp_path):
+    data = torch.utils.data.TensorDataset(torch.rand(16, 3, 16, 16), torch.arange(16) % 4)
+    frozen = SmallNet().requires_grad_(False)
+    for network, error in ((SmallNet().half(), DataError), (frozen, ModelError)):
+        with pytest.raises(error) as caught:
+            cktf.teach(
+                network, train=data, epochs=1, out=tmp_path / "run",
+                overrides={"data.batch_size": 8},
+            )  # fmt: skip
+        assert "network SmallNet" in str(caught.value) or "A network has" in str(caught.value)
+        assert "student" not in str(caught.value)
 
 
 def test_lazy_layers_and_weights_without_values(few_images, tmp_path):

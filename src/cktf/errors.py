@@ -28,7 +28,7 @@ _IN_PYTHON = [
         (r"--resume \S+ alone", "resume=True and its own recipe"),
         (r"--resume (?:auto|RUN)", "resume=True"),
         (r"--set (?P<field>[\w.]+)=(?P<value>\S*[^\s,;.)])", "overrides={'%(field)s': %(value)s}"),
-        (r"--on-nonfinite (?P<value>\w+)", "overrides={'runtime.on_nonfinite': '%(value)s'}"),
+        (r"--on-nonfinite (?P<value>\w+)", "overrides={'runtime.on_nonfinite': %(value)s}"),
         (r"--validation (?P<value>[\d.]*\d)", "overrides={'data.validation': %(value)s}"),
         (r"--lr (?P<value>\S*\w)", "overrides={'optimizer.lr': %(value)s}"),
         (
@@ -71,10 +71,23 @@ def add_arguments(message: str) -> str:
         for match in pattern.finditer(prose):
             groups = match.groupdict()
             groups["name"] = groups.get("name", "").replace("-", "_")
+            if "overrides" in argument and "value" in groups:
+                groups["value"] = _python_value(groups["value"])
             found.setdefault(match.start(), argument % groups)
     arguments = dict.fromkeys(argument for _, argument in sorted(found.items()))
     end = "\n" if "\n" in message else " "
     return f"{message}{end}[In Python: {', '.join(arguments)}]" if arguments else message
+
+
+def _python_value(text: str) -> str:
+    """Write a value of the command line in Python: words in quotes, but no numbers or placeholders.
+
+    >>> _python_value("float32"), _python_value("false"), _python_value("0.01"), _python_value("…")
+    ("'float32'", 'False', '0.01', '…')
+    """
+    if text in ("true", "false", "null", "none"):
+        return {"true": "True", "false": "False"}.get(text, "None" if text == "null" else "'none'")
+    return repr(text) if re.fullmatch(r"[a-z][\w./+-]*", text) else text
 
 
 class CktfError(Exception):

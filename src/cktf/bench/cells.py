@@ -9,20 +9,12 @@ from typing import Any
 
 from cktf.bench.matrix import Fields, Matrix, TeacherEntry
 from cktf.errors import RecipeError, nearest
-from cktf.models import is_cktf_weights_file, list_networks, read_metadata
-from cktf.objectives import METHODS, parse
-from cktf.recipes import (
-    CUSTOM,
-    DistillRecipe,
-    Problems,
-    TrainRecipe,
-    TransferRecipe,
-    check_recipe,
-    find_weights_file,
-    parse_any_recipe,
-    parse_recipe,
-    set_fields,
-)
+from cktf.models.zoo import list_networks
+from cktf.objectives.method_string import METHOD_NAMES, parse
+from cktf.recipes.files import parse_any_recipe, parse_recipe, set_fields
+from cktf.recipes.schema import CUSTOM, DistillRecipe, TrainRecipe, TransferRecipe
+from cktf.recipes.validation import Problems, check_network, check_recipe
+from cktf.recipes.weights_paths import find_weights_file
 from cktf.user_paths import expand_user_path
 
 CellRecipe = DistillRecipe | TransferRecipe
@@ -164,8 +156,13 @@ def build_cells(
         problems.messages.append(
             f"--set {name}: the matrix says it. Choose cells by --seeds and such."
         )
-    for name in matrix.options.keys() - METHODS.keys():
-        problems.messages.append(f"options: there is no method {name}. {nearest(name, METHODS)}")
+    for name in matrix.options.keys() - set(METHOD_NAMES):
+        hint = nearest(name, METHOD_NAMES)
+        problems.messages.append(f"options: there is no method {name}. {hint}")
+    # Names are checked before options of methods, which need PyTorch.
+    for student in sorted({pair.student for pair in matrix.pairs}):
+        with problems.collect("student"):
+            check_network(student)
     problems.raise_if_any()
     cells = list(_build_cells(matrix, sections, plans, settings))
     _check_cells(cells, problems)
@@ -192,6 +189,8 @@ def _plan_teacher(matrix: Matrix, name: str, data: Fields, weights: str | None) 
     path = expand_user_path(file).absolute()
     if not path.exists():
         raise RecipeError([f"weights: there is no {path}. Name a run folder or a file."])
+    from cktf.models import is_cktf_weights_file, read_metadata
+
     checkpoint = find_weights_file(str(path))
     if not is_cktf_weights_file(checkpoint):
         # Without a name in the matrix, the shapes of the tensors tell the network.
@@ -224,7 +223,7 @@ def _build_cells(
                  "method": entry.method},
             )  # fmt: skip
             # Unknown names stay, so that validation reports them.
-            absent = METHODS.keys() - parse(entry.method).keys()
+            absent = set(METHOD_NAMES) - parse(entry.method).keys()
             first, last = (
                 {name: values for name, values in options.items() if name not in absent}
                 for options in (matrix.options, fields.get("options", {}))

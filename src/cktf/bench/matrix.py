@@ -11,7 +11,7 @@ from typing_extensions import Self
 from cktf.config import Section
 from cktf.data.config import Name
 from cktf.errors import RecipeError, nearest
-from cktf.recipes import read_recipe
+from cktf.recipes.files import read_recipe
 from cktf.user_paths import expand_user_path
 
 Fields = dict[str, Any]

@@ -77,8 +77,9 @@ def bench(
     trust_code: TrustCodeOption = False,
 ) -> None:
     """Train the cells of a benchmark matrix that are not done."""
-    from cktf.bench import Bench, build_cells, check_bench, read_matrix, run_bench, select_cells
-    from cktf.recipes import apply_assignments, refuse_code
+    from cktf.bench.cells import build_cells, select_cells
+    from cktf.bench.matrix import read_matrix
+    from cktf.recipes.files import apply_assignments, refuse_code
 
     weights = dict(option.partition("=")[::2] for option in teacher or [])
     if not all(weights) or not all(weights.values()) or len(weights) < len(teacher or []):
@@ -95,9 +96,12 @@ def bench(
     if expand_user_path(matrix).exists() and not trust_code:
         for cell in cells:
             refuse_code(cell.fields | {"teacher": cell.teacher.network}, Path(matrix))
+    chosen = select_cells(cells, _parse_names(pairs), _parse_names(methods), _parse_names(seeds))
+    from cktf.bench import Bench, check_bench, run_bench
+
     plan = Bench(
         parsed,
-        select_cells(cells, _parse_names(pairs), _parse_names(methods), _parse_names(seeds)),
+        chosen,
         out,
         results or out / "results",
         interleaved or parsed.interleaved,

@@ -278,7 +278,7 @@ def check_names(recipe: "Recipe", request: RunRequest) -> None:
     from cktf.recipes.validation import check_recipe
 
     problems = check_recipe(recipe)
-    if problems.messages and request.out is not None:
+    if request.out is not None:
         with problems.collect("out"):
             RunFolder(request.out).check(resume=request.resume)
     problems.raise_if_any()

@@ -30,8 +30,8 @@ def evaluate(
         trust_code=trust_code,
         show=True,
     )
-    # Of five classes or fewer it is always 100 %.
-    top5 = "" if accuracy.top5 == 100 else f", top-5 {accuracy.top5:.2f} %"
+    always_right = accuracy.num_classes is not None and accuracy.num_classes <= 5
+    top5 = "" if always_right else f", top-5 {accuracy.top5:.2f} %"
     print(
         f"{name}: top-1 {accuracy.top1:.2f} % ± {accuracy.standard_error:.2f}{top5} of "
         f"{accuracy.samples:,} test images (± the standard error)"

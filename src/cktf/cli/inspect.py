@@ -31,13 +31,16 @@ def inspect(
     ] = None,
 ) -> None:
     """Show a network's stages, embedding and size."""
-    from cktf.workflows import inspect as inspect_network
+    from cktf.recipes.validation import check_network
 
     shape = images.lower().split("x")
     if len(shape) != 3 or not all(size.isdigit() and int(size) for size in shape):
         raise ModelError(f"--input is CHANNELSxHEIGHTxWIDTH, such as 3x224x224; given {images!r}.")
     channels, height, width = map(int, shape)
     stages = taps.split(",") if taps else ()
+    check_network(network)
+    from cktf.workflows import inspect as inspect_network
+
     inspection = inspect_network(
         network, (channels, height, width), stages=stages, embedding=embedding
     )

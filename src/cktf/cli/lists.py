@@ -1,7 +1,7 @@
 """`cktf models`, `cktf methods`, `cktf datasets`: the names that options take."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -18,13 +18,26 @@ _MAX_BROKEN_LISTED = 10
 def models() -> None:
     """List the networks of the library."""
     import torch
+    from torch.overrides import TorchFunctionMode
 
     from cktf.models import create, list_networks
+
+    class WithoutValues(TorchFunctionMode):
+        """Leaves weights as they are; on the meta device, drawing them imports a compiler."""
+
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            drawn = function in (torch.Tensor.normal_, torch.Tensor.uniform_)
+            if drawn or getattr(function, "__module__", "") == "torch.nn.init":
+                return args[0] if args else kwargs["tensor"]
+            return function(*args, **kwargs)
 
     rows = []
     for name in list_networks():
         # The meta device takes no memory for the weights.
-        with torch.device("meta"):
+        with torch.device("meta"), WithoutValues():
             network = create(name, num_classes=10)
         rows.append((name, f"{sum(p.numel() for p in network.parameters()):,}"))
     print_table(["network", ">parameters (10 classes)"], rows)

@@ -19,11 +19,13 @@ class Accuracy:
         top1: share of images whose largest logit is that of the right class.
         top5: share whose right class is among the five largest logits, or all if there are fewer.
         samples: number of images.
+        num_classes: number of logits; None where it is not known.
     """
 
     top1: float
     top5: float
     samples: int
+    num_classes: int | None = None
 
     @property
     def standard_error(self) -> float:
@@ -70,4 +72,4 @@ def evaluate(
             after_batch()
     # A share of float32, in which earlier results were recorded; rounding removes its noise.
     top1, top5 = (round(100 * share, 4) for share in (hits.float() / loader.samples).tolist())
-    return Accuracy(top1, top5, loader.samples)
+    return Accuracy(top1, top5, loader.samples, num_classes)

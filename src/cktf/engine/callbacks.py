@@ -90,9 +90,9 @@ class CheckFirstStep(Callback):
         if all(torch.equal(parameter, before) for parameter, before in self._before):
             lr = trainer.metrics.lr
             raise TrainingError(
-                f"The first step, with the learning rate {lr:.3g}, changed no parameter of the "
-                "student, so that it would learn nothing. A larger rate, --set optimizer.lr=…, "
-                "moves float32 weights; or does a callback, or the student itself, restore them?"
+                f"The first step, with the learning rate {lr:.3g}, changed no parameter that "
+                "trains, so nothing would be learned. A larger rate, --set optimizer.lr=…, "
+                "moves float32 weights; or does a callback, or the network itself, restore them?"
             )
         self._before = []
 

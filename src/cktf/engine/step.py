@@ -59,8 +59,8 @@ class TrainStep(nn.Module):
             loss: Loss = self.objective(*self.features(batch), batch)
         if torch.is_grad_enabled() and not loss.total.requires_grad:
             raise TrainingError(
-                "The loss has no gradient any more, and had one in the first step. Let the "
-                "student's forward and its requires_grad be the same in every step."
+                "The loss has no gradient any more, and had one in the first step. Let "
+                "forward and requires_grad of the network that trains be the same in every step."
             )
         return loss
 

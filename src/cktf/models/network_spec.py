@@ -14,9 +14,12 @@ import ast
 import importlib.util
 import re
 import symtable
+import sys
 import tokenize
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ from cktf.user_paths import expand_user_path
 _SPEC = re.compile(
     r"(?P<location>.+?\.py:[\w.]+|[^()@]+?)(?P<arguments>\(.*\))?(?:@(?P<size>\d+))?"
 )
+# A function that timm or torchvision lists; other decorators may stand in between.
+_REGISTERED = re.compile(r"^@register_model\b.*\n(?:(?!def |class ).*\n)*?def (\w+)", re.M)
 _LIBRARIES = ("timm", "torchvision")
 _FORMS = (
     "Give a network of cktf models, timm:NAME, torchvision:NAME, path/to/file.py:function or "
@@ -175,20 +180,30 @@ def _check_pretrained(spec: NetworkSpec) -> None:
 
 
 def _check_library_name(library: str, name: str) -> None:
-    if library == "torchvision":
-        from torchvision import models
-
-        known = models.list_models(module=models)
-    else:
-        try:
-            import timm
-        except ImportError as error:
-            raise ModelError(
-                f"timm, which has this network, is not installed: {install_command('timm')}."
-            ) from error
-        known = timm.list_models()
+    known = _registered_names(library)
+    if name not in known and library in sys.modules:
+        # Networks that the user has registered.
+        module = import_module(f"{library}.models")
+        known |= set(module.list_models(**({} if library == "timm" else {"module": module})))
     if name not in known:
         raise ModelError(f"{library} has no network {name!r}. {nearest(name, known)}")
+
+
+@cache
+def _registered_names(library: str) -> set[str]:
+    """Names of a library's networks, read from its files: to import it takes seconds.
+
+    Raises:
+        ModelError: the library is not installed.
+    """
+    found = importlib.util.find_spec(library)
+    if found is None or found.origin is None:
+        raise ModelError(
+            f"{library}, which has this network, is not installed: {install_command('timm')}."
+        )
+    files = (Path(found.origin).parent / "models").glob("*.py")
+    sources = (path.read_text(encoding="utf-8", errors="replace") for path in files)
+    return {name for source in sources for name in _REGISTERED.findall(source)}
 
 
 def _check_file(spec: NetworkSpec) -> None:

@@ -89,10 +89,7 @@ def check_recipe(recipe: Recipe) -> Problems:
     network = recipe.model if isinstance(recipe, TrainRecipe) else recipe.student
     if network != CUSTOM:
         with problems.collect("model" if isinstance(recipe, TrainRecipe) else "student"):
-            if is_weights_path(network):
-                find_weights_file(network)
-            else:
-                parse_network_spec(network)
+            check_network(network)
     if not recipe.data.labels:
         problems.messages += _check_unlabeled(recipe)
     if isinstance(recipe, DistillRecipe):
@@ -104,6 +101,14 @@ def check_recipe(recipe: Recipe) -> Problems:
                 check_teacher(recipe.teacher, recipe.teacher_weights)
     _check_runtime(recipe.runtime, problems)
     return problems
+
+
+def check_network(text: str) -> None:
+    """Raise CktfError unless a text names a network to train, or weights to start from."""
+    if is_weights_path(text):
+        find_weights_file(text)
+    else:
+        parse_network_spec(text)
 
 
 def _check_runtime(runtime: RuntimeConfig, problems: Problems) -> None:

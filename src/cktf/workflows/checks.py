@@ -68,16 +68,17 @@ def warn_if_contiguous(network: nn.Module, who: str) -> str:
 def check_student(components: RunComponents) -> None:
     """Raise ModelError if a student cannot be trained or saved, or shares its parameters."""
     name, teacher, student = components.student_name, components.teacher, components.student
+    role, title = components.trained_role, components.trained_title
     inner = student.network if isinstance(student, Normalized) else student
     if isinstance(inner, torch.jit.ScriptModule):
         raise ModelError(
-            f"The student {name} is a TorchScript module, whose layers have no training mode and "
-            "no hooks. Give the Python module that it was made from; a teacher of kd may be one."
+            f"The {title} is a TorchScript module, whose layers have no training mode and no "
+            "hooks. Give the Python module that it was made from; a teacher of kd may be one."
         )
     pack_extra_state(student.state_dict())
     if not any(parameter.requires_grad for parameter in components.student.parameters()):
         raise ModelError(
-            f"A student has parameters that are trained, and none of {name}'s requires a gradient. "
+            f"A {role} has parameters that are trained, and none of {name}'s requires a gradient. "
             "Call requires_grad_(True) on what is to be trained."
         )
     parameters = set(components.student.parameters())
@@ -94,7 +95,7 @@ def check_classes(num_classes: int, components: RunComponents) -> None:
     classes = components.data.classes
     if classes is not None and len(classes) != num_classes:
         raise DataError(
-            f"The student {components.student_name} gives {num_classes} logits, and the data has "
+            f"The {components.trained_title} gives {num_classes} logits, and the data has "
             f"{len(classes)} classes. Build it for {len(classes)}: a function in a file is called "
             "with num_classes if it takes that."
         )
@@ -110,9 +111,9 @@ def check_labels(split: str, labels: Tensor, num_classes: int) -> None:
     elif low > 0 and high == num_classes:
         advice = "Number the classes from 0: subtract 1 from each label."
     elif len(set(labels.tolist())) <= num_classes:
-        advice = "Number the classes from 0 without gaps, or build the student for more classes."
+        advice = "Number the classes from 0 without gaps, or build the network for more classes."
     else:
-        advice = f"Give the student as many outputs as the data has classes, at least {high + 1}."
+        advice = f"Give the network as many outputs as the data has classes, at least {high + 1}."
     raise DataError(
         f"The {split} labels run from {low} to {high}; a label is the number of its class, from 0 "
         f"to {num_classes - 1} for {num_classes} classes. {advice}"

@@ -39,3 +39,13 @@ class RunComponents:
     student_origin: str = ""
     teacher_classes: tuple[str, ...] | None = None
     teacher_trained_size: tuple[int, ...] | None = None
+
+    @property
+    def trained_role(self) -> str:
+        """What messages call the network that trains: a student, where there is a teacher."""
+        return "network" if self.teacher is None else "student"
+
+    @property
+    def trained_title(self) -> str:
+        """Role and name of the network that trains."""
+        return f"{self.trained_role} {self.student_name}"

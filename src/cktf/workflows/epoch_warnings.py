@@ -28,6 +28,7 @@ class EpochWarnings(Callback):
 
     Attributes:
         epochs: of the main phase.
+        role: what the network that trains is called.
         lr: peak learning rate.
         first_loss: before training.
         guess: accuracy of guessing the most frequent class of the test images, from 0 to 1.
@@ -38,6 +39,7 @@ class EpochWarnings(Callback):
     """
 
     epochs: int
+    role: str
     lr: float
     first_loss: float
     guess: float
@@ -89,10 +91,10 @@ class EpochWarnings(Callback):
             return ""
         if is_guess(top1 / 100, self.test_images, self.guess):
             return (
-                f"After epoch {len(main)} the student is right on {top1:.2f} % of the test "
+                f"After epoch {len(main)} the {self.role} is right on {top1:.2f} % of the test "
                 f"images, about as by guessing ({100 * self.guess:.2f} %). Try --set "
-                f"optimizer.lr={self.lr / 10:g}, more epochs, a student with trained weights, or "
-                "another one."
+                f"optimizer.lr={self.lr / 10:g}, more epochs, a {self.role} with trained "
+                "weights, or another one."
             )
         margin = 2 * standard_error(top1, self.test_images)
         is_last = len(main) == self.epochs

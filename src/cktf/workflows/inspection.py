@@ -45,7 +45,10 @@ _ADVICE = (
         "A program of torch.export stays in the mode that it was exported in: give the Python "
         "module that it was made from.",
     ),
-    (r"[Ii]nference tensor", "Make its tensors outside of torch.inference_mode()."),
+    (
+        r"[Ii]nference tensor",
+        "Make its tensors, and call it, outside of torch.inference_mode(), or use torch.no_grad().",
+    ),
     (
         r"view size is not compatible",
         "Its forward method takes contiguous maps: write reshape for view there, or set "
@@ -134,6 +137,8 @@ def _advise(network: nn.Module | None, images: Tensor, error: Exception) -> str:
         )
     if len(devices) > 1:
         return f"Its weights are on {' and '.join(devices)}: move all to one, network.to('cpu')."
+    if re.search(r"channel", str(error)) and (advice := _advise_on_channels(images)):
+        return advice
     for pattern, advice in _ADVICE:
         if re.search(pattern, str(error)):
             return advice
@@ -143,6 +148,15 @@ def _advise(network: nn.Module | None, images: Tensor, error: Exception) -> str:
         where = f"{own[-1].filename}, line {own[-1].lineno}"
         return f"Check {where}, which raised this {type(error).__name__}."
     return "Check channels and size, or give another network."
+
+
+def _advise_on_channels(images: Tensor) -> str:
+    """What to do about images [B, C, H, W] of channels that a network does not take."""
+    if images.ndim == 4 and images.shape[1] > 4 and images.shape[3] in (1, 3, 4):
+        return "A tensor of an image is [C, H, W], and these seem [H, W, C]: permute(2, 0, 1)."
+    if images.ndim == 4 and images.shape[1] == 1:
+        return "It takes color, and these images are gray: repeat them, expand(3, -1, -1)."
+    return ""
 
 
 def _count_flops(network: nn.Module, images: Tensor) -> int:

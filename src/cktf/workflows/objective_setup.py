@@ -112,8 +112,8 @@ def set_up_objective(recipe: Recipe, components: RunComponents) -> ObjectiveSetu
     trains_all = not isinstance(recipe, TrainRecipe) or recipe.trains == "all"
     if components.student_origin and trains_all and (recipe.optimizer.lr or 0) >= _HIGH_LR:
         warnings.append(
-            f"The student starts from trained weights, and a peak learning rate of {_HIGH_LR} or "
-            "more destroys them. Try --set optimizer.lr=0.01."
+            f"The {components.trained_role} starts from trained weights, and a peak learning "
+            f"rate of {_HIGH_LR} or more destroys them. Try --set optimizer.lr=0.01."
         )
     footprint = objective.footprint(batch_size)
     footprint.check(device, built=True)
@@ -198,7 +198,7 @@ def _run_examples(
 ) -> tuple[Batch, _ExampleRun, _ExampleRun | None]:
     """Load the first batch, and run both networks on some of it; the student on test images too."""
     student, teacher, needs = components.student, components.teacher, features_read(method)
-    student_who = f"student {components.student_name}"
+    student_who = components.trained_title
     if test_images is not None:
         _run_example(student, student_who, test_images[:_EXAMPLES], {"logits"})
     batch = next(iter(components.data.train.epoch(1)))

@@ -94,7 +94,7 @@ def _rehearse_phase(
     gradients = [p.grad for p in trained.values() if p.grad is not None]
     if not any(bool(g.any()) for g in gradients) and not float(loss.total.abs()) < _NO_LOSS:
         raise ModelError(
-            f"No gradient of the loss reaches the student {components.student_name}, so it would "
+            f"No gradient of the loss reaches the {components.trained_title}, so it would "
             "learn nothing. Look in its forward for no_grad or inference_mode (a decorator left "
             "on?), detach, and steps without a gradient such as argmax or round; and at which of "
             "its parameters have requires_grad."
@@ -139,7 +139,7 @@ def _explain_failure(step: TrainStep, components: RunComponents, batch: Batch) -
         ):
             raise
         runtime, teacher_tap = components.runtime, step.teacher_tap
-        who = f"student {components.student_name}"
+        who = components.trained_title
         if teacher_tap is not None and not _works(_run_teacher, step, runtime, batch):
             who = _teacher_title(components)
         cause = (str(error).splitlines() or [type(error).__name__])[0]
@@ -182,7 +182,7 @@ def _explain_nonfinite(
     components: RunComponents, student: Features, teacher: Features | None, loss: Loss
 ) -> CktfError:
     """Build the error for a first loss that is not finite, by its cause."""
-    names = _teacher_title(components), f"student {components.student_name}"
+    names = _teacher_title(components), components.trained_title
     for who, features in zip(names, (teacher, student), strict=True):
         if features is not None and (bad := list(_nonfinite_features(features))):
             return ModelError(
@@ -217,7 +217,7 @@ def check_weights(components: RunComponents) -> None:
     """Raise ModelError if the teacher or the student has NaN in its weights."""
     for who, network in (
         (_teacher_title(components), components.teacher),
-        (f"student {components.student_name}", components.student),
+        (components.trained_title, components.student),
     ):
         tensors = [] if network is None else [*network.named_parameters(), *network.named_buffers()]
         # Lazy layers and the device meta have no values yet.

@@ -209,6 +209,7 @@ def start_run(
             tell(f"Warning: {line}")
         epoch_warnings = EpochWarnings(
             epochs=recipe.epochs,
+            role=components.trained_role,
             lr=recipe.optimizer.lr or 0.0,
             first_loss=setup.first_loss,
             guess=setup.guess,

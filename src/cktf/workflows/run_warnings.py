@@ -72,20 +72,21 @@ def find_warnings(
 def _student_warnings(
     recipe: Recipe, components: RunComponents, phase: TrainPhase, rehearsal: Rehearsal
 ) -> Iterator[str]:
-    if warning := _describe_activation("student", rehearsal.student):
+    if warning := _describe_activation(components.trained_role, rehearsal.student):
         yield warning
+    role = components.trained_role
     parameters = dict(components.student.named_parameters())
     total = sum(p.numel() for p in parameters.values())
     frozen = [name for name, p in parameters.items() if not p.requires_grad]
     trains_all = not isinstance(recipe, TrainRecipe) or recipe.trains == "all"
     if trains_all and 2 * sum(parameters[name].numel() for name in frozen) > total:
         yield (
-            f"Most of the student does not train: {_list_some(frozen)} have requires_grad=False. "
-            "If it should, call student.requires_grad_(True) first."
+            f"Most of the {role} does not train: {_list_some(frozen)} have requires_grad=False. "
+            f"If it should, call {role}.requires_grad_(True) first."
         )
     if unused := rehearsal.without_gradient:
         yield (
-            f"{len(unused)} of the student's {len(parameters)} parameters get no gradient and do "
+            f"{len(unused)} of the {role}'s {len(parameters)} parameters get no gradient and do "
             f"not learn: {_list_some(unused)}. Does its forward use them, or detach what they "
             "compute?"
         )
@@ -198,7 +199,8 @@ def _label_warnings(components: RunComponents, labels: Tensor, classes: int) -> 
     if empty:
         yield (
             f"{len(empty)} of {classes} classes have no training image ({_list_some(empty)}). Is "
-            "the student built for more classes than the data has, or is a folder missing?"
+            f"the {components.trained_role} built for more classes than the data has, or is "
+            "a folder missing?"
         )
     some = counts[counts > 0]
     if int(some.max()) > _IMBALANCE * int(some.min()):
