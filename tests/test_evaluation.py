@@ -250,3 +250,41 @@ def test_the_network_of_a_run_made_in_python_is_named(tmp_path, user_code, monke
     assert not found.missing_reason
     pytest.importorskip("onnxruntime")
     assert "100.00" in run_command(f"export run {line}")
+
+
+@pytest.mark.parametrize(
+    ("trained", "evaluated"), [("photos", "a.csv"), ("a.csv", "photos"), ("a.csv", "b.csv")]
+)
+def test_training_images_are_recognized_in_tables(
+    tmp_path, monkeypatch, capsys, trained, evaluated
+):
+    monkeypatch.chdir(tmp_path)
+    for label in ("cat", "dog"):
+        write_jpegs(tmp_path / "photos" / label, 5)
+    files = sorted(Path("photos").rglob("*.jpg"))
+    for name, some in {"a.csv": files, "b.csv": files[::2]}.items():
+        Path(name).write_text("\n".join(["image,label", *(f"{f},{f.parent.name}" for f in some)]))
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    recipe = {"kind": "train", "model": "resnet8", "data": {"name": trained}}
+    run = write_run(tmp_path / "run", parse_recipe(recipe))
+    train = load_dataset(trained, None, "train")
+    count = len(train)
+    if evaluated == "b.csv":
+        names = {train.stored.read(i).name + train.stored.read(i).parent.name for i in range(count)}
+        count = len(names & {f.name + f.parent.name for f in files[::2]})
+    for name in [evaluated, "link"] if evaluated == "photos" else [evaluated]:
+        cktf.evaluate(run, data=name, show=True)
+        told = " ".join(capsys.readouterr().err.split())
+        assert told.endswith(f"; the run was trained on {count} of them")
+
+
+def test_evaluation_is_independent_of_the_users_defaults(sets, tmp_path, users_default):
+    with torch.device("cpu"):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        recipe = {"kind": "train", "model": "resnet8", "data": {"name": sets["a"]}}
+        run = write_run(tmp_path / "run", parse_recipe(recipe))
+        torch.set_default_dtype(before)
+    with torch.inference_mode():
+        accuracy, _ = cktf.evaluate(run)
+    assert accuracy.samples == 6

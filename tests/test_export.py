@@ -12,7 +12,7 @@ import pytest
 import torch
 from image_files import write_colored_images
 from PIL import Image
-from small_runs import CustomNet, run_command
+from small_runs import CustomNet, SmallNet, run_command
 from torch import nn
 
 import cktf
@@ -264,3 +264,15 @@ def test_errors_of_missing_runs_and_libraries(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_LIBRARIES", ("onnx", "no_such_library"))
     with pytest.raises(RecipeError, match=r"needs no_such_library.*pip install .*\[export\]'"):
         export_run(tmp_path)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_channels_of_ones_own_images(tmp_path, users_default, channels):
+    """Of a student that does not normalize, and whatever the user's default type and device."""
+    with torch.device("cpu"):
+        student = SmallNet(classes=3, channels=channels).float()
+        images = [(torch.rand(channels, 16, 16).float(), i % 3) for i in range(64)]
+    run = cktf.teach(student, train=images, epochs=1, out=tmp_path / "run", show=False)
+    _, file = export_run(run.folder, network=student)
+    size = onnx.load(file.path).graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    assert size == channels

@@ -334,3 +334,9 @@ def test_tensors_that_are_no_weights(saved, message, tmp_path):
         load_teacher("resnet8", None, weights=str(path))
     with pytest.raises(CheckpointError, match=r"There is no such file\.$"):
         load_teacher("none.pth", None)
+
+
+@pytest.mark.parametrize("key", ["model_ema", "state_dict_ema", "ema"])
+def test_averaged_weights_alone_are_named(key, tmp_path):
+    torch.save({key: create("resnet8", 10).state_dict(), "epoch": 3}, tmp_path / "a.pth")
+    assert f"the weights at {key!r} in it" in load_teacher(str(tmp_path / "a.pth"), None).note

@@ -190,3 +190,13 @@ def test_names_of_splits(tmp_path):
     name = saved(tmp_path / "b", mine=split(NAMES * 2, NAMES), yours=split(NAMES, NAMES))
     with pytest.raises(DataError, match=r"called train is required.*found mine, yours. Rename"):
         load_dataset(name, None, "train")
+
+
+def test_another_set_is_evaluated_as_a_whole(tmp_path):
+    """Without a test split, and where there is no other; training keeps its images."""
+    whole = ReadOptions(hold_out=False)
+    for part in ("train", "validation", "test"):
+        name = saved(tmp_path / part, **{part: split(NAMES * 5, NAMES)})
+        assert len(load_dataset(name, None, "test", whole)) == 20
+    name = saved(tmp_path / "a", train=split(NAMES * 5, NAMES))
+    assert len(load_dataset(name, None, "train", whole)) == 16

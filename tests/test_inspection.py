@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_runs import distill, read_metrics, run_command
+from small_runs import SmallNet, distill, read_metrics, run_command
 from torch import nn
 from torch.nn import functional as F
 
@@ -195,3 +195,9 @@ def test_between_a_convolutional_network_and_a_transformer(images, tmp_path, tea
     row = read_metrics(run.folder)[0]
     assert {"cktf.stem", "cktf.module1", "at", "vid", "fitnet", "sp", "nst"} <= set(row["terms"])
     assert all(value == value for value in row["terms"].values())
+
+
+def test_an_inspection_is_independent_of_the_users_defaults(users_default):
+    assert inspect("resnet8").parameters == 78042
+    with torch.device("cpu"), torch.inference_mode():
+        assert inspect(SmallNet()).features.logits.dtype == torch.get_default_dtype()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from small_runs import TwoClassifiers, copy_state, equal_weights, run_command
+from small_runs import SmallNet, TwoClassifiers, copy_state, equal_weights, run_command
 from torch.utils.data import DataLoader, TensorDataset
 
 import cktf
@@ -226,3 +226,12 @@ def test_mistakes_of_the_command(teacher_dir, cifar_dir, options, words):
     line = f"probe {teacher_dir} {options} --data-dir {cifar_dir}"
     assert words in run_command(line, exit_code=2)
     assert [p.name for p in teacher_dir.iterdir()] == ["student.safetensors"]
+
+
+def test_a_probe_is_independent_of_the_users_defaults(few_images, users_default):
+    labeled, test = few_images
+    with torch.device("cpu"):
+        network = SmallNet().float()
+    with torch.inference_mode():
+        result = cktf.probe(network, labeled=labeled, test=test, labels_per_class=[2], draws=1)
+    assert result.test_images == 200

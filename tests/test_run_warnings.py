@@ -9,6 +9,7 @@ from torch import nn
 
 import cktf
 from cktf.engine import Accuracy
+from cktf.errors import CktfError
 from cktf.models import Normalized, create, save_network
 from cktf.objectives import CRD
 from cktf.workflows.epoch_warnings import EpochWarnings
@@ -183,11 +184,28 @@ def test_a_run_tells_of_each_thing_once(few_images, tmp_path, capsys):
     assert sum("as by guessing. Are" in w for w in run.summary["warnings"]) == 1
 
 
-def test_the_command_line_repeats_warnings_at_the_end(cli_dir, tmp_path, monkeypatch):
+def test_the_command_line_tells_each_warning_once(cli_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    output = run_command(
+    line = (
         f"distill --teacher {cli_dir / 'teacher'} --student resnet8 --method kd --epochs 1 --out "
         "run --set data.per_class=8 --set runtime.track=none"
     )
-    assert output.count("Warning: The teacher (") == 2
-    assert output.index("Warning: The teacher (") < output.index("resnet8: ")
+    # A finished run tells them again.
+    for more in ("", " --resume auto"):
+        output = " ".join(run_command(line + more).split())
+        assert output.count("Warning: The teacher (") == 1
+        assert "3 warnings, above and in run/log.txt" in output
+
+
+def test_a_network_without_a_teacher_is_no_student(few_images, tmp_path):
+    blind = CustomNet(lambda self, x: self.fc(0 * x.mean((2, 3))), fc=nn.Linear(3, 10))
+    run = cktf.teach(
+        blind, train=few_images[0], test=few_images[1], epochs=1, out=tmp_path / "run", show=False
+    )
+    assert any("the network is right on" in line for line in run.summary["warnings"])
+    assert not any("student" in line for line in run.summary["warnings"])
+    for wrong in (blind.requires_grad_(False), nn.Linear(3, 10)):
+        with pytest.raises(CktfError) as caught:
+            cktf.teach(wrong, train=few_images[0], epochs=1, out=tmp_path / "b", show=False)
+        assert "network" in str(caught.value)
+        assert "student" not in str(caught.value)

@@ -96,3 +96,10 @@ def test_pretrained_network_is_built_again(monkeypatch, tmp_path, name):
     images = torch.rand(1, 3, 96, 96)
     with torch.no_grad():
         assert torch.equal(network(images), again(images))
+
+
+def test_weights_of_other_channels_are_not_said_to_have_other_classes(tmp_path):
+    networks = [nn.Sequential(nn.Conv2d(c, 4, 3), nn.Linear(4, 2)) for c in (1, 3)]
+    save_network(networks[0], tmp_path / "a.st", name="a", classes=["a", "b"], dataset="custom")
+    with pytest.raises(CheckpointError, match="layers of other widths"):
+        load_weights(networks[1], tmp_path / "a.st")

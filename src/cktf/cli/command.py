@@ -302,8 +302,10 @@ def run_and_report(request: RunRequest) -> None:
         return
     run = run_recipe(recipe, request.out, resume=resume, trust_code=trust_code)
     summary = run.summary
-    for warning in summary.get("warnings", []):
-        print(f"Warning: {warning}", file=sys.stderr)
+    # The run has told them, perhaps hours ago.
+    if count := len(summary.get("warnings", [])):
+        log = shorten_path(run.folder / "log.txt")
+        print(f"{count} warning{'s' * (count > 1)}, above and in {log}", file=sys.stderr)
     print(f"{summary['student']}: {summary['student_parameters']:,} parameters")
     if summary["test_top1"] is not None:
         error = summary["test_standard_error"]

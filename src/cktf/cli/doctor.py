@@ -40,13 +40,14 @@ def show_dry_run(dry_run: "DryRun") -> None:
 
     console = Console(stderr=True, highlight=False)
     console.print(f"Data: {dry_run.data}")
-    for role, network in (("Student", dry_run.student), ("Teacher", dry_run.teacher)):
+    trained = "network" if dry_run.teacher is None else "student"
+    for role, network in ((trained.capitalize(), dry_run.student), ("Teacher", dry_run.teacher)):
         if network is not None:
             console.print(
                 f"{role}: {network.name} has {network.parameters:,} parameters. Its input is "
                 f"{network.input}."
             )
-    networks = {"student": dry_run.student}
+    networks = {trained: dry_run.student}
     if dry_run.teacher is not None:
         networks["teacher"] = dry_run.teacher
     columns = [_describe_features(network) for network in networks.values()]
@@ -62,7 +63,7 @@ def show_dry_run(dry_run: "DryRun") -> None:
     for number, terms in enumerate(dry_run.terms, 1):
         losses = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
         console.print(f"Losses of batch {number}: {losses}.")
-    console.print(f"Gradient norm of the student: {dry_run.gradient:.3g}.")
+    console.print(f"Gradient norm of the {trained}: {dry_run.gradient:.3g}.")
     epoch_seconds = dry_run.step_seconds * dry_run.steps
     console.print(
         f"A step takes {dry_run.step_seconds * 1e3:,.0f} ms, an epoch of {dry_run.steps:,} steps "

@@ -54,7 +54,8 @@ def open_tables(
     """Locate one split, "train", "validation" or "test", of tables by the names of their splits.
 
     The test split is `test`, or a validation split where that has no labels; without either, it is
-    a fifth of each class of the training split, the same in every run.
+    a fifth of each class of the training split, the same in every run, or all of that split without
+    `options.hold_out`.
 
     Args:
         title: the data set's name for users.
@@ -69,6 +70,9 @@ def open_tables(
     """
     tables = {name: table.with_format(None) for name, table in tables.items()}
     train = find_name(tables, TRAIN_NAMES)
+    if train is None and split == "test":
+        # Test images alone can be evaluated.
+        train = find_name(tables, (*TEST_NAMES, *VALIDATION_NAMES))
     if train is None or not len(tables[train]):
         raise DataError(
             f"{title}: a split with rows called train is required, and one called test (or val) is "
@@ -80,7 +84,8 @@ def open_tables(
     test, remark = _choose_test_split(title, tables, label_column, classes)
     names = {"train": train, "test": test, VALIDATION_SPLIT: find_name(tables, VALIDATION_NAMES)}
     parts = {part: tables[name] for part, name in names.items() if name is not None}
-    if test is None and (folder is None or options.hold_out):
+    # A data set of Hugging Face trains on the same images whatever it is tested on.
+    if test is None and (options.hold_out or (folder is None and split == "train")):
         positions = _hold_out(title, train, parts["train"], image_column, label_column, folder)
         parts["train"], parts["test"] = (tables[train].select(p) for p in positions)
     elif test is None:

@@ -35,8 +35,8 @@ class ReadOptions:
         skip_broken: leave out images that cannot be read, instead of raising an error.
         budget: bytes of pixels up to which a split is held in memory.
         crops: training draws random crops from the stored images, so that none is held in memory.
-        hold_out: an image folder or a table file without a test split holds out a fifth of each
-            class; without this option both splits are all of it.
+        hold_out: an image folder or a table without a test split holds out a fifth of each class;
+            without this option the test split is all of it.
         image_column, label_column: of tables; None for those found by type or name.
     """
 

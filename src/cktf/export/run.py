@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cktf import __version__
 from cktf.data import FOLDER_PREFIX, HUB_PREFIX, Loader
-from cktf.engine import Accuracy, check_output_file
+from cktf.engine import Accuracy, check_output_file, default_tensors
 from cktf.engine import evaluate as accuracy_of
 from cktf.errors import DataError, RunFolderError
 from cktf.export.network import OnnxNetwork, require_onnx, write_int8, write_onnx
@@ -81,6 +81,8 @@ class ExportedNetwork:
         return replace(self, warnings=tuple(warnings))
 
 
+@default_tensors()
+@torch.inference_mode(False)
 def export_run(
     run: str | Path,
     out: str | Path | None = None,
@@ -143,7 +145,10 @@ def export_run(
     if loader is not None:
         images = next(loader.epoch(0)).images[:_TRACED_IMAGES]
     elif isinstance(size := info.get("image_size"), list):
-        channels = network.mean.shape[1] if isinstance(network, Normalized) else 3
+        # Files of earlier versions do not say the channels.
+        usual = network.mean.shape[1] if isinstance(network, Normalized) else 3
+        channels = info.get("channels", usual)
+        assert isinstance(channels, int)
         generator = torch.Generator().manual_seed(0)
         size = size if image_size is None else [image_size, image_size]
         images = torch.rand(_TRACED_IMAGES, channels, *size, generator=generator)

@@ -97,7 +97,8 @@ def read_state_dict(path: Path, expected_keys: Set[str] = frozenset()) -> SavedW
         return SavedWeights(similar if required else _without_common_prefix(places[0][1]))
     (place, state), *others = fitting
     weights = SavedWeights(state)
-    if place and (others or place not in [(key,) for key in _STATE_KEYS]):
+    usual = [(key,) for key in _STATE_KEYS if not _AVERAGED.search(key)]
+    if place and (others or place not in usual):
         weights.note = f", the weights at {'.'.join(place)!r} in it"
     if others:
         names = ", ".join(repr(".".join(other)) for other, _ in others[:3])

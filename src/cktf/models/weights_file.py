@@ -9,7 +9,7 @@ from unicodedata import normalize
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from cktf.errors import CheckpointError, ModelError
 from cktf.files import replace_atomically
@@ -41,7 +41,7 @@ def save_network(
         name: the network's spec; any name for a module made in Python.
         classes: class names, in the order of the logits.
         dataset: name of the training data.
-        images: [B, C, H, W], a training batch, whose image size is saved.
+        images: [B, C, H, W], a training batch, whose channels and image size are saved.
 
     Raises:
         OSError: the file cannot be written; an earlier file is unchanged.
@@ -50,6 +50,7 @@ def save_network(
     if (spec := resolve_network_spec(name)) != name:
         metadata["located"] = spec
     if images is not None:
+        metadata["channels"] = images.shape[1]
         metadata["image_size"] = list(images.shape[2:])
     if isinstance(network, Normalized):
         metadata["mean"] = network.mean.flatten().tolist()
@@ -112,7 +113,7 @@ def _is_complete(metadata: dict[str, object]) -> bool:
         for value in (metadata.get(key, []) for key in ("mean", "std", "image_size"))
     )
     both = ("mean" in metadata) == ("std" in metadata)
-    size = isinstance(metadata.get("size"), int | None)
+    size = all(isinstance(metadata.get(key), int | None) for key in ("size", "channels"))
     named = isinstance(network, str) and isinstance(metadata.get("dataset"), str)
     return bool(classes) and names and numbers and both and size and named
 
@@ -254,8 +255,8 @@ def _explain_differences(expected: Mapping[str, Tensor], actual: Mapping[str, Te
     differing = [key for key in shared if expected[key].shape != actual[key].shape]
     firsts = {(actual[key].shape[:1], expected[key].shape[:1]) for key in differing}
     same_keys = drop_counters(expected).keys() == drop_counters(actual).keys()
-    if same_keys and len(firsts) == 1 and len(differing) <= 2:
-        (theirs, ours) = firsts.pop()
+    theirs, ours = next(iter(firsts)) if len(firsts) == 1 else (Size(), Size())
+    if same_keys and theirs != ours and len(differing) <= 2:
         return f"They are of a network with {theirs[0]} classes instead of {ours[0]}."
     if (origin := describe_origin(actual)) is not None:
         return f"They seem to be those of {origin[0]}, {origin[1]} classes."

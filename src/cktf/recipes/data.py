@@ -126,7 +126,8 @@ def _load_splits(
             if different := sorted(set(classes) ^ set(other.classes)):
                 raise DataError(
                     f"Training and test images have the same classes; those of {loaded[0].name} "
-                    f"and {other.name} differ in {', '.join(different[:5])}. Name another --test."
+                    f"and {other.name} differ in {', '.join(different[:5])}. Name "
+                    "another with --set data.test=…."
                 )
             if tuple(other.classes) != tuple(classes):
                 # The same classes, numbered in another order.

@@ -1,13 +1,17 @@
 """Evaluate the network of a finished run."""
 
+import os
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from cktf.data import (
     FOLDER_PREFIX,
+    TABLE_PREFIX,
     Images,
     ImageSet,
     Loader,
@@ -20,6 +24,7 @@ from cktf.engine import (
     Accuracy,
     RuntimeConfig,
     announce,
+    default_tensors,
     explain_out_of_memory,
     start_available_runtime,
 )
@@ -47,6 +52,8 @@ from cktf.workflows.unfinished import find_student_weights
 from cktf.workflows.user_objects import dataset_name, find_map_style_problems
 
 
+@default_tensors()
+@torch.inference_mode(False)
 def evaluate(
     run: str | Path | Run,
     data: Any = None,
@@ -148,23 +155,41 @@ def _image_folder(section: DataConfig) -> Path | None:
 
 
 def _find_training_images(own: DataConfig, section: DataConfig) -> str:
-    """Say how many images of a folder the run was trained on; empty for none."""
-    folder, own_folder = _image_folder(section), _image_folder(own)
-    if folder is None or own_folder is None:
+    """Say how many images of a folder or table the run was trained on; empty for none."""
+    if not all(s.name.partition(":")[0] in (FOLDER_PREFIX, TABLE_PREFIX) for s in (own, section)):
         return ""
-    if not folder.is_relative_to(own_folder) and not own_folder.is_relative_to(folder):
-        return ""
-    names = []
-    with suppress(DataError):  # the run's own images may be gone
-        for split, place, hold_out in (
-            ("train", own_folder, own.test in (None, own.name)),
-            ("test", folder, False),
-        ):
-            read = ReadOptions(image_size=32, hold_out=hold_out)
-            images = open_dataset(FOLDER_PREFIX, place, split, read).stored
-            names.append({images.image_name(i) for i in range(len(images))})
-    trained_on = len(names[0] & names[1]) if len(names) == 2 else 0
+    folders = [f for f in (_image_folder(own), _image_folder(section)) if f is not None]
+    if len(folders) == 2:
+        one, other = folders
+        if not (one.is_relative_to(other) or other.is_relative_to(one)):
+            return ""
+    files: list[set[str]] = []
+    with suppress(DataError, ValueError):  # the run's own images may be gone
+        files.append(_list_files(own, "train", hold_out=own.test in (None, own.name)))
+        files.append(_list_files(section, "test", hold_out=False))
+    trained_on = len(files[0] & files[1]) if len(files) == 2 else 0
     return f"; the run was trained on {trained_on:,} of them" if trained_on else ""
+
+
+def _list_files(section: DataConfig, split: str, *, hold_out: bool) -> set[str]:
+    """The image files of a split, without symbolic links to their folders."""
+    read = ReadOptions(
+        image_size=32,
+        hold_out=hold_out,
+        image_column=section.image_column,
+        label_column=section.label_column,
+    )
+    directory = None if section.dir is None else Path(section.dir)
+    images = open_dataset(section.name, directory, split, read).stored
+    folder_of = lru_cache(os.path.realpath)
+    files = set()
+    for position in range(len(images)):
+        file = images.read(position)
+        # Other images are in the table itself.
+        if not isinstance(file, Path):
+            break
+        files.add(os.path.join(folder_of(file.parent), file.name))
+    return files
 
 
 def load_test_section(

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cktf.engine import is_out_of_memory
+from cktf.engine import default_tensors, is_out_of_memory
 from cktf.errors import CktfError, DataError
 from cktf.models import build_network, parse_network_spec, prepare_user_network
 from cktf.models.normalized import Normalized
@@ -185,6 +185,7 @@ def _count_forward(forward: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
+@torch.inference_mode(False)
 def inspect(
     network: nn.Module | str,
     images: tuple[int, int, int] = (3, 32, 32),
@@ -204,11 +205,14 @@ def inspect(
         CktfError: it cannot be built, does not take such images, or its features cannot be found
             and have to be named.
     """
+    dtype = torch.get_default_dtype()
     if isinstance(network, str):
-        built = build_network(parse_network_spec(network), None)
-        network = Normalized(built.network, [0.0] * images[0], [1.0] * images[0], built.size)
+        dtype = torch.float32
+        with default_tensors():
+            built = build_network(parse_network_spec(network), None)
+            network = Normalized(built.network, [0.0] * images[0], [1.0] * images[0], built.size)
     network = prepare_user_network(network)
-    example = to_device_of(network, torch.rand(_BATCH, *images))
+    example = to_device_of(network, torch.rand(_BATCH, *images, device="cpu", dtype=dtype))
     with explain_rejected_images(network, example), eval_mode(network):
         fit_memory_format(network, example)
         with torch.no_grad():

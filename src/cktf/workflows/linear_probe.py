@@ -25,7 +25,7 @@ from cktf.data import (
     get_labels,
     sample_per_class,
 )
-from cktf.engine import RunFolder, Runtime, seeded, start_runtime
+from cktf.engine import RunFolder, Runtime, default_tensors, seeded, start_runtime
 from cktf.errors import DataError, RecipeError, install_command
 from cktf.models import prepare_user_network
 from cktf.recipes import (
@@ -292,6 +292,8 @@ def probe_network(
     return ProbeResult(labels, top1, classifiers[-1][0], len(test_images.labels))
 
 
+@default_tensors()
+@torch.inference_mode(False)
 def probe(
     network: nn.Module,
     *,
@@ -337,6 +339,8 @@ def probe(
     return probe_network(prepare_user_network(network), labeled, loader, subsets, probe_runtime)
 
 
+@default_tensors()
+@torch.inference_mode(False)
 def probe_run(
     recipe: TrainRecipe,
     labels_per_class: Sequence[int],

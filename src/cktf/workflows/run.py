@@ -131,7 +131,10 @@ def execute(
     with preserve_modes(components.teacher):
         check_input_fingerprint(recipe, components, folder)
         if folder.finished and not describe_change_of_epochs(recipe, folder):
-            return read_finished(components, folder)
+            run = read_finished(components, folder)
+            for line in run.summary.get("warnings", []):
+                announce(f"Warning: {line}", show)
+            return run
         with start_run(recipe, components, folder, show, callbacks) as started:
             return finish_run(started, started.trainer.fit())
 

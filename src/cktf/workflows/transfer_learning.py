@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cktf.data import ImageSet, get_labels
 from cktf.engine import Callback, RunFolder, TrainingConfig, announce, standard_error
+from cktf.engine.runtime import default_tensors
 from cktf.errors import CheckpointError, Interrupted, RecipeError, RunFolderError
 from cktf.files import write_atomically
 from cktf.models import copy_network, save_network
@@ -92,6 +93,7 @@ class TransferPlan:
     example: Tensor
 
 
+@default_tensors()
 @torch.inference_mode(False)
 def transfer(
     teacher: nn.Module | str | Path,
@@ -118,10 +120,8 @@ def transfer(
         teacher: any trained module, a run folder, a weights file, or a network with weights. It is
             frozen and in eval mode while the student trains; its modes are restored.
         student: any module that shares no parameters with the teacher, or the name of a network.
-        unlabeled: a data set of images or of `(image, anything)`, or the name of one; labels are
-            not read.
-        labeled: a data set of `(image, label)` for the probes, or the name of one; by default that
-            of `unlabeled`.
+        unlabeled: a data set of images or of `(image, anything)`, or its name; labels are unread.
+        labeled: a data set of `(image, label)` for the probes, or its name; else the unlabeled one.
         test: a data set to test on; comes with a named one.
         method: names joined by `+`, none of which needs labels; or a preset.
         epochs: passes over the unlabeled images.
