@@ -225,9 +225,10 @@ def tiny_yaml(teacher_weights, tmp_path):
 @pytest.fixture(params=["meta", torch.float64])
 def users_default(request):
     """Another default device, on which numbers cannot be read, or another default type."""
-    before = torch.get_default_device(), torch.get_default_dtype()
+    dtype = torch.get_default_dtype()
     is_type = isinstance(request.param, torch.dtype)
     (torch.set_default_dtype if is_type else torch.set_default_device)(request.param)
     yield
-    torch.set_default_device(before[0])
-    torch.set_default_dtype(before[1])
+    # A device, the CPU too, would stay on the stack of modes of the process.
+    torch.set_default_device(None)
+    torch.set_default_dtype(dtype)
