@@ -1,11 +1,15 @@
 """Paths as users write them, and as messages show them."""
 
 import os
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cktf.errors import PathError
+
+_LIBRARIES = (str(Path(__file__).parent), sysconfig.get_path("stdlib"))
 
 
 def expand_user_path(path: str | Path) -> Path:
@@ -34,6 +38,21 @@ def shorten_path(path: Path) -> Path:
         relative = path.relative_to(Path.cwd())
         return relative if relative.name else path
     return path
+
+
+def locate_in_user_code(error: BaseException) -> str:
+    """Say which line of a user's file raised an error, as `FILE, line N`; ``""`` if none did.
+
+    Lines of installed packages, of Python's own library and of this one are left out.
+    """
+    lines = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename
+        and not frame.filename.startswith(_LIBRARIES)
+        and Path(frame.filename).is_file()
+    ]
+    return f"{lines[-1].filename}, line {lines[-1].lineno}" if lines else ""
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from cktf.cli.transfer import transfer
 from cktf.errors import nearest
 from cktf.output import protect_standard_streams
 
-# What other tools call a command.
+# Names of commands in other tools.
 _OTHER_NAMES = {
     "version": "cktf --version", "help": "cktf --help", "run": "cktf train or cktf distill",
     "list": "cktf models, cktf methods or cktf datasets", "ls": "cktf models", "fit": "cktf train",

@@ -211,7 +211,7 @@ def options_of_command(command: str) -> list[tuple[str | None, Option]]:
     ]
 
 
-# What other tools call an option; other names of fields are known to the recipe.
+# Names of options in other tools; those of fields are known to the recipe.
 _OTHER_NAMES = {
     "--output": "--out", "--output-dir": "--out", "--save-dir": "--out", "--config": "--recipe",
     "--cfg": "--recipe", "--checkpoint": "--resume", "--val": "--validation",

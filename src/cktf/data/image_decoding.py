@@ -23,7 +23,7 @@ _FORMATS = {
     "PPM", "SGI", "TGA", "TIFF", "WEBP",
 }  # fmt: skip
 _HEIC = install_command("heic")
-# What reads photographs that Pillow reads with a plugin or since a later version.
+# Packages for photographs that Pillow reads with a plugin or since a later version.
 MISSING_DECODERS = {
     ".heic": _HEIC, ".heif": _HEIC, ".hif": _HEIC, ".avif": "pip install 'pillow>=11.3'",
 }  # fmt: skip

@@ -60,7 +60,7 @@ def open_image_folder(directory: Path | None, split: str, options: ReadOptions) 
     if split == UNLABELED_SPLIT:
         return _open_unlabeled(name, directory, options)
     left_out = LeftOut()
-    # What is beside the splits is said once, with the training images.
+    # Other folders beside the splits are told once, with the training images.
     beside = left_out if split == "train" else LeftOut()
     parents = _find_splits(name, directory, split, options, beside)
     classes = {s: _find_classes(name, parent) for s, parent in parents.items()}
@@ -240,7 +240,7 @@ def _count_outside(
 
 
 def _guess_split(folder: Path) -> str:
-    """What to say behind the name of a folder that may be meant as that of a split."""
+    """A question to add to the name of a folder that may be meant as that of a split."""
     name = folder.name.casefold()
     if name in _SPLIT_OF_FOLDER:
         return ""
@@ -251,8 +251,8 @@ def _guess_split(folder: Path) -> str:
 
 def _are_misspelled_splits(folders: list[Path]) -> bool:
     """Whether several folders have names like those of splits, and images only in their folders."""
-    named = [f for f in folders if _guess_split(f) and not any(map(is_image, os.listdir(f)))]
-    return len(named) > 1
+    splits = [f for f in folders if _guess_split(f) and not any(map(is_image, os.listdir(f)))]
+    return len(splits) > 1
 
 
 def _check_same_classes(name: str, split: str, train: set[str], test: set[str]) -> None:

@@ -20,7 +20,7 @@ _SYSTEM_FOLDERS = {
 
 @dataclass
 class LeftOut:
-    """What is in a folder and not used.
+    """Contents of a folder that are not used.
 
     Attributes:
         extensions: number of other files, by extension.

@@ -128,10 +128,10 @@ def find_table_splits(
     return ("train", VALIDATION_SPLIT, "test") if has_labels else ("train", "test")
 
 
-def find_name(names: Iterable[str], wanted: Iterable[str]) -> str | None:
-    """The first of the wanted names, in lower case, that is among some names in any case."""
+def find_name(names: Iterable[str], aliases: Iterable[str]) -> str | None:
+    """The first of the aliases, in lower case, that is among some names in any case."""
     by_lower_case = {name.casefold(): name for name in names}
-    return next((by_lower_case[name] for name in wanted if name in by_lower_case), None)
+    return next((by_lower_case[name] for name in aliases if name in by_lower_case), None)
 
 
 def _find_columns(title: str, features: Any, options: ReadOptions) -> tuple[str, str]:

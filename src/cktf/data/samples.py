@@ -1,8 +1,6 @@
 """Samples of a user's data set, each a pair of image and label."""
 
 import math
-import os
-import traceback
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from torch.utils.data import Subset
 
 from cktf.data.image_decoding import GRAY, RGB, convert_to_8bit, describe_error
 from cktf.errors import CktfError, DataError
+from cktf.user_paths import locate_in_user_code
 
 _MAX_CHANNELS = 4
 
@@ -28,13 +27,11 @@ def read_sample(data: Any, position: int) -> Any:
     except CktfError:
         raise
     except Exception as error:  # a user's code raises errors of any type
-        # The first frame is this function's.
-        frames = traceback.extract_tb(error.__traceback__)[1:]
-        own = [f for f in frames if f"{os.sep}site-packages{os.sep}" not in f.filename]
-        place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+        line = locate_in_user_code(error)
+        where = f" ({line})" if line else ""
         raise DataError(
             f"Sample {original_position(data, position)} of the data set cannot be read: "
-            f"{type(error).__name__}: {error}{place}. Correct that code, or leave out the sample."
+            f"{type(error).__name__}: {error}{where}. Correct that code, or leave out the sample."
         ) from error
 
 

@@ -70,12 +70,12 @@ class IndexedDataset(Dataset[tuple[Tensor, int, int]]):
             np.random.seed(seed % 2**32)
             torch.manual_seed(seed)
         sample = read_sample(self.data, position)
-        named = original_position(self.data, position)
-        label = label_of_sample(sample, named) if self.labeled else NO_LABEL
-        image = to_tensor(sample[0] if isinstance(sample, (tuple, list)) else sample, named)
+        original = original_position(self.data, position)
+        label = label_of_sample(sample, original) if self.labeled else NO_LABEL
+        image = to_tensor(sample[0] if isinstance(sample, (tuple, list)) else sample, original)
         if not bool(image.isfinite().all()):
             raise DataError(
-                f"The image of sample {named} holds NaN or infinity. Correct or remove the "
+                f"The image of sample {original} holds NaN or infinity. Correct or remove the "
                 "sample, and check the transform that made it."
             )
         return image, label, position

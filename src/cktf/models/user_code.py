@@ -9,8 +9,6 @@ import importlib.util
 import inspect
 import operator
 import sys
-import sysconfig
-import traceback
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,12 +21,11 @@ from torch import nn
 from cktf.errors import ModelError
 from cktf.models.network_spec import NetworkSpec, describe_builders
 from cktf.models.own_code import remember_code
-from cktf.user_paths import expand_user_path
+from cktf.user_paths import expand_user_path, locate_in_user_code
 
 # Where neither the caller nor the code says how many.
 DEFAULT_CLASSES = 10
 
-_PACKAGE_DIR = Path(__file__).parents[1]
 # Modules that no neighbor of a user's file replaces: this library runs in the same process.
 _SHARED = sys.stdlib_module_names | {"__main__", "cktf", "torch", "torchvision", "numpy"}
 # The neighbors that files of a folder imported, by name, where another module has that name.
@@ -94,8 +91,8 @@ def _importing_neighbors(folder: Path | None) -> Iterator[None]:
 
 def _hide_neighbors(folder: Path, names: set[str]) -> None:
     """Take neighbors out of the modules of the process where other modules have their names."""
-    own = [name for name, module in _modules_like_neighbors(folder) if _is_inside(module, folder)]
-    for name in own:
+    modules = _modules_like_neighbors(folder)
+    for name in [name for name, module in modules if _is_inside(module, folder)]:
         package = name.partition(".")[0]
         if package in names or _is_installed(package, folder):
             _hidden_neighbors.setdefault(folder, {})[name] = sys.modules.pop(name)
@@ -121,8 +118,8 @@ def _has_module(folder: Path, name: str) -> bool:
 def _is_installed(name: str, folder: Path) -> bool:
     """Whether the process finds a module of this name without the folder."""
     paths = [path for path in sys.path if Path(path or ".").resolve() != folder]
-    found = importlib.machinery.PathFinder.find_spec(name, paths)
-    return found is not None and found.origin is not None
+    module = importlib.machinery.PathFinder.find_spec(name, paths)
+    return module is not None and module.origin is not None
 
 
 def _is_inside(module: ModuleType, folder: Path) -> bool:
@@ -148,17 +145,17 @@ def _load_file(path: Path) -> ModuleType:
 
 def _find_builder(spec: NetworkSpec, module: ModuleType) -> Callable[..., Any]:
     try:
-        found = operator.attrgetter(spec.name)(module)
+        builder = operator.attrgetter(spec.name)(module)
     except AttributeError as error:
         raise ModelError(
             f"{spec.library} defines no {spec.name!r}. {describe_builders(spec.library)}"
         ) from error
-    if isinstance(found, nn.Module) or not callable(found):
+    if isinstance(builder, nn.Module) or not callable(builder):
         raise ModelError(
-            f"{spec.text} is an object of {type(found).__name__}, and not a function or class that "
-            f"builds a network. {describe_builders(spec.library)}"
+            f"{spec.text} is an object of {type(builder).__name__}, and not a function or class "
+            f"that builds a network. {describe_builders(spec.library)}"
         )
-    return found  # type: ignore[no-any-return]
+    return builder  # type: ignore[no-any-return]
 
 
 def _complete_arguments(
@@ -189,13 +186,8 @@ def _locate_error(error: BaseException) -> str:
     """Describe an error of a user's code, with the last line of it that ran."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}."
-    own = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename
-        and not frame.filename.startswith(("<", str(_PACKAGE_DIR), sysconfig.get_path("stdlib")))
-    ]
-    where = f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
+    line = locate_in_user_code(error)
+    where = f"{line}: " if line else ""
     if isinstance(error, SystemExit):
         return (
             f"{where}the code ended the program while it was loaded. Put what is to run as a "

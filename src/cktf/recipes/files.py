@@ -214,7 +214,7 @@ def parse_transfer_recipe(fields: Mapping[str, Any]) -> TransferRecipe:
     return recipe
 
 
-# What other tools call a field.
+# Names of fields in other tools.
 _OTHER_NAMES = {
     "learning_rate": "optimizer.lr", "wd": "optimizer.weight_decay",
     "grad_clip": "optimizer.clip", "clip_grad": "optimizer.clip",

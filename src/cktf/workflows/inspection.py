@@ -1,11 +1,9 @@
 """Inspect a network: where its features are, and what it costs."""
 
 import re
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,12 +25,12 @@ from cktf.taps import (
     infer_paths,
     to_device_of,
 )
+from cktf.user_paths import locate_in_user_code
 
 _BATCH = 2
 # The name of the user's network inside a `Normalized`.
 _PREFIX = "network"
 # Files of which no line is the user's.
-_LIBRARY = re.compile(r"site-packages|[/\\]cktf[/\\](?!tests)")
 # What to do about an error of a network whose message matches.
 _ADVICE = (
     (
@@ -142,11 +140,8 @@ def _advise(network: nn.Module | None, images: Tensor, error: Exception) -> str:
     for pattern, advice in _ADVICE:
         if re.search(pattern, str(error)):
             return advice
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not _LIBRARY.search(f.filename) and Path(f.filename).is_file()]
-    if own:
-        where = f"{own[-1].filename}, line {own[-1].lineno}"
-        return f"Check {where}, which raised this {type(error).__name__}."
+    if line := locate_in_user_code(error):
+        return f"Check {line}, which raised this {type(error).__name__}."
     return "Check channels and size, or give another network."
 
 
