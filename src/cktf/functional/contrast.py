@@ -11,12 +11,16 @@ the keys, and in float32 too where the hardware does not multiply bfloat16.
   4·B·N·D operations and a few passes over B·K numbers; memory B·N and a few times B·K.
 - Dense: every key is a negative of every anchor, but for those of a mask. No gather, no
   scatter. Time 4·B·M·D operations for M keys; memory `block_size` numbers: keys are read in blocks.
+  On GPUs one kernel does it in a pass: `cktf.functional.dense_kernel`.
 
 S sides, each with anchors and keys of its own and the negatives in common, are computed together,
 as many at a time as a block holds.
 """
 
+import functools
+import importlib.util
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +31,8 @@ from cktf.functional.critics import Critic
 from cktf.functional.precision import fast_matmul, has_fast_bfloat16
 
 BLOCK, _GPU_BLOCK = 1 << 20, 1 << 24
+_MAX_KERNEL_DIM = 512
+_kernel_allowed = True
 # On a CPU the products of several sides are copied together, which pays for small ones only.
 _CPU_SIDES_BLOCK = 1 << 18
 
@@ -45,28 +51,40 @@ class Candidates:
         negatives: K, the number of draws to which the negatives of each anchor are scaled.
 
     Attributes:
-        negatives: K.
-        share: [B] weight of each negative: K over their number; 0 for an anchor without any.
+        negatives, anchor_ids, key_ids: as given.
     """
 
     def __init__(self, anchor_ids: Tensor, key_ids: Tensor, negatives: int) -> None:
         self.negatives = negatives
-        self._anchors, self._keys = anchor_ids.unsqueeze(1), key_ids
-        # Every anchor side reads this mask; it is stored if it is no larger than a few blocks.
-        small = len(anchor_ids) * len(key_ids) <= 4 * block_size(key_ids.device)
-        self._mask = self._build_mask(slice(None)) if small else None
+        self.anchor_ids, self.key_ids = anchor_ids, key_ids
+
+    @functools.cached_property
+    def share(self) -> Tensor:
+        """[B] weight of each negative: K over their number; 0 for an anchor without any."""
+        anchor_ids, key_ids = self.anchor_ids, self.key_ids
         same = torch.zeros(len(anchor_ids), dtype=torch.int64, device=anchor_ids.device)
         for block in _slices(len(key_ids), len(anchor_ids), key_ids.device):
-            same += (key_ids[block] == self._anchors).sum(1)
-        count = len(key_ids) - same
-        self.share = torch.where(count > 0, negatives / count.clamp_min(1), 0.0)
+            same += (key_ids[block] == anchor_ids.unsqueeze(1)).sum(1)
+        return self.share_without(same)
+
+    def share_without(self, same: Tensor) -> Tensor:
+        """The share of anchors, of which so many [B] keys have the id."""
+        count = len(self.key_ids) - same
+        return torch.where(count > 0, self.negatives / count.clamp_min(1), 0.0)
 
     def mask(self, block: slice) -> Tensor:
         """[B, n] float32: 0 where a key of the block is a negative, else minus infinity."""
         return self._build_mask(block) if self._mask is None else self._mask[:, block]
 
+    @functools.cached_property
+    def _mask(self) -> Tensor | None:
+        # Every anchor side reads this mask; it is stored if it is no larger than a few blocks.
+        size = len(self.anchor_ids) * len(self.key_ids)
+        small = size <= 4 * block_size(self.key_ids.device)
+        return self._build_mask(slice(None)) if small else None
+
     def _build_mask(self, block: slice) -> Tensor:
-        same = self._keys[block] == self._anchors
+        same = self.key_ids[block] == self.anchor_ids.unsqueeze(1)
         mask = torch.zeros(same.shape, device=same.device)
         return mask.masked_fill_(same, -torch.inf)
 
@@ -86,17 +104,11 @@ class _Contrast(torch.autograd.Function):
         has_gradient = ctx.needs_input_grad[0]
         with torch.autocast(anchor.device.type, enabled=False):
             rows, positive = anchor.float() / temperature, positive.float()
-            share = negatives.share if isinstance(negatives, Candidates) else 1.0
-            total, weighted_keys = torch.zeros_like(rows[..., 0]), torch.zeros_like(rows)
-            key_count = keys.shape[1] if key_index is None else len(key_index)
-            for sides in _group_sides(rows, key_count):
-                chosen = select_rows(keys[sides], key_index, rows)
-                part = critic.of_sides(sides), rows[sides], chosen
-                sums = total[sides], weighted_keys[sides]
-                if isinstance(negatives, Candidates):
-                    _sum_dense(*part, negatives, has_gradient, *sums)
-                else:
-                    _sum_sampled(*part, negatives, has_gradient, *sums)
+            if isinstance(negatives, Candidates) and _has_kernel(rows, keys):
+                sums = _sum_by_kernel(critic, rows, keys, negatives, key_index, has_gradient)
+            else:
+                sums = _sum_by_blocks(critic, rows, keys, negatives, key_index, has_gradient)
+            total, weighted_keys, share = sums
             loss, pull, push = critic.finish((rows * positive).sum(-1), total, share)
             if has_gradient:
                 gradient = pull.unsqueeze(-1) * positive + push.unsqueeze(-1) * weighted_keys
@@ -109,6 +121,78 @@ class _Contrast(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return grad_output.view(-1, 1, 1) * gradient, *([None] * 6)
+
+
+def _has_kernel(rows: Tensor, keys: Tensor) -> bool:
+    """Whether the Triton kernel serves: on NVIDIA's GPUs from Ampere on."""
+    return (
+        _kernel_allowed
+        and rows.device.type == "cuda"
+        and keys.device == rows.device
+        # It is given no fake tensors.
+        and type(rows) is type(keys) is Tensor
+        and keys.dtype in (torch.float32, torch.bfloat16)
+        and rows.shape[-1] <= _MAX_KERNEL_DIM
+        and torch.version.cuda is not None
+        and has_fast_bfloat16(rows.device)
+        and _has_triton()
+    )
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@contextmanager
+def without_kernel() -> Iterator[None]:
+    """Compute dense contrast block by block on GPUs too, to compare both ways."""
+    global _kernel_allowed
+    before, _kernel_allowed = _kernel_allowed, False
+    try:
+        yield
+    finally:
+        _kernel_allowed = before
+
+
+def _sum_by_kernel(
+    critic: Critic,
+    rows: Tensor,
+    keys: Tensor,
+    candidates: Candidates,
+    key_index: Tensor | None,
+    has_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """The critic's sums [S, B], sums of weighted keys [S, B, D], and the share of the anchors."""
+    from cktf.functional.dense_kernel import dense_sums
+
+    total, weighted_keys, same = dense_sums(
+        rows, keys, candidates.anchor_ids, candidates.key_ids,
+        key_index=key_index, shift=critic.shift, has_gradient=has_gradient,
+    )  # fmt: skip
+    return total, weighted_keys, candidates.share_without(same)
+
+
+def _sum_by_blocks(
+    critic: Critic,
+    rows: Tensor,
+    keys: Tensor,
+    negatives: Tensor | Candidates,
+    key_index: Tensor | None,
+    has_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """As `_sum_by_kernel`, for drawn negatives too, whose share is 1."""
+    total, weighted_keys = torch.zeros_like(rows[..., 0]), torch.zeros_like(rows)
+    key_count = keys.shape[1] if key_index is None else len(key_index)
+    for sides in _group_sides(rows, key_count):
+        chosen = select_rows(keys[sides], key_index, rows)
+        part = critic.of_sides(sides), rows[sides], chosen
+        sums = total[sides], weighted_keys[sides]
+        if isinstance(negatives, Candidates):
+            _sum_dense(*part, negatives, has_gradient, *sums)
+        else:
+            _sum_sampled(*part, negatives, has_gradient, *sums)
+    return total, weighted_keys, negatives.share if isinstance(negatives, Candidates) else 1.0
 
 
 def select_rows(banks: Tensor, index: Tensor | None, like: Tensor) -> Tensor:

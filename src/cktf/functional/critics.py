@@ -17,7 +17,7 @@ float32.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -32,7 +32,16 @@ _TERMS_PER_LOGARITHM = 64
 
 
 class Critic(Protocol):
-    """Blocks of negatives' logits in, losses and gradient weights out."""
+    """Blocks of negatives' logits in, losses and gradient weights out.
+
+    Attributes:
+        shift: [S] or scalar; the sums are of `softplus(x − shift)`, with weights
+            `sigmoid(x − shift)`. None where they are of `exp(x)`, which are the weights too.
+    """
+
+    @property
+    def shift(self) -> Tensor | None:
+        """The constant of a logistic critic."""
 
     def of_sides(self, sides: slice) -> "Critic":
         """The critic of some of the sides."""
@@ -103,7 +112,7 @@ class NCECritic:
 
     def block(self, logits: Tensor) -> Tensor:
         """Sums of `softplus(x)`, weights `sigmoid(x)`, with x = log P − log(c + ε)."""
-        logits -= self._shift().view(-1, 1, 1)
+        logits -= self.shift.view(-1, 1, 1)
         total = _softplus_sums(logits)
         logits.sigmoid_()
         return total
@@ -112,17 +121,21 @@ class NCECritic:
         self, positive: Tensor, total: Tensor, share: Tensor | float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`softplus(−x₊) + share · total`, and the constant that the definition adds."""
-        positive = positive - self._shift().view(-1, 1)
+        positive = positive - self.shift.view(-1, 1)
         constant = self.negatives * math.log(self._noise / (self._noise + EPSILON))
         loss = F.softplus(-positive) + share * total - constant
         return loss, positive.sigmoid() - 1, torch.ones_like(positive) * share
 
-    def _shift(self) -> Tensor:
+    @property
+    def shift(self) -> Tensor:
+        """`log Z + log(c + ε)`."""
         return self.log_normalizer + math.log(self._noise + EPSILON)
 
 
 class InfoNCECritic:
     """The softmax over the positive and the negatives."""
+
+    shift = None
 
     def of_sides(self, sides: slice) -> "InfoNCECritic":
         """The same for all sides."""
@@ -150,6 +163,7 @@ class NormalizerEstimate:
     """
 
     negatives: int
+    shift: ClassVar[None] = None
 
     def of_sides(self, sides: slice) -> "NormalizerEstimate":
         """The same for all sides."""
