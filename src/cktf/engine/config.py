@@ -63,6 +63,8 @@ class RuntimeConfig(Section):
         precision: of the networks; `auto` is bfloat16 where the hardware multiplies it faster.
         channels_last: whether networks and images are in channels-last memory format.
         compile: whether `torch.compile` compiles both networks, which takes about a minute.
+        deterministic: whether a GPU computes the same bits each time, which is slower; a CPU always
+            does.
         on_nonfinite: `stop` at a loss or gradient that is not finite, or `skip` and count the step.
         track: names of trackers that record the run, or `none`; by default TensorBoard where it is
             installed.
@@ -72,6 +74,7 @@ class RuntimeConfig(Section):
     precision: Precision = "auto"
     channels_last: bool = True
     compile: bool = False
+    deterministic: bool = False
     on_nonfinite: OnNonFinite = "stop"
     track: tuple[Name, ...] | None = None
 

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -12,6 +13,7 @@ from torch import nn
 
 from cktf.engine.allocator import keep_freed_memory
 from cktf.engine.config import Precision, RuntimeConfig
+from cktf.engine.determinism import gpu_algorithms, set_deterministic_cublas
 from cktf.engine.launcher import check_launcher, without_launcher_variables
 from cktf.errors import TrainingError
 from cktf.functional.precision import RoundedProducts, has_fast_bfloat16
@@ -30,6 +32,7 @@ class Runtime:
         precision: of the networks: `auto`, `float32` or `bfloat16`.
         channels_last: whether networks are in channels-last memory format.
         seed: random seed (weights, order, augmentation, negatives).
+        deterministic: whether a GPU computes the same bits each time.
     """
 
     processes: PartialState
@@ -37,6 +40,7 @@ class Runtime:
     precision: Precision = "auto"
     channels_last: bool = True
     seed: int = 0
+    deterministic: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -65,6 +69,10 @@ class Runtime:
             RoundedProducts() if emulated else nullcontext(),
         ):
             yield
+
+    def gpu_algorithms(self) -> AbstractContextManager[None]:
+        """Let a GPU compute by deterministic algorithms, or by the fastest; restore on exit."""
+        return gpu_algorithms(self.device, deterministic=self.deterministic)
 
     def to_device(self, network: nn.Module) -> None:
         """Move a network to the device, in the memory format of the run, or in the one it needs."""
@@ -109,14 +117,17 @@ def start_runtime(config: RuntimeConfig, seed: int = 0) -> Runtime:
     """Build the runtime of a run; on the CPU, also set the memory allocator of this process.
 
     Raises:
-        TrainingError: the device is missing, or a launcher asks for several processes or gradient
-            accumulation.
+        TrainingError: the device is missing, a launcher asks for several processes or gradient
+            accumulation, or it is too late for a GPU to be deterministic.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("runtime.device is cuda, and PyTorch sees no such device. Use cpu.")
     check_launcher()
     # Accelerate would choose Apple's GPUs too, which have no float64.
     has_cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")
+    if device.type == "cuda" and config.deterministic:
+        set_deterministic_cublas()
     with without_launcher_variables():
         processes = PartialState(cpu=not has_cuda)
     if (count := max(processes.num_processes, num_processes())) > 1:
@@ -124,17 +135,22 @@ def start_runtime(config: RuntimeConfig, seed: int = 0) -> Runtime:
             f"A run is one process, and this one computes together with {count - 1} more. Start it "
             "in a process of its own."
         )
-    device = torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
-    return Runtime(processes, device, config.precision, config.channels_last, seed)
+    return Runtime(
+        processes, device, config.precision, config.channels_last, seed, config.deterministic
+    )
 
 
 def start_available_runtime(config: RuntimeConfig, seed: int = 0) -> Runtime:
-    """Build the runtime for a trained network: without a GPU, `cuda` becomes `cpu`."""
+    """Build the runtime for a trained network: without a GPU, `cuda` becomes `cpu`.
+
+    `deterministic` is about training, and asks nothing of the process here.
+    """
+    update: dict[str, Any] = {"deterministic": False}
     if not torch.cuda.is_available():
-        config = config.model_copy(update={"device": "cpu"})
-    return start_runtime(config, seed)
+        update["device"] = "cpu"
+    return start_runtime(config.model_copy(update=update), seed)
 
 
 def synchronized_time(device: torch.device) -> float:

@@ -156,7 +156,8 @@ class Trainer:
         if footprint.step:
             self.run.log(f"memory for contrast: {footprint}")
             announce(f"{self.title}: memory for contrast: {footprint}", self.show)
-        with catch_stop_signals(), self.explain_out_of_memory():
+        algorithms = self.runtime.gpu_algorithms()
+        with catch_stop_signals(), algorithms, self.explain_out_of_memory():
             try:
                 self._call("on_train_start")
                 yield

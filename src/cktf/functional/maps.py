@@ -11,6 +11,45 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
+def average_pool(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """`F.adaptive_avg_pool2d`, [B, C, H, W] -> [B, C, h, w], deterministic where that is asked for.
+
+    On a GPU, PyTorch has no deterministic gradient of it. There the averages are products with the
+    weights of the windows, on both axes.
+    """
+    if not _must_be_deterministic(maps):
+        return F.adaptive_avg_pool2d(maps, size)
+    dtype = torch.promote_types(maps.dtype, torch.float32)
+    rows, columns = (weights.to(dtype) for weights in _window_weights(maps, size))
+    with torch.autocast(maps.device.type, enabled=False):
+        return (rows @ maps.to(dtype) @ columns.mT).to(maps.dtype)
+
+
+def average_pool_gradient(gradient: Tensor, maps: Tensor) -> Tensor:
+    """Gradient of `average_pool` by its input maps from that by its output, both float32."""
+    if _must_be_deterministic(maps):
+        rows, columns = _window_weights(maps, gradient.shape[2:])
+        return rows.mT @ gradient @ columns
+    map_gradient: Tensor = torch.ops.aten._adaptive_avg_pool2d_backward(gradient, maps)
+    return map_gradient
+
+
+def _must_be_deterministic(maps: Tensor) -> bool:
+    return maps.is_cuda and torch.are_deterministic_algorithms_enabled()
+
+
+def _window_weights(maps: Tensor, size: Sequence[int]) -> list[Tensor]:
+    """Weights [h, H] and [w, W] of a map's positions in the averages of adaptive windows."""
+    weights = []
+    for side, windows in zip(maps.shape[-2:], size, strict=True):
+        position = torch.arange(side, device=maps.device) * windows
+        start = torch.arange(windows, device=maps.device).unsqueeze(1) * side
+        # Window k averages positions floor(k·side / windows) to ceil((k + 1)·side / windows) - 1.
+        inside = (position > start - windows) & (position < start + side)
+        weights.append(inside / inside.sum(1, keepdim=True))
+    return weights
+
+
 def pool_to_size(feature_map: Tensor, size: torch.Size) -> Tensor:
     """Average-pool a map where it is larger than a size: [B, C, H, W] -> [B, C, ≤h, ≤w].
 
@@ -22,7 +61,7 @@ def pool_to_size(feature_map: Tensor, size: torch.Size) -> Tensor:
     )
     if (height, width) == feature_map.shape[-2:]:
         return feature_map
-    return F.adaptive_avg_pool2d(feature_map, (height, width))
+    return average_pool(feature_map, (height, width))
 
 
 def pool_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

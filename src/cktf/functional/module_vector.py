@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from cktf.functional.maps import average_pool, average_pool_gradient
 from cktf.processes import sum_over_processes
 
 ModuleNorm = Literal["batch", "sample", "none"]
@@ -72,7 +73,7 @@ class _PooledUnits(torch.autograd.Function):
         cubed = torch.where(squares > EPSILON**2, scale**3, 0.0)
         ctx.save_for_backward(maps, scale, cubed)
         parts = (_to_maps(_multiply(rows[block], scale), maps[block]) for block in blocks)
-        return torch.cat([F.adaptive_avg_pool2d(part, grid) for part in parts])
+        return torch.cat([average_pool(part, grid) for part in parts])
 
     @staticmethod
     @once_differentiable
@@ -116,7 +117,7 @@ def _unpool(gradient: Tensor, maps: Tensor) -> Tensor:
     if gradient.shape[2:] == (1, 1):
         wide = (gradient / maps[0, 0].numel()).expand_as(maps)
     else:
-        wide = torch.ops.aten._adaptive_avg_pool2d_backward(gradient, maps)
+        wide = average_pool_gradient(gradient, maps)
     return _to_rows(wide, _memory_format(maps))
 
 
@@ -165,6 +166,6 @@ def module_vector(
             # A sum of squares: a vector norm over a strided axis is slow.
             squares = values.square().sum(1, keepdim=True)
             values = values * squares.clamp_min(EPSILON**2).rsqrt()
-        pooled = F.adaptive_avg_pool2d(values, grid)
+        pooled = average_pool(values, grid)
     missing = channels - pooled.shape[1]
     return F.pad(pooled, (0, 0, 0, 0, missing // 2, missing - missing // 2)).flatten(1)

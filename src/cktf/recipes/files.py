@@ -289,6 +289,7 @@ _IGNORED_FIELDS = (
     "labeled.dir",
     "labeled.workers",
     "runtime.device",
+    "runtime.deterministic",
     "runtime.on_nonfinite",
     "runtime.track",
     "teacher_cache",

@@ -96,6 +96,7 @@ def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
     footprint = setup.objective.footprint(batch_size)
     runtime.reset_seed()
     with (
+        runtime.gpu_algorithms(),
         explain_out_of_memory(batch_size, device, footprint, training=True),
         preserve_modes(components.student),
         preserve_modes(components.teacher),

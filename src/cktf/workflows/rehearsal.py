@@ -63,12 +63,18 @@ def rehearse(
 
     Raises:
         ModelError: a network fails in training, or no gradient reaches the student.
-        TrainingError: the loss is not finite, and the run does not skip such steps.
+        TrainingError: the loss is not finite, and the run does not skip such steps; or a network
+            has no deterministic gradient, and the run asks for one.
     """
     runtime, student, teacher = components.runtime, components.student, components.teacher
     # Cached features are computed anew where the number of the view is not known.
     batch = replace(batch.to(runtime.device), view=None)
-    with preserve_rng(runtime.device), preserve_modes(student), preserve_modes(teacher):
+    with (
+        runtime.gpu_algorithms(),
+        preserve_rng(runtime.device),
+        preserve_modes(student),
+        preserve_modes(teacher),
+    ):
         runtime.to_device(student)
         if teacher is not None:
             freeze(teacher)
@@ -140,6 +146,13 @@ def _explain_failure(step: TrainStep, components: RunComponents, batch: Batch) -
             raise
         runtime, teacher_tap = components.runtime, step.teacher_tap
         who = components.trained_title
+        operation, _, reason = str(error).partition(" does not have a deterministic impl")
+        if reason:
+            raise TrainingError(
+                f"A GPU has no deterministic algorithm for {operation}, which the {who} takes in a "
+                "training step. Put another layer in its place (of average pooling, one with fixed "
+                "windows; of resizing, nearest), or train without runtime.deterministic."
+            ) from error
         if teacher_tap is not None and not _works(_run_teacher, step, runtime, batch):
             who = _teacher_title(components)
         cause = (str(error).splitlines() or [type(error).__name__])[0]
