@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from cktf import functional
 from cktf.errors import ShapeError
+from cktf.functional import singular_vectors
 from cktf.functional.maps import pair_stages, pool_to_size, pool_to_smaller
 
 B = 6
@@ -297,6 +298,54 @@ def test_a_quarter_of_the_memory(name):
         peak_allocated_mb(lambda f=f: step(f)) for f in (ours(name), getattr(naive_losses, name))
     )
     assert 0 < own < published / 4
+
+
+def leading_vectors(method, rows, weights, dtype):
+    """Singular values, vectors and the gradient of the vectors' signless products with weights."""
+    rows = rows.to(dtype).requires_grad_()
+    values, vectors = method.apply(rows, weights.shape[1])
+    products = torch.einsum("blk,lk->bk", vectors.double(), weights)
+    products.abs().sum().backward()
+    return values.double(), products.abs().detach(), rows.grad.double()
+
+
+@pytest.mark.parametrize("shape", [(40, 6), (6, 40), (16, 16), (300, 16)])
+@pytest.mark.parametrize("draw", [torch.randn, torch.rand])
+def test_vectors_of_a_gpu_are_those_of_a_cpu(shape, draw):
+    """Powers against the complete decomposition, which a fixture checks, in float64."""
+    rows, weights = draw(5, *shape), torch.randn(shape[1], 4, dtype=torch.float64)
+    expected = leading_vectors(singular_vectors._Decomposed, rows, weights, torch.float64)
+    for dtype, rounding in ((torch.float64, 1e-6), (torch.float32, 1e-5)):
+        found = leading_vectors(singular_vectors._Powers, rows, weights, dtype)
+        for own, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(own, other, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("shape", [(9, 6), (6, 9)])
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_vectors_of_a_gpu_where_there_are_fewer(shape, rank):
+    """Of maps that are zero, or of low rank: finite, and the ones that exist are right."""
+    rows = torch.rand(3, shape[0], rank) @ torch.rand(3, rank, shape[1])
+    weights = torch.randn(shape[1], 4, dtype=torch.float64)
+    found = leading_vectors(singular_vectors._Powers, rows.clone(), weights, torch.float32)
+    assert all(tensor.isfinite().all() for tensor in found)
+    expected = leading_vectors(singular_vectors._Decomposed, rows, weights, torch.float64)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[1][:, :rank], expected[1][:, :rank], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", ["channel", "width"])
+def test_kdsvd_of_a_gpu_is_that_of_a_cpu(axis, monkeypatch):
+    """Of maps after a ReLU: the signs of their first vectors do not differ between stages."""
+    students, teachers = ([m.abs() for m in maps((4, 8, 8), (4, 4, 8))] for _ in range(2))
+    results = []
+    for method in (singular_vectors._Decomposed, singular_vectors._Powers):
+        monkeypatch.setattr(singular_vectors, "_Decomposed", method)
+        given, constants = leaves(students)[0], teachers
+        loss = functional.kdsvd_loss(given, constants, axis=axis)
+        loss.backward()
+        results.append([loss.detach(), *(leaf.grad for leaf in given)])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)
 
 
 def test_maps_are_shrunk_side_by_side():

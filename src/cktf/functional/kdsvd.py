@@ -8,65 +8,28 @@ implementations the value depends on the signs that the decomposition gives its 
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from cktf import _check
 from cktf.errors import ShapeError
 from cktf.functional.precision import full_precision
+from cktf.functional.singular_vectors import right_vectors
 
 Axis = Literal["channel", "width"]
 
 # Vectors of the student beyond the teacher's rank, among which the closest are chosen.
 _EXTRA_VECTORS = 3
-# Relative gap of eigenvalues below which the gradient of their vectors is bounded.
-_GAP = 1e-4
-
-
-class _RightVectors(torch.autograd.Function):
-    """Leading singular values [B, k] and right vectors [B, L, k] of [B, M, L], largest first."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        # Of tall matrices LAPACK decomposes R of a QR decomposition too, and then forms the left
-        # vectors, which nobody reads.
-        tall = rows.shape[1] > 2 * rows.shape[2]
-        core = torch.linalg.qr(rows, mode="r")[1] if tall else rows
-        values, vectors = torch.linalg.svd(core, full_matrices=False)[1:]
-        ctx.save_for_backward(rows, values.square(), vectors.mT)
-        leading = values[:, :count].clone()
-        ctx.mark_non_differentiable(leading)
-        return leading, vectors.mT[..., :count].clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Tensor, None]:
-        rows, values, vectors = ctx.saved_tensors
-        count = grad.shape[-1]
-        leading = values[:, None, :count]
-        bound = _GAP * values[:, :1, None].clamp_min(1e-12)
-        coefficients = vectors.mT @ grad
-        # Perturbation theory of rowsᵀ·rows; the rest of the space belongs to the value 0.
-        within = vectors @ (coefficients * _inverse(leading - values.unsqueeze(2), bound))
-        outside = (grad - vectors @ coefficients) * _inverse(leading, bound)
-        product = (within + outside) @ vectors[..., :count].mT
-        return rows @ (product + product.mT), None
-
-
-def _inverse(gap: Tensor, bound: Tensor) -> Tensor:
-    """1/gap, but no more than about 1/bound."""
-    return gap / (gap.square() + bound.square())
 
 
 def _leading(feature_map: Tensor, count: int, axis: Axis) -> tuple[Tensor, Tensor]:
     """Singular values [B, k], as a unit vector, and right vectors [B, L, k] along an axis."""
     rows = feature_map if feature_map.dtype == torch.float64 else feature_map.float()
     rows = rows.flatten(2).mT if axis == "channel" else rows.flatten(1, 2)
-    values, vectors = _RightVectors.apply(rows, min(count, *rows.shape[1:]))
+    values, vectors = right_vectors(rows, min(count, *rows.shape[1:]))
     return F.normalize(values, dim=1), vectors
 
 
