@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo lint test test-slow test-all format soak benchmarks clean
+.PHONY: demo lint test test-slow test-all gpu format soak benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cktf quickstart --out runs/quickstart
@@ -25,6 +25,11 @@ test-slow: $(VENV)/.installed-dev
 
 test-all: lint
 	$(PYTEST)
+
+# On a machine with a CUDA GPU: first the tests that need one, then all checks and measurements.
+gpu: $(VENV)/.installed-dev
+	$(BIN)/pytest -q -m gpu tests
+	$(BIN)/python benchmarks/gpu.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 import matplotlib
+from gpu import CHECKS
+from gpu_checks.tables import documentation
 from matplotlib import pyplot as plt
 from measure import RESULTS, table
 
@@ -149,6 +151,7 @@ def sections() -> list[str]:
         "The gain is smaller for steps that map few pages for their time. The process stays as "
         "large as its largest step.\nSet the environment variable `MALLOC_TRIM_THRESHOLD_` to "
         "choose otherwise.",
+        documentation(read("gpu") if (RESULTS / "gpu.json").exists() else None, CHECKS),
     ]
     return parts
 

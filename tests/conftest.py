@@ -22,6 +22,14 @@ from cktf.errors import Interrupted
 from cktf.models import Normalized, create, save_network
 
 
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` are skipped where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
 @pytest.fixture(autouse=True)
 def no_code_is_remembered(tmp_path_factory, monkeypatch):
     """No test trusts code because another has run it."""
