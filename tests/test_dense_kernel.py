@@ -14,6 +14,8 @@ import torch
 from torch.nn import functional as F
 
 pytest.importorskip("triton", reason="Triton comes with PyTorch's wheels for CUDA")
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
 
 from cktf.functional import contrast, dense_kernel
 from cktf.functional.contrast import Candidates, contrast_losses, without_kernel
@@ -144,6 +146,19 @@ def test_small_terms_are_not_rounded_away(device):
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=NEEDS_GPU)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_in_host_memory_are_chosen_there(device, dtype):
+    rows, keys, anchor_ids, key_ids, key_index = case(device, 8, 100, 32, dtype, indexed=True)
+    losses = [
+        contrast_losses(
+            rows, rows, bank, Candidates(anchor_ids, key_ids, K), TAU, InfoNCECritic(), key_index
+        )
+        for bank in (keys, keys.cpu())
+    ]
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=NEEDS_GPU)])
 def test_the_kernel_serves_on_a_gpu_and_can_be_captured(device, monkeypatch):
     rows, keys, anchor_ids, key_ids, key_index = case(device, 64, 1000, 128, indexed=True)
     calls = []
@@ -187,36 +202,52 @@ def test_in_tritons_interpreter():
     assert " passed" in done.stdout
 
 
+class NoGPU:
+    """The driver of Triton for a GPU that is not there: it compiles for it."""
+
+    def __init__(self, capability):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        # Triton keeps what it compiled by device.
+        return self.target.arch
+
+    def get_current_stream(self, device):
+        return 0
+
+
+class Compiler:
+    """In place of a kernel: compiles it as a launch would, and does not launch it."""
+
+    def __init__(self, kernel):
+        self.kernel, self.compiled = kernel, []
+
+    def __getitem__(self, grid):
+        def compile_kernel(*arguments, **options):
+            options["product"] = dense_kernel.product_type(arguments[1].dtype)
+            self.compiled.append(self.kernel.warmup(*arguments, grid=grid, **options))
+
+        return compile_kernel
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dim", [64, 128, 256, 512])
-def test_it_compiles_and_fits_without_a_gpu(dim, dtype, capability):
+@pytest.mark.parametrize("dim", [1, 128, 200, 512])
+def test_it_compiles_and_fits_without_a_gpu(dim, dtype, capability, monkeypatch):
     """For A100 and H100, in the 99 KB of shared memory of a GPU with the least."""
-    from triton import compile
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    tiles = dense_kernel.choose_tiles(dim, dtype)
-    constants = {
-        "dim": dim, "block_b": tiles.anchors, "block_m": tiles.keys, "block_d": dim,
-        "has_gradient": True, "precision": tiles.precision,
-        "product": dense_kernel.product_type(dtype),
-    }  # fmt: skip
-    pointers = {"key_index": "*i64", "anchor_ids": "*i64", "key_ids": "*i64", "counts": "*i32"}
-    pointers |= dict.fromkeys(["rows", "shift", "totals", "sums"], "*fp32")
-    pointers["keys"] = "*bf16" if dtype == torch.bfloat16 else "*fp32"
-    names = dense_kernel._kernel.arg_names
-    signature = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in names}
-    aligned = {*pointers, "side_stride", "row_stride"}
-    attributes = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in aligned
-    }
-    compiled = compile(
-        ASTSource(dense_kernel._kernel, signature, constants, attributes),
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": tiles.warps, "num_stages": tiles.stages},
-    )
-    assert compiled.asm["cubin"]
-    assert compiled.metadata.shared <= 99 * 1024
+    *tensors, key_index = case("cpu", 64, 100, dim, dtype, indexed=True)
+    compiler = Compiler(dense_kernel._kernel)
+    monkeypatch.setattr(dense_kernel, "_kernel", compiler)
+    monkeypatch.setattr(driver, "_active", NoGPU(capability))
+    dense_kernel.dense_sums(*tensors, key_index=key_index, shift=torch.zeros(2))
+    tensors[1] = tensors[1][:, :100]
+    dense_kernel.dense_sums(*tensors, has_gradient=False)
+    assert len(compiler.compiled) == 2
+    for compiled in compiler.compiled:
+        assert compiled.asm["cubin"]
+        assert compiled.metadata.shared <= 99 * 1024

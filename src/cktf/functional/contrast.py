@@ -104,6 +104,8 @@ class _Contrast(torch.autograd.Function):
         has_gradient = ctx.needs_input_grad[0]
         with torch.autocast(anchor.device.type, enabled=False):
             rows, positive = anchor.float() / temperature, positive.float()
+            if keys.device != rows.device:
+                keys, key_index = select_rows(keys, key_index, rows), None
             if isinstance(negatives, Candidates) and _has_kernel(rows, keys):
                 sums = _sum_by_kernel(critic, rows, keys, negatives, key_index, has_gradient)
             else:
@@ -128,7 +130,6 @@ def _has_kernel(rows: Tensor, keys: Tensor) -> bool:
     return (
         _kernel_allowed
         and rows.device.type == "cuda"
-        and keys.device == rows.device
         # It is given no fake tensors.
         and type(rows) is type(keys) is Tensor
         and keys.dtype in (torch.float32, torch.bfloat16)
