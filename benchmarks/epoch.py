@@ -33,6 +33,7 @@ from cktf.objectives import BuildContext, compose
 from cktf.taps import Tap, eval_mode
 
 TEACHER, STUDENT, CLASSES, BATCH = "wrn_16_2", "resnet8", 10, 64
+CPU = torch.device("cpu")
 OPTIONS = {"cktf": {"estimator": "shared"}}
 
 
@@ -46,9 +47,11 @@ class Bare:
     def __len__(self) -> int:
         return self.steps
 
-    def epoch(self, number: int, *, cover: bool = False, start: int = 0) -> Iterator[Batch]:
+    def epoch(
+        self, number: int, *, cover: bool = False, start: int = 0, device: torch.device = CPU
+    ) -> Iterator[Batch]:
         """The same batch again and again."""
-        return iter([self.batch] * (self.steps - start))
+        return iter([self.batch.to(device)] * (self.steps - start))
 
 
 def trainer(method: str, data: ImageSet, folder: Path) -> Trainer:

@@ -11,18 +11,18 @@ float batches of 64 and may use the same cores. Medians of repeats in turn.
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from measure import alternate, keep, machine, median_ratio, table
+from measure import alternate, consume, keep, machine, median_ratio, table
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import CIFAR10, ImageFolder
 
-from cktf.data import DatasetLoader, ImageSet, MemoryLoader, ReadOptions, load_dataset
+from cktf.data import DatasetLoader, ImageSet, Loader, MemoryLoader, ReadOptions, load_dataset
 
 BATCH, JPEG_SIDE = 64, 256
 # With a budget of no bytes a data set is streamed, however small.
@@ -52,17 +52,12 @@ def write_jpegs(data: ImageSet[Any], folder: Path) -> None:
 def usual(data: Any, workers: int) -> Epoch:
     """An epoch of torchvision's pipeline."""
     loader = DataLoader(data, BATCH, shuffle=True, num_workers=workers, drop_last=True)
-    return lambda: _consume(loader)
+    return lambda: consume(loader)
 
 
-def ours(loader: MemoryLoader | DatasetLoader) -> Epoch:
+def ours(loader: Loader) -> Epoch:
     """An epoch of ours."""
-    return lambda: _consume(loader.epoch(1))
-
-
-def _consume(batches: Iterable[object]) -> None:
-    for _ in batches:
-        pass
+    return lambda: consume(loader.epoch(1))
 
 
 def of_cifar(data: ImageSet[Any], workers: int) -> dict[str, Epoch]:

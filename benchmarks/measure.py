@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from cktf.data import Loader
+from cktf.engine import synchronized_time
+
 RESULTS = Path(__file__).parents[1] / "results" / "performance"
 
 
@@ -34,6 +37,22 @@ def alternate(
 def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
     """Median of the ratios of one repeat's times."""
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def consume(batches: Iterable[object]) -> None:
+    """Load batches and drop them."""
+    for _ in batches:
+        pass
+
+
+def images_per_second(loader: Loader, device: torch.device, epochs: int = 3) -> float:
+    """Images that a loader alone brings to a device in a second, after an epoch to warm up."""
+    consume(loader.epoch(0, device=device))
+    start = synchronized_time(device)
+    for number in range(1, epochs + 1):
+        consume(loader.epoch(number, device=device))
+    seconds = synchronized_time(device) - start
+    return epochs * len(loader) * loader.batch_size / seconds
 
 
 def peak_memory_mb(step: Callable[[], object]) -> float:

@@ -230,6 +230,12 @@ def tiny_yaml(teacher_weights, tmp_path):
     return path
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """The CPU, and a GPU where there is one."""
+    return torch.device(request.param)
+
+
 @pytest.fixture(params=["meta", torch.float64])
 def users_default(request):
     """Another default device, on which numbers cannot be read, or another default type."""

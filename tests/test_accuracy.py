@@ -20,7 +20,7 @@ class Batches:
     def __len__(self):
         return -(-self.samples // self.batch_size)
 
-    def epoch(self, number):
+    def epoch(self, number, *, device):
         for index in torch.arange(self.samples).split(self.batch_size):
             yield Batch(self.logits[index], self.labels[index], index)
 

@@ -11,6 +11,7 @@ from small_runs import equal_weights, read_metrics, stop_after_steps, student_we
 
 import cktf
 from cktf.batch import Batch
+from cktf.data import DatasetLoader, MemoryLoader
 from cktf.engine import Trainer
 from cktf.errors import Interrupted, RecipeError
 from cktf.objectives import CRD
@@ -112,7 +113,9 @@ def test_students_of_another_view_of_the_teacher_are_refused(field, tmp_path):
         distill_interleaved(jobs)
 
 
-def test_a_shared_tap_runs_once_for_the_same_images():
+def test_a_shared_tap_runs_once_for_batches_of_one_source(monkeypatch):
+    """Images are not compared, which on a GPU would wait for all queued work."""
+    monkeypatch.setattr(torch, "equal", None)
     network = cktf.models.create("resnet8", 10).eval()
     shared = SharedTap(network)
     with pytest.raises(RuntimeError, match="before the first use"):
@@ -122,14 +125,42 @@ def test_a_shared_tap_runs_once_for_the_same_images():
     )
     images = torch.rand(2, 3, 32, 32)
 
-    def of(images):
-        return shared.extract(Batch(images, None, torch.arange(2)).to(torch.device("cpu")))
+    def of(source, images=images):
+        batch = Batch(images, None, torch.arange(2), source=source)
+        return shared.extract(batch.to(torch.device("cpu")))
 
-    first = of(images)
+    first = of((1, 0))
     assert first.embedding is not None
     assert len(first.stages) == 3
-    assert of(images.clone()) is first
-    assert of(images + 1) is not first
+    assert of((1, 0), images.clone()) is first
+    assert of((1, 1)) is not first
+    assert of(None) is not of(None)
+
+
+def test_batches_of_one_source_have_the_same_images(few_images, images):
+    """Only where the data set does not draw images itself, as a user's own may."""
+    first = images[1].subset(torch.arange(20))
+    loaders = [MemoryLoader(data, 10, train=True, augment=True) for data in (first, few_images[0])]
+    (batch,), (again,) = list(loaders[0].epoch(1))[1:], loaders[0].epoch(1, start=1)
+    assert again.source == batch.source
+    assert torch.equal(again.images, batch.images)
+    sources = [batch.source for loader in loaders for n in (1, 2) for batch in loader.epoch(n)]
+    assert len(set(sources)) == len(sources)
+    own = DatasetLoader([(image, 0) for image, _ in first], 10, train=True)
+    assert all(batch.source is None for batch in own.epoch(1))
+
+
+def test_students_share_the_images_in_memory(teacher, cifar_dir, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "cktf.workflows.interleaved.fit_interleaved", lambda trainers, _: seen.extend(trainers)
+    )
+    jobs = [(recipe(teacher, cifar_dir, name, {}), tmp_path / name) for name in ("kd", "at")]
+    with pytest.raises(KeyError):  # no run has finished
+        distill_interleaved(jobs)
+    first, second = seen
+    assert first.train is second.train
+    assert first.test is second.test
 
 
 def test_a_signal_stops_and_saves_all(teacher, cifar_dir, tmp_path, monkeypatch):

@@ -4,15 +4,22 @@ import io
 import os
 import random
 import signal
+import warnings
 from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from image_files import pixels
 from PIL import Image
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
+from cktf.batch import Batch
 from cktf.data import (
     DatasetLoader,
     ImageSet,
@@ -20,6 +27,7 @@ from cktf.data import (
     crop_and_flip,
     get_labels,
 )
+from cktf.data.loaders import _finish_batches
 from cktf.errors import DataError
 from cktf.recipes import build_test_loader
 
@@ -231,6 +239,172 @@ def test_images_are_mirrored_only_if_flip_is_set(flip):
             if found.any():  # a crop may miss so small an image
                 mirrored.add(outcomes[found.numpy().tobytes()][2])
     assert mirrored == ({True, False} if flip else {False})
+
+
+# Batches on a device
+
+
+def loaders_of_all_kinds():
+    data, gray = image_set(size=40), image_set(size=5)
+    gray = replace(gray, images=gray.images[..., :1], mean=(0.5,), std=(0.2,))
+    pairs = [
+        (image.numpy(), int(label)) for image, label in zip(data.images, data.labels, strict=True)
+    ]
+    floats = TensorDataset(
+        torch.rand(23, 3, 4, 4, generator=torch.Generator().manual_seed(0)), data.labels
+    )
+    return {
+        "random crops": MemoryLoader(data, 5, train=True, augment=True, seed=3),
+        "views": MemoryLoader(gray, 5, train=True, augment=True, seed=3, views=2),
+        "test": MemoryLoader(data, 5, train=False),
+        "without labels": MemoryLoader(data.without_labels(), 5, train=True),
+        "read one by one": DatasetLoader(data, 5, train=True),
+        "pairs": DatasetLoader(pairs, 5, train=True),
+        "floats": DatasetLoader(floats, 5, train=False),
+        "no labels": DatasetLoader(floats, 5, train=True, labeled=False),
+    }
+
+
+@pytest.mark.parametrize("share", [0.25, 0], ids=["copied once", "copied batch by batch"])
+@pytest.mark.parametrize("kind", loaders_of_all_kinds())
+def test_batches_have_the_same_bits_on_every_device(kind, share, device, monkeypatch):
+    """A GPU makes several batches at once, here two."""
+    loader = loaders_of_all_kinds()[kind]
+    epochs = [{"number": 2}, {"number": 3, "start": 1}, {"number": 0, "cover": True}]
+    expected = [list(loader.epoch(**epoch)) for epoch in epochs]
+    monkeypatch.setattr("cktf.data.loaders._GPU_SHARE", share)
+    monkeypatch.setattr("cktf.data.loaders._count_at_once", lambda *args: 2)
+    for epoch, wanted in zip(epochs, expected, strict=True):
+        found = list(loader.epoch(**epoch, device=device))
+        assert len(found) == len(wanted)
+        for one, other in zip(found, wanted, strict=True):
+            assert one.images.device.type == one.index.device.type == device.type
+            assert one.images.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(one.images.cpu(), other.images)
+            assert torch.equal(one.index.cpu(), other.index)
+            assert (one.view, one.source) == (other.view, other.source)
+            assert (one.labels is None) == (other.labels is None)
+            if one.labels is not None:
+                assert one.labels.device == one.images.device
+                assert torch.equal(one.labels.cpu(), other.labels)
+            assert one.host_index.device.type == "cpu"
+            assert torch.equal(one.host_index, other.index)
+
+
+def test_every_byte_becomes_the_same_float_on_every_device(device):
+    """As a division in IEEE arithmetic; a product with 1 / 255 differs for 126 of 256 bytes."""
+    images = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1)
+    data = ImageSet(images, torch.arange(256) % 2, "ab", (0.5,), (0.2,))
+    (batch,) = MemoryLoader(data, 256, train=False).epoch(0, device=device)
+    expected = np.arange(256, dtype=np.float32) / np.float32(255)
+    assert (batch.images.cpu().numpy().ravel() == expected).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("share", [0.25, 0])
+def test_loading_never_waits_for_the_gpu(share, monkeypatch):
+    monkeypatch.setattr("cktf.data.loaders._GPU_SHARE", share)
+    for loader in loaders_of_all_kinds().values():
+        batches = loader.epoch(1, device=torch.device("cuda"))
+        next(batches)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            rest = list(batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert len(rest) >= 3
+
+
+@pytest.mark.gpu
+def test_copies_to_a_gpu_that_is_busy_arrive_whole(monkeypatch):
+    """Each batch is read after a long computation, when the memory of others may be reused."""
+    monkeypatch.setattr("cktf.data.loaders._GPU_SHARE", 0)
+    loader = MemoryLoader(image_set(count=400, size=32), 20, train=True, augment=True)
+    expected, busy = (
+        [b.images.sum() for b in loader.epoch(1)],
+        torch.rand(2000, 2000, device="cuda"),
+    )
+    sums = []
+    for batch in loader.epoch(1, device=torch.device("cuda")):
+        for _ in range(10):
+            busy = busy @ busy / 1000
+        sums.append(batch.images.double().sum())
+        del batch
+    for found, wanted in zip(sums, expected, strict=True):
+        assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """A GPU that is not there: fake tensors have a device, and raise where a value is read."""
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
+        yield FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@pytest.mark.parametrize(("share", "fits"), [(1 / 4, True), (1 / 5, False)])
+def test_a_set_is_copied_to_the_gpu_once_if_it_takes_a_share_of_its_memory(
+    share, fits, fake_cuda, monkeypatch
+):
+    data = image_set()
+    free = 4 * data.images.nbytes
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 2 * free))
+    monkeypatch.setattr("cktf.data.loaders._GPU_SHARE", share)
+    loader = MemoryLoader(data, 5, train=True)
+    with fake_cuda:
+        (images, labels), again = loader._images_on(CUDA), loader._images_on(CUDA)
+    assert {images.device.type, labels.device.type} == {"cuda" if fits else "cpu"}
+    assert again[0] is images
+    assert data.images.device.type == "cpu"
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_no_batch_of_a_set_on_the_gpu_is_read_or_copied_back(views, fake_cuda, monkeypatch):
+    monkeypatch.setattr("cktf.data.loaders._fits_on_gpu", lambda *args: True)
+    loader = MemoryLoader(image_set(), 5, train=True, augment=True, views=views)
+    with fake_cuda:
+        found = list(loader.epoch(1, start=1, device=CUDA))
+    assert [list(batch.images.shape) for batch in found] == [[5, 3, 6, 6]] * 3
+    for batch in found:
+        assert {t.device.type for t in (batch.images, batch.labels, batch.index)} == {"cuda"}
+        assert batch.host_index.device.type == "cpu"
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_memory_of_a_copied_batch_stays_until_it_was_used(labels, fake_cuda, monkeypatch):
+    """What PyTorch is told of its two streams."""
+    told = []
+    consumer = SimpleNamespace(wait_stream=lambda stream: told.append(("wait", stream)))
+    to = Batch.to
+
+    def copy(batch, device):
+        told.append("copy")
+        return to(batch, device)
+
+    monkeypatch.setattr("torch.cuda.Stream", lambda device: "side")
+    monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext(told.append(stream)))
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: consumer)
+    monkeypatch.setattr(Batch, "to", copy)
+    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: told.append(stream))
+    images, index = image_set().images[:5], torch.arange(5)
+    with fake_cuda:
+        given = iter([Batch(images, index if labels else None, index)])
+        (batch,) = _finish_batches(given, CUDA)
+    assert told == ["side", "copy", ("wait", "side"), *[consumer] * (3 if labels else 2)]
+    assert (list(batch.images.shape), batch.images.dtype) == ([5, 3, 6, 6], torch.float32)
+    assert batch.images.device.type == "cuda"
+    assert batch.host_index is index
+
+
+def test_streamed_images_travel_to_a_gpu_as_bytes():
+    loader = DatasetLoader(image_set(), 2, train=False)
+    for device, dtype in ((CUDA, torch.uint8), (torch.device("cpu"), torch.float32)):
+        batches = loader._load_image_set([[0, 1]], torch.Generator(), (0, 0), 0, device)
+        assert next(batches).images.dtype == dtype
 
 
 # Batches from any data set

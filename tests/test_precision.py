@@ -121,7 +121,7 @@ def test_images_are_loaded_in_their_own_precision(multiplied):
     class Images:
         samples = 4
 
-        def epoch(self, epoch):
+        def epoch(self, epoch, *, device):
             assert not torch.is_autocast_enabled("cpu")
             yield Batch(torch.rand(4, 3), torch.arange(4) % 2, torch.arange(4))
 

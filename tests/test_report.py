@@ -540,8 +540,8 @@ def test_images_are_evenly_spaced_over_sorted_classes(runs, tmp_path, monkeypatc
     monkeypatch.setattr("cktf.recipes.data._MAX_TEST_BATCH", 7)
     batches, inside = MemoryLoader.epoch, []
 
-    def watched(self, number):
-        for batch in batches(self, number):
+    def watched(self, number, **options):
+        for batch in batches(self, number, **options):
             inside.append(torch.is_autocast_enabled("cpu"))
             yield batch
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from measure import images_per_second
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
@@ -24,6 +25,7 @@ from gpu_checks.training import (
 )
 
 NETWORKS = ("resnet32x4", "resnet8x4")
+CPU = torch.device("cpu")
 SIZE, NEGATIVES, BATCHES = 50_000, 16_384, (64, 256, 1024)
 CPU_SIZE, CPU_NEGATIVES, CPU_BATCHES = 1_000, 512, (32,)
 KD_AND_CKTF = "cktf+kd"
@@ -205,20 +207,16 @@ def _start(findings: Findings, images: ImageSet, batch: int, name: str) -> Any:
 
 
 def _loader_speed(findings: Findings, images: ImageSet, batch: int) -> int:
-    """Images per second of an epoch that is loaded and copied to the device."""
+    """Images per second of epochs that are loaded on the device."""
     with _start(findings, images, batch, "kd") as trainer:
-        began = time.perf_counter()
-        count = sum(len(b.to(findings.device)) for b in trainer.train.epoch(1))
-        if findings.is_cuda:
-            torch.cuda.synchronize()
-        return round(count / (time.perf_counter() - began))
+        return round(images_per_second(trainer.train, findings.device))
 
 
 def _compare_epoch(findings: Findings, images: ImageSet, batch: int, name: str) -> None:
     """Compare an epoch with bare steps before and after it, of one batch on the device."""
     with _start(findings, images, batch, name) as trainer:
         loader = trainer.train
-        bare = RepeatedBatch(next(loader.epoch(1)).to(trainer.device), loader)
+        bare = RepeatedBatch(next(iter(loader.epoch(1, device=trainer.device))), loader)
         ms = [_epoch_ms(trainer, number, train) for number, train in enumerate(
             (bare, bare, loader, bare), start=1)]  # fmt: skip
     # The first one warms up.
@@ -249,7 +247,9 @@ class RepeatedBatch:
     def __len__(self) -> int:
         return self.steps
 
-    def epoch(self, number: int, *, cover: bool = False, start: int = 0) -> Iterator[Batch]:
+    def epoch(
+        self, number: int, *, cover: bool = False, start: int = 0, device: torch.device = CPU
+    ) -> Iterator[Batch]:
         """Yield the batch for every step."""
         return itertools.repeat(self.batch, self.steps)
 

@@ -1,5 +1,6 @@
 """A batch of images, as it passes through training."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,14 +16,16 @@ class Batch:
         labels: [B] int64 classes; None where the data has none.
         index: [B] int64, each sample's position in its data set.
         view: the number of the images' augmentation in a finite set; None for random ones.
-        origin: the batch on its first device; None for that batch itself.
+        host_index: the index on the CPU, where reading it waits for no GPU; None for `index`.
+        source: equal for batches of the same images; None where that is not known.
     """
 
     images: Tensor
     labels: Tensor | None
     index: Tensor
     view: int | None = None
-    origin: "Batch | None" = None
+    host_index: Tensor | None = None
+    source: Hashable = None
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the batch to a device."""
@@ -31,21 +34,19 @@ class Batch:
             images=tensor_to_device(self.images, device),
             labels=None if self.labels is None else tensor_to_device(self.labels, device),
             index=tensor_to_device(self.index, device),
-            origin=self.original,
+            host_index=self.index if self.host_index is None else self.host_index,
         )
-
-    @property
-    def original(self) -> "Batch":
-        """The batch on its first device, where reading its numbers synchronizes no GPU."""
-        return self.origin or self
 
     def __len__(self) -> int:
         return len(self.images)
 
 
 def tensor_to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device, asynchronously where that is a GPU."""
+    """Copy a tensor to a device, asynchronously from the CPU to a GPU.
+
+    The other way it waits: a copy that has not ended would be read.
+    """
     if device.type == "cuda" and tensor.device.type == "cpu":
-        # Only copies from pinned memory are asynchronous.
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+        # Only copies from pinned memory are asynchronous; PyTorch reuses it after the copy.
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -23,26 +23,28 @@ def crop_and_flip(
     Returns:
         [B, H, W, C] of the same type.
     """
-    return _crop_at(images, *draw_crops(len(images), generator, padding), padding, flip)
+    crops = draw_crops(len(images), generator, padding).to(images.device)
+    return crop_at(images, crops, padding, flip)
 
 
-def draw_crops(batch: int, generator: torch.Generator, padding: int) -> tuple[Tensor, Tensor]:
-    """Draw offsets [2, B, 1] from 0 to twice the padding, and which images to mirror, [B, 1]."""
+def draw_crops(batch: int, generator: torch.Generator, padding: int) -> Tensor:
+    """Draw crops [3, B, 1]: rows and columns from 0 to twice the padding, and 1 to mirror or 0."""
     offset = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator, device="cpu")
-    mirrored = torch.randint(2, (batch, 1), generator=generator, device="cpu")
-    return offset, mirrored.bool()
+    mirrored = torch.randint(2, (1, batch, 1), generator=generator, device="cpu")
+    return torch.cat([offset, mirrored])
 
 
-def _crop_at(images: Tensor, offset: Tensor, mirrored: Tensor, padding: int, flip: bool) -> Tensor:
-    batch, height, width, _ = images.shape
-    rows = torch.arange(height, device="cpu") + offset[0]
-    columns = torch.arange(width, device="cpu") + offset[1]
+def crop_at(images: Tensor, crops: Tensor, padding: int, flip: bool) -> Tensor:
+    """Crop images [B, H, W, C] as `draw_crops` says, on the device of both; see `crop_and_flip`."""
+    (batch, height, width, _), device = images.shape, images.device
+    first_row, first_column, mirrored = crops
+    rows = torch.arange(height, device=device) + first_row
+    columns = torch.arange(width, device=device) + first_column
     if flip:
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    sample = torch.arange(batch, device="cpu").view(-1, 1, 1)
+        columns = torch.where(mirrored.bool(), columns.flip(1), columns)
+    sample = torch.arange(batch, device=device).view(-1, 1, 1)
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
-    pixel_index = (sample, rows.unsqueeze(2), columns.unsqueeze(1))
-    return padded[tuple(index.to(images.device) for index in pixel_index)]
+    return padded[sample, rows.unsqueeze(2), columns.unsqueeze(1)]
 
 
 class FixedViews:
@@ -53,17 +55,15 @@ class FixedViews:
     Args:
         samples: N.
         padding: pixels added on every side.
-        flip: whether images are mirrored.
     """
 
-    def __init__(self, samples: int, padding: int, flip: bool) -> None:
-        self.samples, self.padding, self.flip = samples, padding, flip
-        self._drawn_view: tuple[int, Tensor, Tensor] | None = None
+    def __init__(self, samples: int, padding: int) -> None:
+        self.samples, self.padding = samples, padding
+        self._drawn_view: tuple[int, Tensor] | None = None
 
-    def apply(self, images: Tensor, index: Tensor, view: int) -> Tensor:
-        """Crop images [B, H, W, C], whose positions are `index` [B], as view `view` has them."""
+    def crops(self, index: Tensor, view: int) -> Tensor:
+        """Crops [3, B, 1] of the images at positions `index` [B] in view `view`."""
         if self._drawn_view is None or self._drawn_view[0] != view:
             generator = torch.Generator("cpu").manual_seed(view)
-            self._drawn_view = (view, *draw_crops(self.samples, generator, self.padding))
-        _, offset, mirrored = self._drawn_view
-        return _crop_at(images, offset[:, index], mirrored[index], self.padding, self.flip)
+            self._drawn_view = view, draw_crops(self.samples, generator, self.padding)
+        return self._drawn_view[1][:, index]

@@ -3,9 +3,13 @@
 Seed and epoch alone decide the order and the augmentation of an epoch, so that a run can be
 repeated and resumed. A training epoch drops the last, incomplete batch; each epoch drops other
 samples.
+
+To a GPU images travel as bytes and become floats there, with the same values as on the CPU. A set
+in memory that fits is copied to the GPU once, and is cropped there. Nothing waits for the GPU.
 """
 
 from collections.abc import Callable, Iterator, Sized
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -13,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cktf.batch import Batch
-from cktf.data.augment import FixedViews, crop_and_flip, draw_crops
+from cktf.batch import Batch, tensor_to_device
+from cktf.data.augment import FixedViews, crop_at, draw_crops
 from cktf.data.image_set import ImageSet
 from cktf.data.streamed_images import StreamedImages
 from cktf.data.worker_datasets import (
@@ -28,7 +32,12 @@ from cktf.data.worker_datasets import (
 )
 from cktf.errors import CktfError, DataError
 
+CPU = torch.device("cpu")
 _MIN_PADDING = 4
+# A set of images may take up to this share of a GPU's free memory.
+_GPU_SHARE = 1 / 4
+# On a GPU as many batches as have at most so many bytes are gathered and cropped by one call.
+_BYTES_AT_ONCE = 1 << 23
 
 
 class Loader(Protocol):
@@ -40,7 +49,9 @@ class Loader(Protocol):
     def __len__(self) -> int:
         """Batches in an epoch."""
 
-    def epoch(self, number: int, *, cover: bool = False, start: int = 0) -> Iterator[Batch]:
+    def epoch(
+        self, number: int, *, cover: bool = False, start: int = 0, device: torch.device = CPU
+    ) -> Iterator[Batch]:
         """Yield the batches of epoch `number`, which with the seed decides order and augmentation.
 
         Args:
@@ -48,6 +59,7 @@ class Loader(Protocol):
             cover: add a batch with the samples that a training epoch drops, filled up to the batch
                 size with some that came before.
             start: skip this many batches; the others are the same as without skipping.
+            device: where the batches are wanted; it does not change their values.
         """
 
 
@@ -73,10 +85,48 @@ def _draw_order(
     return batches
 
 
-def _to_unit_range(pixels: Tensor) -> Tensor:
-    """Bytes [B, H, W, C] as floats [B, C, H, W] in [0, 1]."""
-    # A permuted view of [B, H, W, C] is channels-last without a copy.
-    return pixels.permute(0, 3, 1, 2).float().div_(255)
+def _finish_batches(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Copy batches to a device; there bytes [B, H, W, C] become floats [B, C, H, W] in [0, 1]."""
+    # A GPU would multiply by 1 / 255, which rounds otherwise, if this were a Python number.
+    largest = torch.full((), 255.0, dtype=torch.float32, device=device)
+    stream = None
+    for batch in batches:
+        if device.type == "cuda" and batch.images.device.type == "cpu":
+            stream = stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            batch = _copy_on_stream(batch, device, stream)
+        else:
+            batch = batch.to(device)
+        if batch.images.dtype == torch.uint8:
+            # A permuted view of [B, H, W, C] is channels-last without a copy.
+            images = batch.images.permute(0, 3, 1, 2).float().div_(largest)
+        else:
+            images = batch.images.contiguous(memory_format=torch.channels_last)
+        yield replace(batch, images=images)
+
+
+def _copy_on_stream(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -> Batch:
+    """Copy a batch to a GPU while the steps that are queued there are computed."""
+    consumer = torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        batch = batch.to(device)
+    consumer.wait_stream(stream)
+    for tensor in (batch.images, batch.labels, batch.index):
+        if tensor is not None:
+            # Its memory belongs to `stream`, which may reuse it only after the consumer's work.
+            tensor.record_stream(consumer)
+    return batch
+
+
+def _fits_on_gpu(images: Tensor, device: torch.device) -> bool:
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.nbytes <= _GPU_SHARE * free
+
+
+def _count_at_once(batch: int, images: Tensor) -> int:
+    """How many batches of images [N, H, W, C] are gathered by one call: one on the CPU."""
+    if images.device.type == "cpu":
+        return 1
+    return max(1, _BYTES_AT_ONCE // (batch * images[0].nbytes))
 
 
 class MemoryLoader:
@@ -108,40 +158,68 @@ class MemoryLoader:
         self._labels = data.labels if data.labeled else None
         self._padding = max(_MIN_PADDING, min(data.images.shape[1:3]) // 8)
         self.views = views if augment else 1
-        self._fixed_views = FixedViews(len(data), self._padding, data.flip)
+        self._fixed_views = FixedViews(len(data), self._padding)
+        self._copies: dict[torch.device, tuple[Tensor, Tensor | None]] = {}
 
     def __len__(self) -> int:
         return _count_batches(self.samples, self.batch_size, self.train)
 
-    def epoch(self, number: int, *, cover: bool = False, start: int = 0) -> Iterator[Batch]:
+    def epoch(
+        self, number: int, *, cover: bool = False, start: int = 0, device: torch.device = CPU
+    ) -> Iterator[Batch]:
         """Yield the batches of epoch `number`; see `Loader.epoch`."""
         generator = _epoch_generator(self.seed, number)
         order = _draw_order(self, generator, cover)
-        if self.views:
-            yield from self._batches_of_view(order[start:], number % self.views)
-            return
-        for index in order[:start]:
-            draw_crops(len(index), generator, self._padding)
-        for index in order[start:]:
-            pixels = self.data.images[index]
-            pixels = crop_and_flip(pixels, generator, self._padding, self.data.flip)
-            yield Batch(_to_unit_range(pixels), _select_labels(self._labels, index), index)
+        view = number % self.views if self.views else None
+        if view is None:
+            for index in order[:start]:
+                draw_crops(len(index), generator, self._padding)
+        batches = self._select_batches(order[start:], generator, view, device)
+        for step, batch in enumerate(_finish_batches(batches, device), start):
+            yield replace(batch, source=(self, number, step))
 
-    def view(self, number: int) -> Iterator[Batch]:
+    def view(self, number: int, *, device: torch.device = CPU) -> Iterator[Batch]:
         """Yield all images in order, in fixed augmentation `number`."""
-        order = torch.split(torch.arange(self.samples, device="cpu"), self.batch_size)
-        yield from self._batches_of_view(list(order), number)
+        order = list(torch.split(torch.arange(self.samples, device="cpu"), self.batch_size))
+        batches = self._select_batches(order, _epoch_generator(0, number), number, device)
+        yield from _finish_batches(batches, device)
 
-    def _batches_of_view(self, order: list[Tensor], view: int) -> Iterator[Batch]:
-        for index in order:
-            pixels = self.data.images[index]
+    def _select_batches(
+        self,
+        order: list[Tensor],
+        generator: torch.Generator,
+        view: int | None,
+        device: torch.device,
+    ) -> Iterator[Batch]:
+        """Gather and crop the bytes of batches, on the device where the images fit on it."""
+        images, labels = self._images_on(device)
+        at_once = _count_at_once(self.batch_size, images)
+        for group in (order[first : first + at_once] for first in range(0, len(order), at_once)):
+            index = tensor_to_device(torch.cat(group), images.device)
+            pixels = images[index]
             if self.augment:
-                pixels = self._fixed_views.apply(pixels, index, view)
-            yield Batch(_to_unit_range(pixels), _select_labels(self._labels, index), index, view)
+                crops = torch.cat([self._draw_crops(i, generator, view) for i in group], dim=1)
+                crops = tensor_to_device(crops, images.device)
+                pixels = crop_at(pixels, crops, self._padding, self.data.flip)
+            sizes = [len(host_index) for host_index in group]
+            parts = zip(group, torch.split(index, sizes), torch.split(pixels, sizes), strict=True)
+            for host_index, part, part_pixels in parts:
+                part_labels = None if labels is None else labels[part]
+                yield Batch(part_pixels, part_labels, part, view, host_index)
 
+    def _draw_crops(self, index: Tensor, generator: torch.Generator, view: int | None) -> Tensor:
+        if view is not None:
+            return self._fixed_views.crops(index, view)
+        return draw_crops(len(index), generator, self._padding)
 
-def _select_labels(labels: Tensor | None, index: Tensor) -> Tensor | None:
-    return None if labels is None else labels[index]
+    def _images_on(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Images and labels: a copy on a GPU for all epochs, or those in memory if it is large."""
+        if device not in self._copies:
+            is_copied = device.type == "cuda" and _fits_on_gpu(self.data.images, device)
+            place = device if is_copied else CPU
+            labels = None if self._labels is None else self._labels.to(place)
+            self._copies[device] = self.data.images.to(place), labels
+        return self._copies[device]
 
 
 class DatasetLoader:
@@ -189,22 +267,29 @@ class DatasetLoader:
     def __len__(self) -> int:
         return _count_batches(self.samples, self.batch_size, self.train)
 
-    def epoch(self, number: int, *, cover: bool = False, start: int = 0) -> Iterator[Batch]:
+    def epoch(
+        self, number: int, *, cover: bool = False, start: int = 0, device: torch.device = CPU
+    ) -> Iterator[Batch]:
         """Yield the batches of epoch `number`; see `Loader.epoch`."""
         generator = _epoch_generator(self.seed, number)
         order = [b.tolist() for b in _draw_order(self, generator, cover)[start:]]
         if not isinstance(self.data, ImageSet):
-            indexed = IndexedDataset(self.data, self.labeled, (self.seed, number))
-            for images, labels, index in self._load(indexed, order, generator, collate_samples):
-                self._check_channels(images)
-                images = images.contiguous(memory_format=torch.channels_last)
-                yield Batch(images, labels if self.labeled else None, index)
+            yield from _finish_batches(self._load_samples(order, generator, number), device)
             return
-        if self.views:
-            view = number % self.views
-            yield from self._load_image_set(order, generator, (0, view), view)
-        else:
-            yield from self._load_image_set(order, generator, (self.seed, number), None)
+        view = number % self.views if self.views else None
+        augment_seed = (self.seed, number) if view is None else (0, view)
+        batches = self._load_image_set(order, generator, augment_seed, view, device)
+        for step, batch in enumerate(_finish_batches(batches, device), start):
+            yield replace(batch, source=(self, number, step))
+
+    def _load_samples(
+        self, order: list[list[int]], generator: torch.Generator, number: int
+    ) -> Iterator[Batch]:
+        """Load batches of a user's data set in epoch `number`."""
+        data = IndexedDataset(self.data, self.labeled, (self.seed, number))
+        for images, labels, index in self._load(data, order, generator, collate_samples):
+            self._check_channels(images)
+            yield Batch(images, labels if self.labeled else None, index)
 
     def _check_channels(self, images: Tensor) -> None:
         """Raise DataError for a batch [B, C, H, W] with other channels than those before it."""
@@ -216,11 +301,13 @@ class DatasetLoader:
                 f"of another {channels}. {CONVERT_ADVICE}"
             )
 
-    def view(self, number: int) -> Iterator[Batch]:
+    def view(self, number: int, *, device: torch.device = CPU) -> Iterator[Batch]:
         """Yield all images in order, in fixed augmentation `number`."""
         positions = torch.arange(self.samples, device="cpu")
         order = [batch.tolist() for batch in torch.split(positions, self.batch_size)]
-        yield from self._load_image_set(order, _epoch_generator(0, number), (0, number), number)
+        generator = _epoch_generator(0, number)
+        batches = self._load_image_set(order, generator, (0, number), number, device)
+        yield from _finish_batches(batches, device)
 
     def _load_image_set(
         self,
@@ -228,18 +315,22 @@ class DatasetLoader:
         generator: torch.Generator,
         augment_seed: tuple[int, int],
         view: int | None,
+        device: torch.device,
     ) -> Iterator[Batch]:
+        """Load batches of streamed images: as bytes for a GPU, else as floats."""
         assert isinstance(self.data, ImageSet)
         labels = self.data.labels if self.data.labeled else None
         if self.augment:
             cast(StreamedImages, self.data.images).load_transform(self.data.flip)
         data = IndexedImageSet(self.data, augment_seed if self.augment else None)
         for pixels, index in self._load(data, order, generator, collate_images):
-            # As `_to_unit_range` in one thread: PyTorch's idle threads spin and would slow the
-            # workers that load the next batch.
-            values = np.divide(pixels.numpy(), np.float32(255), dtype=np.float32)
-            images = torch.from_numpy(values).permute(0, 3, 1, 2)
-            yield Batch(images, _select_labels(labels, index), index, view)
+            images = pixels
+            if device.type == "cpu":
+                # In one thread: PyTorch's idle threads spin and would slow the workers that load
+                # the next batch.
+                values = np.divide(pixels.numpy(), np.float32(255), dtype=np.float32)
+                images = torch.from_numpy(values).permute(0, 3, 1, 2)
+            yield Batch(images, None if labels is None else labels[index], index, view)
 
     def _load(
         self,

@@ -60,8 +60,7 @@ def evaluate(
         DataError: data without labels.
     """
     hits = torch.zeros(2, dtype=torch.int64, device=device)
-    for batch in loader.epoch(0):
-        batch = batch.to(device)
+    for batch in loader.epoch(0, device=device):
         if batch.labels is None:
             raise DataError("Accuracy needs labels, and this data set has none.")
         logits, labels = forward(batch.images).float(), batch.labels[:, None]

@@ -5,7 +5,6 @@ It knows no method by name: the loss is that of an `Objective` over `Features`.
 
 import copy
 import json
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -32,7 +31,7 @@ from cktf.engine.progress import ProgressBar, announce
 from cktf.engine.randomness import preserve_rng, random_state, restore_random_state
 from cktf.engine.result import TrainResult
 from cktf.engine.run_folder import RunFolder
-from cktf.engine.runtime import Runtime
+from cktf.engine.runtime import Runtime, synchronized_time
 from cktf.engine.step import (
     MAIN,
     TrainPhase,
@@ -184,7 +183,7 @@ class Trainer:
         phase.step.train()
         if not self.metrics.steps:
             phase.step.objective.begin_epoch(self.epoch)
-        self._batches = self.train.epoch(number, start=self.position.step)
+        self._batches = self.train.epoch(number, start=self.position.step, device=self.device)
         self._call("on_epoch_start")
 
     def train_step(self) -> None:
@@ -192,7 +191,7 @@ class Trainer:
         assert self.phase is not None
         step, number = self.phase.step, self.position.step + 1
         self._call("on_step_start")
-        batch = next(self._batches).to(self.device)
+        batch = next(self._batches)
         restore_buffers = save_buffers(step) if self._skips else None
 
         loss = step(batch)
@@ -315,9 +314,9 @@ class Trainer:
         """
         step = phase.step
         step.train()
-        started, samples = time.perf_counter(), 0
+        started, samples = synchronized_time(self.device), 0
         with preserve_buffers(step):
-            for batch in (batch.to(self.device) for batch in self.train.epoch(0, cover=True)):
+            for batch in self.train.epoch(0, cover=True, device=self.device):
                 with self.runtime.autocast():
                     features = step.features(batch)
                 step.objective.fill(*features, batch)
@@ -326,7 +325,7 @@ class Trainer:
                     raise Interrupted(f"Stopped by {name} before training.", self.run.path)
                 if samples >= step.objective.fill_samples:
                     break
-        seconds = time.perf_counter() - started
+        seconds = synchronized_time(self.device) - started
         self.run.log(f"memories filled from {samples} training images in {seconds:.1f} s")
 
     def _all_finite(self, batch: Batch) -> bool:

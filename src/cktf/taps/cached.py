@@ -89,7 +89,8 @@ class CachedTap:
             return self(batch.images)
         if batch.view not in self._views:
             self._views[batch.view] = self._open_view(batch.view)
-        index, device = batch.original.index.cpu(), batch.images.device
+        index = (batch.index if batch.host_index is None else batch.host_index).cpu()
+        device = batch.images.device
         return self._spec.assemble(
             [tensor_to_device(rows[index], device) for rows in self._views[batch.view]]
         )

@@ -1,8 +1,7 @@
 """One tap of a frozen network whose features several students read."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
-import torch
 from torch import Tensor, nn
 
 from cktf.batch import Batch
@@ -22,7 +21,7 @@ class SharedTap:
         self._needs: frozenset[str] = frozenset()
         self._paths = FeaturePaths()
         self._tap: Tap | None = None
-        self._last: tuple[Tensor, Features] | None = None
+        self._last: tuple[Hashable, Features] | None = None
 
     def add_reader(self, paths: FeaturePaths, needs: Iterable[str]) -> "SharedTap":
         """Tap what another reader needs too, and forget the last batch.
@@ -42,8 +41,10 @@ class SharedTap:
         return self._tap(images)
 
     def extract(self, batch: Batch) -> Features:
-        """Features of a batch, computed once for successive readers of the same images."""
-        images = batch.original.images
-        if self._last is None or not torch.equal(images, self._last[0]):
-            self._last = images, self(batch.images)
+        """Features of a batch, computed once for successive readers of the same `Batch.source`.
+
+        A batch without a source is computed every time.
+        """
+        if batch.source is None or self._last is None or self._last[0] != batch.source:
+            self._last = batch.source, self(batch.images)
         return self._last[1]

@@ -255,9 +255,9 @@ class RunAnalyzer:
         logits, embeddings, rows = [], [], []
         compared_indices, start = evenly_spaced_indices(len(test), self.max_compared), 0
         with eval_mode(network):
-            for batch in loader.epoch(0):
+            for batch in loader.epoch(0, device=device):
                 with runtime.autocast():
-                    features = tap(batch.images.to(device))
+                    features = tap(batch.images)
                 logits.append(features.logits.float().cpu())
                 if features.embedding is not None:
                     embeddings.append(features.embedding.float().cpu())

@@ -110,9 +110,9 @@ def preview_run(recipe: Recipe, components: RunComponents) -> DryRun:
         step.train()
         start = time.perf_counter()
         with preserve_buffers(step):
-            for batch in islice(components.data.train.epoch(1), _BATCHES):
+            for batch in islice(components.data.train.epoch(1, device=device), _BATCHES):
                 # Without its view, no teacher cache is written.
-                batch = replace(batch.to(device), view=None)
+                batch = replace(batch, view=None)
                 components.student.zero_grad(set_to_none=True)
                 with runtime.autocast():
                     features = step.features(batch)

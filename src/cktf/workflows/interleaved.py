@@ -13,7 +13,7 @@ import torch
 
 from cktf.engine import Accuracy, Trainer, TrainResult, default_tensors, fit_interleaved
 from cktf.errors import RecipeError
-from cktf.recipes import DistillRecipe
+from cktf.recipes import Data, DistillRecipe
 from cktf.taps import SharedTap, preserve_modes
 from cktf.workflows.input_fingerprint import check_input_fingerprint
 from cktf.workflows.run import Run, StartedRun, finish_run, read_finished, start_run
@@ -52,6 +52,7 @@ def distill_interleaved(
                     [f"{name}: students are trained together from one teacher on the same batches."]
                 )
     shared_tap: SharedTap | None = None
+    data: Data | None = None
     measured: dict[str, Accuracy] = {}
     runs: dict[Path, Run] = {}
     started: dict[Path, StartedRun] = {}
@@ -60,9 +61,11 @@ def distill_interleaved(
             folder, components = prepare(recipe, out, resume=True, trust_code=trust_code)
             assert components.teacher is not None
             shared_tap = shared_tap or SharedTap(components.teacher, compile=recipe.runtime.compile)
+            data = data or components.data
             components = replace(
                 components,
                 teacher=shared_tap.model,
+                data=data,
                 shared_tap=shared_tap if len(recipes) > 1 else None,
                 measured_accuracy=measured,
             )

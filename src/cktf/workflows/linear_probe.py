@@ -74,7 +74,7 @@ def embed_images(
     features, labels = [], []
     with ExitStack() as stack, seeded(runtime.seed, device), eval_mode(network):
         tap: Tap | None = None
-        for batch in loader.epoch(0):
+        for batch in loader.epoch(0, device=device):
             if batch.labels is None:
                 raise DataError("A probe needs labels, and these images have none.")
             if tap is None:
@@ -84,7 +84,6 @@ def embed_images(
                     stack.enter_context(runtime.on_device(network))
                     paths = find_feature_paths(network, images, embedding=embedding)
                 tap = Tap(network, paths, ["embedding"])
-            batch = batch.to(device)
             with runtime.autocast():
                 embedded = tap(batch.images).embedding
             assert embedded is not None and batch.labels is not None

@@ -1,6 +1,7 @@
 """The teacher cache of a run: which features it holds, and in which folder."""
 
 import os
+from functools import partial
 
 import torch
 
@@ -41,8 +42,9 @@ def cached_tap(
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         folder = expand_user_path(home).absolute() / "cktf" / "teachers"
     views = data.views if data.augment else 1
+    load_view = partial(loader.view, device=components.runtime.device)
     cached = CachedTap(
-        tap, objective.cacheable(), loader.view, views, loader.samples, identity, folder
+        tap, objective.cacheable(), load_view, views, loader.samples, identity, folder
     )
     cached.check_disk_space(example)
     return cached
