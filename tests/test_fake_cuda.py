@@ -123,6 +123,45 @@ def test_no_step_mixes_devices_or_reads_a_value(method, options):
             objective.after_step()
 
 
+class Copies(TorchDispatchMode):
+    """Counts copies from the CPU to a GPU and back; those that wait are named."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
+            source = args[1] if function.overloadpacket is torch.ops.aten.copy_ else args[0]
+            if source.device != result.device:
+                waits = "" if (kwargs or {}).get("non_blocking") else " and waits"
+                self.counts[f"to {result.device.type}{waits}"] += 1
+        return result
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_banks_in_host_memory_take_a_copy_each_way(storage, monkeypatch):
+    """Keys and their positions to the GPU, positions and rows of the batch back."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    # On a CPU, positions are looked at.
+    monkeypatch.setattr("cktf._check.indices", lambda *args: None)
+    options = {"estimator": "shared", "negatives": 500, "bank_device": "host", "storage": storage}
+    fake = FakeTensorMode()
+    student, teacher, objective = fake_networks(fake, "cktf", options, "cuda")
+    pairs = objective.terms["cktf"].pairs
+    group = pairs[0].group
+    with fake:
+        group._buffers["banks"] = torch.empty(group.banks.shape, dtype=group.banks.dtype)
+        for pair in pairs:
+            pair._view_group()
+        for _ in range(2):
+            with Copies() as step:
+                run_step(student, teacher, objective, "cktf", "cuda")
+                objective.after_step()
+            assert step.counts == {"to cuda": 2, "to cpu and waits": 2}
+
+
 @pytest.mark.parametrize(("method", "options"), CASES, ids=NAMES)
 def test_no_backward_pass_reads_a_value(method, options, monkeypatch):
     if options.get("match") == "smallest" or options.get("estimator") == "sampled":

@@ -463,6 +463,26 @@ class TestBankDevice:
             assert torch.equal(bank, found[0][1])
         assert not list(tmp_path.iterdir()), "the file outlives nobody"
 
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    @pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+    def test_a_gpu_reads_and_writes_rows_in_host_memory(self, storage):
+        """Both devices take the draws of the CPU's generator."""
+        found = []
+        for device in ("cpu", "cuda"):
+            torch.manual_seed(0)
+            objective = crd(estimator="shared", bank_device="host", storage=storage).to(device)
+            index = torch.arange(B)
+            vectors = [e[index].to(device) for e in embeddings()]
+            losses = []
+            for _ in range(3):
+                losses.append(objective.loss(*vectors, index.to(device)).item())
+                objective.after_step()
+            assert objective.student_bank.device.type == "cpu"
+            found.append((torch.tensor(losses), objective.student_bank.float()))
+        rounding = 2e-2 if storage == "bfloat16" else 1e-4
+        torch.testing.assert_close(*found, rtol=rounding, atol=rounding)
+
     def test_moving_the_objective_leaves_the_banks(self, tmp_path):
         objective = crd(estimator="shared", bank_device=str(tmp_path))
         rows = objective.student_bank.data_ptr()

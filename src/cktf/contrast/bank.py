@@ -71,6 +71,20 @@ def _map_file(size: int, dtype: torch.dtype, folder: Path) -> Tensor:
         os.unlink(name)
 
 
+def copy_rows(banks: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """Copy rows [S, n, D] of banks [S, N, D] on the CPU to a GPU, at once, without waiting for it.
+
+    Args:
+        banks: in host memory or a mapped file.
+        index: [n] int64, on the CPU.
+        device: the GPU.
+    """
+    shape = (len(banks), len(index), banks.shape[2])
+    # PyTorch keeps pinned memory for the next step, and knows when a copy has been made.
+    rows = torch.empty(shape, dtype=banks.dtype, pin_memory=True)
+    return torch.index_select(banks, 1, index, out=rows).to(device, non_blocking=True)
+
+
 @torch.no_grad()
 def update_bank(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
     """`bank[i] <- norm(momentum * bank[i] + (1 - momentum) * row)`, in place.

@@ -23,12 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from cktf import _check
+from cktf.batch import tensor_to_device
+from cktf.contrast.bank import DEVICE
 from cktf.contrast.config import ContrastConfig, Estimator
 from cktf.contrast.footprint import footprint
 from cktf.contrast.negatives import NegativeSampler, check_labels
 from cktf.errors import MethodError
 from cktf.functional.contrast import Candidates
-from cktf.processes import broadcast_first, gather
+from cktf.processes import broadcast_first, gather, num_processes
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Draw:
         write_index: [processes · B] rows that the representations of all processes overwrite; None
             for no row.
         key_index: [K] rows of the batch's keys; None for all rows.
+
+    Rows are on the CPU for banks in host memory, where they are read and written.
     """
 
     negatives: Tensor | Candidates
@@ -125,36 +129,55 @@ class Memory(nn.Module, ABC):
         return torch.where(index < 0, -1, self.labels[index])
 
     def _draw_shared(self, device: torch.device) -> Tensor:
+        """[K] rows for a whole batch, the same in all processes."""
         return broadcast_first(torch.randint(self.num_rows, (self.negatives,), device=device))
 
 
 class Bank(Memory):
-    """A row per training sample."""
+    """A row per training sample.
+
+    Args:
+        dataset_size, labels, negatives, estimator: as in `Memory`.
+        in_host_memory: whether the rows are there, or in a file, wherever the batch is.
+    """
 
     uses_momentum = True
 
     def __init__(
-        self, dataset_size: int, labels: Tensor | None, negatives: int, estimator: Estimator
+        self,
+        dataset_size: int,
+        labels: Tensor | None,
+        negatives: int,
+        estimator: Estimator,
+        *,
+        in_host_memory: bool = False,
     ) -> None:
         super().__init__(dataset_size, labels, negatives, estimator, num_rows=dataset_size)
         # Its tables are as long as the training set; only these draws read them.
         self.sampler = NegativeSampler(dataset_size, labels) if estimator == "sampled" else None
+        self.in_host_memory = in_host_memory
 
     def draw(self, index: Tensor) -> Draw:
         """Draw negatives; the positives are the batch's own rows, which it then updates."""
         if self.sampler is not None:
             return Draw(self.sampler.draw(index, self.negatives), index, gather(index))
-        write_index, key_index = gather(index), None
+        key_index = None
         if self.estimator == "shared":
-            key_index = self._draw_shared(index.device)
-            key_ids = self._class_ids(key_index)
+            # Drawn where the rows are, unless processes have to agree on it on their devices.
+            on_cpu = self.in_host_memory and num_processes() == 1
+            key_index = self._draw_shared(torch.device("cpu") if on_cpu else index.device)
+            key_ids = self._class_ids(tensor_to_device(key_index, index.device))
         elif self.labels is None:
             key_ids = torch.arange(self.num_rows, device=index.device)
         else:
             # Every row in order: its ids are the labels as they stand, without N look-ups a step.
             key_ids = self.labels
         candidates = Candidates(self._class_ids(index), key_ids, self.negatives)
-        return Draw(candidates, index, write_index, key_index)
+        if not self.in_host_memory or key_index is None:
+            return Draw(candidates, index, gather(index), key_index)
+        positive_index = index.cpu()
+        write_index = positive_index if num_processes() == 1 else gather(index).cpu()
+        return Draw(candidates, positive_index, write_index, key_index.cpu())
 
     def reserve(self, index: Tensor) -> Tensor:
         """Reserve the samples' own rows."""
@@ -257,4 +280,5 @@ def build_memory(
         return InBatch(dataset_size, labels)
     if config.memory == "queue":
         return Queue(dataset_size, labels, config.negatives, estimator, config.queue_size)
-    return Bank(dataset_size, labels, config.negatives, estimator)
+    in_host_memory = config.bank_device != DEVICE
+    return Bank(dataset_size, labels, config.negatives, estimator, in_host_memory=in_host_memory)

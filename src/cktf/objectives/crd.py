@@ -35,6 +35,7 @@ from cktf.contrast import (
     Memory,
     allocate_banks,
     build_memory,
+    copy_rows,
     footprint,
     set_random_rows,
     update_bank,
@@ -358,13 +359,16 @@ def _side_losses(
     candidate_count = num_rows or draw.num_negatives + 1
     banks, normalizers = pair.group.banks[sides], pair.group.normalizers[sides]
     keys = banks if num_rows else gather(others.transpose(0, 1)).transpose(0, 1)
-    positives = others
-    if draw.positive_index is not None:
+    positives, key_index = others, draw.key_index
+    if draw.positive_index is not None and key_index is not None and banks.device != anchors.device:
+        rows = copy_rows(banks, torch.cat([key_index, draw.positive_index]), anchors.device)
+        keys, positives, key_index = rows[:, : len(key_index)], rows[:, len(key_index) :], None
+    elif draw.positive_index is not None:
         positives = select_rows(banks, draw.positive_index, anchors)
 
     def contrast(anchors: Tensor, critic: Critic) -> Tensor:
         return contrast_losses(
-            anchors, positives, keys, draw.negatives, temperature, critic, draw.key_index
+            anchors, positives, keys, draw.negatives, temperature, critic, key_index
         )
 
     if pair.config.critic == "infonce":
