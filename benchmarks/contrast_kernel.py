@@ -21,7 +21,6 @@ import torch
 from measure import table
 from torch import Tensor
 from torch.nn import functional as F
-from triton.runtime.errors import OutOfResources
 
 from cktf.functional.contrast import Candidates, contrast_losses, without_kernel
 from cktf.functional.critics import NCECritic
@@ -30,13 +29,15 @@ from cktf.functional.dense_kernel import Tiles, choose_tiles, dense_sums
 SIDES, DIM, ROWS, TAU = 10, 128, 50_000, 0.1
 BATCHES, PROGRAMS = (64, 256, 1024), (1, 2, 4, 8)
 FLOAT32_CUTS = (
-    Tiles(32, 64, 8, 2), Tiles(64, 32, 8, 2), Tiles(32, 32, 4, 2), Tiles(128, 32, 8, 2),
-    Tiles(64, 32, 8, 2, precision="ieee"), Tiles(32, 32, 4, 2, precision="ieee"),
-    Tiles(32, 32, 8, 2), Tiles(64, 32, 4, 1), Tiles(64, 64, 8, 2), Tiles(16, 64, 4, 2),
+    Tiles(32, 64, 8, 2), Tiles(32, 64, 8, 3, precision="bf16x6"),
+    Tiles(32, 32, 4, 3, precision="bf16x6"), Tiles(64, 32, 8, 3, precision="bf16x6"),
+    Tiles(64, 32, 8, 2, precision="ieee"), Tiles(16, 32, 4, 3),
+    Tiles(32, 32, 4, 2, precision="ieee"), Tiles(64, 32, 8, 2),
+    Tiles(64, 64, 8, 3, precision="bf16x6"), Tiles(32, 32, 8, 2),
 )  # fmt: skip
 BFLOAT16_CUTS = (
-    Tiles(64, 64, 8, 3), Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(64, 32, 4, 3),
-    Tiles(32, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(64, 32, 4, 4),
+    Tiles(64, 64, 8, 3), Tiles(64, 32, 4, 3), Tiles(64, 64, 4, 3), Tiles(32, 64, 4, 3),
+    Tiles(128, 64, 8, 3), Tiles(32, 64, 8, 3), Tiles(64, 64, 4, 2),
 )  # fmt: skip
 CUTS = {torch.float32: FLOAT32_CUTS, torch.bfloat16: BFLOAT16_CUTS}
 # An H100's: bytes a second, and operations a second by type of the keys.
@@ -182,7 +183,7 @@ def sweep(
             try:
                 times = {n: time_of(case, replace(tiles, programs=n), device) for n in PROGRAMS}
                 error = f"{error_of(case, tiles):.1e}" if name[1] == str(BATCHES[0]) else ""
-            except (OutOfResources, RuntimeError) as raised:
+            except Exception as raised:  # one that does not compile or fit is a line of the table
                 yield [*name, cut(tiles), type(raised).__name__, "", "", ""]
                 continue
             best = min(times, key=lambda n: times[n])

@@ -37,8 +37,8 @@ class Tiles:
         warps: of a program.
         stages: tiles of keys that are read ahead, and the one in use.
         programs: for each multiprocessor, at least, if there are enough keys.
-        precision: how float32 is multiplied: "ieee", or in three products of TF32, "tf32x3", whose
-            error is about that of float32.
+        precision: how float32 is multiplied: "ieee"; in three products of TF32, "tf32x3", or from
+            Triton 3.6 on in six of bfloat16, "bf16x6", whose errors are about those of float32.
     """
 
     anchors: int
