@@ -32,8 +32,8 @@ FLOAT32_CUTS = (
     Tiles(32, 64, 8, 2), Tiles(32, 64, 8, 3, precision="bf16x6"),
     Tiles(32, 32, 4, 3, precision="bf16x6"), Tiles(64, 32, 8, 3, precision="bf16x6"),
     Tiles(64, 32, 8, 2, precision="ieee"), Tiles(16, 32, 4, 3),
+    Tiles(64, 16, 4, 3, precision="bf16x6"), Tiles(32, 32, 8, 3, precision="bf16x6"),
     Tiles(32, 32, 4, 2, precision="ieee"), Tiles(64, 32, 8, 2),
-    Tiles(64, 64, 8, 3, precision="bf16x6"), Tiles(32, 32, 8, 2),
 )  # fmt: skip
 BFLOAT16_CUTS = (
     Tiles(64, 64, 8, 3), Tiles(64, 32, 4, 3), Tiles(64, 64, 4, 3), Tiles(32, 64, 4, 3),
