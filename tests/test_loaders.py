@@ -304,6 +304,7 @@ def test_every_byte_becomes_the_same_float_on_every_device(device):
 @pytest.mark.parametrize("share", [0.25, 0])
 def test_loading_never_waits_for_the_gpu(share, monkeypatch):
     monkeypatch.setattr("cktf.data.loaders._GPU_SHARE", share)
+    monkeypatch.setattr("cktf.data.loaders._BYTES_AT_ONCE", 1)
     for loader in loaders_of_all_kinds().values():
         batches = loader.epoch(1, device=torch.device("cuda"))
         next(batches)
@@ -385,7 +386,7 @@ def test_the_memory_of_a_copied_batch_stays_until_it_was_used(labels, fake_cuda,
         told.append("copy")
         return to(batch, device)
 
-    monkeypatch.setattr("torch.cuda.Stream", lambda device: "side")
+    monkeypatch.setattr("cktf.data.loaders._copy_stream", lambda device: "side")
     monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext(told.append(stream)))
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: consumer)
     monkeypatch.setattr(Batch, "to", copy)

@@ -10,6 +10,7 @@ in memory that fits is copied to the GPU once, and is cropped there. Nothing wai
 
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import replace
+from functools import cache
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -89,11 +90,9 @@ def _finish_batches(batches: Iterator[Batch], device: torch.device) -> Iterator[
     """Copy batches to a device; there bytes [B, H, W, C] become floats [B, C, H, W] in [0, 1]."""
     # A GPU would multiply by 1 / 255, which rounds otherwise, if this were a Python number.
     largest = torch.full((), 255.0, dtype=torch.float32, device=device)
-    stream = None
     for batch in batches:
         if device.type == "cuda" and batch.images.device.type == "cpu":
-            stream = stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            batch = _copy_on_stream(batch, device, stream)
+            batch = _copy_on_stream(batch, device, _copy_stream(device))
         else:
             batch = batch.to(device)
         if batch.images.dtype == torch.uint8:
@@ -102,6 +101,12 @@ def _finish_batches(batches: Iterator[Batch], device: torch.device) -> Iterator[
         else:
             images = batch.images.contiguous(memory_format=torch.channels_last)
         yield replace(batch, images=images)
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all copies to a GPU: PyTorch keeps freed memory for each stream by itself."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _copy_on_stream(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -> Batch:

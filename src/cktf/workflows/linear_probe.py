@@ -78,7 +78,7 @@ def embed_images(
             if batch.labels is None:
                 raise DataError("A probe needs labels, and these images have none.")
             if tap is None:
-                images = batch.images[:2]
+                images = batch.images[:2].cpu()
                 with explain_rejected_images(network, images):
                     fit_memory_format(network, images)
                     stack.enter_context(runtime.on_device(network))
