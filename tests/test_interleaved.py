@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 
 import pytest
@@ -146,6 +147,8 @@ def test_batches_of_one_source_have_the_same_images(few_images, images):
     assert torch.equal(again.images, batch.images)
     sources = [batch.source for loader in loaders for n in (1, 2) for batch in loader.epoch(n)]
     assert len(set(sources)) == len(sources)
+    # A copy of a batch is none of the whole data set.
+    assert len(pickle.dumps(batch)) < 2 * batch.images.nbytes
     own = DatasetLoader([(image, 0) for image, _ in first], 10, train=True)
     assert all(batch.source is None for batch in own.epoch(1))
 

@@ -11,6 +11,7 @@ in memory that fits is copied to the GPU once, and is cropped there. Nothing wai
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import replace
 from functools import cache
+from itertools import count
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -39,6 +40,8 @@ _MIN_PADDING = 4
 _GPU_SHARE = 1 / 4
 # On a GPU as many batches as have at most so many bytes are gathered and cropped by one call.
 _BYTES_AT_ONCE = 1 << 23
+# Tell the loaders of this process apart; a batch that held its loader would keep all images.
+_identities = count()
 
 
 class Loader(Protocol):
@@ -159,7 +162,7 @@ class MemoryLoader:
     ) -> None:
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.train, self.augment = train, augment
-        self.samples = len(data)
+        self.samples, self._identity = len(data), next(_identities)
         self._labels = data.labels if data.labeled else None
         self._padding = max(_MIN_PADDING, min(data.images.shape[1:3]) // 8)
         self.views = views if augment else 1
@@ -181,7 +184,7 @@ class MemoryLoader:
                 draw_crops(len(index), generator, self._padding)
         batches = self._select_batches(order[start:], generator, view, device)
         for step, batch in enumerate(_finish_batches(batches, device), start):
-            yield replace(batch, source=(self, number, step))
+            yield replace(batch, source=(self._identity, number, step))
 
     def view(self, number: int, *, device: torch.device = CPU) -> Iterator[Batch]:
         """Yield all images in order, in fixed augmentation `number`."""
@@ -260,7 +263,7 @@ class DatasetLoader:
         self.data, self.batch_size, self.train, self.augment = data, batch_size, train, augment
         self.labeled = labeled
         self.workers, self.seed = workers, seed
-        self.samples = len(data)
+        self.samples, self._identity = len(data), next(_identities)
         self._channels: int | None = None
         self.views = views if augment else int(isinstance(data, ImageSet))
         if augment and not (isinstance(data, ImageSet) and isinstance(data.images, StreamedImages)):
@@ -285,7 +288,7 @@ class DatasetLoader:
         augment_seed = (self.seed, number) if view is None else (0, view)
         batches = self._load_image_set(order, generator, augment_seed, view, device)
         for step, batch in enumerate(_finish_batches(batches, device), start):
-            yield replace(batch, source=(self, number, step))
+            yield replace(batch, source=(self._identity, number, step))
 
     def _load_samples(
         self, order: list[list[int]], generator: torch.Generator, number: int
