@@ -33,8 +33,16 @@ CHECKS = tuple(
         (3, "objectives against the CPU", "objectives:check_objectives", 90, "parity"),
         (5, "no synchronization", "synchronization:check_synchronization", 75, "parity"),
         (4, "negatives on the device", "sampler:check_sampler", 10, "parity"),
+        (6, "networks, evaluation", "networks:check_networks", 25, "parity"),
+        (11, "runs that fail", "students:check_failing_runs", 20, "parity"),
+        (9, "interleaved students", "students:check_interleaved", 25, "parity"),
+        (1, "twenty steps", "command_line:check_twenty_steps", 40, "commands"),
+        (8, "stopped and killed runs", "command_line:check_resumed_runs", 90, "commands"),
+        (7, "commands", "command_line:check_commands", 100, "commands"),
+        (12, "two processes", "processes:check_processes", 40, "commands"),
         (13, "speed of steps", "speed:check_speed", 150, "timing"),
         (14, "epochs over bare steps", "speed:check_epochs", 40, "timing"),
+        (10, "compiled networks", "students:check_compiled", 60, "timing"),
     )
 )
 

@@ -11,7 +11,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gpu import CHECKS
-from gpu_checks import functions, objectives, sampler, speed, synchronization
+from gpu_checks import (
+    command_line,
+    functions,
+    networks,
+    objectives,
+    sampler,
+    speed,
+    students,
+    synchronization,
+)
 from gpu_checks.findings import ERROR, OFF, OK, SKIPPED, Findings, relative_error
 from gpu_checks.modes import CPUDraws
 from gpu_checks.schedule import Check, run_checks
@@ -116,6 +125,45 @@ def test_sampler_is_uniform(device):
     findings = Findings(torch.device(device))
     sampler.check_sampler(findings)
     assert_ok(findings)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_failing_runs_say_why(device):
+    findings = Findings(torch.device(device))
+    students.check_failing_runs(findings)
+    assert_ok(findings)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        networks.check_networks,
+        students.check_interleaved,
+        command_line.check_twenty_steps,
+        command_line.check_resumed_runs,
+        command_line.check_commands,
+    ],
+)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.slow
+def test_whole_runs(check, device):
+    findings = Findings(torch.device(device))
+    check(findings)
+    assert_ok(findings)
+
+
+def test_a_command_that_fails_is_an_error(tmp_path):
+    findings = Findings(CPU)
+    with findings.case("evaluate"):
+        command_line.cktf("evaluate", tmp_path / "nowhere")
+    assert "cktf evaluate ended with 2" in findings.record()["errors"][0]
+
+
+def test_tensors_that_differ_are_named():
+    a = {"x": torch.zeros(2), "y": torch.ones(1)}
+    assert command_line.unequal_tensors(a, {k: v.clone() for k, v in a.items()}) == []
+    changed = {"x": torch.tensor([0.0, 1e-30]), "z": torch.ones(1)}
+    assert command_line.unequal_tensors(a, changed) == ["x", "y", "z"]
 
 
 def test_uneven_counts_have_a_small_p():

@@ -14,6 +14,7 @@ T = TypeVar("T")
 OK, OFF, ERROR, SKIPPED = "ok", "OFF", "error", "skipped"
 _TOLD_EVERY = 2.0
 _LINES_OF_ERROR = 6
+LEAST_NORM = 1e-8
 
 
 class DeviceLostError(Exception):
@@ -94,10 +95,23 @@ class Findings:
             self.failures.append(f"{self._case}: {what}")
 
     def compare(
-        self, kind: str, found: Tensor | float, expected: Tensor | float, tolerance: float
+        self,
+        kind: str,
+        found: Tensor | float,
+        expected: Tensor | float,
+        tolerance: float,
+        least: float = LEAST_NORM,
     ) -> None:
-        """Compare a quantity of the present case with its reference."""
-        error = relative_error(found, expected)
+        """Compare a quantity of the present case with its reference.
+
+        Args:
+            kind: under which the largest error is kept.
+            found: on any device.
+            expected: of the same shape.
+            tolerance: largest relative error.
+            least: norm to which a smaller one of `expected` is raised, as where it should be 0.
+        """
+        error = relative_error(found, expected, least)
         if error >= self.worst.get(kind, (-1.0, ""))[0]:
             self.worst[kind] = error, self._case
         self.require(error <= tolerance, f"{kind} off by {error:.2e}, allowed {tolerance:g}")
@@ -129,10 +143,12 @@ class Findings:
         }
 
 
-def relative_error(found: Tensor | float, expected: Tensor | float) -> float:
+def relative_error(
+    found: Tensor | float, expected: Tensor | float, least: float = LEAST_NORM
+) -> float:
     """`|found − expected| / |expected|` in Frobenius norms; infinite for unlike shapes and NaN."""
     a, b = (torch.as_tensor(t).detach().double().cpu() for t in (found, expected))
     if a.shape != b.shape:
         return float("inf")
-    error = float((a - b).norm() / b.norm().clamp_min(1e-8))
+    error = float((a - b).norm() / b.norm().clamp_min(least))
     return error if error == error else float("inf")

@@ -17,7 +17,7 @@ from cktf.models import create
 from cktf.objectives import METHODS, BuildContext, Objective, compose
 from cktf.objectives.cktf import Match
 from cktf.taps import Features, Tap
-from gpu_checks.findings import Findings
+from gpu_checks.findings import LEAST_NORM, Findings
 from gpu_checks.modes import CPUDraws, without_tf32
 
 # KDSVD's gradient divides by the gaps between singular values.
@@ -82,7 +82,7 @@ def cases() -> list[Case]:
 
 def check_objectives(findings: Findings) -> None:
     """Three steps with the CPU's draws: all within 5e-4, and within 3e-2 for bfloat16 rows."""
-    chosen = cases() if findings.is_cuda else cases()[::4]
+    chosen = cases() if findings.is_cuda else cases()[::8]
     with without_tf32():
         for case in findings.timed(chosen):
             with findings.case(str(case)):
@@ -98,8 +98,11 @@ def compare_objective(findings: Findings, case: Case) -> None:
         expected, found = (
             _train(case, device, folder) for device in (torch.device("cpu"), findings.device)
         )
+    # Some gradients are 0 but for rounding, as of a bias before `center`.
+    largest = max(float(value.norm()) for kind, value in expected if kind == "gradient")
     for (kind, a), (_, b) in zip(found, expected, strict=True):
-        findings.compare(kind, a, b, tolerance)
+        least = 1e-3 * largest if kind == "gradient" else LEAST_NORM
+        findings.compare(kind, a, b, tolerance, least)
 
 
 def _train(case: Case, device: torch.device, folder: str) -> list[tuple[str, Tensor]]:
@@ -171,7 +174,9 @@ def feature_batches(
     return found, data.labels  # type: ignore[return-value]
 
 
-def _map_features(features: Features, convert: Callable[[Tensor], Tensor]) -> Features:
+def map_features(features: Features, convert: Callable[[Tensor], Tensor]) -> Features:
+    """Features with every tensor converted."""
+
     def walk(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(map(walk, value))
@@ -182,10 +187,10 @@ def _map_features(features: Features, convert: Callable[[Tensor], Tensor]) -> Fe
 
 def _move(features: Features, device: torch.device, *, leaf: bool = False) -> Features:
     """Copies of the features on a device; as leaves that get a gradient, if asked for."""
-    return _map_features(features, lambda t: t.detach().clone().to(device).requires_grad_(leaf))
+    return map_features(features, lambda t: t.detach().clone().to(device).requires_grad_(leaf))
 
 
 def _tensors(features: Features) -> list[Tensor]:
     found: list[Tensor] = []
-    _map_features(features, lambda t: found.append(t) or t)  # type: ignore[func-returns-value]
+    map_features(features, lambda t: found.append(t) or t)  # type: ignore[func-returns-value]
     return found

@@ -28,7 +28,7 @@ def line(check: Check, record: Results) -> str:
 
 def figure(record: Results) -> str:
     """What a check found, in a few words."""
-    parts = [f"{k} {v[0]} ({v[1]})" for k, v in record.get("worst", {}).items()]
+    parts = [f"{k} {v[0]} ({_shorten(v[1], 60)})" for k, v in record.get("worst", {}).items()]
     parts += [f"{k} {v}" for k, v in record.get("figures", {}).items()]
     for kind in ("failures", "errors", "left_out"):
         if found := record.get(kind):
@@ -51,7 +51,7 @@ def problems(results: Results, width: int = 300, count: int = 6) -> str:
 def _shorten(text: str, width: int) -> str:
     """The beginning, which names the case, and the end of a text, in one line."""
     text = " ".join(text.split())
-    return text if len(text) <= width else f"{text[: width // 3]} … {text[-2 * width // 3 :]}"
+    return text if len(text) <= width else f"{text[: width // 3]} … {text[-(2 * width) // 3 :]}"
 
 
 def speed_tables(results: Results) -> list[str]:
