@@ -15,7 +15,9 @@ from gpu_checks.findings import Findings
 from gpu_checks.modes import CPUDraws, without_tf32
 from gpu_checks.objectives import map_features
 
-B, N, WORLD, STEPS, TOLERANCE = 6, 50, 2, 3, 5e-4
+B, N, WORLD, STEPS = 6, 50, 2, 3
+# Gradients of biases before `center` are 0 but for rounding.
+TOLERANCE, LEAST = 5e-4, 1e-2
 CHOICES: dict[str, dict[str, Any]] = {
     "given": {"negatives": 20},
     "all": {"estimator": "all", "negatives": 20},
@@ -138,4 +140,4 @@ def check_processes(findings: Findings) -> None:
                 findings.require(rank.keys() == alone.keys(), "unlike names")
                 for name, value in alone.items():
                     kind = "loss" if name.startswith("loss") else "gradient or state"
-                    findings.compare(kind, rank[name], value, TOLERANCE, least=1e-3)
+                    findings.compare(kind, rank[name], value, TOLERANCE, LEAST)
