@@ -27,9 +27,9 @@ def change_loss(monkeypatch, steps, change):
     """Apply `change` to the loss of some steps, counted from 1."""
     forward, calls = TrainStep.forward, []
 
-    def changed_forward(self, batch):
+    def changed_forward(self, *inputs):
         calls.append(1)
-        loss = forward(self, batch)
+        loss = forward(self, *inputs)
         return change(loss) if len(calls) in steps else loss
 
     monkeypatch.setattr(TrainStep, "forward", changed_forward)
@@ -98,9 +98,9 @@ def test_values_on_a_gpu_are_checked_before_a_save(small_run, tmp_path, monkeypa
 def test_images_with_nan_are_named(small_run, monkeypatch):
     forward = TrainStep.forward
 
-    def forward_with_nan(self, batch):
+    def forward_with_nan(self, batch, teacher=None):
         batch.images[1] = math.nan
-        return forward(self, batch)
+        return forward(self, batch, teacher)
 
     monkeypatch.setattr(TrainStep, "forward", forward_with_nan)
     with pytest.raises(TrainingError, match=r"the images of samples \[\d+\] hold NaN"):

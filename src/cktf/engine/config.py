@@ -65,6 +65,8 @@ class RuntimeConfig(Section):
         compile: whether `torch.compile` compiles both networks, which takes about a minute.
         deterministic: whether a GPU computes the same bits each time, which is slower; a CPU always
             does.
+        graph: whether the training step is replayed as one CUDA graph: `auto`, wherever that is
+            possible; `on`, or an error; or `off`.
         on_nonfinite: `stop` at a loss or gradient that is not finite, or `skip` and count the step.
         track: names of trackers that record the run, or `none`; by default TensorBoard where it is
             installed.
@@ -75,6 +77,7 @@ class RuntimeConfig(Section):
     channels_last: bool = True
     compile: bool = False
     deterministic: bool = False
+    graph: Literal["auto", "on", "off"] = "auto"
     on_nonfinite: OnNonFinite = "stop"
     track: tuple[Name, ...] | None = None
 

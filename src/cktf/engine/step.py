@@ -49,14 +49,18 @@ class TrainStep(nn.Module):
         self.student_tap, self.teacher_tap = student_tap, teacher_tap
         self.runtime, self.freeze_statistics = runtime, freeze_statistics
 
-    def forward(self, batch: Batch) -> Loss:
+    def forward(self, batch: Batch, teacher: Features | None = None) -> Loss:
         """Compute the loss of a batch; adapters compute in the networks' precision.
+
+        Args:
+            batch: of images.
+            teacher: its features of them, where they are known already.
 
         Raises:
             TrainingError: the loss has no gradient.
         """
         with self.runtime.autocast():
-            loss: Loss = self.objective(*self.features(batch), batch)
+            loss: Loss = self.objective(*self.features(batch, teacher), batch)
         if torch.is_grad_enabled() and not loss.total.requires_grad:
             raise TrainingError(
                 "The loss has no gradient any more, and had one in the first step. Let "
@@ -64,18 +68,26 @@ class TrainStep(nn.Module):
             )
         return loss
 
-    def features(self, batch: Batch) -> tuple[Features, Features | None]:
+    def features(
+        self, batch: Batch, teacher: Features | None = None
+    ) -> tuple[Features, Features | None]:
         """Extract the features of the student, and those of the teacher without gradient.
 
         In a phase that trains no student, the teacher's features stand in for the student's.
         """
-        teacher = None
-        if self.teacher_tap is not None:
+        if self.teacher_tap is not None and teacher is None:
             with torch.no_grad():
                 teacher = self.teacher_tap.extract(batch)
         student = teacher if self.student_tap is None else self.student_tap(batch.images)
         assert student is not None
         return student, teacher
+
+    def features_outside_graph(self, batch: Batch) -> Features | None:
+        """The teacher's features, where they come from a cache or another student's pass."""
+        if self.teacher_tap is None or isinstance(self.teacher_tap, Tap):
+            return None
+        with torch.no_grad(), self.runtime.autocast():
+            return self.teacher_tap.extract(batch)
 
     def forward_buffers(self) -> list[tuple[nn.Module, str, Tensor]]:
         """List the buffers that a forward pass changes, to restore them after a skipped step.
@@ -178,6 +190,9 @@ def load_optimizer(
     If it is rescheduled, the optimizer's state goes on at the same step of the new `scheduler`.
     """
     state = checkpoint["optimizer"]
+    # The checkpoint may come from another device.
+    for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        saved["fused"] = group["fused"]
     if not is_rescheduled:
         optimizer.load_state_dict(state)
         scheduler.load_state_dict(checkpoint["scheduler"])

@@ -26,6 +26,7 @@ from cktf.engine.checkpointing import (
 )
 from cktf.engine.config import TrainingConfig
 from cktf.engine.epoch_metrics import CHECK_EVERY, EpochMetrics, gradient_norm, nonfinite_error
+from cktf.engine.graph import GraphedStep, find_graph_obstacle
 from cktf.engine.memory import explain_out_of_memory, peak_memory_mb, reset_peak_memory
 from cktf.engine.progress import ProgressBar, announce
 from cktf.engine.randomness import preserve_rng, random_state, restore_random_state
@@ -42,7 +43,7 @@ from cktf.engine.step import (
 )
 from cktf.errors import CheckpointError, Interrupted
 from cktf.signals import catch_stop_signals, stop_signal
-from cktf.taps import freeze
+from cktf.taps import Features, freeze
 
 
 class Trainer:
@@ -111,6 +112,7 @@ class Trainer:
         self.phase: TrainPhase | None = None
         self.epoch, self.should_stop = 0, False
         self._batches: Iterator[Batch] = iter(())
+        self._graph: GraphedStep | None = None
         self._skips = config.runtime.on_nonfinite == "skip"
         # Reading numbers back costs no wait on the CPU; skipping needs them before the update.
         self._check_every_step = self.device.type == "cpu" or self._skips
@@ -181,6 +183,8 @@ class Trainer:
         if self.phase is not phase:
             self._start_phase(phase, resumed=number > first or self.position.step > 0)
         phase.step.train()
+        if self._graph is not None:
+            self._graph.begin_epoch()
         if not self.metrics.steps:
             phase.step.objective.begin_epoch(self.epoch)
         self._batches = self.train.epoch(number, start=self.position.step, device=self.device)
@@ -194,27 +198,49 @@ class Trainer:
         batch = next(self._batches)
         restore_buffers = save_buffers(step) if self._skips else None
 
-        loss = step(batch)
-        torch.autograd.backward(self.phase.weight * loss.total)
-        norm = gradient_norm(self.parameters, self.config.optimizer.clip)
-
-        numbers, lr = self.metrics.stack(loss, norm), self.optimizer.param_groups[0]["lr"]
-        self.metrics.unchecked.append((number, lr, numbers))
-        due = len(self.metrics.unchecked) >= CHECK_EVERY or number == len(self.train)
-        if (due or self._check_every_step) and not self._all_finite(batch):
-            if restore_buffers is not None:
+        lr = self.optimizer.param_groups[0]["lr"]
+        if self._check_every_step:
+            numbers = self._compute_gradient(batch)
+            self.metrics.unchecked.append((number, lr, numbers))
+            if self._all_finite(batch):
+                self._update()
+                self.metrics.add(numbers, lr)
+            elif restore_buffers is not None:
                 restore_buffers()
-            # The schedule counts skipped steps too; PyTorch would warn of them.
-            self.optimizer._opt_called = True  # type: ignore[attr-defined]
+            self.optimizer.zero_grad(set_to_none=True)
         else:
-            self.optimizer.step()
-            step.objective.after_step()
+            numbers = self._take_step(batch) if self._graph is None else self._graph(batch)
+            self.metrics.unchecked.append((number, lr, numbers))
             self.metrics.add(numbers, lr)
-        self.optimizer.zero_grad(set_to_none=True)
+            if len(self.metrics.unchecked) >= CHECK_EVERY or number == len(self.train):
+                self.raise_if_nonfinite()
+        # The schedule counts skipped and replayed steps too; PyTorch would warn of them.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
         self.scheduler.step()
 
         self.position = replace(self.position, step=number)
         self._call("on_step_end")
+
+    def _compute_gradient(self, batch: Batch, teacher: Features | None = None) -> Tensor:
+        """Leave a batch's gradients in the parameters, and return the step's numbers."""
+        assert self.phase is not None
+        loss = self.phase.step(batch, teacher)
+        torch.autograd.backward(self.phase.weight * loss.total)
+        norm = gradient_norm(self.parameters, self.config.optimizer.clip)
+        return self.metrics.stack(loss, norm)
+
+    def _update(self) -> None:
+        """Change the weights by their gradients, and store the batch in the memories."""
+        assert self.phase is not None
+        self.optimizer.step()
+        self.phase.step.objective.after_step()
+
+    def _take_step(self, batch: Batch, teacher: Features | None = None) -> Tensor:
+        """Take a step without a look at its numbers, which are returned."""
+        numbers = self._compute_gradient(batch, teacher)
+        self._update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return numbers
 
     def end_epoch(self) -> None:
         """Evaluate, record and save an epoch."""
@@ -242,7 +268,9 @@ class Trainer:
         self.run.record(row)
         self.run.log(f"{self.phase.name}: epoch {self.epoch}/{self.phase.epochs}: {row}")
         self.position = TrainingPosition(self.position.epochs + 1)
-        self.metrics = EpochMetrics(skipped_in_a_row=self.metrics.skipped_in_a_row)
+        self.metrics = EpochMetrics(
+            self.metrics.names, skipped_in_a_row=self.metrics.skipped_in_a_row
+        )
         self._call("on_epoch_end", row)
 
     def evaluate(self, network: nn.Module, loader: Loader) -> Accuracy:
@@ -290,6 +318,8 @@ class Trainer:
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
+            # One kernel for all parameters, which reads its rate from the device in a CUDA graph.
+            fused=self.device.type == "cuda" or None,
         )
         # A user's networks may come with gradients.
         self.optimizer.zero_grad(set_to_none=True)
@@ -304,7 +334,22 @@ class Trainer:
             self._fill_memories(phase)
         # It holds a copy of all weights, and later phases do not need it.
         self._checkpoint = None
+        self._graph = self._build_graph(phase)
         self._call("on_phase_start")
+
+    def _build_graph(self, phase: TrainPhase) -> GraphedStep | None:
+        obstacle = find_graph_obstacle(self.config, phase.step, self.device)
+        if obstacle:
+            if self.device.type == "cuda":
+                self.run.log(f"{phase.name}: no CUDA graph: {obstacle}")
+            return None
+        return GraphedStep(
+            self._take_step,
+            phase.step,
+            self.optimizer,
+            required=self.config.runtime.graph == "on",
+            log=self.run.log,
+        )
 
     @torch.no_grad()
     def _fill_memories(self, phase: TrainPhase) -> None:

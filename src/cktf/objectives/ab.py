@@ -31,6 +31,7 @@ class AB(Objective):
     title = "Activation boundaries"
     paper = "arXiv 1811.03233"
     requires = frozenset({"preacts"})
+    capturable = True
     only_initializes = True
 
     def __init__(

@@ -18,6 +18,7 @@ class AT(Objective):
     paper = "arXiv 1612.03928"
     default_weight = 1000.0
     requires = frozenset({"stages"})
+    capturable = True
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""

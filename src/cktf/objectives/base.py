@@ -100,6 +100,8 @@ class Objective(nn.Module, ABC):
         needs_teacher: whether the teacher runs at all.
         only_initializes: whether it is minimized in its phases, and no part of the sum after them.
         fill_samples: training samples that `fill` takes before training; 0 where it takes none.
+        capturable: whether a CUDA graph may replay it: from step to step nothing changes but
+            tensors, in place, and it neither draws on the CPU nor reads a value back.
     """
 
     title: ClassVar[str] = ""
@@ -110,6 +112,7 @@ class Objective(nn.Module, ABC):
     needs_teacher: bool = True
     only_initializes: bool = False
     fill_samples: int = 0
+    capturable: bool = False
 
     @classmethod
     def from_setting(cls, context: BuildContext, **options: Any) -> Self:
@@ -241,6 +244,7 @@ class WeightedSum(Objective):
         self.requires = frozenset().union(*(part.requires for part in parts))
         self.needs_teacher = any(part.needs_teacher for part in parts)
         self.fill_samples = max(part.fill_samples for part in parts)
+        self.capturable = all(part.capturable for part in parts)
 
     def phases(self) -> list[Phase]:
         """The phases of all terms; one on a term's own loss has the term's weight."""

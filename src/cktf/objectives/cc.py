@@ -29,6 +29,7 @@ class CC(Objective):
     paper = "arXiv 1904.01802"
     default_weight = 0.02
     requires = frozenset({"embedding"})
+    capturable = True
 
     def __init__(self, student_dim: int, teacher_dim: int, embedding_dim: int = 128) -> None:
         super().__init__()

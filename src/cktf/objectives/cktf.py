@@ -110,6 +110,8 @@ class CKTF(Objective):
         )
         self.pair_names = tuple(vectors)
         self.fill_samples = self.sub_objectives()[0].fill_samples
+        # A random match is drawn on the CPU.
+        self.capturable = match != "random" and self.sub_objectives()[0].capturable
         weights = torch.tensor([beta if name == "embedding" else theta for name in vectors])
         self.register_buffer("pair_weights", weights, persistent=False)
 

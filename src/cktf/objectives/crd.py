@@ -170,6 +170,7 @@ class CRD(Objective):
         self.group = group or PairGroup(config, dataset_size, labels, num_pairs=1)
         self.memory, self.position = self.group.memory, position
         self.fill_samples = self.memory.num_rows if config.init == "forward" else 0
+        self.capturable = config.bank_device == DEVICE and not config.renormalize
         self.student_head = nn.Linear(student_dim, config.embedding_dim)
         self.teacher_head = nn.Linear(teacher_dim, config.embedding_dim)
         self._view_group()

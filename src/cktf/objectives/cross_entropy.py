@@ -13,6 +13,7 @@ class CrossEntropy(Objective):
 
     title = "Cross-entropy: the student alone"
     requires = frozenset({"labels"})
+    capturable = True
     needs_teacher = False
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:

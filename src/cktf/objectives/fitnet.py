@@ -32,6 +32,7 @@ class FitNet(Objective):
     paper = "arXiv 1412.6550"
     default_weight = 100.0
     requires = frozenset({"stages"})
+    capturable = True
 
     def __init__(
         self,

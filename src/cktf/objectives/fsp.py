@@ -31,6 +31,7 @@ class FSP(Objective):
     paper = "CVPR 2017"
     default_weight = 50.0
     requires = frozenset({"stem", "stages"})
+    capturable = True
     only_initializes = True
 
     def __init__(self, init_lr: float = 0.05) -> None:

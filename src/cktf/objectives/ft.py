@@ -37,6 +37,7 @@ class Paraphraser(Objective):
     """
 
     requires = frozenset({"stages"})
+    capturable = True
 
     def __init__(self, channels: int, factor: int) -> None:
         super().__init__()
@@ -67,6 +68,7 @@ class FT(Objective):
     paper = "arXiv 1802.04977"
     default_weight = 200.0
     requires = frozenset({"stages"})
+    capturable = True
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ class KD(Objective):
     title = "Knowledge distillation"
     paper = "arXiv 1503.02531"
     requires = frozenset({"logits"})
+    capturable = True
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()

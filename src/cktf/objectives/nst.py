@@ -18,6 +18,7 @@ class NST(Objective):
     paper = "arXiv 1707.01219"
     default_weight = 50.0
     requires = frozenset({"stages"})
+    capturable = True
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""

@@ -18,6 +18,7 @@ class PKT(Objective):
     paper = "arXiv 1803.10837"
     default_weight = 30000.0
     requires = frozenset({"embedding"})
+    capturable = True
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""

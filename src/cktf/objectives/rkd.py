@@ -22,6 +22,7 @@ class RKD(Objective):
     title = "Relational knowledge distillation"
     paper = "arXiv 1904.05068"
     requires = frozenset({"embedding"})
+    capturable = True
 
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ class SP(Objective):
     paper = "arXiv 1907.09682"
     default_weight = 3000.0
     requires = frozenset({"stages"})
+    capturable = True
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Loss:
         """The loss of one batch."""

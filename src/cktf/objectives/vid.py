@@ -53,6 +53,7 @@ class VID(Objective):
     title = "Variational information distillation"
     paper = "arXiv 1904.05835"
     requires = frozenset({"stages"})
+    capturable = True
 
     def __init__(
         self,
