@@ -24,6 +24,12 @@ def random_images():
     return TensorDataset(torch.rand(24, 3, 16, 16), torch.arange(24) % 4)
 
 
+def test_a_compiled_tap_is_one_graph():
+    torch._dynamo.utils.counters.clear()
+    Tap(create("resnet8", 10), needs=["stages", "preacts"], compile=True)(torch.rand(4, 3, 32, 32))
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
 def test_a_compiled_tap_gives_the_same_features_and_gradients():
     torch.manual_seed(0)
     network, images = create("resnet8", 10), torch.rand(4, 3, 32, 32)

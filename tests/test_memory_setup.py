@@ -13,7 +13,8 @@ import cktf
 from cktf.batch import Batch
 from cktf.contrast import Bank, Footprint
 from cktf.data import DatasetLoader, ImageSet, MemoryLoader
-from cktf.engine import Trainer, TrainStep, trainer
+from cktf.engine import TrainStep, filling
+from cktf.engine.filling import fill_memories
 from cktf.errors import Interrupted, MethodError, ShapeError
 from cktf.functional.batch_centering import subtract_batch_mean
 from cktf.objectives import CRD
@@ -91,23 +92,23 @@ class TestForward:
     def test_a_run_fills_before_it_trains_and_leaves_the_student_as_it_was(
         self, tmp_path, monkeypatch
     ):
-        fill, features, modes = Trainer._fill_memories, TrainStep.features, set()
+        fill, features, modes = fill_memories, TrainStep.features, set()
 
         def record_mode(step, batch):
             modes.add(step.student.training)
             return features(step, batch)
 
-        def checked(trainer, phase):
-            before = {n: t.clone() for n, t in trainer.student.state_dict().items()}
-            phase.step.eval()
+        def checked(step, *others):
+            before = {n: t.clone() for n, t in step.student.state_dict().items()}
+            step.eval()
             with monkeypatch.context() as patch:
                 patch.setattr(TrainStep, "features", record_mode)
-                fill(trainer, phase)
+                fill(step, *others)
             assert modes == {True}
-            after = trainer.student.state_dict()
+            after = step.student.state_dict()
             assert all(torch.equal(before[name], after[name]) for name in before)
 
-        monkeypatch.setattr(Trainer, "_fill_memories", checked)
+        monkeypatch.setattr("cktf.engine.trainer.fill_memories", checked)
         forward = distill(tmp_path / "forward", init="forward")
         assert "memories filled from 56 training images" in (forward.folder / "log.txt").read_text()
         plain = distill(tmp_path / "plain")
@@ -126,7 +127,7 @@ class TestForward:
 
     def test_a_student_is_left_as_it_was_where_filling_is_stopped(self, tmp_path, monkeypatch):
         asked = iter([None, "SIGTERM"])
-        monkeypatch.setattr(trainer, "stop_signal", lambda: next(asked))
+        monkeypatch.setattr(filling, "stop_signal", lambda: next(asked))
         torch.manual_seed(0)
         student = Net()
         before = deepcopy(student.state_dict())

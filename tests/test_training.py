@@ -107,9 +107,9 @@ def test_teacher_is_frozen_in_eval_mode_and_restored(few_images, tmp_path, monke
         trained = [p.requires_grad for p in teacher.parameters()]
         return trained, [m.training for m in teacher.modules()]
 
-    def record_flags(self, batch):
+    def record_flags(self, *inputs):
         flags.append(read_flags())
-        return forward(self, batch)
+        return forward(self, *inputs)
 
     forward, flags, flags_before = TrainStep.forward, [], read_flags()
     before = {k: v.clone() for k, v in teacher.state_dict().items()}

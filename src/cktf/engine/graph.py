@@ -34,29 +34,17 @@ TakeStep = Callable[[Batch, Features | None], Tensor]
 
 
 def find_graph_obstacle(config: TrainingConfig, step: TrainStep, device: torch.device) -> str:
-    """Say why the steps of a phase run one kernel at a time; empty where a graph may replay them.
-
-    Raises:
-        TrainingError: `runtime.graph` is `on`, and it is not possible.
-    """
-    obstacle = ""
+    """Say why no CUDA graph can replay the steps of a phase; empty where one may."""
     if config.runtime.graph == "off":
         return "runtime.graph is off"
     if device.type != "cuda":
-        obstacle = "the device is no CUDA GPU"
-    elif config.runtime.on_nonfinite == "skip":
-        obstacle = "on_nonfinite=skip reads the loss of every step before it updates the student"
-    elif not step.objective.capturable:
-        sum_of = isinstance(step.objective, WeightedSum)
-        parts = step.objective.sub_objectives() if sum_of else [step.objective]
-        names = ", ".join(type(part).__name__ for part in parts if not part.capturable)
-        obstacle = f"{names} with these options does more in a step than a graph repeats"
-    if obstacle and config.runtime.graph == "on":
-        raise TrainingError(
-            f"runtime.graph is on, and no CUDA graph can replay the steps of this run: {obstacle}. "
-            "Set runtime.graph to auto."
-        )
-    return obstacle
+        return "the device is no CUDA GPU"
+    if config.runtime.on_nonfinite == "skip":
+        return "on_nonfinite=skip reads the loss of every step before it updates the student"
+    is_sum = isinstance(step.objective, WeightedSum)
+    parts = step.objective.sub_objectives() if is_sum else [step.objective]
+    names = ", ".join(type(part).__name__ for part in parts if not part.capturable)
+    return f"{names} with these options does more in a step than a graph repeats" if names else ""
 
 
 class GraphedStep:
@@ -67,8 +55,12 @@ class GraphedStep:
             the graph, the teacher's features; returns the step's numbers.
         step: the modules that it trains.
         optimizer: its learning rates may change from step to step, and nothing else.
-        required: raise where the step cannot be captured, rather than go on without a graph.
+        config: of the run; with `runtime.graph=on` a step that cannot be captured is an error.
+        device: where the step is computed.
         log: called with a line when the graph is captured, or cannot be.
+
+    Raises:
+        TrainingError: `runtime.graph` is `on`, and it is not possible.
     """
 
     def __init__(
@@ -76,15 +68,18 @@ class GraphedStep:
         take_step: TakeStep,
         step: TrainStep,
         optimizer: torch.optim.Optimizer,
-        *,
-        required: bool,
+        config: TrainingConfig,
+        device: torch.device,
         log: Callable[[str], None],
     ) -> None:
         self.take_step, self.step, self.optimizer = take_step, step, optimizer
-        self.required, self.log = required, log
+        self.required, self.log = config.runtime.graph == "on", log
         self._graph: _CapturedStep | None = None
-        self._eager_steps, self._given_up = 0, False
+        self._eager_steps, self._is_eager = 0, False
         self._signature: list[Any] = []
+        obstacle = find_graph_obstacle(config, step, device)
+        if obstacle:
+            self._give_up(obstacle, silent=device.type == "cpu")
 
     def begin_epoch(self) -> None:
         """Forget the graph if modules, weights or optimizer are not those that it captured."""
@@ -95,7 +90,7 @@ class GraphedStep:
     def __call__(self, batch: Batch) -> Tensor:
         """Take a step; the numbers that it returns are not overwritten by later steps."""
         teacher = self.step.features_outside_graph(batch)
-        if self._given_up:
+        if self._is_eager:
             return self.take_step(batch, teacher)
         if self._graph is None and self._eager_steps < _EAGER_STEPS:
             return self._take_eager_step(batch, teacher)
@@ -121,15 +116,16 @@ class GraphedStep:
             self._give_up("the step draws random numbers on the CPU")
         return numbers
 
-    def _give_up(self, reason: str) -> None:
-        self._given_up = True
+    def _give_up(self, reason: str, silent: bool = False) -> None:
+        self._is_eager = True
         self.optimizer.zero_grad(set_to_none=True)
         if self.required:
             raise TrainingError(
-                f"runtime.graph is on, and the step cannot be captured: {reason}. Set "
-                "runtime.graph to auto."
+                "runtime.graph is on, and no CUDA graph can replay the training step: "
+                f"{reason}. Set runtime.graph to auto."
             )
-        self.log(f"training goes on without a CUDA graph: {reason}")
+        if not silent:
+            self.log(f"the training step is no CUDA graph: {reason}")
 
 
 class _CapturedStep:
@@ -184,7 +180,10 @@ def _capture(
 
 
 def _fields(batch: Batch, teacher: Features | None) -> list[dict[str, Any]]:
-    return [vars(batch) | {"origin": None}, {} if teacher is None else vars(teacher)]
+    return [
+        vars(batch) | {"host_index": None, "source": None},
+        {} if teacher is None else vars(teacher),
+    ]
 
 
 def _tensors(batch: Batch, teacher: Features | None) -> list[Tensor]:

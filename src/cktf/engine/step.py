@@ -1,6 +1,6 @@
 """The training step as a module, the phases of a run, and the learning rate schedule."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, MultiStepLR, OneCycleLR
 
 from cktf.batch import Batch
-from cktf.engine.config import ScheduleConfig
+from cktf.engine.config import OptimizerConfig, ScheduleConfig
 from cktf.engine.runtime import Runtime
 from cktf.errors import TrainingError
 from cktf.objectives import Loss, Objective
@@ -163,6 +163,21 @@ def preserve_buffers(step: TrainStep) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+def build_optimizer(
+    parameters: Sequence[Tensor], config: OptimizerConfig, lr: float, device: torch.device
+) -> torch.optim.Optimizer:
+    """Build the optimizer of a phase."""
+    return torch.optim.SGD(
+        parameters,
+        lr=lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+        # One kernel for all parameters, which reads its rate from the device in a CUDA graph.
+        fused=device.type == "cuda" or None,
+    )
 
 
 def build_scheduler(

@@ -26,23 +26,24 @@ from cktf.engine.checkpointing import (
 )
 from cktf.engine.config import TrainingConfig
 from cktf.engine.epoch_metrics import CHECK_EVERY, EpochMetrics, gradient_norm, nonfinite_error
-from cktf.engine.graph import GraphedStep, find_graph_obstacle
+from cktf.engine.filling import fill_memories
+from cktf.engine.graph import GraphedStep
 from cktf.engine.memory import explain_out_of_memory, peak_memory_mb, reset_peak_memory
 from cktf.engine.progress import ProgressBar, announce
 from cktf.engine.randomness import preserve_rng, random_state, restore_random_state
 from cktf.engine.result import TrainResult
 from cktf.engine.run_folder import RunFolder
-from cktf.engine.runtime import Runtime, synchronized_time
+from cktf.engine.runtime import Runtime
 from cktf.engine.step import (
     MAIN,
     TrainPhase,
+    build_optimizer,
     build_scheduler,
     load_optimizer,
-    preserve_buffers,
     save_buffers,
 )
-from cktf.errors import CheckpointError, Interrupted
-from cktf.signals import catch_stop_signals, stop_signal
+from cktf.errors import CheckpointError
+from cktf.signals import catch_stop_signals
 from cktf.taps import Features, freeze
 
 
@@ -112,7 +113,6 @@ class Trainer:
         self.phase: TrainPhase | None = None
         self.epoch, self.should_stop = 0, False
         self._batches: Iterator[Batch] = iter(())
-        self._graph: GraphedStep | None = None
         self._skips = config.runtime.on_nonfinite == "skip"
         # Reading numbers back costs no wait on the CPU; skipping needs them before the update.
         self._check_every_step = self.device.type == "cpu" or self._skips
@@ -183,8 +183,7 @@ class Trainer:
         if self.phase is not phase:
             self._start_phase(phase, resumed=number > first or self.position.step > 0)
         phase.step.train()
-        if self._graph is not None:
-            self._graph.begin_epoch()
+        self._graphed_step.begin_epoch()
         if not self.metrics.steps:
             phase.step.objective.begin_epoch(self.epoch)
         self._batches = self.train.epoch(number, start=self.position.step, device=self.device)
@@ -209,7 +208,7 @@ class Trainer:
                 restore_buffers()
             self.optimizer.zero_grad(set_to_none=True)
         else:
-            numbers = self._take_step(batch) if self._graph is None else self._graph(batch)
+            numbers = self._graphed_step(batch)
             self.metrics.unchecked.append((number, lr, numbers))
             self.metrics.add(numbers, lr)
             if len(self.metrics.unchecked) >= CHECK_EVERY or number == len(self.train):
@@ -312,15 +311,8 @@ class Trainer:
         trained = [] if phase.step.student is None else list(self.student.parameters())
         self.parameters: list[Tensor] = [*trained, *phase.step.objective.parameters()]
         assert config.lr is not None
-        self.optimizer = torch.optim.SGD(
-            self.parameters,
-            lr=config.lr if phase.lr is None else phase.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
-            # One kernel for all parameters, which reads its rate from the device in a CUDA graph.
-            fused=self.device.type == "cuda" or None,
-        )
+        lr = config.lr if phase.lr is None else phase.lr
+        self.optimizer = build_optimizer(self.parameters, config, lr, self.device)
         # A user's networks may come with gradients.
         self.optimizer.zero_grad(set_to_none=True)
         schedule = self.config.schedule if phase.lr is None else None
@@ -331,47 +323,13 @@ class Trainer:
                 is_earlier = self._checkpoint["identity"] in self._earlier_identities
                 load_optimizer(self.optimizer, self.scheduler, self._checkpoint, is_earlier)
         elif phase.step.objective.fill_samples:
-            self._fill_memories(phase)
+            fill_memories(phase.step, self.train, self.runtime, self.run)
         # It holds a copy of all weights, and later phases do not need it.
         self._checkpoint = None
-        self._graph = self._build_graph(phase)
-        self._call("on_phase_start")
-
-    def _build_graph(self, phase: TrainPhase) -> GraphedStep | None:
-        obstacle = find_graph_obstacle(self.config, phase.step, self.device)
-        if obstacle:
-            if self.device.type == "cuda":
-                self.run.log(f"{phase.name}: no CUDA graph: {obstacle}")
-            return None
-        return GraphedStep(
-            self._take_step,
-            phase.step,
-            self.optimizer,
-            required=self.config.runtime.graph == "on",
-            log=self.run.log,
+        self._graphed_step = GraphedStep(
+            self._take_step, phase.step, self.optimizer, self.config, self.device, self.run.log
         )
-
-    @torch.no_grad()
-    def _fill_memories(self, phase: TrainPhase) -> None:
-        """Fill the objective's memories from a pass over the training set.
-
-        The student is in training mode, as it is when these rows are its negatives.
-        """
-        step = phase.step
-        step.train()
-        started, samples = synchronized_time(self.device), 0
-        with preserve_buffers(step):
-            for batch in self.train.epoch(0, cover=True, device=self.device):
-                with self.runtime.autocast():
-                    features = step.features(batch)
-                step.objective.fill(*features, batch)
-                samples += len(batch)
-                if (name := stop_signal()) is not None:
-                    raise Interrupted(f"Stopped by {name} before training.", self.run.path)
-                if samples >= step.objective.fill_samples:
-                    break
-        seconds = synchronized_time(self.device) - started
-        self.run.log(f"memories filled from {samples} training images in {seconds:.1f} s")
+        self._call("on_phase_start")
 
     def _all_finite(self, batch: Batch) -> bool:
         """Check the unchecked steps; count a step as skipped, or raise, as the config says."""

@@ -217,9 +217,13 @@ class Tap:
 
         compiled = torch.compile(run)
 
+        # PyTorch 2.11 compiles no call of the dictionary's own method.
+        def record(path: str, value: Any) -> None:
+            recorded[path] = value
+
         def hooked(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             # The hooks are compiled too, and must be in place whenever PyTorch recompiles.
-            with self._hooked(recorded.__setitem__):
+            with self._hooked(record):
                 return compiled(images)
 
         return hooked
