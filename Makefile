@@ -28,7 +28,7 @@ test-all: lint
 
 # On a machine with a CUDA GPU: first the tests that need one, then all checks and measurements.
 gpu: $(VENV)/.installed-dev
-	$(BIN)/pytest -q -m gpu tests
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/pytest -q -m gpu tests
 	$(BIN)/python benchmarks/gpu.py
 
 format: $(VENV)/.installed-dev
