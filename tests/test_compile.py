@@ -1,5 +1,6 @@
 """Networks through torch.compile; its code generator is left out, since it needs a C compiler."""
 
+import copy
 import pickle
 from functools import partial
 
@@ -9,8 +10,13 @@ from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 
 import cktf
+from cktf.batch import Batch
 from cktf.models import create
+from cktf.objectives import BuildContext, compose
 from cktf.taps import Tap
+
+
+NAMES = ("resnet8", "resnet14")
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +34,29 @@ def test_a_compiled_tap_is_one_graph():
     torch._dynamo.utils.counters.clear()
     Tap(create("resnet8", 10), needs=["stages", "preacts"], compile=True)(torch.rand(4, 3, 32, 32))
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_a_compiled_objective_gives_the_same_losses_and_has_no_break():
+    torch.manual_seed(0)
+    student, teacher = (Tap(create(name, 10))(torch.rand(6, 3, 32, 32)) for name in NAMES)
+    context = BuildContext(student, teacher, 40, torch.arange(40) % 10)
+    options = {"cktf": {"negatives": 16, "estimator": "all"}, "crd": {"negatives": 16}}
+    objective = compose("cktf+crd+kd", context, options).train()
+    compiled = copy.deepcopy(objective)
+    compiled.compile(backend="aot_eager")
+    torch._dynamo.utils.counters.clear()
+    batch = Batch(torch.empty(0), torch.arange(6), torch.arange(6))
+    for one in (objective, compiled):
+        for _ in range(2):
+            torch.manual_seed(1)
+            loss = one(student, teacher, batch)
+            one.after_step()
+        loss.total.backward(retain_graph=True)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    for (name, p), q in zip(objective.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, msg=lambda text, name=name: f"{name}: {text}")
+    for p, q in zip(objective.buffers(), compiled.buffers(), strict=True):
+        torch.testing.assert_close(p, q)
 
 
 def test_a_compiled_tap_gives_the_same_features_and_gradients():

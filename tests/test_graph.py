@@ -149,3 +149,25 @@ def test_obstacles_are_named(student):
     assert obstacle(cktf_with(renormalize=(2,))).startswith("CKTF with these options")
     assert obstacle(cktf_with(bank_device="host", estimator="shared"))
     assert obstacle(OwnObjective()).startswith("OwnObjective with these options")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("method", ["kd", "sampled", "all", "shared", "queue", "batch", "staged"])
+def test_a_graph_on_a_gpu_takes_the_same_steps(small_run, method):
+    memory = {"negatives": 32, "memory": method} if method in ("queue", "batch") else {}
+    memory = memory | ({"queue_size": 96} if method == "queue" else {})
+    estimator = {"negatives": 32, "estimator": method}
+    name, options = CASES.get(method, ("cktf+kd", {"cktf": memory or estimator}))
+    runs = [
+        small_run(
+            switch,
+            method=name,
+            options=options,
+            overrides={"runtime.graph": switch, "runtime.deterministic": True},
+        )
+        for switch in ("on", "off")
+    ]
+    rows = [read_untimed_metrics(run.folder) for run in runs]
+    assert rows[0] == rows[1]
+    assert equal_weights(*map(student_weights, runs))

@@ -246,6 +246,11 @@ class WeightedSum(Objective):
         self.fill_samples = max(part.fill_samples for part in parts)
         self.capturable = all(part.capturable for part in parts)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile each term with `torch.compile`."""
+        for part in self.sub_objectives():
+            part.compile(*args, **kwargs)
+
     def phases(self) -> list[Phase]:
         """The phases of all terms; one on a term's own loss has the term's weight."""
         return [

@@ -97,6 +97,7 @@ class CKTF(Objective):
             {"index"} | (maps if theta else set()) | ({"embedding"} if beta else set())
         )
         self._pool_globally = student.pool_globally and teacher.pool_globally
+        self.compute_vectors = self._vectors
         vectors = self._vectors(student, teacher)
         self._cache_spec = CacheSpec(embedding=beta > 0) | (
             self._map_spec(student, teacher) if theta else CacheSpec()
@@ -114,6 +115,11 @@ class CKTF(Objective):
         self.capturable = match != "random" and self.sub_objectives()[0].capturable
         weights = torch.tensor([beta if name == "embedding" else theta for name in vectors])
         self.register_buffer("pair_weights", weights, persistent=False)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile vectors and heads with `torch.compile`."""
+        self.compute_vectors = torch.compile(self._vectors, *args, **kwargs)
+        self.sub_objectives()[0].compile(*args, **kwargs)
 
     @classmethod
     def options(cls) -> dict[str, Parameter]:
@@ -154,7 +160,7 @@ class CKTF(Objective):
             draw = memory.draw(index)
         else:
             draw = memory.draw_of(contrast_index, index)
-        vectors = self._vectors(student, teacher)
+        vectors = self.compute_vectors(student, teacher)
         losses = pair_losses(self.sub_objectives(), list(vectors.values()), draw)
         terms = dict(zip(vectors, losses.detach().unbind(), strict=True))
         return Loss((losses * self.pair_weights).sum(), terms)

@@ -88,6 +88,11 @@ class PairGroup(nn.Module):
         )
         self.register_buffer("banks", banks, persistent=False)
         self.register_buffer("normalizers", torch.zeros(sides), persistent=False)
+        self.unit_rows = unit_rows
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the heads; scores, draws and memories have kernels of their own."""
+        self.unit_rows = torch.compile(self.unit_rows, *args, **kwargs)
 
     @property
     def memory(self) -> Memory:
@@ -180,6 +185,10 @@ class CRD(Objective):
         self._normalized = False
         self._pending: _PendingUpdate | None = None
         self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the heads with `torch.compile`."""
+        self.group.compile(*args, **kwargs)
 
     def _view_group(self) -> None:
         """Let the buffers, which are saved, be views of the group's rows and normalizers."""
@@ -299,7 +308,7 @@ def pair_losses(
     """
     first = pairs[0]
     with torch.autocast(vectors[0][0].device.type, enabled=False):
-        anchors = unit_rows(pairs, vectors)
+        anchors = first.group.unit_rows(pairs, vectors)
         others = _swap_sides(anchors.detach())
         losses, normalizers = _side_losses(first, _sides(pairs), anchors, others, draw)
     if first.training:

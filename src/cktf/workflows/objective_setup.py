@@ -190,6 +190,8 @@ def _build_phases(
         for phase in objective.phases()
     ]
     main = step(objective, compile=recipe.runtime.compile)
+    if recipe.runtime.compile:
+        objective.compile()
     return [*phases, TrainPhase(MAIN, main, recipe.epochs)]
 
 
