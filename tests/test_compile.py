@@ -15,7 +15,6 @@ from cktf.models import create
 from cktf.objectives import BuildContext, compose
 from cktf.taps import Tap
 
-
 NAMES = ("resnet8", "resnet14")
 
 
@@ -36,6 +35,7 @@ def test_a_compiled_tap_is_one_graph():
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_a_compiled_objective_gives_the_same_losses_and_has_no_break():
     torch.manual_seed(0)
     student, teacher = (Tap(create(name, 10))(torch.rand(6, 3, 32, 32)) for name in NAMES)
