@@ -16,6 +16,8 @@ from cktf.objectives import BuildContext, compose
 from cktf.taps import Tap
 
 NAMES = ("resnet8", "resnet14")
+# PyTorch hides this warning of its own, except where warnings are errors.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +37,6 @@ def test_a_compiled_tap_is_one_graph():
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_a_compiled_objective_gives_the_same_losses_and_has_no_break():
     torch.manual_seed(0)
     student, teacher = (Tap(create(name, 10))(torch.rand(6, 3, 32, 32)) for name in NAMES)
