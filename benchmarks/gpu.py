@@ -40,7 +40,7 @@ CHECKS = tuple(
         (8, "stopped and killed runs", "command_line:check_resumed_runs", 90, "commands"),
         (7, "commands", "command_line:check_commands", 100, "commands"),
         (12, "two processes", "processes:check_processes", 40, "commands"),
-        (13, "speed of steps", "speed:check_speed", 150, "timing"),
+        (13, "speed of steps", "speed:check_speed", 125, "timing"),
         (14, "epochs over bare steps", "speed:check_epochs", 40, "timing"),
         (10, "compiled networks", "students:check_compiled", 60, "timing"),
     )

@@ -34,6 +34,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "kd": ("kd", {}),
     "crd": ("crd", {"estimator": "shared"}),
     "cktf+kd shared": (KD_AND_CKTF, {"estimator": "shared"}),
+    "cktf+kd shared, bfloat16": (KD_AND_CKTF, {"estimator": "shared", "storage": "bfloat16"}),
     "cktf+kd all": (KD_AND_CKTF, {"estimator": "all"}),
     "cktf+kd sampled": (KD_AND_CKTF, {"estimator": "sampled"}),
     "cktf+kd queue": (KD_AND_CKTF, {"memory": "queue"}),
@@ -58,14 +59,21 @@ Case = tuple[int, str, str]
 
 def speed_cases(batches: Iterable[int]) -> list[Case]:
     """Batch size, mode and method of each row: what matters most first."""
-    batches = list(batches)
+    first, *others = batches = list(batches)
+    last = batches[-1]
     has_graph = bool(runtime_fields(graph="on"))
-    plain = ("eager", "graph") if has_graph else ("eager",)
-    compiled = ("compile", "both") if has_graph else ("compile",)
-    return [
-        *itertools.product(batches, plain, METHODS),
-        *itertools.product((batches[0], batches[-1]), compiled, (FLOOR, *COMPILED)),
+    plain, compiled = ("graph", "both") if has_graph else ("eager", "compile")
+    few = (FLOOR, *COMPILED)
+    ordered = [
+        *itertools.product((first,), (plain,), METHODS),
+        *itertools.product((first,), (compiled,), few),
+        *itertools.product((first,), ("eager",), few),
+        *itertools.product(others[::-1], (plain,), METHODS),
+        *itertools.product((last,), (compiled, "eager"), few),
+        *itertools.product(batches, ("eager",), METHODS),
+        *itertools.product((first, last), ("compile",), few),
     ]
+    return list(dict.fromkeys(ordered))
 
 
 def check_speed(findings: Findings) -> None:
