@@ -109,8 +109,8 @@ def test_a_cpu_takes_no_notice(small_run, monkeypatch):
 def test_a_run_may_be_continued_with_it_or_without():
     recipe = {"kind": "train", "model": "resnet8", "data": {"name": "fashion-mini"}}
     hashes = {
-        recipe_hash(parse_recipe(recipe | {"runtime": {"deterministic": value}}))
-        for value in (True, False)
+        recipe_hash(parse_recipe(recipe | {"runtime": {"deterministic": value, "graph": graph}}))
+        for value, graph in ((True, "auto"), (False, "off"))
     }
     assert len(hashes) == 1
 

@@ -290,6 +290,7 @@ _IGNORED_FIELDS = (
     "labeled.workers",
     "runtime.device",
     "runtime.deterministic",
+    "runtime.graph",
     "runtime.on_nonfinite",
     "runtime.track",
     "teacher_cache",
