@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cktf import functional
 from cktf.errors import ShapeError
-from cktf.functional import singular_vectors
+from cktf.functional import kdsvd, singular_vectors
 from cktf.functional.maps import pair_stages, pool_to_size, pool_to_smaller
 
 B = 6
@@ -335,14 +335,20 @@ def test_vectors_of_a_gpu_where_there_are_fewer(shape, rank):
 
 
 @pytest.mark.parametrize("axis", ["channel", "width"])
-def test_kdsvd_of_a_gpu_is_that_of_a_cpu(axis, monkeypatch):
-    """Of maps after a ReLU: the signs of their first vectors do not differ between stages."""
-    students, teachers = ([m.abs() for m in maps((4, 8, 8), (4, 4, 8))] for _ in range(2))
+@pytest.mark.parametrize("rank", [1, 2])
+def test_kdsvd_of_a_gpu_is_that_of_a_cpu(axis, rank, monkeypatch):
+    """But for the signs of the vectors: each is given a positive sum."""
+    students, teachers = (maps((4, 8, 8), (4, 4, 8), (4, 1, 8)) for _ in range(2))
     results = []
     for method in (singular_vectors._Decomposed, singular_vectors._Powers):
-        monkeypatch.setattr(singular_vectors, "_Decomposed", method)
+
+        def right_vectors(rows, count, method=method):
+            values, vectors = method.apply(rows, count)
+            return values, vectors * vectors.sum(1, keepdim=True).sign()
+
+        monkeypatch.setattr(kdsvd, "right_vectors", right_vectors)
         given, constants = leaves(students)[0], teachers
-        loss = functional.kdsvd_loss(given, constants, axis=axis)
+        loss = functional.kdsvd_loss(given, constants, rank=rank, axis=axis)
         loss.backward()
         results.append([loss.detach(), *(leaf.grad for leaf in given)])
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)

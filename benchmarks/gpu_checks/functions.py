@@ -12,7 +12,7 @@ from cktf import functional
 from cktf.functional.batch_centering import subtract_batch_mean
 from cktf.functional.module_vector import ModuleNorm, module_vector
 from gpu_checks.findings import Findings
-from gpu_checks.modes import float64, without_tf32
+from gpu_checks.modes import equal_signs, float64, without_tf32
 
 # KDSVD's gradient divides by the gaps between singular values.
 LOSS_TOLERANCE, GRADIENT_TOLERANCE, KDSVD_TOLERANCE = 1e-4, 1e-3, 1e-2
@@ -38,11 +38,12 @@ def function_names() -> list[str]:
 def compare_function(findings: Findings, name: str, batch: int) -> None:
     """Compare one function and its gradients."""
     function, leaves = _cases(batch)[name]()
-    found = _evaluate(function, leaves, findings.device, torch.float32)
+    with equal_signs():
+        found = _evaluate(function, leaves, findings.device, torch.float32)
     if name == "module_vector, batch":
         # Its backward pass is its own, and converts to float32 out of reach of `float64`.
         function = partial(_unit_vector, **function.keywords)  # type: ignore[attr-defined]
-    with float64():
+    with float64(), equal_signs():
         expected = _evaluate(function, leaves, torch.device("cpu"), torch.float64)
     findings.compare("loss", found[0], expected[0], LOSS_TOLERANCE)
     for a, b in zip(found[1:], expected[1:], strict=True):

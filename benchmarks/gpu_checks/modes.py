@@ -1,12 +1,16 @@
-"""Modes under which two devices compute the same: equal random draws, float64, no TF32."""
+"""Modes under which two devices compute the same: draws, signs of vectors, float64, no TF32."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from cktf.functional import kdsvd
+from cktf.functional.singular_vectors import right_vectors
 
 _NEW = frozenset({torch.randint, torch.rand, torch.randn, torch.randperm})
 _IN_PLACE = frozenset({Tensor.random_, Tensor.uniform_, Tensor.normal_})
@@ -77,3 +81,15 @@ def without_tf32() -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextmanager
+def equal_signs() -> Iterator[None]:
+    """Give KDSVD singular vectors whose sums are positive; LAPACK chooses signs by chance."""
+
+    def signed(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        values, vectors = right_vectors(rows, count)
+        return values, vectors * torch.where(vectors.sum(1, keepdim=True) < 0, -1, 1)
+
+    with patch.object(kdsvd, "right_vectors", signed):
+        yield

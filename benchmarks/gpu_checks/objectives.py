@@ -18,7 +18,7 @@ from cktf.objectives import METHODS, BuildContext, Objective, compose
 from cktf.objectives.cktf import Match
 from cktf.taps import Features, Tap
 from gpu_checks.findings import LEAST_NORM, Findings
-from gpu_checks.modes import CPUDraws, without_tf32
+from gpu_checks.modes import CPUDraws, equal_signs, without_tf32
 
 # KDSVD's gradient divides by the gaps between singular values.
 TOLERANCE, BFLOAT16_TOLERANCE, KDSVD_TOLERANCE = 5e-4, 3e-2, 1e-2
@@ -94,16 +94,18 @@ def compare_objective(findings: Findings, case: Case) -> None:
     tolerance = KDSVD_TOLERANCE if case.method == "kdsvd" else TOLERANCE
     if case.options.get("storage") == "bfloat16":
         tolerance = BFLOAT16_TOLERANCE
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, equal_signs():
         expected, found = (
             _train(case, device, folder) for device in (torch.device("cpu"), findings.device)
         )
-    # Gradients of biases before `center` are 0 but for rounding.
-    share = 1e-2 if case.options.get("center") else 1e-4
-    largest = max(float(value.norm()) for kind, value in expected if kind == "gradient")
+    # 0 but for rounding: gradients of biases before `center`; means of what a BatchNorm gives.
+    shares = {"gradient": 1e-2 if case.options.get("center") else 1e-4, "state": 1e-4}
+    least = dict.fromkeys({kind for kind, _ in expected}, LEAST_NORM)
+    for kind, value in expected:
+        if kind in shares and value.is_floating_point():
+            least[kind] = max(least[kind], shares[kind] * float(value.norm()))
     for (kind, a), (_, b) in zip(found, expected, strict=True):
-        least = share * largest if kind == "gradient" else LEAST_NORM
-        findings.compare(kind, a, b, tolerance, least)
+        findings.compare(kind, a, b, tolerance, least[kind])
 
 
 def _train(case: Case, device: torch.device, folder: str) -> list[tuple[str, Tensor]]:

@@ -12,12 +12,13 @@ from gpu_checks.findings import Findings
 from gpu_checks.training import runtime_fields, started_trainer, synthetic_images, take_steps
 
 BATCH, CLASSES = 64, 10
+# Methods whose options are chosen below.
+OWN = ("cktf", "fsp")
 # A CUDA graph is captured in the first steps.
 WARMUP, GRAPH_WARMUP, LAST = 2, 6, 19
 CONTRAST: tuple[dict[str, Any], ...] = (
     {"estimator": "shared"},
     {"estimator": "shared", "critic": "infonce", "storage": "bfloat16", "center": True},
-    {"estimator": "shared", "bank_device": "host"},
     {"estimator": "sampled"},
     {"estimator": "all"},
     {"memory": "queue", "queue_size": 1024},
@@ -26,6 +27,8 @@ CONTRAST: tuple[dict[str, Any], ...] = (
     {"match": "random", "module_norm": "sample"},
     {"init": "forward", "renormalize": (2,)},
 )
+# A host bank reads the batch's index on the CPU, which waits for it.
+WAITS_BY_DESIGN = "cktf+kd (estimator=shared, bank_device=host)"
 MODES = {"eager": {"graph": "off"}, "graph": {"graph": "auto"}}
 Case = tuple[str, str, dict[str, Any]]
 
@@ -33,9 +36,11 @@ Case = tuple[str, str, dict[str, Any]]
 def sync_cases() -> list[Case]:
     """Mode, method and options of every case; methods with their phases."""
     methods: list[tuple[str, dict[str, Any]]] = [
-        *((f"{m}+kd" if m not in ("kd", "ce") else m, {}) for m in METHODS if m != "cktf"),
+        *((f"{m}+kd" if m not in ("kd", "ce") else m, {}) for m in METHODS if m not in OWN),
         *(("cktf+kd", options) for options in CONTRAST),
         ("fitnet+kd", {"staged": True}),
+        # An untrained teacher's flows are too large for its published rate, in any precision.
+        ("fsp+kd", {"init_lr": 1e-4}),
     ]
     modes = [mode for mode, fields in MODES.items() if mode == "eager" or runtime_fields(**fields)]
     return [(mode, *method) for mode in modes for method in methods]
@@ -45,6 +50,7 @@ def check_synchronization(findings: Findings) -> None:
     """Steps 3 to 19 of every phase run with PyTorch's check for synchronization, as an error."""
     images = synthetic_images(20 * BATCH if findings.is_cuda else 4 * BATCH, CLASSES)
     chosen = sync_cases() if findings.is_cuda else sync_cases()[::3]
+    findings.left_out.append(f"{WAITS_BY_DESIGN}: waits by design")
     for case in findings.timed(chosen, describe):
         with findings.case(describe(case)):
             train_unsynchronized(findings, images, *case)

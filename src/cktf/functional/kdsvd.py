@@ -3,7 +3,8 @@
 Source: Lee, Kim, Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition",
 ECCV 2018, arXiv 1807.06819, in the form of its later implementations. Departure:
 the gradient of nearly equal singular values is bounded, where it would be infinite. As in those
-implementations the value depends on the signs that the decomposition gives its vectors.
+implementations the value depends on the signs that the decomposition gives the teacher's vectors.
+A CPU's LAPACK chooses them by chance, so that the value on a GPU is another one.
 """
 
 from collections.abc import Sequence

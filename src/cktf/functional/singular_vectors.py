@@ -92,7 +92,7 @@ class _Powers(torch.autograd.Function):
         matrices, gradient = rows.double() / scale, grad.double()
         bound = _GAP * values[..., :1].clamp_min(1e-12)
         parts = [
-            _resolve(matrices, values[..., [k]], bound, gradient[..., [k]])
+            _resolve(matrices, values[..., k : k + 1], bound, gradient[..., k : k + 1])
             for k in range(gradient.shape[-1])
         ]
         product = torch.cat(parts, -1) @ right.mT
