@@ -233,6 +233,28 @@ def test_module_vector_gradient_over_the_batch(order, grid, block, monkeypatch):
     torch.testing.assert_close(found.grad, expected.grad, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("grid", "exact"), [((4, 4), True), ((1, 1), True), ((3, 2), False)])
+@pytest.mark.parametrize("block", [1, 700, 1 << 19])
+def test_module_vector_without_norm_is_that_of_autograd(
+    order, dtype, grid, exact, block, monkeypatch
+):
+    """Bit for bit where the sides of the windows are powers of two."""
+    monkeypatch.setattr("cktf.functional.module_vector._BLOCK", block)
+    given = torch.randn(5, 3, 16, 8).to(dtype).contiguous(memory_format=order)
+    found, expected = (given.clone().requires_grad_() for _ in range(2))
+    weights = torch.randn(5, 6 * grid[0] * grid[1])
+    vector = module_vector(found, 6, grid, "none")
+    (vector * weights).sum().backward()
+    pooled = F.adaptive_avg_pool2d(expected.float(), grid)
+    (F.pad(pooled, (0, 0, 0, 0, 1, 2)).flatten(1) * weights).sum().backward()
+    assert found.grad.dtype == dtype
+    rounding = 0 if exact else 1e-6
+    torch.testing.assert_close(vector, F.pad(pooled, (0, 0, 0, 0, 1, 2)).flatten(1))
+    torch.testing.assert_close(found.grad, expected.grad, rtol=rounding, atol=rounding)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("block", [1, 2 * 3 * 60, 1 << 19])
 def test_module_vector_of_tokens_without_the_first(dtype, block, monkeypatch):

@@ -94,6 +94,26 @@ class _PooledUnits(torch.autograd.Function):
         return _to_maps(map_gradient, maps), None
 
 
+class _Pooled(torch.autograd.Function):
+    """Maps [B, C, H, W] pooled in float32, a few samples at a time, in memory order both ways."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, grid: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(maps)
+        return torch.cat([average_pool(maps[block].float(), grid) for block in _blocks(maps)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        (maps,) = ctx.saved_tensors
+        gradient = grad_output.contiguous(memory_format=_memory_format(maps))
+        map_gradient = torch.empty_like(_to_rows(maps))
+        for block in _blocks(maps):
+            shape = torch.empty_like(maps[block], dtype=torch.float32)
+            map_gradient[block] = _unpool(gradient[block], shape)
+        return _to_maps(map_gradient, maps), None
+
+
 def _multiply(rows: Tensor, factor: Tensor | None) -> Tensor:
     """Rows times a factor, or times themselves, in float32.
 
@@ -158,14 +178,12 @@ def module_vector(
         norm: `batch` divides each unit by its L2 norm over the batch (as published), `sample`
             each position by its L2 norm over the channels, `none` nothing.
     """
-    if norm == "batch":
-        pooled: Tensor = _PooledUnits.apply(_make_contiguous(feature_map), grid)
-    else:
+    if norm == "sample":
         values = feature_map.float()
-        if norm == "sample":
-            # A sum of squares: a vector norm over a strided axis is slow.
-            squares = values.square().sum(1, keepdim=True)
-            values = values * squares.clamp_min(EPSILON**2).rsqrt()
-        pooled = average_pool(values, grid)
+        # A sum of squares: a vector norm over a strided axis is slow.
+        squares = values.square().sum(1, keepdim=True)
+        feature_map = values * squares.clamp_min(EPSILON**2).rsqrt()
+    pool = _PooledUnits if norm == "batch" else _Pooled
+    pooled: Tensor = pool.apply(_make_contiguous(feature_map), grid)
     missing = channels - pooled.shape[1]
     return F.pad(pooled, (0, 0, 0, 0, missing // 2, missing - missing // 2)).flatten(1)
