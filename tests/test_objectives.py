@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from cktf.batch import Batch
 from cktf.errors import MethodError, ShapeError
 from cktf.functional import kd_loss
+from cktf.functional.module_vector import module_vector, multiply_head
 from cktf.models import create
 from cktf.objectives import CKTF, CRD, METHODS, BuildContext, compose, features_read, parse
 from cktf.objectives.adapters import Regressor
@@ -331,6 +332,26 @@ class TestCRD:
         assert abs(drawn.mean() - expected) < 4.5 * drawn.std() / 400**0.5
 
 
+@pytest.mark.parametrize(("channels", "maps"), [(9, (4, 3, 2)), (8, (8, 2, 2)), (512, (16, 4, 4))])
+def test_a_head_multiplies_narrower_maps_as_padded(channels, maps):
+    """In float64: nothing but the order of the sums differs."""
+    torch.manual_seed(0)
+    positions = maps[1] * maps[2]
+    head = nn.Linear(channels * positions, 7).double()
+    values = torch.randn(B, *maps, dtype=torch.float64, requires_grad=True)
+    missing = channels - maps[0]
+    padded = F.pad(values, (0, 0, 0, 0, missing // 2, missing - missing // 2)).flatten(1)
+    given, weights = [values, *head.parameters()], torch.randn(B, 7, dtype=torch.float64)
+    results = []
+    for product in (multiply_head(head, values), head(padded)):
+        gradients = torch.autograd.grad((product * weights).sum(), given)
+        results.append([product, *gradients])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+    missed = torch.ones(channels, dtype=torch.bool)
+    missed[missing // 2 : missing // 2 + maps[0]] = False
+    assert not results[0][2].view(7, channels, positions)[:, missed].any()
+
+
 class TestCKTF:
     @pytest.mark.parametrize("match", ["last", "first", "random", "smallest", "largest"])
     @pytest.mark.parametrize("norm", ["batch", "sample", "none"])
@@ -413,6 +434,49 @@ class TestCKTF:
             place[:, before : before + m.shape[1]] = F.adaptive_avg_pool2d(unit, size)
         expected = F.cosine_similarity(*wide.flatten(1), dim=0)
         torch.testing.assert_close(_cosine(*maps).double(), expected, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("widths", [(4, (9,)), (9, (4,)), (5, (4, 7)), (8, (4, 7)), (4, (4,))])
+    @pytest.mark.parametrize("norm", ["batch", "sample", "none"])
+    def test_heads_of_narrower_maps_compute_as_on_padded_vectors(self, widths, norm):
+        """Losses and gradients of heads and maps, in three steps."""
+        torch.manual_seed(0)
+        own, others = widths
+        with torch.no_grad():
+            plain = Case("cktf", "resnet-wrn").features()
+
+        def features():
+            student = torch.randn(B, own, 8, 8, requires_grad=True)
+            blocks = tuple(torch.randn(B, width, 8, 16) for width in others)
+            return [
+                replace(plain[0], stages=(student,), blocks=((student,),)),
+                replace(plain[1], stages=blocks[-1:], blocks=(blocks,)),
+            ]
+
+        options = {"match": "first", "module_norm": norm, "negatives": 9, "estimator": "all"}
+        sliced = CKTF(*features(), N, **options)
+        padded = copy.deepcopy(sliced)
+        channels = max(own, *others)
+        assert sliced.pairs[1].student_head.in_features == channels * 4 * 4
+
+        def pad(student, teacher):
+            vectors = sliced._vectors(student, teacher)
+            first = (student.stages[0], teacher.blocks[0][0])
+            vectors["module1"] = [module_vector(m, channels, (4, 4), norm) for m in first]
+            return vectors
+
+        padded.compute_vectors = pad
+        for step in range(3):
+            given, gradients = features(), []
+            for objective in (sliced, padded):
+                objective.zero_grad()
+                given[0].stages[0].grad = None
+                torch.manual_seed(step)
+                total = objective.loss(*given, torch.arange(B)).total
+                total.backward()
+                objective.after_step()
+                trained = [*objective.parameters(), given[0].stages[0]]
+                gradients.append([total.detach(), *(p.grad for p in trained)])
+            torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
     def test_blocks_that_are_not_known(self):
         student, teacher = (replace(f, blocks=()) for f in Case("cktf", "resnet-wrn").features())

@@ -8,10 +8,10 @@ ResNets globally. Departure: whichever side is narrower is padded; other pairs o
 unequal size, or of more than four windows a side are pooled to one grid.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -73,7 +73,7 @@ class _PooledUnits(torch.autograd.Function):
         cubed = torch.where(squares > EPSILON**2, scale**3, 0.0)
         ctx.save_for_backward(maps, scale, cubed)
         parts = (_to_maps(_multiply(rows[block], scale), maps[block]) for block in blocks)
-        return torch.cat([average_pool(part, grid) for part in parts])
+        return _join([average_pool(part, grid) for part in parts])
 
     @staticmethod
     @once_differentiable
@@ -100,7 +100,7 @@ class _Pooled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, grid: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(maps)
-        return torch.cat([average_pool(maps[block].float(), grid) for block in _blocks(maps)])
+        return _join([average_pool(maps[block].float(), grid) for block in _blocks(maps)])
 
     @staticmethod
     @once_differentiable
@@ -130,6 +130,10 @@ def _blocks(maps: Tensor) -> list[slice]:
     batch, size = len(maps), max(1, maps[0].numel())
     step = max(1, _BLOCK // size) if maps.device.type == "cpu" else batch
     return [slice(start, start + step) for start in range(0, batch, step)]
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _unpool(gradient: Tensor, maps: Tensor) -> Tensor:
@@ -166,6 +170,26 @@ def _to_maps(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(batch, channels, height, width)
 
 
+def pooled_map(
+    feature_map: Tensor, channels: int, grid: tuple[int, int], norm: ModuleNorm
+) -> Tensor:
+    """[B, C, H, W] -> [B, channels, grid height, grid width] float32: `module_vector` unflattened.
+
+    Args and result are those of `module_vector`.
+    """
+    if norm == "sample":
+        values = feature_map.float()
+        # A sum of squares: a vector norm over a strided axis is slow.
+        squares = values.square().sum(1, keepdim=True)
+        feature_map = values * squares.clamp_min(EPSILON**2).rsqrt()
+    pool = _PooledUnits if norm == "batch" else _Pooled
+    pooled: Tensor = pool.apply(_make_contiguous(feature_map), grid)
+    missing = channels - pooled.shape[1]
+    if not missing:
+        return pooled
+    return F.pad(pooled, (0, 0, 0, 0, missing // 2, missing - missing // 2))
+
+
 def module_vector(
     feature_map: Tensor, channels: int, grid: tuple[int, int], norm: ModuleNorm
 ) -> Tensor:
@@ -178,12 +202,18 @@ def module_vector(
         norm: `batch` divides each unit by its L2 norm over the batch (as published), `sample`
             each position by its L2 norm over the channels, `none` nothing.
     """
-    if norm == "sample":
-        values = feature_map.float()
-        # A sum of squares: a vector norm over a strided axis is slow.
-        squares = values.square().sum(1, keepdim=True)
-        feature_map = values * squares.clamp_min(EPSILON**2).rsqrt()
-    pool = _PooledUnits if norm == "batch" else _Pooled
-    pooled: Tensor = pool.apply(_make_contiguous(feature_map), grid)
-    missing = channels - pooled.shape[1]
-    return F.pad(pooled, (0, 0, 0, 0, missing // 2, missing - missing // 2)).flatten(1)
+    return pooled_map(feature_map, channels, grid, norm).flatten(1)
+
+
+def multiply_head(head: nn.Linear, values: Tensor) -> Tensor:
+    """[B, embedding_dim] of vectors [B, n], or of maps [B, C, h, w] with at most the head's inputs.
+
+    Maps of fewer channels are in the middle of the head's channels, and the others 0: these are
+    left out of the product.
+    """
+    vectors, given = values.flatten(1), values[0].numel()
+    if values.dim() == 2 or given == head.in_features:
+        return cast(Tensor, head(vectors))
+    positions = values[0, 0].numel()
+    first = (head.in_features - given) // positions // 2 * positions
+    return F.linear(vectors, head.weight[:, first : first + given], head.bias)

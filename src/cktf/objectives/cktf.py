@@ -26,7 +26,13 @@ from cktf.config import rename_options
 from cktf.contrast import ContrastConfig, Footprint, footprint
 from cktf.errors import MethodError, nearest
 from cktf.functional.maps import pair_stages
-from cktf.functional.module_vector import EPSILON, ModuleNorm, module_vector, pooled_grid_size
+from cktf.functional.module_vector import (
+    EPSILON,
+    ModuleNorm,
+    module_vector,
+    pooled_grid_size,
+    pooled_map,
+)
 from cktf.functional.precision import full_precision
 from cktf.objectives.base import BuildContext, Loss, Objective
 from cktf.objectives.crd import CRD, PairGroup, pair_losses, store_rows
@@ -106,8 +112,8 @@ class CKTF(Objective):
         # All pairs share the memory, so that one draw serves them all.
         group = PairGroup(config, dataset_size, labels, len(vectors))
         self.pairs = nn.ModuleList(
-            CRD(s.shape[1], t.shape[1], dataset_size, config=config, group=group, position=i)
-            for i, (s, t) in enumerate(vectors.values())
+            CRD(*_head_sizes(*both), dataset_size, config=config, group=group, position=i)
+            for i, both in enumerate(vectors.values())
         )
         self.pair_names = tuple(vectors)
         self.fill_samples = self.sub_objectives()[0].fill_samples
@@ -259,14 +265,18 @@ class CKTF(Objective):
         return pair_stages(student.stages, blocks)
 
     def _module(self, student: Tensor, candidates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Maps averaged to one grid: `multiply_head` reads a narrower one as padded with zeros."""
         # The same size for every candidate: the heads are as wide as the widest.
         grid = pooled_grid_size(student.shape, candidates[-1].shape, self._pool_globally)
-        channels = max(m.shape[1] for m in (student, *candidates))
+        widths = [m.shape[1] for m in candidates]
+        # Candidates of unequal widths are padded themselves, to be of one shape.
+        width = widths[0] if len(set(widths)) == 1 else max(student.shape[1], *widths)
 
-        def vector(feature_map: Tensor) -> Tensor:
-            return module_vector(feature_map, channels, grid, self.module_norm)
+        def pooled(feature_map: Tensor, channels: int) -> Tensor:
+            return pooled_map(feature_map, channels, grid, self.module_norm)
 
-        return vector(student), self._match(student.detach(), candidates, vector)
+        teacher = self._match(student.detach(), candidates, lambda m: pooled(m, width))
+        return pooled(student, student.shape[1]), teacher
 
     def _match(
         self,
@@ -274,7 +284,7 @@ class CKTF(Objective):
         candidates: tuple[Tensor, ...],
         vector: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        """The vector of the teacher's map that `match` pairs with the student's."""
+        """What the heads read of the teacher's map that `match` pairs with the student's."""
         candidates = tuple(m.detach() for m in candidates)
         if self.match == "last" or len(candidates) == 1:
             return vector(candidates[-1])
@@ -291,6 +301,12 @@ class CKTF(Objective):
             return vector(candidates[int(chosen)])
         # A GPU forms the vectors of all: reading which one would wait for it in every step.
         return torch.stack([vector(c) for c in candidates]).index_select(0, chosen.view(1))[0]
+
+
+def _head_sizes(student: Tensor, teacher: Tensor) -> tuple[int, int]:
+    """Lengths of the vectors [B, n] that two heads read; of maps [B, C, h, w] the wider's."""
+    sizes = student[0].numel(), teacher[0].numel()
+    return sizes if student.dim() == 2 else (max(sizes), max(sizes))
 
 
 @full_precision

@@ -44,6 +44,7 @@ from cktf.functional.batch_centering import subtract_batch_mean
 from cktf.functional.contrast import contrast_losses, select_rows
 from cktf.functional.critics import Critic, InfoNCECritic, NCECritic, NormalizerEstimate
 from cktf.functional.infonce import uninformed_infonce
+from cktf.functional.module_vector import multiply_head
 from cktf.functional.nce import uninformed_nce
 from cktf.objectives.base import BuildContext, Loss, Objective, single_term_loss
 from cktf.objectives.pairs import embeddings
@@ -303,7 +304,7 @@ def pair_losses(
 
     Args:
         pairs: P objectives.
-        vectors: of each, the student's [B, student_dim] and the teacher's [B, teacher_dim].
+        vectors: of each, what the student's head and the teacher's multiply.
         draw: of the group's memory.
     """
     first = pairs[0]
@@ -338,7 +339,7 @@ def _sides(pairs: Sequence[CRD]) -> slice:
 def unit_rows(pairs: Sequence[CRD], vectors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """[2P, B, embedding_dim] rows of unit length, of the student and the teacher in turn."""
     heads = [
-        head(vector.float())
+        multiply_head(head, vector.float())
         for pair, (student, teacher) in zip(pairs, vectors, strict=True)
         for head, vector in ((pair.student_head, student), (pair.teacher_head, teacher.detach()))
     ]
