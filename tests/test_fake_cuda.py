@@ -6,6 +6,7 @@ runs no backward pass without the device, so that this runs on fake tensors of t
 
 import warnings
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cktf.batch import Batch
+from cktf.functional.singular_vectors import _Powers
 from cktf.models import create
 from cktf.objectives import METHODS, BuildContext, compose, features_read
 from cktf.taps import Tap
@@ -175,6 +177,20 @@ def test_no_backward_pass_reads_a_value(method, options, monkeypatch):
         sum(loss.total for loss in losses).backward()
     trained = [*student.parameters(), *objective.parameters()]
     assert any(p.grad is not None for p in trained)
+
+
+@pytest.mark.parametrize("shape", [(64, 16), (16, 64)])
+def test_the_backward_pass_of_vectors_copies_nothing(shape):
+    """Called as a function, since autograd would look for the GPU."""
+    with FakeTensorMode():
+        rows = torch.empty(B, *shape, device="cuda")
+        context = SimpleNamespace(mark_non_differentiable=lambda tensor: None)
+        context.save_for_backward = lambda *saved: setattr(context, "saved_tensors", saved)
+        vectors = _Powers.forward(context, rows, 2)[1]
+        with Kernels() as kernels, Copies() as copies:
+            assert _Powers.backward(context, None, vectors)[0].device == rows.device
+    assert "aten.index.Tensor" not in kernels.counts
+    assert not copies.counts
 
 
 @pytest.mark.parametrize("batch", [64, 1024])
