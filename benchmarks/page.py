@@ -152,8 +152,43 @@ def sections() -> list[str]:
         "large as its largest step.\nSet the environment variable `MALLOC_TRIM_THRESHOLD_` to "
         "choose otherwise.",
         documentation(read("gpu") if (RESULTS / "gpu.json").exists() else None, CHECKS),
+        *gpu_steps(read("gpu-steps")),
+        *contrast_kernel(read("contrast-kernel")),
     ]
     return parts
+
+
+def gpu_steps(record: dict[str, Any]) -> list[str]:
+    """Steps kernel by kernel, and replayed as a CUDA graph."""
+    columns = {
+        "step": "step", "batch": "B", "mode": "mode", "ms": "ms", "host_ms": "host ms",
+        "kernels": "kernels", "images_per_second": "images/s",
+    }  # fmt: skip
+    rows = [[row.get(name, "") for name in columns] for row in record["rows"]]
+    return [
+        "### First steps measured\n\n"
+        f"{record['machine']}, commit {record['commit']}: bare steps of "
+        f"{' to '.join(record['networks'])} in {record['precision']}, N={record['samples']:,}, "
+        f"K={record['negatives']:,},\nbefore contrast had its kernel and KDSVD its new vectors. "
+        "`graph` replays the captured step, with a fused optimizer. At a\nbatch of 64 the host, "
+        "which takes 35 to 50 microseconds for a kernel there, holds the GPU back seven to ten "
+        "times.\nWith `torch.compile`, and through whole epochs: not yet measured. The aim of "
+        "60,000 images/s at a batch of 64 is not\nreached by the graph alone: networks in "
+        "kernels of 5 microseconds take 2.2 ms.",
+        table(list(columns.values()), rows),
+    ]
+
+
+def contrast_kernel(record: dict[str, Any]) -> list[str]:
+    """Loss and gradient of contrast by blocks and by the kernel, and its cuts."""
+    return [
+        "### The kernel of contrast\n\n"
+        f"`benchmarks/contrast_kernel.py`, {record['device']}, torch {record['torch']}, commit "
+        f"{record['commit']}: milliseconds for ten sides of D=128.\nThe cuts in use since then "
+        "are the fastest of the second table.",
+        table(record["header"], record["rows"]),
+        table(record["cut_header"], record["cuts"]),
+    ]
 
 
 if __name__ == "__main__":

@@ -86,6 +86,8 @@ def documentation(results: Results | None, checks: Sequence[Check]) -> str:
     )
     machine = f"Machine: {NOT_MEASURED if results is None else results['machine']}."
     parts = [text, machine, table(["check", "result", "figures"], rows)]
+    if results is not None and "note" in results:
+        parts.append(f"Commit {results['commit']}. {results['note']}")
     steps = [] if results is None else speed_tables(results)
     return "\n\n".join([*parts, *(steps or [f"Steps and epochs: {NOT_MEASURED}."])])
 
