@@ -109,7 +109,7 @@ class _Pooled(torch.autograd.Function):
         gradient = grad_output.contiguous(memory_format=_memory_format(maps))
         map_gradient = torch.empty_like(_to_rows(maps))
         for block in _blocks(maps):
-            shape = torch.empty_like(maps[block], dtype=torch.float32)
+            shape = torch.empty_like(maps[block], dtype=gradient.dtype)
             map_gradient[block] = _unpool(gradient[block], shape)
         return _to_maps(map_gradient, maps), None
 
