@@ -62,7 +62,7 @@ class LeftOut:
         return notes
 
     def advice(self) -> str:
-        """What to install for files that are images; empty without such files."""
+        """Advice to install what reads files that are images; empty without such files."""
         kinds = [kind for kind in self.extensions if kind in MISSING_DECODERS]
         return "".join(
             f"{self.extensions[kind]:,} {kind} can be read after {MISSING_DECODERS[kind]}. "

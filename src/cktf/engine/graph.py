@@ -5,22 +5,22 @@ and the GPU waits for the host to launch the next. A graph is launched at once. 
 kernels of one step on the same memory, so a batch is copied to where the captured step read its
 own.
 
-What a graph cannot repeat: Python values that change from step to step, random numbers of the CPU,
-copies from the host, and values read back. docs/performance.md lists what that excludes.
+A graph cannot repeat Python values that change from step to step, random numbers of the CPU,
+copies from the host, or values read back. docs/design.md lists the runs that have none.
 """
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from cktf.batch import Batch
 from cktf.engine.config import TrainingConfig
+from cktf.engine.memory import is_out_of_memory
+from cktf.engine.randomness import random_state
 from cktf.engine.step import TrainStep
 from cktf.errors import TrainingError
 from cktf.objectives import WeightedSum
@@ -97,9 +97,9 @@ class GraphedStep:
         if self._graph is None:
             try:
                 self._graph = _CapturedStep(self.take_step, self.optimizer, batch, teacher)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
                 self._give_up(str(error).splitlines()[0])
                 return self.take_step(batch, teacher)
             self._signature = _signature(self.step, self.optimizer)
@@ -148,8 +148,8 @@ class _CapturedStep:
 
     def replay(self, batch: Batch, teacher: Features | None) -> Tensor:
         """Take a step on a batch; it waits for nothing."""
-        for own, new in zip(self._inputs, _tensors(batch, teacher), strict=True):
-            own.copy_(new)
+        for static, new in zip(self._inputs, _tensors(batch, teacher), strict=True):
+            static.copy_(new)
         for rate, group in zip(self._rates, self.optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
         self._graph.replay()
@@ -212,7 +212,7 @@ def _side_stream() -> Iterator[None]:
 
 
 def _signature(step: TrainStep, optimizer: torch.optim.Optimizer) -> list[Any]:
-    """What a captured step holds fixed, besides the sizes of a batch."""
+    """List all that a captured step holds fixed, besides the sizes of a batch."""
     modules: list[nn.Module] = [step]
     if step.teacher_tap is not None:
         modules.append(step.teacher_tap.model)
@@ -228,10 +228,6 @@ def _signature(step: TrainStep, optimizer: torch.optim.Optimizer) -> list[Any]:
     ]
 
 
-def _cpu_random_state() -> tuple[bytes, Any, Any]:
-    name, keys, *rest = np.random.get_state(legacy=True)
-    return (
-        torch.get_rng_state().numpy().tobytes(),
-        random.getstate(),
-        (name, np.asarray(keys).tobytes(), *rest),
-    )
+def _cpu_random_state() -> list[Any]:
+    leaves, _ = tree_flatten(random_state(torch.device("cpu")))
+    return [leaf.tolist() if isinstance(leaf, Tensor) else leaf for leaf in leaves]

@@ -13,7 +13,7 @@ from cktf.contrast import ADVICE, Footprint
 from cktf.data import explain_lost_worker
 from cktf.errors import TrainingError
 
-# What the CPU's allocator, the CUDA driver, cuBLAS and cuDNN say of too little memory. Where a
+# Messages of the CPU's allocator, the CUDA driver, cuBLAS and cuDNN for too little memory. Where a
 # handle of cuBLAS or cuDNN cannot be made, there is usually no room for its workspace.
 _ALLOCATION_FAILED = (
     "can't allocate memory",

@@ -109,7 +109,7 @@ def _leading_eigenvectors(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
             power = power / trace.view(-1, 1, 1)
             for _ in range(_SQUARINGS):
                 power = power @ power
-        # What is left is the vector times its own entries: the column of the largest is read.
+        # The remainder is the vector times its own entries: the column of the largest is read.
         column = power.diagonal(dim1=1, dim2=2).argmax(1).view(-1, 1, 1)
         vector = _unit(power.gather(2, column.expand(-1, power.shape[1], 1)))
         # Where nothing but rounding is left, it may point along an earlier one.

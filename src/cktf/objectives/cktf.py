@@ -284,7 +284,7 @@ class CKTF(Objective):
         candidates: tuple[Tensor, ...],
         vector: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        """What the heads read of the teacher's map that `match` pairs with the student's."""
+        """The heads' part of the teacher's map that `match` pairs with the student's."""
         candidates = tuple(m.detach() for m in candidates)
         if self.match == "last" or len(candidates) == 1:
             return vector(candidates[-1])

@@ -53,7 +53,7 @@ from cktf.taps import Features
 
 
 class PairGroup(nn.Module):
-    """What several pairs of representations share: a memory, and their rows in one tensor.
+    """State that several pairs of representations share: a memory, and their rows in one tensor.
 
     Pair i has two sides: 2i, whose anchors are the student's, and 2i + 1, whose anchors are the
     teacher's. The keys of a side are the other network's rows.
